@@ -1,0 +1,6 @@
+"""`python -m mmfusion` is the command `mmfusion`."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    main()
