@@ -1,0 +1,141 @@
+"""Tiny text and vision encoders with random weights, built locally, for the quick start and the tests.
+
+They are no pretrained models: what they know, they learn from the catalogue they are trained on.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers.models import WordPiece
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, ViTConfig, ViTModel
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from mmfusion.data.embedded.drawing import PHOTO_SIZE
+from mmfusion.data.embedded.folder import is_complete, write_record
+from mmfusion.data.embedded.vocabulary import all_words
+
+MAX_TOKENS: Final = 64
+_SPECIAL_TOKENS: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_VERSION: Final = 1
+
+
+@dataclass(frozen=True)
+class EmbeddedBackbones:
+    """Folders that transformers' Auto classes load from.
+
+    Attributes:
+        text: Text encoder and its tokenizer.
+        vision: Vision encoder and its image processor.
+    """
+
+    text: Path
+    vision: Path
+
+
+def write_embedded_backbones(folder: str | os.PathLike[str], *, seed: int = 0) -> EmbeddedBackbones:
+    """Writes a BERT of 2 layers with its tokenizer and a small ViT with its image processor, both of width 64.
+
+    Weights are random, drawn from ``seed`` without touching torch's global generator. A complete folder written with
+    the same seed is left as it is.
+
+    Args:
+        folder: Output folder; made if missing. Gets the subfolders ``text`` and ``vision``.
+        seed: At least 0.
+
+    Returns:
+        The two subfolders.
+
+    Raises:
+        ValueError: The seed is negative, or the folder was written with another one.
+        FileExistsError: The folder holds encoders that were not written by this function.
+        NotADirectoryError: ``folder`` is a file.
+    """
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; give an integer of 0 or more")
+    folder = Path(folder)
+    backbones = EmbeddedBackbones(folder / "text", folder / "vision")
+    arguments = {"embedded_backbones": _VERSION, "seed": seed}
+    if is_complete(folder, arguments, ("text", "vision")):
+        return backbones
+    folder.mkdir(parents=True, exist_ok=True)
+    write_record(folder, arguments, complete=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        _save_folder(backbones.text, _save_text_encoder)
+        torch.manual_seed(seed + 1)
+        _save_folder(backbones.vision, _save_vision_encoder)
+    write_record(folder, arguments, complete=True)
+    return backbones
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer that knows the catalogue's words and spells other ASCII words letter by letter.
+
+    Anything else (emoji, Chinese, Arabic, ...) becomes ``[UNK]``.
+    """
+    characters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    pieces = [*_SPECIAL_TOKENS, *characters, *(f"##{c}" for c in characters if c.isalnum()), *all_words()]
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=40))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"]))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=MAX_TOKENS,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+def _save_text_encoder(folder: Path) -> None:
+    tokenizer = build_tokenizer()
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=MAX_TOKENS,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _save_vision_encoder(folder: Path) -> None:
+    config = ViTConfig(
+        image_size=PHOTO_SIZE,
+        patch_size=8,
+        hidden_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=128,
+    )
+    ViTModel(config).save_pretrained(folder)
+    ViTImageProcessorPil(
+        size={"height": PHOTO_SIZE, "width": PHOTO_SIZE}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    ).save_pretrained(folder)
+
+
+def _save_folder(target: Path, save: Callable[[Path], None]) -> None:
+    """Writes a folder under another name and renames it, so that ``target`` is never half there."""
+    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        save(draft)
+        # Whatever lies here was written by an earlier, interrupted call with the same arguments.
+        shutil.rmtree(target, ignore_errors=True)
+        os.rename(draft, target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
