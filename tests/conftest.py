@@ -1,0 +1,31 @@
+"""Settings of every test process: offline, one thread, no surprises from the caller's environment."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports the Hub's client or a tokenizer: both read these once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def built_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout, built offline with the backend that the `dev` extra installs."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+    built = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
+    assert built.returncode == 0, f"the wheel cannot be built:\n{built.stdout}{built.stderr}"
+    (wheel,) = folder.glob("*.whl")
+    return wheel

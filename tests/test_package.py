@@ -1,0 +1,52 @@
+"""What the wheel holds and says."""
+
+from __future__ import annotations
+
+import zipfile
+from email import message_from_string
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def core_requirements(wheel: Path) -> dict[str, SpecifierSet]:
+    """The version ranges of what is installed without extras, by normalised name."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        message = message_from_string(archive.read(name).decode())
+    requirements = [Requirement(line) for line in message.get_all("Requires-Dist", [])]
+    return {canonicalize_name(r.name): r.specifier for r in requirements if r.marker is None}
+
+
+def test_wheel_holds_the_package_and_nothing_else(built_wheel: Path) -> None:
+    with zipfile.ZipFile(built_wheel) as archive:
+        names = archive.namelist()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"mmfusion"}
+    held = {name for name in names if ".dist-info/" not in name}
+    package = CHECKOUT / "mmfusion"
+    sources = {path.relative_to(CHECKOUT).as_posix() for path in package.rglob("*.py")}
+    assert held == sources | {"mmfusion/py.typed"}
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+
+def test_wheel_admits_the_oldest_and_the_newest_supported_stack(built_wheel: Path) -> None:
+    core = core_requirements(built_wheel)
+    for stack in (
+        {"torch": "2.11.0", "transformers": "5.17.0", "huggingface-hub": "1.33.0", "lightning": "2.6.0"},
+        {"torch": "2.13.0", "transformers": "5.23.0", "huggingface-hub": "2.4.0", "lightning": "2.6.6"},
+    ):
+        for name, version in stack.items():
+            assert core[name].contains(version), f"{name} {version} is not in {core[name]}"
+    assert not core["torch"].contains("2.14.0")
+
+
+def test_rare_things_are_extras(built_wheel: Path) -> None:
+    assert (
+        core_requirements(built_wheel)
+        .keys()
+        .isdisjoint({"tensorboard", "wandb", "bm25s", "pytest", "torchvision", "lightning-sdk"})
+    )
