@@ -1,0 +1,223 @@
+"""Graded relevance judgements (qrels) between query rows and product rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+
+
+class DuplicateJudgementError(ValueError):
+    """The same (query, product) pair was judged more than once.
+
+    Attributes:
+        query: Row of the query.
+        product: Row of the product.
+        grades: The first two grades given to the pair.
+    """
+
+    def __init__(self, message: str, query: int = -1, product: int = -1, grades: tuple[int, int] = (-1, -1)) -> None:
+        super().__init__(message)
+        self.query = query
+        self.product = product
+        self.grades = grades
+
+
+class Qrels:
+    """Graded judgements between query rows and product rows, sorted by (query, product).
+
+    A *row* is a position in the catalogue's table of queries or products. A pair that was not judged has grade 0.
+
+    Attributes:
+        query: Query rows, int64 ``[n]``, ascending.
+        product: Product rows, int64 ``[n]``, ascending within one query.
+        grade: Grades, int64 ``[n]``, at least 0, higher is better.
+    """
+
+    query: IntArray
+    product: IntArray
+    grade: IntArray
+
+    def __init__(self, query: npt.ArrayLike, product: npt.ArrayLike, grade: npt.ArrayLike) -> None:
+        """Checks and sorts the judgements.
+
+        Args:
+            query: Query rows, integers ``[n]``, at least 0, in any order.
+            product: Product rows, integers ``[n]``, at least 0.
+            grade: Grades, integers ``[n]``, at least 0.
+
+        Raises:
+            DuplicateJudgementError: A pair is judged twice, whether or not the two grades agree.
+            ValueError: Lengths differ, an array is not one-dimensional, or a value is not an integer of at least 0.
+        """
+        columns = {name: _as_rows(name, values) for name, values in (("query", query), ("product", product))}
+        columns["grade"] = _as_rows("grade", grade)
+        lengths = {name: len(values) for name, values in columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"Qrels: columns of different length {lengths}. Give one entry per judgement in each.")
+        for name, values in columns.items():
+            if (values < 0).any():
+                at = int(np.argmax(values < 0))
+                raise ValueError(
+                    f"Qrels: {name}[{at}] is {values[at]} (query {columns['query'][at]}, product "
+                    f"{columns['product'][at]}); rows and grades are at least 0. Remove or correct that judgement."
+                )
+        order = np.lexsort((columns["product"], columns["query"]))
+        self.query = columns["query"][order]
+        self.product = columns["product"][order]
+        self.grade = columns["grade"][order]
+        self._refuse_duplicates()
+        self._index()
+
+    def _index(self) -> None:
+        """Builds the single sorted key that pairs are looked up by."""
+        self._width = int(self.product.max()) + 1 if len(self.product) else 1
+        highest = int(self.query[-1]) if len(self.query) else 0
+        if (highest + 1) * self._width > np.iinfo(np.int64).max:
+            raise ValueError(
+                f"Qrels: query row {highest} and product row {self._width - 1} are too large to be looked up together. "
+                "Rows are positions in the catalogue's tables, not ids: pass positions."
+            )
+        self._key = self.query * self._width + self.product
+
+    def _refuse_duplicates(self) -> None:
+        same = (self.query[1:] == self.query[:-1]) & (self.product[1:] == self.product[:-1])
+        if not same.any():
+            return
+        at = int(np.argmax(same))
+        query, product = int(self.query[at]), int(self.product[at])
+        grades = (int(self.grade[at]), int(self.grade[at + 1]))
+        raise DuplicateJudgementError(
+            f"Qrels: query row {query} and product row {product} are judged more than once, with grades {grades[0]} "
+            f"and {grades[1]} ({int(same.sum())} judgements too many in all). Keep one judgement per pair.",
+            query,
+            product,
+            grades,
+        )
+
+    @classmethod
+    def _from_sorted(cls, query: IntArray, product: IntArray, grade: IntArray) -> Qrels:
+        """Builds from columns that are already checked and sorted, without sorting them again."""
+        self = cls.__new__(cls)
+        self.query, self.product, self.grade = query, product, grade
+        self._index()
+        return self
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+    def __repr__(self) -> str:
+        return f"Qrels({len(self):,} judgements of {len(np.unique(self.query)):,} queries)"
+
+    def __getstate__(self) -> dict[str, IntArray]:
+        # The key is as large as a column and cheap to compute: it is rebuilt in the process that unpickles.
+        return {"query": self.query, "product": self.product, "grade": self.grade}
+
+    def __setstate__(self, state: dict[str, IntArray]) -> None:
+        self.query, self.product, self.grade = state["query"], state["product"], state["grade"]
+        self._index()
+
+    def grades(self, query_rows: npt.ArrayLike, product_rows: npt.ArrayLike) -> IntArray:
+        """Grades of every query against every product.
+
+        The work grows with the judgements of the given queries rather than with Q x P searches.
+
+        Args:
+            query_rows: Integers ``[Q]``, repeats allowed; -1 (padding) has no judgements.
+            product_rows: Integers ``[P]``, repeats allowed; -1 (padding) has no judgements.
+
+        Returns:
+            Grades, int64 ``[Q, P]``; 0 where the pair was not judged.
+        """
+        queries, query_of = np.unique(_as_rows("query_rows", query_rows), return_inverse=True)
+        products, product_of = np.unique(_as_rows("product_rows", product_rows), return_inverse=True)
+        table = np.zeros((len(queries), len(products)), dtype=np.int64)
+        if table.size and len(self):
+            row, at = self._judgements_of(queries)
+            column = np.searchsorted(products, self.product[at])
+            column[column == len(products)] = 0
+            known = products[column] == self.product[at]
+            table[row[known], column[known]] = self.grade[at[known]]
+        return table[np.ix_(query_of, product_of)]
+
+    def _judgements_of(self, queries: IntArray) -> tuple[IntArray, IntArray]:
+        """For sorted distinct queries: (position in ``queries``, position in the columns) of all their judgements."""
+        first = np.searchsorted(self.query, queries, side="left")
+        count = np.searchsorted(self.query, queries, side="right") - first
+        row = np.repeat(np.arange(len(queries), dtype=np.int64), count)
+        ends = np.cumsum(count)
+        at = np.arange(len(row), dtype=np.int64) + np.repeat(first - (ends - count), count)
+        return row, at
+
+    def grades_of(self, query_rows: npt.ArrayLike, product_rows: npt.ArrayLike) -> IntArray:
+        """Grades of each query against its own list of products.
+
+        Args:
+            query_rows: Integers ``[Q]``, repeats allowed; -1 (padding) has no judgements.
+            product_rows: Integers ``[Q, K]``, repeats allowed; -1 (padding) has no judgements.
+
+        Returns:
+            Grades, int64 ``[Q, K]``; 0 where the pair was not judged.
+
+        Raises:
+            ValueError: The shapes do not fit each other.
+        """
+        queries = _as_rows("query_rows", query_rows)
+        products = _as_rows("product_rows", product_rows, dimensions=2)
+        if len(queries) != len(products):
+            raise ValueError(
+                f"Qrels.grades_of: {len(queries)} query rows but {len(products)} lists of product rows. "
+                "Give one list of products for each query."
+            )
+        if not len(self):
+            return np.zeros(products.shape, dtype=np.int64)
+        inside = (products >= 0) & (products < self._width) & (queries >= 0)[:, None]
+        inside &= (queries <= self.query[-1])[:, None]
+        # A row outside the known range would take the key of another pair, so its key is one that nothing has.
+        keys = np.where(inside, queries[:, None] * self._width + products, -1)
+        at = np.minimum(np.searchsorted(self._key, keys), len(self) - 1)
+        return np.where(self._key[at] == keys, self.grade[at], 0)
+
+    def restrict(self, query_rows: npt.ArrayLike | None = None, product_rows: npt.ArrayLike | None = None) -> Qrels:
+        """Keeps only the judgements of some queries and some products.
+
+        Args:
+            query_rows: Integers, the queries to keep; None keeps all.
+            product_rows: Integers, the products to keep; None keeps all.
+
+        Returns:
+            New qrels; rows keep their numbers.
+        """
+        keep = np.ones(len(self), dtype=bool)
+        if query_rows is not None:
+            keep &= np.isin(self.query, _as_rows("query_rows", query_rows))
+        if product_rows is not None:
+            keep &= np.isin(self.product, _as_rows("product_rows", product_rows))
+        return Qrels._from_sorted(self.query[keep], self.product[keep], self.grade[keep])
+
+    def for_query(self, row: int) -> tuple[IntArray, IntArray]:
+        """Judged products of one query.
+
+        Args:
+            row: Query row; a row without judgements is allowed.
+
+        Returns:
+            Product rows (int64 ``[n]``, ascending) and their grades (int64 ``[n]``), both views.
+        """
+        first, last = np.searchsorted(self.query, row, side="left"), np.searchsorted(self.query, row, side="right")
+        return self.product[first:last], self.grade[first:last]
+
+
+def _as_rows(name: str, values: npt.ArrayLike, dimensions: int = 1) -> IntArray:
+    """Returns int64 ``values``, refusing what would be rounded or wrapped on the way."""
+    array = np.asarray(values)
+    if array.size == 0 and array.ndim == dimensions:
+        return array.astype(np.int64)
+    if array.ndim != dimensions:
+        raise ValueError(
+            f"Qrels: {name} has shape {array.shape}, which is not {dimensions}-dimensional. Pass {dimensions} dimensions."
+        )
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"Qrels: {name} has dtype {array.dtype}, which is not an integer type. Pass integers.")
+    return array.astype(np.int64, copy=False)
