@@ -1,0 +1,152 @@
+"""FAISS indexes from blocks of vectors, with errors that say what to do."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import faiss
+import numpy as np
+
+_BLOCK = 65_536
+
+
+def as_float32(block: Any, *, what: str, first_row: int = 0) -> np.ndarray:
+    """Check one block of vectors.
+
+    Args:
+        block: float [n, D], a numpy array or a tensor on any device.
+        what: name of the vectors for error messages.
+        first_row: number of the block's first row, for error messages.
+
+    Returns:
+        float32 [n, D], contiguous.
+
+    Raises:
+        ValueError: not two-dimensional, not of floating point, or holding a NaN or an infinite number.
+    """
+    if hasattr(block, "detach"):
+        block = block.detach().cpu().float().numpy()
+    block = np.asarray(block)
+    if block.ndim != 2 or block.dtype.kind != "f":
+        raise ValueError(f"{what} are {block.dtype} {block.shape}; pass floating-point numbers [rows, dimension]")
+    with np.errstate(over="ignore"):
+        block = np.ascontiguousarray(block, dtype=np.float32)
+    finite = np.isfinite(block).all(axis=1)
+    if not finite.all():
+        row = first_row + int(finite.argmin())
+        raise ValueError(
+            f"{what}: row {row} holds a NaN or a number that float32 cannot hold; check the model and input behind it"
+        )
+    return block
+
+
+def build_faiss(embeds: Any, factory: str, train_size: int) -> faiss.Index:
+    """Train, if needed, and fill an inner-product index.
+
+    Args:
+        embeds: float [N, D], or an iterable of blocks [n, D].
+        factory: FAISS factory string.
+        train_size: vectors to train on at most: spread evenly over an array, the first ones of an iterable.
+
+    Returns:
+        The index; its entry i is the i-th vector.
+
+    Raises:
+        ValueError: FAISS cannot make, train or fill such an index; no vector; or blocks of different dimensions.
+    """
+    blocks = _blocks(embeds)
+    first = next(blocks, None)
+    if first is None:
+        raise ValueError("no product embedding to index; check that the catalogue is not empty")
+    index = _make(first.shape[1], factory)
+    held = [first]
+    if not index.is_trained:
+        num_held = len(first)
+        if not hasattr(embeds, "ndim"):
+            while num_held < train_size and (block := next(blocks, None)) is not None:
+                held.append(_same_dimension(block, index.d))
+                num_held += len(block)
+        _train(index, _training_vectors(embeds, held, train_size), factory)
+    while held:
+        _add(index, held.pop(0), factory)
+    for block in blocks:
+        _add(index, _same_dimension(block, index.d), factory)
+    return index
+
+
+def set_search_parameters(index: faiss.Index, parameters: str) -> None:
+    """Set run-time parameters such as "nprobe=16" or "efSearch=64"; several are separated by commas.
+
+    Raises:
+        ValueError: FAISS does not know them for this kind of index.
+    """
+    space: Any = faiss.ParameterSpace()
+    try:
+        space.set_index_parameters(index, parameters)
+    except RuntimeError as error:
+        raise ValueError(
+            f"search parameters {parameters!r} do not fit this index ({_reason(error)}); pass for example 'nprobe=16' "
+            "for an IVF index or 'efSearch=64' for an HNSW index"
+        ) from error
+
+
+def _blocks(embeds: Any) -> Iterator[np.ndarray]:
+    row = 0
+    for block in _slices(embeds) if hasattr(embeds, "ndim") else embeds:
+        checked = as_float32(block, what="product embeddings", first_row=row)
+        row += len(checked)
+        if len(checked):
+            yield checked
+
+
+def _slices(embeds: Any) -> Iterable[Any]:
+    if embeds.ndim != 2:
+        raise ValueError(f"product embeddings have shape {tuple(embeds.shape)}; pass [products, dimension]")
+    return (embeds[start : start + _BLOCK] for start in range(0, embeds.shape[0], _BLOCK))
+
+
+def _same_dimension(block: np.ndarray, dimension: int) -> np.ndarray:
+    if block.shape[1] != dimension:
+        raise ValueError(
+            f"a block of product embeddings has dimension {block.shape[1]} after blocks of dimension {dimension}; "
+            "embed all products with one model"
+        )
+    return block
+
+
+def _make(dimension: int, factory: str) -> faiss.Index:
+    try:
+        return faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise ValueError(
+            f"FAISS cannot make an inner-product index {factory!r} of dimension {dimension} ({_reason(error)}); pass "
+            "a factory string such as 'Flat', 'HNSW32' or 'IVF256,PQ32' (PQ32 needs a dimension divisible by 32)"
+        ) from error
+
+
+def _training_vectors(embeds: Any, held: list[np.ndarray], train_size: int) -> np.ndarray:
+    if not hasattr(embeds, "ndim"):
+        return np.concatenate(held)[:train_size]
+    rows = np.unique(np.linspace(0, embeds.shape[0] - 1, min(train_size, embeds.shape[0])).astype(np.int64))
+    return as_float32(embeds[rows], what="product embeddings")
+
+
+def _train(index: faiss.Index, vectors: np.ndarray, factory: str) -> None:
+    try:
+        index.train(vectors)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{len(vectors)} vectors are too few to train an index {factory!r} ({_reason(error)}); index more "
+            "products, raise train_size, use fewer clusters (the number after IVF), or 'Flat', which needs no training"
+        ) from error
+
+
+def _add(index: faiss.Index, block: np.ndarray, factory: str) -> None:
+    try:
+        index.add(block)
+    except RuntimeError as error:
+        raise ValueError(f"FAISS cannot add vectors to an index {factory!r} ({_reason(error)})") from error
+
+
+def _reason(error: RuntimeError) -> str:
+    """The end of a FAISS message; its beginning is a C++ signature and a path."""
+    return str(error).rsplit("failed: ", 1)[-1].rsplit(".cpp:", 1)[-1].split(": ", 1)[-1].strip()
