@@ -1,0 +1,48 @@
+"""The graded multi-positive contrastive loss as a function of logits and grades."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def graded_contrastive(logits: Tensor, grades: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Softmax contrastive loss with several graded positives per row.
+
+    Each positive of grade g competes only with candidates of a lower grade, alone in the numerator:
+    `-log(exp(s_p) / (exp(s_p) + sum over grade < g of exp(s_n)))`. Positives of the same query are thus never each
+    other's negatives, and a near miss (lower grade) is a negative for the better match and a positive against the
+    rest. Terms of one level are averaged, levels are weighted by the linear gain of nDCG, `g / max(levels)`.
+    With one level and one positive per row this is InfoNCE (arXiv:1807.03748); the multi-positive form follows
+    SupCon's L_out (arXiv:2004.11362) with other positives taken out of the denominator.
+
+    Args:
+        logits: (rows, candidates) float similarities times the logit scale; -inf excludes a candidate.
+        grades: (rows, candidates) int, 0 for "not relevant"; a grade that is not in `levels` only orders negatives.
+        levels: Positive grades, each at least 1.
+
+    Returns:
+        Sum of the loss over rows that have a positive, and their number, both scalars.
+
+    Example:
+        >>> logits = torch.tensor([[2.0, 1.0, 0.0]])
+        >>> total, rows = graded_contrastive(logits, torch.tensor([[1, 1, 0]]), levels=[1])
+        >>> round(total.item(), 4), int(rows)
+        (0.2201, 1)
+    """
+    logits = logits.float()
+    loss, weight = logits.new_zeros(len(logits)), logits.new_zeros(len(logits))
+    usable = torch.isfinite(logits)
+    for level in levels:
+        positive = (grades == level) & usable
+        count = positive.sum(1)
+        rest = logits.masked_fill(grades >= level, float("-inf"))
+        # A row whose candidates are all positives has nothing to be ranked above: softplus(-inf) is its exact 0.
+        floor = torch.finfo(logits.dtype).min
+        margin = torch.logsumexp(rest.clamp_min(floor), dim=1, keepdim=True) - logits.masked_fill(~usable, 0.0)
+        term = F.softplus(margin).masked_fill(~positive, 0.0).sum(1) / count.clamp_min(1)
+        gain = (count > 0) * (level / max(levels))
+        loss, weight = loss + gain * term, weight + gain
+    has_positive = weight > 0
+    return (loss[has_positive] / weight[has_positive]).sum(), has_positive.sum()

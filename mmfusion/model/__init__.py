@@ -1,0 +1,24 @@
+"""The model that goes to the Hub: configuration, towers, fusion networks and processor. Imports nothing else of ours."""
+
+from transformers import AutoConfig, AutoModel, AutoProcessor
+
+from .configuration_mmfusion import FUSION_KINDS, MMFusionConfig
+from .fusion_mmfusion import FUSIONS, Fused, Fusion, ProductViews
+from .modeling_mmfusion import MMFusionModel, MMFusionOutput
+from .processing_mmfusion import MMFusionProcessor
+
+AutoConfig.register("mmfusion", MMFusionConfig, exist_ok=True)
+AutoModel.register(MMFusionConfig, MMFusionModel, exist_ok=True)
+AutoProcessor.register(MMFusionConfig, MMFusionProcessor, exist_ok=True)
+
+__all__ = [
+    "FUSIONS",
+    "FUSION_KINDS",
+    "Fused",
+    "Fusion",
+    "MMFusionConfig",
+    "MMFusionModel",
+    "MMFusionOutput",
+    "MMFusionProcessor",
+    "ProductViews",
+]

@@ -1,0 +1,235 @@
+"""Any transformers encoder as a tower half: token states, a pooled vector, and a resumable vision forward."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+
+
+class Encoded(NamedTuple):
+    """States of a batch: `tokens` (batch, length, hidden) and `pooled` (batch, hidden)."""
+
+    tokens: Tensor
+    pooled: Tensor
+
+
+class Half(NamedTuple):
+    """One half of a dual encoder, or a whole encoder: the `encoder` and its projection's weight (out, in), if it has one."""
+
+    encoder: PreTrainedModel
+    projection: Tensor | None
+
+
+def load_half(source: str | PreTrainedModel, half: str, dtype: torch.dtype) -> Half:
+    """Loads an encoder, or the named half of a dual encoder such as CLIP, SigLIP or SigLIP 2.
+
+    Args:
+        source: Local folder, Hub id, or a model already in memory (whose modules are then used, not copied).
+        half: `"text"` or `"vision"`.
+        dtype: Floating-point type of the weights.
+    """
+    model = source if isinstance(source, PreTrainedModel) else AutoModel.from_pretrained(source, dtype=dtype)
+    encoder = getattr(model, f"{half}_model", model)
+    projection = getattr(model, {"text": "text_projection", "vision": "visual_projection"}[half], None)
+    return Half(encoder, projection.weight if isinstance(projection, nn.Linear) else None)
+
+
+def hidden_size(config: PreTrainedConfig) -> int:
+    """Width of an encoder's token states, for transformers and for convolutional backbones."""
+    if config.model_type == "mobilenet_v2":
+        return _mobilenet_v2_width(config)
+    if getattr(config, "hidden_sizes", None):
+        return int(config.hidden_sizes[-1])
+    if getattr(config, "hidden_size", None):
+        return int(config.hidden_size)
+    raise ValueError(
+        f"Cannot tell the width of a {config.model_type!r} encoder: its config has neither hidden_size nor hidden_sizes. "
+        "Use an encoder whose last_hidden_state has a fixed width."
+    )
+
+
+def _mobilenet_v2_width(config: PreTrainedConfig) -> int:
+    if config.finegrained_output and config.depth_multiplier < 1.0:
+        return 1280
+    scaled = 1280 * config.depth_multiplier
+    divisor = config.depth_divisible_by
+    rounded = max(config.min_depth, int(scaled + divisor / 2) // divisor * divisor)
+    return int(rounded + divisor if rounded < 0.9 * scaled else rounded)
+
+
+def encode_text(
+    encoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, pooling: str, role: Tensor | None
+) -> Encoded:
+    """Token states and a pooled vector of a batch of texts.
+
+    Args:
+        encoder: Any transformers text encoder.
+        input_ids: (batch, length) int64.
+        attention_mask: (batch, length) int64 or bool, at least one 1 in each row.
+        pooling: One of `POOLINGS`.
+        role: (hidden,) vector added to every token embedding, or None.
+    """
+    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if encoder.config.model_type.startswith("siglip"):
+        # SigLIP was trained on texts padded to full length and without a mask.
+        del inputs["attention_mask"]
+    if role is not None:
+        inputs["inputs_embeds"] = encoder.get_input_embeddings()(inputs.pop("input_ids")) + role
+    output = encoder(**inputs, return_dict=True)
+    return Encoded(output.last_hidden_state, _pool(output, output.last_hidden_state, attention_mask, pooling))
+
+
+def encode_photos(encoder: PreTrainedModel, pixel_values: Tensor, pooling: str) -> Encoded:
+    """Token states and a pooled vector of photos (count, channels, height, width); feature maps become tokens."""
+    return _encoded_photos(encoder(**_vision_inputs(encoder, pixel_values), return_dict=True), pooling)
+
+
+def encode_photos_from(encoder: PreTrainedModel, activations: Tensor, block: int, pooling: str) -> Encoded:
+    """Finishes a forward pass from the input of block `block`, as [`vision_activations`] returned it.
+
+    The blocks below are taken out for the duration of the call; what runs before them gets a single blank photo.
+    """
+    with _only_blocks_from(encoder, block) as first:
+        handle = first.register_forward_pre_hook(
+            lambda module, args, kwargs: _replace_first(args, kwargs, activations), with_kwargs=True
+        )
+        try:
+            blank = activations.new_zeros(1, _channels(encoder), *_photo_size(encoder))
+            return _encoded_photos(encoder(**_vision_inputs(encoder, blank), return_dict=True), pooling)
+        finally:
+            handle.remove()
+
+
+@torch.no_grad()
+def vision_activations(encoder: PreTrainedModel, pixel_values: Tensor, block: int) -> Tensor:
+    """Input of block `block` for a batch of photos: all that the frozen part of the encoder has to say."""
+    captured: list[Tensor] = []
+
+    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        captured.append(args[0] if args else next(iter(kwargs.values())))
+        raise _PrefixDone
+
+    handle = vision_blocks(encoder)[block].register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        encoder(**_vision_inputs(encoder, pixel_values), return_dict=True)
+    except _PrefixDone:
+        return captured[0]
+    finally:
+        handle.remove()
+    raise ValueError(f"Block {block} of {type(encoder).__name__} was never run; its forward does not visit its blocks.")
+
+
+def vision_blocks(encoder: nn.Module) -> nn.ModuleList:
+    """The sequence of blocks of a vision encoder: its outermost `ModuleList`."""
+    parent, name = _block_list(encoder)
+    return parent.get_submodule(name)  # type: ignore[return-value]
+
+
+def freeze_vision_prefix(encoder: PreTrainedModel, blocks: int) -> None:
+    """Turns gradients off in everything that runs before block `blocks`.
+
+    Raises:
+        ValueError: `blocks` is not in [1, number of blocks - 1]; at least one block must stay above the frozen part.
+    """
+    sequence = vision_blocks(encoder)
+    if not 1 <= blocks < len(sequence):
+        raise ValueError(
+            f"Cannot freeze {blocks} of {len(sequence)} vision blocks of {type(encoder).__name__}; "
+            f"give a number from 1 to {len(sequence) - 1}, or freeze the whole encoder."
+        )
+    for module in [*_before(encoder, sequence), *sequence[:blocks]]:
+        module.requires_grad_(False)
+
+
+def _before(encoder: nn.Module, sequence: nn.Module) -> list[nn.Module]:
+    """Modules registered before the block sequence: stems and patch embeddings."""
+    found: list[nn.Module] = []
+    parent: nn.Module = encoder
+    while parent is not sequence:
+        for child in parent.children():
+            if child is sequence or any(module is sequence for module in child.modules()):
+                parent = child
+                break
+            found.append(child)
+    return found
+
+
+class _PrefixDone(Exception):
+    """Leaves a forward pass once the activations that were asked for are known."""
+
+
+def _block_list(encoder: nn.Module) -> tuple[nn.Module, str]:
+    """Parent and attribute name of the outermost list of blocks, found breadth first."""
+    queue: list[nn.Module] = [encoder]
+    while queue:
+        parent = queue.pop(0)
+        for name, child in parent.named_children():
+            if isinstance(child, nn.ModuleList) and len(child) > 1:
+                return parent, name
+            queue.append(child)
+    raise ValueError(f"{type(encoder).__name__} has no list of blocks, so none can be frozen; freeze all of it or nothing.")
+
+
+@contextmanager
+def _only_blocks_from(encoder: PreTrainedModel, block: int) -> Iterator[nn.Module]:
+    parent, name = _block_list(encoder)
+    sequence = vision_blocks(encoder)
+    setattr(parent, name, sequence[block:])
+    try:
+        yield sequence[block]
+    finally:
+        setattr(parent, name, sequence)
+
+
+def _replace_first(args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor) -> tuple[Any, dict[str, Any]]:
+    if args:
+        return (value, *args[1:]), kwargs
+    name = next(iter(kwargs))
+    return args, {**kwargs, name: value}
+
+
+def _vision_inputs(encoder: PreTrainedModel, pixel_values: Tensor) -> dict[str, Tensor]:
+    if encoder.config.model_type != "siglip2_vision_model":
+        return {"pixel_values": pixel_values}
+    # SigLIP 2 takes sequences of channel-last patches, so that photos may differ in shape; ours have one shape.
+    size = encoder.config.patch_size
+    count, _, height, width = pixel_values.shape
+    rows, columns = height // size, width // size
+    patches = pixel_values[:, :, : rows * size, : columns * size].unflatten(3, (columns, size)).unflatten(2, (rows, size))
+    return {
+        "pixel_values": patches.permute(0, 2, 4, 3, 5, 1).reshape(count, rows * columns, -1),
+        "pixel_attention_mask": torch.ones(count, rows * columns, dtype=torch.long, device=pixel_values.device),
+        "spatial_shapes": torch.tensor([[rows, columns]] * count, device=pixel_values.device),
+    }
+
+
+def _channels(encoder: PreTrainedModel) -> int:
+    return int(getattr(encoder.config, "num_channels", 3))
+
+
+def _photo_size(encoder: PreTrainedModel) -> tuple[int, int]:
+    size = getattr(encoder.config, "image_size", None) or 32
+    if encoder.config.model_type in ("mobilenet_v2", "resnet", "convnext"):
+        size = 32
+    return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _encoded_photos(output: Any, pooling: str) -> Encoded:
+    states = output.last_hidden_state
+    if states.ndim == 4:
+        states = states.flatten(2).transpose(1, 2)
+    return Encoded(states, _pool(output, states, None, pooling))
+
+
+def _pool(output: Any, tokens: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
+    if pooling == "cls":
+        return tokens[:, 0]
+    if pooling == "pooler":
+        return output.pooler_output.flatten(1)
+    if mask is None:
+        return tokens.mean(1)
+    weights = mask.to(tokens.dtype).unsqueeze(-1)
+    return (tokens * weights).sum(1) / weights.sum(1)

@@ -1,0 +1,129 @@
+"""Configuration of the two-tower model: its encoders, its embedding space and its fusion network."""
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+FUSION_KINDS = ("text_only", "image_only", "concat", "cross_attention")
+POOLINGS = ("mean", "cls", "pooler")
+
+
+class MMFusionConfig(PreTrainedConfig):
+    """Architecture of an [`MMFusionModel`].
+
+    Args:
+        text_config: Configuration of the text encoder (any encoder that `AutoModel` knows), or its dict.
+        vision_config: Configuration of the vision encoder, or its dict.
+        embedding_dim: Width D of query and product embeddings, > 0.
+        fusion: Kind of fusion network of the product tower, one of `FUSION_KINDS`.
+        fusion_hidden_size: Width of the fusion network, a multiple of `fusion_heads`.
+        fusion_layers: Transformer layers of `cross_attention`, > 0.
+        fusion_heads: Attention heads of `cross_attention`, > 0.
+        fusion_latents: Latent queries that pool the token sequence of `cross_attention`, > 0.
+        fusion_dropout: Dropout inside the fusion network, in [0, 1).
+        text_pooling: How token states become one text vector: `mean` over tokens, `cls` (first token)
+            or `pooler` (the encoder's own `pooler_output`, as CLIP and SigLIP were trained).
+        image_pooling: The same for photos.
+        share_text_encoder: Whether queries and product texts go through one encoder.
+        role_embedding: Adds a learned vector per role (query, product) to the token embeddings of a shared encoder.
+        query_prompt: Prefix of every query, for encoders trained with prompts (E5: `"query: "`).
+        product_prompt: Prefix of every product text (E5: `"passage: "`).
+        product_template: Product text as a `str.format` template over product columns. The same text is used in
+            training, evaluation and indexing.
+        freeze_batch_norm: Keeps BatchNorm statistics of the backbones fixed in training mode.
+        logit_scale_init: Initial inverse temperature of the contrastive losses, > 0.
+        initializer_range: Standard deviation of new weights.
+
+    Raises:
+        ValueError: A value is outside its range, or a key is unknown (a misspelling, or a newer version's field).
+    """
+
+    model_type = "mmfusion"
+    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}  # noqa: RUF012 (transformers reads it)
+
+    text_config: Any = None
+    vision_config: Any = None
+    embedding_dim: int = 256
+    fusion: str = "cross_attention"
+    fusion_hidden_size: int = 256
+    fusion_layers: int = 2
+    fusion_heads: int = 4
+    fusion_latents: int = 4
+    fusion_dropout: float = 0.1
+    text_pooling: str = "mean"
+    image_pooling: str = "mean"
+    share_text_encoder: bool = True
+    role_embedding: bool = False
+    query_prompt: str = ""
+    product_prompt: str = ""
+    product_template: str = "{title}"
+    freeze_batch_norm: bool = True
+    logit_scale_init: float = 20.0
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.text_config = _sub_config(self.text_config, "bert")
+        self.vision_config = _sub_config(self.vision_config, "vit")
+        super().__post_init__(**kwargs)
+        self._refuse_unknown(kwargs)
+        self._check_ranges()
+
+    def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
+        # transformers stores any keyword it does not know as an attribute, so a misspelt field would pass in silence.
+        unknown = sorted(key for key in kwargs if not key.startswith("_") and key not in _FOREIGN_KEYS)
+        if unknown:
+            raise ValueError(
+                f"MMFusionConfig has no field {', '.join(map(repr, unknown))}; its own fields are "
+                f"{', '.join(own_fields())}. Correct the name, or upgrade mmfusion if a newer version wrote this config."
+            )
+
+    def _check_ranges(self) -> None:
+        _one_of("fusion", self.fusion, FUSION_KINDS)
+        _one_of("text_pooling", self.text_pooling, POOLINGS)
+        _one_of("image_pooling", self.image_pooling, POOLINGS)
+        for name in ("embedding_dim", "fusion_hidden_size", "fusion_layers", "fusion_heads", "fusion_latents"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"MMFusionConfig.{name} is {value!r}; give an integer of at least 1.")
+        if self.fusion_hidden_size % self.fusion_heads:
+            raise ValueError(
+                f"MMFusionConfig.fusion_hidden_size {self.fusion_hidden_size} is not a multiple of "
+                f"fusion_heads {self.fusion_heads}; change one of them."
+            )
+        if not 0.0 <= self.fusion_dropout < 1.0:
+            raise ValueError(f"MMFusionConfig.fusion_dropout is {self.fusion_dropout!r}; give a number in [0, 1).")
+        if not self.logit_scale_init > 0.0:
+            raise ValueError(f"MMFusionConfig.logit_scale_init is {self.logit_scale_init!r}; give a number above 0.")
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        return self.text_config
+
+
+# Keys that transformers itself writes into or passes through a config, none of them ours.
+_FOREIGN_KEYS = frozenset(
+    {
+        *("torch_dtype", "num_labels", "name_or_path", "output_attentions", "attn_implementation", "auto_map"),
+        *("experts_implementation", "per_layer_config", "transformers_version", "model_type", "quantization_config"),
+    }
+)
+
+
+def own_fields() -> list[str]:
+    """Names of the fields that this class adds to `PreTrainedConfig`."""
+    return list(MMFusionConfig.__annotations__)
+
+
+def _sub_config(value: Any, default_type: str) -> PreTrainedConfig:
+    if value is None:
+        return AutoConfig.for_model(default_type)
+    if isinstance(value, dict):
+        fields = dict(value)
+        if "model_type" not in fields:
+            raise ValueError(f"A nested encoder config lacks model_type (it has {sorted(fields)[:5]}…); name the encoder.")
+        return AutoConfig.for_model(fields.pop("model_type"), **fields)
+    return value
+
+
+def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"MMFusionConfig.{name} is {value!r}; it must be one of {', '.join(known)}.")

@@ -1,0 +1,360 @@
+"""The two-tower model: a text-only query tower, and a product tower that fuses title and photos into one vector."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .backbones_mmfusion import (
+    Encoded,
+    encode_photos,
+    encode_photos_from,
+    encode_text,
+    freeze_vision_prefix,
+    hidden_size,
+    load_half,
+    vision_activations,
+)
+from .configuration_mmfusion import MMFusionConfig
+from .fusion_mmfusion import FUSIONS, TEXT, Fusion, ProductViews
+
+
+@dataclass
+class MMFusionOutput(ModelOutput):
+    """Output of [`MMFusionModel`] for Q queries and P products; a side that was not given is None.
+
+    Args:
+        query_embeds: (Q, D) float, L2-normalised.
+        product_embeds: (P, D) float, L2-normalised: the vectors to index.
+        modality_weights: (P, 2) float, share of text and photo; rows sum to 1, exactly 0 for a missing modality.
+        text_embeds: (P, D) float, L2-normalised text views; arbitrary where `modality_present[:, 0]` is False.
+        image_embeds: (P, D) float, L2-normalised photo views; arbitrary where `modality_present[:, 1]` is False.
+        modality_present: (P, 2) bool, columns text and photo.
+    """
+
+    query_embeds: Tensor | None = None
+    product_embeds: Tensor | None = None
+    modality_weights: Tensor | None = None
+    text_embeds: Tensor | None = None
+    image_embeds: Tensor | None = None
+    modality_present: Tensor | None = None
+
+
+class MMFusionPreTrainedModel(PreTrainedModel):
+    """Weight initialisation and loading rules."""
+
+    config_class = MMFusionConfig
+    config: MMFusionConfig
+    base_model_prefix = "mmfusion"
+    main_input_name = "query_input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _no_split_modules: list[str] = []  # noqa: RUF012 (transformers reads it)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # Parameters that a checkpoint lacks come back as uninitialised memory unless they are covered here.
+        super()._init_weights(module)
+        if isinstance(module, Fusion):
+            module.init_weights(self.config.initializer_range)
+        if isinstance(module, MMFusionModel):
+            init.constant_(module.logit_scale, math.log(self.config.logit_scale_init))
+            if module.roles is not None:
+                init.zeros_(module.roles.weight)
+            for projection in (module.query_projection, module.text_projection, module.image_projection):
+                init.orthogonal_(projection.weight)
+
+
+class MMFusionModel(MMFusionPreTrainedModel):
+    """Text-only query tower and multimodal product tower in one embedding space.
+
+    Example:
+        >>> model = MMFusionModel.from_pretrained("org/mm-ecom")  # doctest: +SKIP
+        >>> processor = MMFusionProcessor.from_pretrained("org/mm-ecom")  # doctest: +SKIP
+        >>> query = model.get_query_features(**processor(queries=["red floral dress"]))  # doctest: +SKIP
+    """
+
+    def __init__(self, config: MMFusionConfig) -> None:
+        super().__init__(config)
+        self.text_model = AutoModel.from_config(config.text_config)
+        self.query_model = None if config.share_text_encoder else AutoModel.from_config(config.text_config)
+        self.vision_model = AutoModel.from_config(config.vision_config)
+        text_hidden, image_hidden = hidden_size(config.text_config), hidden_size(config.vision_config)
+        self.roles = nn.Embedding(2, text_hidden) if config.role_embedding else None
+        self.query_projection = nn.Linear(text_hidden, config.embedding_dim)
+        self.text_projection = nn.Linear(text_hidden, config.embedding_dim)
+        self.image_projection = nn.Linear(image_hidden, config.embedding_dim)
+        self.fusion = FUSIONS[config.fusion](config, text_hidden, image_hidden)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale_init)))
+        self.frozen_vision_blocks = 0
+        self.post_init()
+        self._freeze_unused_poolers()
+
+    @classmethod
+    def from_backbones(
+        cls, text: str | PreTrainedModel, vision: str | PreTrainedModel, *, dtype: torch.dtype = torch.float32, **config: Any
+    ) -> "MMFusionModel":
+        """Assembles a model from pretrained encoders; projections and fusion network are new.
+
+        Args:
+            text: Text encoder or dual encoder (CLIP, SigLIP …, which contributes its text half): local folder, Hub id
+                or model.
+            vision: Vision encoder or dual encoder, in the same way.
+            dtype: Floating-point type of the loaded weights.
+            config: Fields of [`MMFusionConfig`]. `embedding_dim` defaults to the width of the text encoder (of its
+                projection, for CLIP): our projections then start as identity (as CLIP's own), and a pretrained
+                encoder ranks from the first step as it did before.
+        """
+        text_half, vision_half = load_half(text, "text", dtype), load_half(vision, "vision", dtype)
+        width = hidden_size(text_half.encoder.config) if text_half.projection is None else len(text_half.projection)
+        config.setdefault("embedding_dim", width)
+        model = cls(
+            MMFusionConfig(
+                text_config=_portable(text_half.encoder.config),
+                vision_config=_portable(vision_half.encoder.config),
+                **config,
+            )
+        ).to(dtype)
+        model.text_model.load_state_dict(text_half.encoder.state_dict())
+        model.vision_model.load_state_dict(vision_half.encoder.state_dict())
+        if model.query_model is not None:
+            model.query_model.load_state_dict(text_half.encoder.state_dict())
+        _start_projection(model.query_projection, text_half.projection)
+        _start_projection(model.text_projection, text_half.projection)
+        _start_projection(model.image_projection, vision_half.projection)
+        return model
+
+    def train(self, mode: bool = True) -> "MMFusionModel":
+        """Sets training mode; BatchNorm layers of the backbones keep their statistics if the config says so.
+
+        In-batch statistics would make an embedding depend on its batch, which breaks gradient caching and the equality
+        of one and two ranks.
+        """
+        super().train(mode)
+        if self.config.freeze_batch_norm:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def freeze_vision(self, blocks: int) -> None:
+        """Freezes the vision encoder below block `blocks` (0: nothing), whose input may then be passed instead of photos.
+
+        Raises:
+            ValueError: The encoder has too few blocks.
+        """
+        if blocks:
+            freeze_vision_prefix(self.vision_model, blocks)
+        self.frozen_vision_blocks = blocks
+
+    def get_vision_activations(self, pixel_values: Tensor) -> Tensor:
+        """Output of the frozen part of the vision encoder, for a cache of features.
+
+        Args:
+            pixel_values: (photos, channels, height, width) float.
+
+        Returns:
+            (photos, …) float; the trailing shape is the encoder's own.
+        """
+        was_training = self.vision_model.training
+        self.vision_model.eval()
+        activations = vision_activations(self.vision_model, pixel_values.to(self.dtype), self.frozen_vision_blocks)
+        self.vision_model.train(was_training)
+        return activations
+
+    def get_query_features(self, input_ids: Tensor, attention_mask: Tensor, **unused: Any) -> Tensor:
+        """Embeddings of queries.
+
+        Args:
+            input_ids: (Q, length) int64.
+            attention_mask: (Q, length) int64, 1 for tokens and 0 for padding; at least one 1 in each row.
+
+        Returns:
+            (Q, D) float, L2-normalised.
+        """
+        encoder = self.text_model if self.query_model is None else self.query_model
+        encoded = encode_text(encoder, input_ids, attention_mask, self.config.text_pooling, self._role(0))
+        return F.normalize(self.query_projection(encoded.pooled), dim=-1)
+
+    def get_product_features(self, input_ids: Tensor, attention_mask: Tensor, **photos: Tensor | None) -> Tensor:
+        """Embeddings of products, (P, D) float, L2-normalised; arguments as in [`encode_products`]."""
+        embeds = self.encode_products(input_ids, attention_mask, **photos).product_embeds
+        assert embeds is not None
+        return embeds
+
+    def encode_products(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Tensor | None = None,
+        photo_mask: Tensor | None = None,
+        vision_activations: Tensor | None = None,
+        views_only: bool = False,
+    ) -> MMFusionOutput:
+        """Embeddings, modality weights and single-modality views of products.
+
+        Args:
+            input_ids: (P, length) int64 product texts.
+            attention_mask: (P, length) int64; a row of zeros means that the product has no text.
+            pixel_values: (P, photos, channels, height, width) float, or None if no product has a photo.
+            photo_mask: (P, photos) bool, True where `pixel_values` holds a photo; None means all.
+            vision_activations: (P, photos, …) float from [`get_vision_activations`], instead of `pixel_values`.
+            views_only: Leaves the fusion network out; both views are computed, `product_embeds` is None.
+
+        A product with neither text nor photo is embedded as the empty text, with weight 1 on text.
+        """
+        views = self._views(input_ids, attention_mask, pixel_values, photo_mask, vision_activations, views_only)
+        output = MMFusionOutput(
+            text_embeds=views.text_embeds, image_embeds=views.image_embeds, modality_present=views.present
+        )
+        if not views_only:
+            fused = self.fusion(views)
+            output.product_embeds = F.normalize(fused.embeds, dim=-1)
+            output.modality_weights = fused.weights
+        return output
+
+    def forward(
+        self,
+        query_input_ids: Tensor | None = None,
+        query_attention_mask: Tensor | None = None,
+        product_input_ids: Tensor | None = None,
+        product_attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        photo_mask: Tensor | None = None,
+        vision_activations: Tensor | None = None,
+        views_only: bool = False,
+        return_dict: bool = True,
+    ) -> MMFusionOutput | tuple[Tensor, ...]:
+        """Both towers at once; arguments as in [`get_query_features`] and [`encode_products`]. There is no loss inside.
+
+        Returns:
+            [`MMFusionOutput`], or its values without the Nones as a tuple if `return_dict` is False.
+        """
+        output = MMFusionOutput()
+        if product_input_ids is not None:
+            assert product_attention_mask is not None
+            output = self.encode_products(
+                product_input_ids, product_attention_mask, pixel_values, photo_mask, vision_activations, views_only
+            )
+        if query_input_ids is not None:
+            assert query_attention_mask is not None
+            output.query_embeds = self.get_query_features(query_input_ids, query_attention_mask)
+        return output if return_dict else output.to_tuple()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def _role(self, index: int) -> Tensor | None:
+        return None if self.roles is None else self.roles.weight[index]
+
+    def _freeze_unused_poolers(self) -> None:
+        # A pooler that nobody reads never gets a gradient, which DDP treats as an error.
+        for encoder, pooling in ((self.text_model, self.config.text_pooling), (self.vision_model, self.config.image_pooling)):
+            pooler = getattr(encoder, "pooler", None)
+            if pooling != "pooler" and isinstance(pooler, nn.Module):
+                pooler.requires_grad_(False)
+
+    def _views(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Tensor | None,
+        photo_mask: Tensor | None,
+        activations: Tensor | None,
+        all_views: bool,
+    ) -> ProductViews:
+        has_text = attention_mask.any(1)
+        photo_mask = _photo_mask(pixel_values if activations is None else activations, photo_mask, input_ids)
+        has_image = photo_mask.any(1)
+        present = torch.stack([has_text | ~has_image, has_image], dim=1)
+        if not all_views and self.fusion.reads == (TEXT,):
+            photo_mask = photo_mask & ~has_text.unsqueeze(1)
+        text, text_mask = self._encode_product_text(input_ids, attention_mask, present[:, TEXT])
+        image, image_mask = self._encode_photos(pixel_values, activations, photo_mask)
+        return ProductViews(
+            text_embeds=F.normalize(self.text_projection(text.pooled), dim=-1),
+            image_embeds=F.normalize(self.image_projection(image.pooled), dim=-1),
+            text_pooled=text.pooled,
+            image_pooled=image.pooled,
+            text_tokens=text.tokens,
+            image_tokens=image.tokens,
+            text_mask=text_mask,
+            image_mask=image_mask,
+            present=present,
+        )
+
+    def _encode_product_text(self, input_ids: Tensor, attention_mask: Tensor, present: Tensor) -> tuple[Encoded, Tensor]:
+        # Attention over a row without any token is NaN, so a missing text is encoded as its first token and masked.
+        first = torch.zeros_like(attention_mask)
+        first[:, 0] = 1
+        empty = ~attention_mask.any(1, keepdim=True)
+        mask = torch.where(empty, first, attention_mask)
+        encoded = encode_text(self.text_model, input_ids, mask, self.config.text_pooling, self._role(1))
+        return encoded, mask.bool() & present.unsqueeze(1)
+
+    def _encode_photos(
+        self, pixel_values: Tensor | None, activations: Tensor | None, photo_mask: Tensor
+    ) -> tuple[Encoded, Tensor]:
+        """Encodes the photos that are there; a product's photos become one token sequence and one pooled mean."""
+        products, photos = photo_mask.shape
+        if not photo_mask.any():
+            return self._no_photos(products)
+        if activations is not None:
+            block, inputs = self.frozen_vision_blocks, activations[photo_mask]
+            encoded = encode_photos_from(self.vision_model, inputs.to(self.dtype), block, self.config.image_pooling)
+        else:
+            assert pixel_values is not None
+            pixels = pixel_values[photo_mask].to(self.dtype)
+            encoded = encode_photos(self.vision_model, pixels, self.config.image_pooling)
+        length, width = encoded.tokens.shape[1:]
+        tokens = encoded.tokens.new_zeros(products, photos, length, width)
+        tokens[photo_mask] = encoded.tokens
+        pooled = encoded.pooled.new_zeros(products, photos, encoded.pooled.shape[-1])
+        pooled[photo_mask] = encoded.pooled
+        mean = pooled.sum(1) / photo_mask.sum(1, keepdim=True).clamp_min(1)
+        return Encoded(tokens.flatten(1, 2), mean), photo_mask.repeat_interleave(length, dim=1)
+
+    def _no_photos(self, products: int) -> tuple[Encoded, Tensor]:
+        weight = self.image_projection.weight
+        tokens = weight.new_zeros(products, 1, weight.shape[1])
+        return Encoded(tokens, tokens[:, 0]), torch.zeros(products, 1, dtype=torch.bool, device=weight.device)
+
+
+def _portable(config: PreTrainedConfig) -> dict[str, Any]:
+    """The encoder's config as a dict; the path of a local folder means nothing to others and is left out."""
+    fields = config.to_dict()
+    if Path(config._name_or_path).exists():
+        fields.pop("_name_or_path", None)
+    return fields
+
+
+@torch.no_grad()
+def _start_projection(projection: nn.Linear, pretrained: Tensor | None) -> None:
+    if pretrained is not None and pretrained.shape == projection.weight.shape:
+        projection.weight.copy_(pretrained)
+    elif projection.in_features == projection.out_features:
+        projection.weight.copy_(torch.eye(projection.in_features))
+
+
+def _photo_mask(photos: Tensor | None, mask: Tensor | None, like: Tensor) -> Tensor:
+    products = len(like)
+    if photos is None:
+        return torch.zeros(products, 1, dtype=torch.bool, device=like.device)
+    if len(photos) != products:
+        raise ValueError(f"There are {products} product texts but photos of {len(photos)} products; give one row for each.")
+    if mask is None:
+        return torch.ones(photos.shape[:2], dtype=torch.bool, device=photos.device)
+    if mask.shape != photos.shape[:2]:
+        raise ValueError(f"photo_mask has shape {tuple(mask.shape)}; the photos need {tuple(photos.shape[:2])}.")
+    return mask.bool()
+
+

@@ -1,0 +1,209 @@
+"""From queries and products to tensors: text templates, prompts, truncation, photos and their masks."""
+
+from collections.abc import Mapping, Sequence
+from string import Formatter
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+
+PHOTO_COLUMN = "image"
+
+
+class MMFusionProcessor(ProcessorMixin):
+    """Turns queries and products into the inputs of [`MMFusionModel`].
+
+    Args:
+        image_processor: Image processor of the vision encoder; it must give photos one fixed size.
+        tokenizer: Tokenizer of the text encoder.
+        product_template: `str.format` template over product columns, e.g. `"{title} {description}"`.
+        query_prompt: Prefix of every query.
+        product_prompt: Prefix of every product text.
+        max_query_length: Longest query in tokens; longer ones are truncated.
+        max_product_length: Longest product text in tokens; longer ones are truncated.
+        max_photos: Photos of a product beyond this number are ignored.
+        pad_to_max_length: Pads texts to full length, as SigLIP was trained, rather than to the longest in the batch.
+    """
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        product_template: str = "{title}",
+        query_prompt: str = "",
+        product_prompt: str = "",
+        max_query_length: int = 32,
+        max_product_length: int = 64,
+        max_photos: int = 4,
+        pad_to_max_length: bool = False,
+    ) -> None:
+        super().__init__(image_processor, tokenizer)
+        self.product_template = product_template
+        self.query_prompt = query_prompt
+        self.product_prompt = product_prompt
+        self.max_query_length = max_query_length
+        self.max_product_length = max_product_length
+        self.max_photos = max_photos
+        self.pad_to_max_length = pad_to_max_length
+        self.template_columns = _template_columns(product_template)
+
+    @classmethod
+    def from_backbones(
+        cls, text: str, vision: str, *, image_size: tuple[int, int] | None = None, **fields: Any
+    ) -> "MMFusionProcessor":
+        """Combines the tokenizer of one pretrained model with the image processor of another.
+
+        Args:
+            text: Folder or Hub id of the text encoder or dual encoder.
+            vision: Folder or Hub id of the vision encoder or dual encoder.
+            image_size: (height, width) in pixels that every photo is resized to, whole, without cropping. None keeps
+                the image processor's own resizing.
+            fields: Further arguments of the constructor.
+        """
+        image_processor = _image_processor(vision)
+        if image_size is not None:
+            image_processor.size = {"height": image_size[0], "width": image_size[1]}
+            for switch in ("do_center_crop", "do_crop"):
+                if hasattr(image_processor, switch):
+                    setattr(image_processor, switch, False)
+        return cls(image_processor, AutoTokenizer.from_pretrained(text), **fields)
+
+    @classmethod
+    def _get_arguments_from_pretrained(
+        cls, pretrained_model_name_or_path: Any, processor_dict: dict[str, Any] | None = None, **kwargs: Any
+    ) -> list[Any]:
+        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return [_image_processor(pretrained_model_name_or_path, **kwargs), tokenizer]
+
+    def __call__(  # type: ignore[override]
+        self, queries: str | Sequence[str] | None = None, products: Sequence[Mapping[str, Any]] | None = None
+    ) -> BatchFeature:
+        """Inputs for the model.
+
+        Args:
+            queries: One query or several.
+            products: Mappings with the columns of the template and, under `image`, a PIL image, a list of them, or None.
+
+        Returns:
+            For queries alone `input_ids`, `attention_mask` (arguments of `get_query_features`); for products alone the
+            arguments of `get_product_features`; for both the arguments of `forward`.
+
+        Raises:
+            ValueError: Neither is given, a query is blank, or a template column is missing from a product.
+        """
+        if queries is None and products is None:
+            raise ValueError("Give queries, products or both; got neither.")
+        if products is None:
+            assert queries is not None
+            return self.encode_queries([queries] if isinstance(queries, str) else queries)
+        features = self.encode_products(products)
+        if queries is None:
+            return features
+        text = self.encode_queries([queries] if isinstance(queries, str) else queries)
+        renamed = {f"product_{name}": features.pop(name) for name in ("input_ids", "attention_mask")}
+        return BatchFeature({**{f"query_{name}": value for name, value in text.items()}, **renamed, **features})
+
+    def encode_queries(self, queries: Sequence[str]) -> BatchFeature:
+        """`input_ids` and `attention_mask`, both (Q, length) int64."""
+        for position, query in enumerate(queries):
+            if not isinstance(query, str) or not query.strip():
+                raise ValueError(f"Query {position} is {query!r}; a query is a text with at least one visible character.")
+        return self._tokenize([self.query_prompt + clean(query) for query in queries], self.max_query_length)
+
+    def encode_products(self, products: Sequence[Mapping[str, Any]]) -> BatchFeature:
+        """`input_ids`, `attention_mask` (P, length) int64, and, if any product has a photo, the arguments of its photos.
+
+        A product without text has an attention mask of zeros. `pixel_values` is (P, photos, channels, height, width)
+        float32 and `photo_mask` (P, photos) bool.
+        """
+        features = self.encode_product_texts([self.product_text(product) for product in products])
+        features.update(self.encode_photos([photos_of(product.get(PHOTO_COLUMN)) for product in products]))
+        return features
+
+    def encode_product_texts(self, texts: Sequence[str]) -> BatchFeature:
+        """Tokens of rendered product texts, (P, length) int64; the mask of an empty text is all zeros."""
+        features = self._tokenize([self.product_prompt + text for text in texts], self.max_product_length)
+        features["attention_mask"][[not text for text in texts]] = 0
+        return features
+
+    def encode_photos(self, photos: Sequence[Sequence[Image.Image]]) -> dict[str, torch.Tensor]:
+        """`pixel_values` and `photo_mask` of P lists of RGB images; empty if there is no photo at all."""
+        photos = [list(own)[: self.max_photos] for own in photos]
+        widest = max((len(own) for own in photos), default=0)
+        if widest == 0:
+            return {}
+        mask = torch.tensor([[position < len(own) for position in range(widest)] for own in photos])
+        pixels = self.pixel_values([photo for own in photos for photo in own])
+        padded = pixels.new_zeros(*mask.shape, *pixels.shape[1:])
+        padded[mask] = pixels
+        return {"pixel_values": padded, "photo_mask": mask}
+
+    def pixel_values(self, photos: Sequence[Image.Image]) -> torch.Tensor:
+        """(count, channels, height, width) float32 of RGB images."""
+        arrays = self.image_processor(images=list(photos), return_tensors=None)["pixel_values"]
+        tensors = [torch.as_tensor(array) for array in arrays]
+        shapes = {tuple(tensor.shape) for tensor in tensors}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"The image processor gives photos of different sizes ({sorted(shapes)[:3]} …); set a fixed size, "
+                "e.g. MMFusionProcessor.from_backbones(…, image_size=(224, 224))."
+            )
+        return torch.stack(tensors).float()
+
+    def product_text(self, product: Mapping[str, Any]) -> str:
+        """The product's text as its template renders it, without the prompt; empty if all columns used are blank.
+
+        Raises:
+            ValueError: A column that the template names is not in the product.
+        """
+        values = {}
+        for column in self.template_columns:
+            if column not in product:
+                raise ValueError(
+                    f"product_template {self.product_template!r} names the column {column!r}, which product "
+                    f"{product.get('product_id', '?')!r} lacks (it has {', '.join(map(str, product))}); change the "
+                    "template or add the column."
+                )
+            values[column] = clean("" if product[column] is None else str(product[column]))
+        return clean(self.product_template.format(**values)) if any(values.values()) else ""
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "pixel_values", "photo_mask"]
+
+    def _tokenize(self, texts: list[str], max_length: int) -> BatchFeature:
+        limit = min(max_length, self.tokenizer.model_max_length)
+        padding = "max_length" if self.pad_to_max_length else "longest"
+        encoded = self.tokenizer(
+            texts, padding=padding, truncation=True, max_length=limit, return_attention_mask=True, return_tensors="pt"
+        )
+        return BatchFeature({name: encoded[name] for name in ("input_ids", "attention_mask")})
+
+
+def clean(text: str) -> str:
+    """Collapses runs of white space, which sellers' exports are full of."""
+    return " ".join(text.split())
+
+
+def photos_of(value: Any) -> list[Any]:
+    """A product's photo column as a list: None, one photo or several."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _image_processor(source: Any, **kwargs: Any) -> Any:
+    # The two backends of transformers resize differently; vectors must not depend on whether torchvision is installed.
+    return AutoImageProcessor.from_pretrained(source, backend="pil", **kwargs)
+
+
+def _template_columns(template: str) -> list[str]:
+    columns = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+    for name in columns:
+        # Attribute and index access in a template would let a downloaded config read Python objects.
+        if not name.isidentifier():
+            raise ValueError(f"product_template {template!r} has the field {name!r}; use plain column names, e.g. '{{title}}'.")
+    if not columns:
+        raise ValueError(f"product_template {template!r} names no column; use at least one, e.g. '{{title}}'.")
+    return columns
