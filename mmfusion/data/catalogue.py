@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from mmfusion.data.qrels import DuplicateJudgementError, Qrels
@@ -46,8 +45,9 @@ _EXPECTED = {
     "grade": "integers of at least 0",
 }
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_READ_ROWS = {"products": 256, "queries": 16_384, "qrels": 65_536}
-"""Rows held in memory at a time while a table is read: 256 products with photos of 1 MB make 256 MB."""
+_BATCH_BYTES = 16 << 20
+"""About how much of a table is held in memory at a time while it is converted, in bytes."""
+_MAX_BATCH_ROWS = 65_536
 
 
 class CatalogueError(ValueError):
@@ -313,11 +313,6 @@ class _Folder:
             kinds[entry["name"].rstrip("/").rsplit("/", 1)[-1]] = "directory" if linked else entry["type"]
         return kinds
 
-    def data_file(self, path: str) -> str:
-        """The path as the datasets library wants it: it takes brackets in a path for a pattern."""
-        escaped = re.sub(r"([*?[])", r"[\1]", path)
-        return escaped if self.is_local else str(self.fs.unstrip_protocol(escaped))
-
 
 def _find_folder(name: str) -> _Folder | None:
     """The folder that a source means, or None where it is a Hub data set id."""
@@ -373,15 +368,27 @@ def _read_schemas(folder: _Folder, table: str, files: Sequence[str]) -> tuple[pa
         remedy = "Check that it is a complete Parquet file, and write it again if it is not."
         with _reading(place, remedy), folder.fs.open(path, "rb") as handle:
             file = pq.ParquetFile(handle)
-            schema, count, size = file.schema_arrow, file.metadata.num_rows, handle.seek(0, 2)
+            schema, count = file.schema_arrow, file.metadata.num_rows
+            fingerprint.update(_fingerprint(folder, path, handle))
         schemas.append(_target_schema(schema, table, place))
         rows += count
-        fingerprint.update(f"{os.path.basename(path)} {size} {count} {schema}".encode())
     if rows == 0:
         raise CatalogueError(
             f"table {table!r} has no rows", f"catalogue {folder.name!r}", "Write at least one row to it."
         )
-    return _unify(schemas, folder, table, files), fingerprint.hexdigest()[:16]
+    schema = _unify(schemas, folder, table, files)
+    fingerprint.update(str(schema).encode())
+    return schema, fingerprint.hexdigest()[:16]
+
+
+def _fingerprint(folder: _Folder, path: str, handle: Any) -> bytes:
+    """What changes when the file does: its footer (sizes and statistics of all columns), and its time or tag."""
+    size = handle.seek(-8, 2) + 8
+    footer = int.from_bytes(handle.read(4), "little")
+    handle.seek(size - 8 - footer)
+    info = folder.fs.info(path)
+    state = [str(info[key]) for key in ("mtime", "ETag", "etag", "LastModified", "created") if key in info]
+    return hashlib.sha256(handle.read(footer) + repr((size, state)).encode()).digest()
 
 
 def _target_schema(schema: pa.Schema, table: str, place: str) -> pa.Schema:
@@ -473,20 +480,32 @@ def _load_from_folder(folder: _Folder, table: str, cache_dir: str) -> datasets.D
     files = folder.files(table)
     schema, fingerprint = _read_schemas(folder, table, files)
     place = f"catalogue {folder.name!r}, table {table!r}"
-    remedy = "Write the table again, and check the space in the cache folder."
-    with _reading(place, remedy), _without_progress_bars():
-        return datasets.load_dataset(
-            "parquet",
-            name=f"{table}-{fingerprint}",
-            data_files={table: [folder.data_file(path) for path in files]},
-            split=table,
-            cache_dir=cache_dir,
-            features=datasets.Features.from_arrow_schema(schema),
-            batch_size=_READ_ROWS[table],
-            keep_in_memory=False,
-            # Without this a row group is read whole, which may be the whole table.
-            fragment_scan_options=pads.ParquetFragmentScanOptions(use_buffered_stream=True, pre_buffer=False),
-        )
+    mapped = os.path.join(cache_dir, f"{table}-{fingerprint}.arrow")
+    if not os.path.exists(mapped):
+        with _reading(f"cache folder {cache_dir!r}", "Give a folder that can be written to."):
+            os.makedirs(cache_dir, exist_ok=True)
+        with _reading(place, "Write the table again, and check the space in the cache folder."):
+            _convert(folder, files, schema, mapped)
+    with _reading(place, f"Convert columns of a rare type; if {mapped!r} is damaged, remove it."):
+        return datasets.Dataset.from_file(mapped)
+
+
+def _convert(folder: _Folder, files: Sequence[str], schema: pa.Schema, mapped: str) -> None:
+    """Writes the files as one Arrow stream that can be memory-mapped.
+
+    `datasets.load_dataset` would do the same but holds a whole row group in memory, which may be the whole table.
+    """
+    # Under another name until it is complete: a process that is killed, or runs beside this one, leaves no half table.
+    unfinished = f"{mapped}.{os.getpid()}.part"
+    try:
+        with pa.OSFile(unfinished, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            for path in files:
+                for batch in _read_batches(folder, path, schema):
+                    writer.write_table(batch.table)
+        os.replace(unfinished, mapped)
+    finally:
+        if os.path.exists(unfinished):
+            os.remove(unfinished)
 
 
 def _load_from_hub(name: str, table: str, cache_dir: str, revision: str | None) -> datasets.Dataset:
@@ -806,7 +825,7 @@ def _stream_from_folder(folder: _Folder, columns: Sequence[str] | None, split: s
     place = f"catalogue {folder.name!r}, table 'products'"
     wanted = _columns_to_read(schema.names, columns, place)
     use_split = split is not None and "split" in schema.names
-    read = [*wanted, "split"] if use_split and "split" not in wanted else wanted
+    read = pa.schema([schema.field(name) for name in dict.fromkeys([*wanted, *(["split"] if use_split else [])])])
 
     def records() -> Iterator[dict[str, Any]]:
         for path in files:
@@ -828,16 +847,23 @@ class _Batch:
     start: int
 
 
-def _read_batches(folder: _Folder, path: str, columns: Sequence[str]) -> Iterator[_Batch]:
+def _read_batches(folder: _Folder, path: str, schema: pa.Schema) -> Iterator[_Batch]:
+    """Reads the columns of ``schema``, as its types, a few megabytes at a time."""
     place = f"catalogue {folder.name!r}, file {os.path.relpath(path, folder.root)!r}"
+    remedy = "Write the file again, and check the space in the cache folder."
     start = 0
-    with _reading(place, "Write the file again."), folder.fs.open(path, "rb") as handle:
+    with _reading(place, remedy), folder.fs.open(path, "rb") as handle:
         file = pq.ParquetFile(handle, buffer_size=1 << 20, pre_buffer=False)
-        for record_batch in file.iter_batches(_READ_ROWS["products"], columns=list(columns)):
-            table = pa.Table.from_batches([record_batch])
-            at = table.schema.get_field_index("product_id")
-            yield _Batch(table.set_column(at, "product_id", table.column(at).cast(pa.string())), start)
+        for record_batch in file.iter_batches(_batch_rows(file.metadata), columns=schema.names):
+            table = pa.Table.from_batches([record_batch]).select(schema.names).cast(schema)
+            yield _Batch(table, start)
             start += len(table)
+
+
+def _batch_rows(metadata: pq.FileMetaData) -> int:
+    """Rows that take about `_BATCH_BYTES` together."""
+    size = sum(metadata.row_group(at).total_byte_size for at in range(metadata.num_row_groups))
+    return int(min(max(_BATCH_BYTES * metadata.num_rows // max(size, 1), 1), _MAX_BATCH_ROWS))
 
 
 def _check_batch(batch: _Batch, photo_root: str | None, place: str) -> None:

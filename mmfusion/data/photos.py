@@ -74,7 +74,7 @@ def decode_photo(
         except Image.DecompressionBombError as error:
             raise PhotoError(f"more than {max_pixels:,} pixels allowed, a decompression bomb") from error
         except Exception as error:
-            # Pillow's plugins raise a dozen kinds on corrupt input (OSError, SyntaxError, struct.error, IndexError ...).
+            # Pillow's plugins raise a dozen kinds on corrupt input: OSError, SyntaxError, struct.error, IndexError ...
             raise PhotoError(f"corrupt or truncated: {error or type(error).__name__}") from error
 
 

@@ -63,17 +63,15 @@ class Qrels:
                     f"Qrels: {name}[{at}] is {values[at]} (query {columns['query'][at]}, product "
                     f"{columns['product'][at]}); rows and grades are at least 0. Remove or correct that judgement."
                 )
-        order = np.lexsort((columns["product"], columns["query"]))
-        self.query = columns["query"][order]
-        self.product = columns["product"][order]
-        self.grade = columns["grade"][order]
-        self._refuse_duplicates()
+        self.query, self.product, self.grade = columns["query"], columns["product"], columns["grade"]
         self._index()
+        self._sort()
+        self._refuse_duplicates()
 
     def _index(self) -> None:
-        """Builds the single sorted key that pairs are looked up by."""
+        """Builds the single key that pairs are sorted and looked up by."""
         self._width = int(self.product.max()) + 1 if len(self.product) else 1
-        highest = int(self.query[-1]) if len(self.query) else 0
+        highest = int(self.query.max()) if len(self.query) else 0
         if (highest + 1) * self._width > np.iinfo(np.int64).max:
             raise ValueError(
                 f"Qrels: query row {highest} and product row {self._width - 1} are too large to be looked up together. "
@@ -81,8 +79,15 @@ class Qrels:
             )
         self._key = self.query * self._width + self.product
 
+    def _sort(self) -> None:
+        if not (self._key[1:] >= self._key[:-1]).all():
+            # Stable, so that a duplicate's grades are named in the order in which they were given.
+            order = np.argsort(self._key, kind="stable")
+            self.query, self.product, self.grade = self.query[order], self.product[order], self.grade[order]
+            self._key = self._key[order]
+
     def _refuse_duplicates(self) -> None:
-        same = (self.query[1:] == self.query[:-1]) & (self.product[1:] == self.product[:-1])
+        same = self._key[1:] == self._key[:-1]
         if not same.any():
             return
         at = int(np.argmax(same))
@@ -216,7 +221,8 @@ def _as_rows(name: str, values: npt.ArrayLike, dimensions: int = 1) -> IntArray:
         return array.astype(np.int64)
     if array.ndim != dimensions:
         raise ValueError(
-            f"Qrels: {name} has shape {array.shape}, which is not {dimensions}-dimensional. Pass {dimensions} dimensions."
+            f"Qrels: {name} has shape {array.shape}, which is not {dimensions}-dimensional. "
+            f"Pass {dimensions} dimensions."
         )
     if array.dtype.kind not in "iu":
         raise ValueError(f"Qrels: {name} has dtype {array.dtype}, which is not an integer type. Pass integers.")
