@@ -29,7 +29,7 @@ def rank_bm25(
     k: int,
     product_ids: Sequence[str] | np.ndarray,
     *,
-    k1: float = 1.5,
+    k1: float = 1.2,
     b: float = 0.75,
 ) -> tuple[Tensor, Tensor]:
     """Rank products by BM25 (Lucene's variant, whose inverse document frequency is never negative).

@@ -107,7 +107,7 @@ def _paired_values(first: Evaluation, second: Evaluation, metric: str) -> np.nda
         if getattr(first, name) != getattr(second, name):
             raise ValueError(
                 f"{first.name!r} has {name}={getattr(first, name)!r} but {second.name!r} has "
-                f"{getattr(second, name)!r}; evaluate both alike"
+                f"{name}={getattr(second, name)!r}; evaluate both alike"
             )
     tables = [_by_query(evaluation, metric) for evaluation in (first, second)]
     if tables[0].keys() != tables[1].keys():

@@ -97,10 +97,12 @@ def draw_bars(evaluation: Evaluation, path: str | Path) -> None:
     axes.set_xlim(0, 108)
     axes.set_xlabel("per cent")
     left_out = f", first {len(shown)} of {len(parts)} rows" if len(shown) < len(parts) else ""
+    labels = f"\nlabels: {_plain(evaluation.label_source)}" if evaluation.label_source else ""
     axes.set_title(
         f"{_plain(evaluation.name)}\npool: {evaluation.pool}, {evaluation.num_products} products, relevant: grade >= "
-        f"{evaluation.relevant_grade}, gain = grade{left_out}",
+        f"{evaluation.relevant_grade}, gain = grade{left_out}{labels}",
         fontsize=9,
+        wrap=True,
     )
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(metrics), frameon=False, fontsize=8)
@@ -116,7 +118,7 @@ def _check_comparable(evaluations: Sequence[Evaluation]) -> Evaluation:
             if getattr(first, name) != getattr(other, name):
                 raise ValueError(
                     f"{first.name!r} has {name}={getattr(first, name)!r} but {other.name!r} has "
-                    f"{getattr(other, name)!r}: their numbers cannot stand in one table; evaluate both alike"
+                    f"{name}={getattr(other, name)!r}: their numbers cannot stand in one table; evaluate both alike"
                 )
     return first
 

@@ -43,8 +43,10 @@ def take(table: Any, column: str, rows: np.ndarray, *, what: str) -> list[Any]:
         The n values as Python objects.
 
     Raises:
-        ValueError: the table has no such column.
+        ValueError: there is no table, or it has no such column.
     """
+    if table is None:
+        raise ValueError(f"the {what} table is missing, but its column {column!r} is asked for; pass the table")
     names = list(table) if isinstance(table, Mapping) else list(table.column_names)
     if column not in names:
         raise ValueError(f"the {what} table has no column {column!r}; its columns are {', '.join(map(repr, names))}")
