@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from mmfusion.evaluation.slices import Slice
 
-GAIN = "linear: gain = grade, an unjudged product has grade 0"
+GAIN = "linear (gain = grade, an unjudged product has grade 0)"
 
 
 @dataclass(frozen=True)

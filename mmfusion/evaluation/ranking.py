@@ -63,8 +63,8 @@ def rank(
         best = torch.empty(queries.shape[0], 0, dtype=torch.int64, device=device)
         for start in range(0, num_products, product_chunk):
             products = _chunk(product_embeds, start, product_chunk, device, "product")
-            chunk_keys = order.keys((queries @ products.T).to(torch.float32), first_column=start)
-            best = _largest(torch.cat([best, _largest(chunk_keys, k)], dim=1), k)
+            chunk_keys = order.largest_keys((queries @ products.T).to(torch.float32), k, first_column=start)
+            best = _largest(torch.cat([best, chunk_keys], dim=1), k)
         keys[first : first + queries.shape[0]] = best.cpu()
     return order.unpack(keys, k)
 
@@ -98,13 +98,25 @@ class TieOrder:
     def __len__(self) -> int:
         return len(self._column_of_place)
 
-    def keys(self, scores: Tensor, *, first_column: int = 0) -> Tensor:
-        """Pack float32 scores [Q, n] of the columns first_column.. into int64 keys [Q, n], larger = ranked earlier."""
-        places = self._place_of_column[first_column : first_column + scores.shape[1]].to(scores.device)
+    def keys(self, scores: Tensor, columns: Tensor) -> Tensor:
+        """Pack float32 scores [Q, n] of int64 columns [Q, n] or [n] into int64 keys [Q, n], larger = ranked earlier."""
+        places = self._place_of_column[columns.cpu()].to(scores.device)
         # Adding 0 turns -0.0 into 0.0, which trec_eval holds equal; negative floats sort backwards by their bits.
         bits = (scores + 0.0).view(torch.int32)
         monotone = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
         return monotone.to(torch.int64) * _LOW_HALF + places
+
+    def largest_keys(self, scores: Tensor, k: int, *, first_column: int = 0) -> Tensor:
+        """The min(k, n) largest keys of float32 scores [Q, n] of the columns first_column.., in any order."""
+        k = min(k, scores.shape[1])
+        values, columns = scores.topk(k, dim=1)
+        keys = self.keys(values, columns + first_column)
+        # Only where a tie crosses the k-th place does the id decide who is in; packing all scores is slow.
+        crossed = (scores >= values[:, -1:]).sum(dim=1) > k
+        if bool(crossed.any()):
+            every_column = torch.arange(first_column, first_column + scores.shape[1])
+            keys[crossed] = _largest(self.keys(scores[crossed], every_column), k)
+        return keys
 
     def unpack(self, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Scores float32 [Q, k] and columns int64 [Q, k] of int64 keys [Q, <= k], padded with -inf and -1."""
@@ -122,7 +134,8 @@ class TieOrder:
             raise ValueError(f"scores for {scores.shape[1]} products, but there are {len(self)} product ids")
         if bool(scores.isnan().any()):
             raise ValueError(f"row {int(scores.isnan().any(dim=1).nonzero()[0, 0])} of the scores holds a NaN")
-        return self.unpack(_largest(self.keys(scores), _at_least_one(k, "k")).cpu(), k)
+        keys = self.largest_keys(scores, _at_least_one(k, "k"))
+        return self.unpack(_largest(keys, k).cpu(), k)
 
 
 def _largest(keys: Tensor, k: int) -> Tensor:
