@@ -222,9 +222,10 @@ def test_a_pickle_holds_no_table(tmp_path: Path) -> None:
     content["products"]["title"] = ["x" * 100_000] * 4
     catalogue = load(write(tmp_path / "shop", content), tmp_path)
     assert catalogue.titles([3]) == ["x" * 100_000]
-    assert len(catalogue.product_ids) == 4
     data = pickle.dumps(catalogue)
     assert len(data) < 50_000
+    assert len(catalogue.product_ids) == 4 and len(catalogue.query_ids) == 3
+    assert len(pickle.dumps(catalogue)) == len(data), "the ids that were read travel too"
     assert pickle.loads(data).product(0)["image"] == content["products"]["image"][0]
 
 
