@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import sys
 import zipfile
 from email import message_from_string
+from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -50,3 +53,25 @@ def test_rare_things_are_extras(built_wheel: Path) -> None:
         .keys()
         .isdisjoint({"tensorboard", "wandb", "bm25s", "pytest", "torchvision", "lightning-sdk"})
     )
+
+
+def imported_packages(folder: Path) -> set[str]:
+    """Top-level names of the third-party packages that the Python files below the folder import."""
+    names = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                names.add(node.module.split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"mmfusion", "recipes"}
+
+
+def test_everything_that_is_imported_is_declared(built_wheel: Path) -> None:
+    extras = {"bm25s", "tensorboard", "wandb"}
+    declared = core_requirements(built_wheel).keys() | extras
+    distributions = metadata.packages_distributions()
+    for folder in ("mmfusion", "recipes"):
+        for name in sorted(imported_packages(CHECKOUT / folder)):
+            owners = {canonicalize_name(owner) for owner in distributions.get(name, [name])}
+            assert owners & declared, f"{folder}/ imports {name!r}: declare it in pyproject.toml, or an extra for it"
