@@ -35,6 +35,7 @@ class GradedContrastiveLoss(nn.Module):
         right_rows: Tensor,
         grades: Grades,
         logit_scale: Tensor,
+        left_mask: Tensor | None = None,
         right_mask: Tensor | None = None,
     ) -> Tensor:
         """The loss.
@@ -46,20 +47,19 @@ class GradedContrastiveLoss(nn.Module):
             right_rows: (R,) int64.
             grades: Function of left rows (any A) and right rows (any B) that gives (A, B) int64 grades.
             logit_scale: Scalar log inverse temperature; clipped at log(100) as in CLIP.
-            right_mask: (R,) bool; False takes an item out altogether. None means all True.
+            left_mask: (L,) bool; False takes an item out altogether. None means all True.
+            right_mask: (R,) bool, in the same way.
 
         Returns:
             Scalar float32; 0 with zero gradient if no item has a positive.
         """
-        if right_mask is None:
-            right_mask = torch.ones(len(right), dtype=torch.bool, device=right.device)
         scale = logit_scale.float().exp().clamp(max=MAX_LOGIT_SCALE)
         left, right = left.float(), right.float()
-        all_left, all_right = all_gather_rows(left), all_gather_rows(right)
-        all_left_rows, all_right_rows = all_gather_rows(left_rows), all_gather_rows(right_rows)
-        all_mask = all_gather_rows(right_mask.to(torch.uint8)).bool()
-        forward_logits = (scale * left @ all_right.T).masked_fill(~all_mask, float("-inf"))
-        backward_logits = (scale * right @ all_left.T).masked_fill(~right_mask[:, None], float("-inf"))
+        left_mask, right_mask = _all_true(left_mask, left), _all_true(right_mask, right)
+        all_left, all_left_rows, all_left_mask = _gather(left, left_rows, left_mask)
+        all_right, all_right_rows, all_right_mask = _gather(right, right_rows, right_mask)
+        forward_logits = _masked(scale * left @ all_right.T, left_mask, all_right_mask)
+        backward_logits = _masked(scale * right @ all_left.T, right_mask, all_left_mask)
         terms = (
             graded_contrastive(forward_logits, grades(left_rows, all_right_rows), self.levels),
             graded_contrastive(backward_logits, grades(all_left_rows, right_rows).T, self.levels),
@@ -67,3 +67,15 @@ class GradedContrastiveLoss(nn.Module):
         return 0.5 * world_size() * sum(
             (total / all_reduce_sum(count).clamp_min(1) for total, count in terms), start=left.new_zeros(())
         )
+
+
+def _all_true(mask: Tensor | None, items: Tensor) -> Tensor:
+    return torch.ones(len(items), dtype=torch.bool, device=items.device) if mask is None else mask
+
+
+def _gather(embeds: Tensor, rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return all_gather_rows(embeds), all_gather_rows(rows), all_gather_rows(mask.to(torch.uint8)).bool()
+
+
+def _masked(logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    return logits.masked_fill(~(rows[:, None] & columns[None, :]), float("-inf"))

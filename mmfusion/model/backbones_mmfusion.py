@@ -129,10 +129,16 @@ def vision_blocks(encoder: nn.Module) -> nn.ModuleList:
 
 
 def freeze_vision_prefix(encoder: PreTrainedModel, blocks: int) -> None:
-    """Turns gradients off in everything that runs before block `blocks`.
+    """Turns gradients off in the [`vision_prefix`]."""
+    for module in vision_prefix(encoder, blocks):
+        module.requires_grad_(False)
+
+
+def vision_prefix(encoder: PreTrainedModel, blocks: int) -> list[nn.Module]:
+    """Everything that runs before block `blocks`: stems, patch embeddings and the blocks below.
 
     Raises:
-        ValueError: `blocks` is not in [1, number of blocks - 1]; at least one block must stay above the frozen part.
+        ValueError: `blocks` is not in [1, number of blocks - 1]; at least one block must stay above the prefix.
     """
     sequence = vision_blocks(encoder)
     if not 1 <= blocks < len(sequence):
@@ -140,8 +146,7 @@ def freeze_vision_prefix(encoder: PreTrainedModel, blocks: int) -> None:
             f"Cannot freeze {blocks} of {len(sequence)} vision blocks of {type(encoder).__name__}; "
             f"give a number from 1 to {len(sequence) - 1}, or freeze the whole encoder."
         )
-    for module in [*_before(encoder, sequence), *sequence[:blocks]]:
-        module.requires_grad_(False)
+    return [*_before(encoder, sequence), *sequence[:blocks]]
 
 
 def _before(encoder: nn.Module, sequence: nn.Module) -> list[nn.Module]:

@@ -1,6 +1,7 @@
 """The two-tower model: a text-only query tower, and a product tower that fuses title and photos into one vector."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from .backbones_mmfusion import (
     hidden_size,
     load_half,
     vision_activations,
+    vision_prefix,
 )
 from .configuration_mmfusion import MMFusionConfig
 from .fusion_mmfusion import FUSIONS, TEXT, Fusion, ProductViews
@@ -170,6 +172,12 @@ class MMFusionModel(MMFusionPreTrainedModel):
         activations = vision_activations(self.vision_model, pixel_values.to(self.dtype), self.frozen_vision_blocks)
         self.vision_model.train(was_training)
         return activations
+
+    def vision_prefix_state(self) -> Iterator[tuple[str, Tensor]]:
+        """Parameters and buffers of the frozen part of the vision encoder, by a name that is unique and stable."""
+        for index, module in enumerate(vision_prefix(self.vision_model, self.frozen_vision_blocks)):
+            for name, value in module.state_dict().items():
+                yield f"{index}.{name}", value
 
     def get_query_features(self, input_ids: Tensor, attention_mask: Tensor, **unused: Any) -> Tensor:
         """Embeddings of queries.

@@ -1,0 +1,181 @@
+"""The Lightning data module: train batches from train products only, and the val split for ranking metrics."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mmfusion.data.catalogue import Catalogue, CatalogueError
+from mmfusion.data.feature_cache import FeatureCache, build_feature_cache
+from mmfusion.data.qrels import Qrels
+from mmfusion.data.sampler import PairSampler, ResumableLoader, RowSampler, _RowsSampler
+from mmfusion.data.tables import PairTable, ProductTable, QueryTable, Rows, text_lengths
+from mmfusion.model import MMFusionModel, MMFusionProcessor
+
+
+class MMFusionDataModule(L.LightningDataModule):
+    """Loaders of a catalogue.
+
+    Every loss, miner and cache of training sees products and judgements of the train split only. A catalogue without
+    a val split is trained without validation.
+
+    Attributes:
+        train_qrels: Judgements between train queries and train products; what the losses read.
+        val_qrels: The same for val.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        processor: MMFusionProcessor,
+        *,
+        batch_size: int = 128,
+        eval_batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+        photos: bool = True,
+        dev_fraction: float = 0.0,
+        dev_by: str | None = None,
+    ) -> None:
+        """Prepares the splits.
+
+        Args:
+            catalogue: Products, queries and judgements.
+            processor: Turns them into tensors.
+            batch_size: Pairs per device and step, at least 2.
+            eval_batch_size: Products or queries per device in validation.
+            num_workers: Processes that decode photos and tokenise; 0 does it in the training process.
+            seed: Of the order of batches and the choice of positives.
+            photos: False trains a tower that never looks at photos.
+            dev_fraction: Share of train queries held out as the validation fold instead of the val split, in [0, 1).
+            dev_by: Query column whose values go to one side of that fold as a whole, e.g. the combination of
+                attributes asked for; default: the query text.
+
+        Raises:
+            CatalogueError: The train split has no judged query.
+        """
+        super().__init__()
+        self.catalogue = catalogue
+        self.processor = processor
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.train_qrels, self.val_qrels = self._split(dev_fraction, dev_by)
+        if not len(self.train_qrels):
+            raise CatalogueError(
+                "no train query has a judged train product", catalogue.source, "Check the split columns and the qrels."
+            )
+        self.train_rows = catalogue.product_rows("train")
+        self.val_rows = self.train_rows if dev_fraction else catalogue.product_rows("val")
+        self._cached_model: MMFusionModel | None = None
+        self._cache_folder = Path()
+        self._queries = QueryTable(catalogue, processor)
+        self._train_products = ProductTable(catalogue, processor, photos=photos)
+        self._val_products = ProductTable(catalogue, processor, photos=photos)
+
+    @property
+    def levels(self) -> list[int]:
+        """Positive grades of the train judgements, ascending."""
+        return [int(grade) for grade in np.unique(self.train_qrels.grade) if grade > 0]
+
+    def cache_vision(self, model: MMFusionModel, folder: Path) -> None:
+        """Replaces photos by activations of the model's frozen vision blocks, one cache for each split.
+
+        Caches are built in `prepare_data`, by one process of a node; those that are there already are checked.
+
+        Args:
+            model: Model of which `freeze_vision` froze at least one block.
+            folder: Folder for the caches.
+        """
+        self._cached_model, self._cache_folder = model, folder
+
+    def prepare_data(self) -> None:
+        self._open_caches()
+
+    def setup(self, stage: str) -> None:
+        self._open_caches()
+
+    def _open_caches(self) -> None:
+        if self._cached_model is None:
+            return
+        splits = (("train", self._train_products, self.train_rows), ("val", self._val_products, self.val_rows))
+        for name, table, rows in splits:
+            if table.photos and table.cache is None and len(rows):
+                table.cache = self._cache(self._cached_model, table, rows, self._cache_folder / name)
+
+    def _cache(self, model: MMFusionModel, table: ProductTable, rows: Rows, folder: Path) -> FeatureCache:
+        return build_feature_cache(
+            folder, model, table, rows, batch_size=self.eval_batch_size, num_workers=self.num_workers
+        )
+
+    def train_dataloader(self) -> ResumableLoader:
+        world, rank = self._place()
+        lengths = text_lengths(self.catalogue, self.processor.template_columns)
+        sampler = PairSampler(
+            self.train_qrels, lengths, batch_size=self.batch_size, seed=self.seed, num_replicas=world, rank=rank
+        )
+        return ResumableLoader(PairTable(self._queries, self._train_products), sampler=sampler, **self._loading())
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """Two loaders: val queries that are judged, and all products of the val pool."""
+        if not len(self.val_qrels) or not len(self.val_rows):
+            return []
+        lengths = text_lengths(self.catalogue, self.processor.template_columns)
+        return [
+            self._eval_loader(self._queries, np.unique(self.val_qrels.query), None),
+            self._eval_loader(self._val_products, self.val_rows, lengths),
+        ]
+
+    def _eval_loader(self, table: Dataset[Any], rows: Rows, lengths: Rows | None) -> DataLoader[Any]:
+        world, rank = self._place()
+        sampler: _RowsSampler = RowSampler(
+            rows, lengths, batch_size=self.eval_batch_size, num_replicas=world, rank=rank
+        )
+        return DataLoader(table, sampler=sampler, **self._loading())
+
+    def _loading(self) -> dict[str, Any]:
+        # A generator of its own keeps the making of an iterator from drawing on the global random state, which
+        # dropout uses and which an exact resume restores.
+        return {
+            "batch_size": None,
+            "num_workers": self.num_workers,
+            "generator": torch.Generator().manual_seed(self.seed),
+            "pin_memory": torch.cuda.is_available(),
+            "persistent_workers": False,
+        }
+
+    def _place(self) -> tuple[int, int]:
+        trainer = self.trainer
+        return (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
+
+    def transfer_batch_to_device(self, batch: Mapping[str, Tensor], device: torch.device, dataloader_idx: int) -> Any:
+        return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+    def _split(self, dev_fraction: float, dev_by: str | None) -> tuple[Qrels, Qrels]:
+        train = self.catalogue.split_qrels("train")
+        if not dev_fraction:
+            has_splits = "split" in self.catalogue.queries.column_names
+            return train, self.catalogue.split_qrels("val") if has_splits else train.restrict(query_rows=np.array([], int))
+        held_out = _fold(self.catalogue, dev_fraction, dev_by or "query")
+        return tuple(train.restrict(query_rows=np.flatnonzero(side)) for side in (~held_out, held_out))  # type: ignore[return-value]
+
+
+def _fold(catalogue: Catalogue, fraction: float, column: str) -> Any:
+    """Bool by query row: True for those whose value of a column falls into the held-out share, by a stable hash."""
+    if not 0.0 < fraction < 1.0:
+        raise ValueError(f"dev_fraction is {fraction}; give a number from 0 (off) up to, but not including, 1.")
+    if column not in catalogue.queries.column_names:
+        raise CatalogueError(
+            f"dev_by names the column {column!r}",
+            f"queries of {catalogue.source}",
+            f"Use one of {', '.join(catalogue.queries.column_names)}.",
+        )
+    values = catalogue.queries.select_columns([column])[:][column]
+    return np.array([crc32(str(value).encode()) % 10_000 < fraction * 10_000 for value in values])

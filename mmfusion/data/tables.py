@@ -1,0 +1,134 @@
+"""From catalogue rows to tensors: the data sets behind every loader, indexed by arrays of rows."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
+
+from mmfusion.data.batch import ProductBatch, QueryBatch, TrainBatch
+from mmfusion.data.catalogue import Catalogue, CatalogueError
+from mmfusion.data.feature_cache import FeatureCache
+from mmfusion.data.photos import PhotoReader
+from mmfusion.model import MMFusionProcessor
+
+Rows = npt.NDArray[np.int64]
+
+
+class PairRows(NamedTuple):
+    """Rows of the queries and the products of one training batch."""
+
+    queries: Rows
+    products: Rows
+
+
+class QueryTable(Dataset[QueryBatch]):
+    """Tokenised queries; an index is an array of query rows."""
+
+    def __init__(self, catalogue: Catalogue, processor: MMFusionProcessor) -> None:
+        self.catalogue = catalogue
+        self.processor = processor
+
+    def __getitem__(self, rows: Rows) -> QueryBatch:
+        features = self.processor.encode_queries(self.catalogue.query_texts(rows))
+        return QueryBatch(
+            query_rows=torch.from_numpy(np.asarray(rows)),
+            query_input_ids=features["input_ids"],
+            query_attention_mask=features["attention_mask"],
+        )
+
+
+class ProductTable(Dataset[ProductBatch]):
+    """Tokenised products with decoded photos or cached activations; an index is an array of product rows.
+
+    Args:
+        catalogue: Where the rows point.
+        processor: Renders, tokenises and normalises.
+        cache: Activations to return instead of pixels; None decodes photos.
+        photos: False leaves photos out, for towers that do not look at them.
+        photo_of: Row whose photo each product shows, int64 (number of products,); the control that shuffles photos.
+
+    Raises:
+        CatalogueError: The product template names a column that the catalogue lacks.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        processor: MMFusionProcessor,
+        *,
+        cache: FeatureCache | None = None,
+        photos: bool = True,
+        photo_of: Rows | None = None,
+    ) -> None:
+        self.catalogue = catalogue
+        self.processor = processor
+        self.cache = cache
+        self.photos = photos and "image" in catalogue.products.column_names
+        self.photo_of = photo_of
+        self.read = PhotoReader(max_photos=processor.max_photos, root=catalogue.photo_root)
+        self._check_template()
+
+    def _check_template(self) -> None:
+        known = {*self.catalogue.products.column_names, "description"} - {"image"}
+        for column in self.processor.template_columns:
+            if column not in known:
+                raise CatalogueError(
+                    f"product_template {self.processor.product_template!r} names the column {column!r}",
+                    f"products of {self.catalogue.source}",
+                    f"Use one of {', '.join(sorted(known))}.",
+                )
+
+    def __getitem__(self, rows: Rows) -> ProductBatch:
+        features = self.processor.encode_product_texts(self.texts(rows))
+        batch = ProductBatch(
+            product_rows=torch.from_numpy(np.asarray(rows)),
+            product_input_ids=features["input_ids"],
+            product_attention_mask=features["attention_mask"],
+        )
+        if self.photos:
+            shown = np.asarray(rows) if self.photo_of is None else self.photo_of[rows]
+            found = self.cache[shown] if self.cache else self.processor.encode_photos(self.decode(shown))
+            batch.update(cast(ProductBatch, found))
+        return batch
+
+    def texts(self, rows: Rows) -> list[str]:
+        """Product texts as the template renders them."""
+        columns = ["product_id", *self.processor.template_columns]
+        present = [column for column in dict.fromkeys(columns) if column in self.catalogue.products.column_names]
+        table = self.catalogue.products.select_columns(present)[np.asarray(rows).tolist()]
+        blank = {column: "" for column in columns}
+        return [
+            self.processor.product_text({**blank, **dict(zip(present, values, strict=True))})
+            for values in zip(*(table[column] for column in present), strict=True)
+        ]
+
+    def decode(self, rows: Rows) -> list[list[Any]]:
+        """Readable photos of products as RGB images; bad ones are logged by the reader and left out."""
+        table = self.catalogue.products.select_columns(["product_id", "image"])[np.asarray(rows).tolist()]
+        return [self.read(product_id, image) for product_id, image in zip(table["product_id"], table["image"], strict=True)]
+
+
+class PairTable(Dataset[TrainBatch]):
+    """Training batches; an index is a [`PairRows`]."""
+
+    def __init__(self, queries: QueryTable, products: ProductTable) -> None:
+        self.queries = queries
+        self.products = products
+
+    def __getitem__(self, pairs: PairRows) -> TrainBatch:
+        return cast(TrainBatch, {**self.queries[pairs.queries], **self.products[pairs.products]})
+
+
+def text_lengths(catalogue: Catalogue, columns: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Characters of the product text by row, int64 (number of products,); an estimate of its tokens for bucketing."""
+    import pyarrow.compute as pc
+
+    total = np.zeros(len(catalogue.products), dtype=np.int64)
+    for column in columns:
+        values = catalogue.products.data.column(column) if column in catalogue.products.column_names else None
+        if values is not None and (str(values.type) in ("string", "large_string")):
+            total += pc.fill_null(pc.utf8_length(values), 0).to_numpy()
+    return total

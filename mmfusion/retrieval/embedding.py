@@ -1,0 +1,111 @@
+"""Embeds queries and products of a catalogue in batches of similar length."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from mmfusion.data.catalogue import Catalogue
+from mmfusion.data.feature_cache import FeatureCache
+from mmfusion.data.sampler import RowSampler
+from mmfusion.data.tables import ProductTable, QueryTable, Rows, text_lengths
+from mmfusion.model import MMFusionModel, MMFusionProcessor
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class EmbeddedProducts(NamedTuple):
+    """`embeds` (P, D) float32 L2-normalised and `modality_weights` (P, 2) float32, shares of text and photo."""
+
+    embeds: FloatArray
+    modality_weights: FloatArray
+
+
+def embed_queries(
+    model: MMFusionModel, processor: MMFusionProcessor, catalogue: Catalogue, rows: Rows, *, batch_size: int = 256
+) -> FloatArray:
+    """Embeddings (Q, D) float32 of query rows, in their order."""
+    out = np.zeros((len(rows), model.config.embedding_dim), dtype=np.float32)
+    lengths = text_lengths_of_queries(catalogue)
+    for batch in _batches(model, QueryTable(catalogue, processor), rows, lengths, batch_size, 0, "queries"):
+        features = model.get_query_features(batch["query_input_ids"], batch["query_attention_mask"])
+        out[_places(rows, batch["query_rows"])] = features.float().cpu().numpy()
+    return out
+
+
+def embed_products(
+    model: MMFusionModel,
+    processor: MMFusionProcessor,
+    catalogue: Catalogue,
+    rows: Rows,
+    *,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    cache: FeatureCache | None = None,
+    photo_of: Rows | None = None,
+    out: FloatArray | None = None,
+) -> EmbeddedProducts:
+    """Embeds products.
+
+    Batches depend on `rows` and `batch_size` alone, so that a second run gives the same bits.
+
+    Args:
+        model: In evaluation mode, on the device that computes.
+        processor: The model's.
+        catalogue: Where the rows point.
+        rows: (P,) int64 different product rows.
+        batch_size: Products per forward pass.
+        num_workers: Processes that decode photos.
+        cache: Activations of the model's frozen vision blocks, instead of photos.
+        photo_of: Row whose photo each product shows; the control that shuffles photos.
+        out: (P, D) float32 array to fill, e.g. memory-mapped; default: a new one.
+    """
+    embeds = np.zeros((len(rows), model.config.embedding_dim), dtype=np.float32) if out is None else out
+    weights = np.zeros((len(rows), 2), dtype=np.float32)
+    photos = model.config.fusion != "text_only" or _lacks_text(catalogue, processor, rows)
+    table = ProductTable(catalogue, processor, cache=cache, photos=photos, photo_of=photo_of)
+    lengths = text_lengths(catalogue, processor.template_columns)
+    for batch in _batches(model, table, rows, lengths, batch_size, num_workers, "products"):
+        places = _places(rows, batch.pop("product_rows"))
+        output = model(**batch)
+        embeds[places] = output.product_embeds.float().cpu().numpy()
+        weights[places] = output.modality_weights.float().cpu().numpy()
+    return EmbeddedProducts(embeds, weights)
+
+
+def text_lengths_of_queries(catalogue: Catalogue) -> npt.NDArray[np.int64]:
+    """Characters of each query by row, int64 (number of queries,)."""
+    import pyarrow.compute as pc
+
+    return np.asarray(pc.utf8_length(catalogue.queries.data.column("query")).to_numpy(), dtype=np.int64)
+
+
+@torch.inference_mode()
+def _batches(
+    model: MMFusionModel,
+    table: Dataset[Any],
+    rows: Rows,
+    lengths: npt.NDArray[np.int64],
+    batch_size: int,
+    num_workers: int,
+    what: str,
+) -> Iterator[dict[str, Any]]:
+    sampler = RowSampler(rows, lengths, batch_size=batch_size)
+    loader = DataLoader(table, batch_size=None, sampler=sampler, num_workers=num_workers)
+    with tqdm(total=len(rows), desc=f"embedding {what}", unit=what[:-1]) as bar:
+        for batch in loader:
+            yield {name: value.to(model.device, non_blocking=True) for name, value in batch.items()}
+            bar.update(len(next(iter(batch.values()))))
+
+
+def _places(rows: Rows, found: torch.Tensor) -> npt.NDArray[np.int64]:
+    order = np.argsort(rows)
+    return order[np.searchsorted(rows[order], found.cpu().numpy())]
+
+
+def _lacks_text(catalogue: Catalogue, processor: MMFusionProcessor, rows: Rows) -> bool:
+    return bool((text_lengths(catalogue, processor.template_columns)[rows] == 0).any())

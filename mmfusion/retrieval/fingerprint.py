@@ -1,0 +1,33 @@
+"""A name for the exact weights and preprocessing behind a vector."""
+
+import hashlib
+import json
+from typing import Any
+
+from mmfusion.model import MMFusionModel, MMFusionProcessor
+
+
+def model_fingerprint(model: MMFusionModel, processor: MMFusionProcessor) -> str:
+    """SHA-256 (hex) of weights, config and preprocessing: equal if and only if vectors are comparable."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode() + value.float().cpu().numpy().tobytes())
+    for part in (_stable(model.config.to_dict()), _stable(processor.image_processor.to_dict()), processor_fields(processor)):
+        digest.update(json.dumps(part, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def processor_fields(processor: MMFusionProcessor) -> dict[str, Any]:
+    """What the processor itself decides: template, prompts, lengths."""
+    names = ("product_template", "query_prompt", "product_prompt", "max_query_length", "max_product_length", "max_photos")
+    return {name: getattr(processor, name) for name in names}
+
+
+def _stable(fields: dict[str, Any]) -> dict[str, Any]:
+    # Where a model was loaded from and by which version says nothing about its vectors.
+    dropped = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
+    return {
+        name: _stable(value) if isinstance(value, dict) else value
+        for name, value in fields.items()
+        if name not in dropped
+    }

@@ -1,0 +1,91 @@
+"""Parameter groups by depth and decay, and the learning-rate schedule."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmfusion.model import MMFusionModel
+
+
+@dataclass
+class Optimization:
+    """How a stage optimises. Learning rates are peaks of a linear warm-up and cosine decay over optimizer steps.
+
+    Attributes:
+        learning_rate: Of new layers: projections, fusion network, logit scale. At least 0.
+        text_learning_rate: Of the text encoder; 0 freezes it.
+        vision_learning_rate: Of the vision encoder; 0 freezes it.
+        weight_decay: AdamW weight decay of matrices; biases, norms and scalars are not decayed. At least 0.
+        warmup_fraction: Share of the steps that warm up, in [0, 1].
+        final_fraction: Learning rate at the end as a share of the peak, in [0, 1].
+    """
+
+    learning_rate: float = 1e-3
+    text_learning_rate: float = 1e-4
+    vision_learning_rate: float = 3e-4
+    weight_decay: float = 0.01
+    warmup_fraction: float = 0.1
+    final_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "text_learning_rate", "vision_learning_rate", "weight_decay"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"optimization.{name} is {getattr(self, name)}; give a number of at least 0.")
+        for name in ("warmup_fraction", "final_fraction"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"optimization.{name} is {getattr(self, name)}; give a number from 0 to 1.")
+
+
+def freeze_by_rate(model: MMFusionModel, settings: Optimization) -> None:
+    """Turns gradients off in encoders whose learning rate is 0."""
+    if settings.text_learning_rate == 0:
+        for encoder in (model.text_model, model.query_model):
+            if encoder is not None:
+                encoder.requires_grad_(False)
+    if settings.vision_learning_rate == 0:
+        model.vision_model.requires_grad_(False)
+
+
+def parameter_groups(model: MMFusionModel, settings: Optimization) -> list[dict[str, Any]]:
+    """AdamW groups, named `text`, `vision` and `head`, each split into decayed and not; without frozen parameters."""
+    rates = {
+        "text": settings.text_learning_rate,
+        "vision": settings.vision_learning_rate,
+        "head": settings.learning_rate,
+    }
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((_part(name), parameter.ndim >= 2), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": rates[part],
+            "weight_decay": settings.weight_decay if decayed else 0.0,
+            "name": part if decayed else f"{part}_no_decay",
+        }
+        for (part, decayed), parameters in sorted(groups.items())
+    ]
+
+
+def warmup_cosine(
+    optimizer: torch.optim.Optimizer, steps: int, settings: Optimization
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear warm-up, then half a cosine down to `final_fraction`, over `steps` optimizer steps."""
+    warmup = round(settings.warmup_fraction * steps)
+
+    def share(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+        return settings.final_fraction + (1 - settings.final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+
+
+def _part(name: str) -> str:
+    prefix = name.split(".", 1)[0]
+    return {"text_model": "text", "query_model": "text", "vision_model": "vision"}.get(prefix, "head")

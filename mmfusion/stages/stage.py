@@ -1,0 +1,148 @@
+"""What both stages share: losses over train judgements, parameter groups, schedule and validation by ranking."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from mmfusion.data.batch import TrainBatch
+from mmfusion.data.datamodule import MMFusionDataModule
+from mmfusion.losses import GradedContrastiveLoss
+from mmfusion.model import MMFusionModel, MMFusionOutput
+from mmfusion.stages.optimization import Optimization, freeze_by_rate, parameter_groups, warmup_cosine
+from mmfusion.stages.validation import Embeddings, ranking_metrics
+
+QUERIES, PRODUCTS = 0, 1
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+class Stage(L.LightningModule):
+    """Base of the stages; a subclass says which terms its loss has and what it ranks in validation.
+
+    Attributes:
+        model: The model in training; hand it on with `model.save_pretrained`, as a `.ckpt` is for resuming only.
+    """
+
+    def __init__(self, model: MMFusionModel, optimization: Optimization | None = None) -> None:
+        """Takes a model; `optimization` defaults to [`Optimization`]'s defaults."""
+        super().__init__()
+        self.model = model
+        self.optimization = optimization or Optimization()
+        freeze_by_rate(model, self.optimization)
+        self._collected: tuple[Embeddings, Embeddings] = (Embeddings(), Embeddings())
+        # from_pretrained gives a model in evaluation mode, and Lightning keeps the mode it finds.
+        self.train()
+
+    def terms(self, batch: TrainBatch) -> dict[str, tuple[float, Tensor]]:
+        """Weight and value of each loss term of a batch, by name."""
+        raise NotImplementedError
+
+    def ranked_views(self, output: MMFusionOutput) -> dict[str, Tensor]:
+        """Product embeddings (P, D) to rank in validation, by name; the first one chooses checkpoints."""
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        # Here rather than in __init__, as the judgements belong to the data, and a stage can be built without any.
+        levels = self._data.levels
+        self.relevant_grade = max(levels)
+        self.graded_loss = GradedContrastiveLoss(levels)
+        self.pair_loss = GradedContrastiveLoss([1])
+
+    def train(self, mode: bool = True) -> "Stage":
+        """Sets training mode; frozen encoders stay in evaluation mode, as their dropout would only be noise."""
+        super().train(mode)
+        for encoder in (self.model.text_model, self.model.query_model, self.model.vision_model):
+            if encoder is not None and not any(parameter.requires_grad for parameter in encoder.parameters()):
+                encoder.eval()
+        return self
+
+    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
+        terms = self.terms(batch)
+        loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
+        if not torch.isfinite(loss):
+            self._stop(batch, {name: float(value) for name, (_, value) in terms.items()})
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["query_rows"]))
+        logged = {f"train/{name}": value.detach() for name, (_, value) in terms.items()}
+        logged["train/logit_scale"] = self.model.logit_scale.detach().exp()
+        self.log_dict(logged, batch_size=len(batch["query_rows"]))
+        return loss + self._anchor()
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if dataloader_idx == QUERIES:
+            rows = batch.pop("query_rows")
+            self._collected[QUERIES].add(rows, {"query": self.model(**batch).query_embeds})
+        else:
+            rows = batch.pop("product_rows")
+            self._collected[PRODUCTS].add(rows, self.ranked_views(self.model(**batch, views_only=self.views_only)))
+
+    def on_validation_epoch_start(self) -> None:
+        self._collected = (Embeddings(), Embeddings())
+
+    def on_validation_epoch_end(self) -> None:
+        query_rows, queries = self._collected[QUERIES].gather()
+        product_rows, views = self._collected[PRODUCTS].gather()
+        for name, products in views.items():
+            metrics = ranking_metrics(
+                queries["query"], products, query_rows, product_rows, self._data.val_qrels, self.relevant_grade
+            )
+            for metric, value in metrics.items():
+                self.log(f"val/{name}/{metric}", value, prog_bar=metric.startswith("ndcg"), rank_zero_only=False)
+
+    def configure_optimizers(self) -> Any:
+        groups = parameter_groups(self.model, self.optimization)
+        optimizer = torch.optim.AdamW(groups, lr=self.optimization.learning_rate, fused=self.device.type == "cuda")
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = warmup_cosine(optimizer, steps, self.optimization)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    views_only = False
+
+    @property
+    def _data(self) -> MMFusionDataModule:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, MMFusionDataModule):
+            raise TypeError(
+                f"{type(self).__name__} needs the train judgements of an MMFusionDataModule, got "
+                f"{type(data).__name__}; call trainer.fit(stage, datamodule=MMFusionDataModule(…))."
+            )
+        return data
+
+    def judged(self, query_rows: Tensor, product_rows: Tensor) -> Tensor:
+        """Train grades (A, B) int64 between query rows (A,) and product rows (B,)."""
+        grades = self._data.train_qrels.grades(query_rows.cpu().numpy(), product_rows.cpu().numpy())
+        return torch.from_numpy(grades).to(query_rows.device)
+
+    @staticmethod
+    def same_product(left_rows: Tensor, right_rows: Tensor) -> Tensor:
+        """1 where two rows are the same product, else 0: (A, B) int64."""
+        return (left_rows[:, None] == right_rows[None, :]).long()
+
+    def query_term(self, output: MMFusionOutput, batch: TrainBatch, products: Tensor, present: Tensor | None) -> Tensor:
+        """Graded loss between the queries and one view of the products, (P, D), with (P,) bool `present`."""
+        assert output.query_embeds is not None
+        loss: Tensor = self.graded_loss(
+            output.query_embeds,
+            products,
+            batch["query_rows"],
+            batch["product_rows"],
+            self.judged,
+            self.model.logit_scale,
+            right_mask=present,
+        )
+        return loss
+
+    def _anchor(self) -> Tensor:
+        # A batch without a single photo leaves the vision encoder out of the graph; DDP wants a gradient from each
+        # trainable parameter on each rank, and optimizers should see the same parameters in every step.
+        return 0.0 * torch.stack([p.sum() for p in self.model.parameters() if p.requires_grad]).sum()
+
+    def _stop(self, batch: TrainBatch, values: dict[str, float]) -> None:
+        ids = self._data.catalogue.product_ids[batch["product_rows"].cpu().numpy()][:8]
+        raise NonFiniteLossError(
+            f"The loss is not finite at step {self.global_step} on rank {self.global_rank} ({values}); first products of "
+            f"the batch: {', '.join(map(str, ids))}. Lower the learning rates, clip gradients, or check these products."
+        )

@@ -1,0 +1,19 @@
+"""What recipes share: run folders, trainers, progress, curves, and where models and catalogues come from."""
+
+from mmfusion.training.curves import draw_curves
+from mmfusion.training.run import Run, RunError, open_run
+from mmfusion.training.sources import load_base, load_catalogue, starting_base
+from mmfusion.training.trainer import Hardware, build_trainer, fit
+
+__all__ = [
+    "Hardware",
+    "Run",
+    "RunError",
+    "build_trainer",
+    "draw_curves",
+    "fit",
+    "load_base",
+    "load_catalogue",
+    "open_run",
+    "starting_base",
+]

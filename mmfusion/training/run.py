@@ -1,0 +1,116 @@
+"""An output folder that knows what made it: started once, resumed with the same arguments, or refused."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+_RECORD = "run.json"
+_PACKAGES = ("torch", "lightning", "transformers", "huggingface_hub", "mmfusion")
+
+
+class RunError(ValueError):
+    """An output folder cannot be used."""
+
+
+@dataclass
+class Run:
+    """An output folder. `complete` is True if a run with the same arguments has finished in it already."""
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.record["complete"])
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def latest_checkpoint(self) -> Path | None:
+        """The checkpoint with the most steps, or None; files are renamed into place, so each is whole."""
+        found = sorted(self.checkpoints.glob("step=*.ckpt"), key=lambda path: int(path.stem.split("=")[1]))
+        return found[-1] if found else None
+
+    def note(self, **facts: Any) -> None:
+        """Adds facts to the record, on the first rank only."""
+        self.record.update(facts)
+        if _is_first_rank():
+            _write(self.folder / _RECORD, self.record)
+
+    def finish(self, **facts: Any) -> None:
+        """Marks the run as complete."""
+        seconds = round(time.time() - self.record["started_at"], 1)
+        self.note(complete=True, seconds_since_start=seconds, **facts)
+
+
+def open_run(output: str | os.PathLike[str], recipe: str, arguments: Mapping[str, Any]) -> Run:
+    """Starts a run in a folder, or picks up the one that was started there with the same arguments.
+
+    Args:
+        output: Folder, created if missing.
+        recipe: Name of the recipe.
+        arguments: Everything that determines the result, JSON-like values and dataclasses.
+
+    Raises:
+        RunError: The folder holds something else: other files, another recipe, or a run with other arguments.
+    """
+    folder = Path(output).absolute()
+    wanted = json.loads(json.dumps({name: _plain(value) for name, value in arguments.items()}))
+    record = read_record(folder)
+    if record is None:
+        if folder.exists() and any(folder.iterdir()):
+            raise RunError(f"The output folder {folder} holds files that no recipe wrote; give another --output.")
+        folder.mkdir(parents=True, exist_ok=True)
+        run = Run(folder, {"recipe": recipe, "arguments": wanted, "complete": False, "started_at": time.time(), **_host()})
+        run.note()
+        return run
+    if record["recipe"] != recipe:
+        raise RunError(f"The output folder {folder} belongs to {record['recipe']}, not {recipe}; give another --output.")
+    changed = [name for name in sorted({*wanted, *record["arguments"]}) if wanted.get(name) != record["arguments"].get(name)]
+    if changed:
+        was = ", ".join(f"{name} was {record['arguments'].get(name)!r}, now {wanted.get(name)!r}" for name in changed)
+        raise RunError(
+            f"The output folder {folder} was made with other arguments ({was}); repeat them to resume, give another "
+            "--output, or delete the folder."
+        )
+    return Run(folder, record)
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record of a run folder, or None if it has none."""
+    path = folder / _RECORD
+    if not path.is_file():
+        return None
+    record: dict[str, Any] = json.loads(path.read_text())
+    return record
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _host() -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in _PACKAGES},
+        "cpu_count": os.cpu_count(),
+    }
+
+
+def _is_first_rank() -> bool:
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"))
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2))
+    os.replace(partial, path)

@@ -1,0 +1,93 @@
+"""Where a recipe gets its base model and its catalogue from."""
+
+import logging
+from pathlib import Path
+
+from mmfusion.data.catalogue import Catalogue
+from mmfusion.data.embedded import write_embedded_backbones, write_embedded_catalogue
+from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
+from mmfusion.training.run import RunError, read_record
+
+log = logging.getLogger("mmfusion")
+
+
+def load_catalogue(source: str | None, base: str | None, folder: Path, num_products: int = 2000) -> Catalogue:
+    """Loads a catalogue; without a source the one that the base was trained on, or else the embedded one.
+
+    Args:
+        source: Folder, fsspec URL or Hub data set id.
+        base: Folder of the base model, or None.
+        folder: Output folder of the run; the memory-mapped tables and the embedded catalogue go there.
+        num_products: Size of the embedded catalogue.
+    """
+    if source is None and base is not None:
+        source = (read_record(Path(base)) or {}).get("catalogue")
+    if source is None:
+        source = str(write_embedded_catalogue(folder / "embedded_catalogue", num_products=num_products))
+    catalogue = Catalogue.load(source, cache_dir=folder / "cache" / "catalogue")
+    log.info("%r", catalogue)
+    return catalogue
+
+
+def starting_base(base: str | None, folder: Path) -> str:
+    """The base of stage 1: what the user names, or tiny encoders built in the output folder."""
+    if base is not None:
+        return base
+    target = folder / "embedded_base"
+    if not (target / "config.json").exists():
+        backbones = write_embedded_backbones(folder / "embedded_backbones")
+        model = MMFusionModel.from_backbones(str(backbones.text), str(backbones.vision), fusion_hidden_size=128)
+        MMFusionProcessor.from_backbones(str(backbones.text), str(backbones.vision)).save_pretrained(target)
+        model.save_pretrained(target)
+    return str(target)
+
+
+def load_base(base: str, *, fusion: str | None = None) -> tuple[MMFusionModel, MMFusionProcessor]:
+    """Loads a model and its processor.
+
+    Args:
+        base: Folder or Hub id of an mmfusion model.
+        fusion: Kind of fusion network; None keeps the base's own. A new kind starts from initialised weights, and
+            everything else must be in the checkpoint.
+
+    Raises:
+        RunError: There is no such model, it is not an mmfusion model, or weights are missing or left over.
+    """
+    _check_is_ours(base)
+    config = MMFusionConfig.from_pretrained(base)
+    renewed = fusion is not None and fusion != config.fusion
+    if renewed:
+        config.fusion = fusion
+        config._check_ranges()
+    model, info = MMFusionModel.from_pretrained(base, config=config, output_loading_info=True)
+    _check_leftovers(base, info, may_differ="fusion." if renewed else None)
+    return model, MMFusionProcessor.from_pretrained(base)
+
+
+def _check_is_ours(base: str) -> None:
+    if Path(base).is_absolute() or base.startswith(".") or Path(base).exists() or base.count("/") != 1:
+        if not (Path(base) / "config.json").is_file():
+            raise RunError(
+                f"--base {base!r} is not a model folder (no config.json); run the recipe before this one, or give a "
+                "folder or a Hub id (org/name) of an mmfusion model."
+            )
+    try:
+        found, _ = MMFusionConfig.get_config_dict(base)
+    except OSError as error:
+        raise RunError(f"--base {base!r} cannot be read: {str(error).splitlines()[0]}") from error
+    if found.get("model_type") != MMFusionConfig.model_type:
+        raise RunError(
+            f"--base {base!r} is a {found.get('model_type')!r} model, not an mmfusion model; make one from encoders with "
+            "recipes/base.py --text … --vision …"
+        )
+
+
+def _check_leftovers(base: str, info: dict[str, object], may_differ: str | None) -> None:
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        keys = sorted(str(key) for key in info.get(kind) or ())  # type: ignore[attr-defined]
+        allowed = [key for key in keys if may_differ and key.startswith(may_differ)]
+        if kind == "missing_keys" and allowed:
+            log.info("new weights, initialised: %s", ", ".join(allowed))
+        if len(allowed) < len(keys):
+            wrong = [key for key in keys if key not in allowed]
+            raise RunError(f"--base {base!r} has {kind.replace('_', ' ')}: {', '.join(wrong[:5])}; the checkpoint is not whole.")

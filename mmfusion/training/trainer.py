@@ -1,0 +1,144 @@
+"""The Lightning trainer of the recipes: steps as the budget, exact resume, CSV logs."""
+
+import logging
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger
+
+from mmfusion.data.datamodule import MMFusionDataModule
+from mmfusion.model import MMFusionProcessor
+from mmfusion.stages import RandomState, Stage
+from mmfusion.training.curves import draw_curves
+from mmfusion.training.progress import StepProgress
+from mmfusion.training.run import Run
+
+log = logging.getLogger("mmfusion")
+
+
+@dataclass
+class Hardware:
+    """Where and how training runs; names and values are Lightning's own.
+
+    Attributes:
+        accelerator: `auto`, `cpu`, `gpu` …
+        devices: Devices per node; more than 1 trains with DDP.
+        num_nodes: Nodes.
+        strategy: `auto`, `ddp` …
+        precision: `32-true`, `bf16-mixed` or `16-mixed`.
+        num_workers: Processes per device that decode photos and tokenise.
+    """
+
+    accelerator: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    num_workers: int = 0
+
+
+def build_trainer(
+    run: Run,
+    hardware: Hardware,
+    *,
+    steps: int,
+    accumulate: int,
+    checkpoint_every: int,
+    validate_every: int,
+    log_to: Literal["csv", "tensorboard", "wandb"] = "csv",
+) -> L.Trainer:
+    """A trainer that writes below `run.folder` only.
+
+    Args:
+        run: Run folder.
+        hardware: Devices and precision.
+        steps: Optimizer steps, at least 1.
+        accumulate: Batches per optimizer step, at least 1. Negatives come from one batch, not from the whole step.
+        checkpoint_every: Optimizer steps between checkpoints for resuming; the last two are kept.
+        validate_every: Optimizer steps between validations.
+        log_to: Where curves go besides the CSV file.
+    """
+    for name, value in (("steps", steps), ("accumulate", accumulate), ("checkpoint_every", checkpoint_every)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; give at least 1.")
+    return L.Trainer(
+        default_root_dir=run.folder,
+        accelerator=hardware.accelerator,
+        devices=hardware.devices,
+        num_nodes=hardware.num_nodes,
+        strategy=hardware.strategy,
+        precision=hardware.precision,
+        max_steps=steps,
+        max_epochs=-1,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=1.0,
+        val_check_interval=validate_every * accumulate,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=min(10, steps),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=_loggers(run, log_to),
+        callbacks=[
+            StepProgress(),
+            RandomState(),
+            LearningRateMonitor("step"),
+            ModelCheckpoint(
+                run.checkpoints,
+                filename="{step}",
+                monitor="step",
+                mode="max",
+                save_top_k=2,
+                every_n_train_steps=checkpoint_every,
+                save_on_train_epoch_end=False,
+            ),
+        ],
+    )
+
+
+def fit(
+    run: Run, trainer: L.Trainer, stage: Stage, data: MMFusionDataModule, processor: MMFusionProcessor
+) -> dict[str, float]:
+    """Trains or resumes, saves model, processor and curves into the run folder, and returns the last metrics."""
+    checkpoint = run.latest_checkpoint()
+    if checkpoint is not None:
+        log.info("resuming from %s", checkpoint.name)
+    started = time.time()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*`training_step` returned `None`.*")
+        trainer.fit(stage, datamodule=data, ckpt_path=checkpoint)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if trainer.is_global_zero:
+        stage.model.save_pretrained(run.folder)
+        processor.save_pretrained(run.folder)
+        draw_curves(run.folder / "logs", run.folder / "curves.png")
+        run.finish(metrics=metrics, fit_seconds=round(time.time() - started, 1), steps=trainer.global_step)
+        _print_table(metrics, run.folder)
+    return metrics
+
+
+def _loggers(run: Run, log_to: str) -> list[Logger]:
+    loggers: list[Logger] = [CSVLogger(run.folder, name="logs")]
+    if log_to == "tensorboard":
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        loggers.append(TensorBoardLogger(run.folder, name="tensorboard"))
+    if log_to == "wandb":
+        from lightning.pytorch.loggers import WandbLogger
+
+        loggers.append(WandbLogger(save_dir=run.folder, project="mmfusion", name=run.folder.name))
+    return loggers
+
+
+def _print_table(metrics: dict[str, Any], folder: Path) -> None:
+    print(f"\n{'metric':<28}{'value':>10}")
+    for name, value in sorted(metrics.items()):
+        shown = f"{100 * value:.1f} %" if name.startswith("val/") else f"{value:.4f}"
+        print(f"{name:<28}{shown:>10}")
+    print(f"model, processor, logs and curves.png: {folder}")

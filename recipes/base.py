@@ -1,0 +1,54 @@
+"""Assemble a base model from a pretrained text encoder and a pretrained vision encoder."""
+
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import auto_cli
+
+from mmfusion.model import MMFusionModel, MMFusionProcessor
+from mmfusion.training import open_run
+
+
+def main(
+    text: str,
+    vision: str,
+    output: str = "outputs/base",
+    image_size: tuple[int, int] | None = None,
+    product_template: str = "{title}",
+    query_prompt: str = "",
+    product_prompt: str = "",
+    max_product_length: int = 64,
+    config: dict[str, Any] | None = None,
+    seed: int = 0,
+) -> None:
+    """Writes a model folder with new projections and a new fusion network; train it with stage1.py.
+
+    Args:
+        text: Folder or Hub id of the text encoder (or of a dual encoder, which contributes its text half).
+        vision: Folder or Hub id of the vision encoder (or of a dual encoder).
+        output: Folder for the model.
+        image_size: Height and width in pixels to which whole photos are resized; default: as the image processor does.
+        product_template: Product text over product columns, e.g. "{title} {description}".
+        query_prompt: Prefix of queries, for encoders trained with one.
+        product_prompt: Prefix of product texts.
+        max_product_length: Product texts are truncated to this many tokens.
+        config: Further fields of MMFusionConfig, e.g. {"embedding_dim": 256, "text_pooling": "cls"}.
+        seed: Of the new weights.
+    """
+    import torch
+
+    fields: dict[str, Any] = dict(product_template=product_template, query_prompt=query_prompt, product_prompt=product_prompt)
+    run = open_run(output, "base", {"text": text, "vision": vision, "image_size": image_size, "config": config, **fields})
+    torch.manual_seed(seed)
+    model = MMFusionModel.from_backbones(text, vision, **fields, **(config or {}))
+    processor = MMFusionProcessor.from_backbones(
+        text, vision, image_size=image_size, max_product_length=max_product_length, **fields
+    )
+    model.save_pretrained(run.folder)
+    processor.save_pretrained(run.folder)
+    run.finish(parameters=model.num_parameters())
+    print(f"{model.num_parameters():,} parameters in {Path(output)}; next: recipes/stage1.py --base {output}")
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False, allow_abbrev=False)

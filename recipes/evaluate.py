@@ -1,0 +1,135 @@
+"""Evaluate a model (or BM25) on a split: Recall@10, Recall@100 and nDCG@10 over every product of the pool."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jsonargparse import auto_cli
+
+from mmfusion.data.catalogue import Catalogue
+from mmfusion.data.feature_cache import FeatureCache, build_feature_cache
+from mmfusion.data.tables import ProductTable, Rows
+from mmfusion.evaluation import Evaluation, evaluate_rankings, format_table, rank, rank_bm25
+from mmfusion.model import MMFusionModel, MMFusionProcessor
+from mmfusion.retrieval.embedding import embed_products, embed_queries
+from mmfusion.retrieval.fingerprint import model_fingerprint
+from mmfusion.training import load_base, load_catalogue
+
+PLACES = 100
+
+
+def main(
+    catalogue: str | None = None,
+    base: str = "outputs/stage2",
+    output: str = "outputs/evaluation",
+    name: str | None = None,
+    baseline: Literal["none", "bm25"] = "none",
+    split: Literal["train", "val", "test"] = "test",
+    pool: Literal["split", "all"] = "split",
+    relevant_grade: int | None = None,
+    query_slices: list[str] | None = None,
+    product_slices: list[str] | None = None,
+    shuffle_photos: bool = False,
+    compare: list[str] | None = None,
+    label_source: str = "",
+    freeze_vision_blocks: int = 0,
+    feature_cache: str | None = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    seed: int = 0,
+) -> None:
+    """Writes JSON, CSV, Parquet (per query), Markdown and a picture, and prints a table.
+
+    Args:
+        catalogue: Folder, fsspec URL or Hub id of a catalogue; default: the one that the model was trained on.
+        base: Folder or Hub id of the model.
+        output: Folder for results and working files; results of several models may share it.
+        name: Name of the results; default: the fusion kind of the model, or the baseline.
+        baseline: bm25 ranks by words of the product text instead of the model (whose folder still names catalogue and
+            template); needs the extra mmfusion[bm25].
+        split: Queries to ask.
+        pool: Products that compete: those of the queries' split, or the whole catalogue.
+        relevant_grade: Lowest grade that Recall counts; default: the highest grade in the judgements.
+        query_slices: Query columns whose values get rows of their own; default: kind, where there is one.
+        product_slices: Product columns whose values slice Recall, e.g. text_stripped.
+        shuffle_photos: Control: gives each product the photo of another one; the gain of seeing must vanish.
+        compare: Names of results in the output folder to print beside this one.
+        label_source: Who or what judged, printed beside the numbers.
+        freeze_vision_blocks: Number of lowest vision blocks whose activations are cached, to evaluate several models
+            that share them; the vectors are the same. 0 reads photos.
+        feature_cache: Folder of that cache.
+        batch_size: Products per forward pass.
+        num_workers: Processes that decode photos.
+        seed: Of the shuffled photos.
+    """
+    folder = Path(output)
+    model, processor = load_base(base)
+    products = load_catalogue(catalogue, base, folder)
+    query_rows, product_rows = np.unique(products.split_qrels(split).query), products.product_rows(_pool(pool, split))
+    shown = _shuffled(product_rows, len(products.products), seed) if shuffle_photos else None
+    if baseline == "bm25":
+        ranked = _rank_bm25(products, processor, query_rows, product_rows)
+    else:
+        model.eval().freeze_vision(freeze_vision_blocks)
+        cache = _cache(model, processor, products, product_rows, feature_cache) if freeze_vision_blocks else None
+        options = {"batch_size": batch_size, "num_workers": num_workers, "cache": cache, "photo_of": shown}
+        embedded = embed_products(model, processor, products, product_rows, **options)  # type: ignore[arg-type]
+        queries = embed_queries(model, processor, products, query_rows)
+        _, columns = rank(queries, embedded.embeds, PLACES, products.product_ids[product_rows])
+        ranked = _rows(columns.numpy(), product_rows)
+    qrels = products.split_qrels(split) if pool == "split" else products.qrels
+    result = evaluate_rankings(
+        ranked,
+        query_rows,
+        qrels,
+        queries=products.queries,
+        products=products.products,
+        product_rows=product_rows,
+        relevant_grade=relevant_grade or int(qrels.grade.max()),
+        pool=pool,
+        query_slices=query_slices if query_slices is not None else _kind(products),
+        product_slices=product_slices or [],
+        name=name or (baseline if baseline != "none" else model.config.fusion),
+        label_source=label_source,
+        provenance={"model": model_fingerprint(model, processor), "split": split, "shuffled_photos": shuffle_photos},
+    )
+    result.save(folder)
+    print(format_table([*(Evaluation.load(folder, other) for other in compare or []), result]))
+    print(f"{result.conditions()}\nresults: {folder.absolute()}")
+
+
+def _pool(pool: str, split: str) -> str | None:
+    return split if pool == "split" else None
+
+
+def _kind(products: Catalogue) -> list[str]:
+    return ["kind"] if "kind" in products.queries.column_names else []
+
+
+def _shuffled(rows: Rows, count: int, seed: int) -> Rows:
+    shown = np.arange(count)
+    shown[rows] = np.random.default_rng(seed).permutation(rows)
+    return shown
+
+
+def _rows(columns: Rows, product_rows: Rows) -> Rows:
+    return np.where(columns < 0, -1, product_rows[columns])
+
+
+def _rank_bm25(products: Catalogue, processor: MMFusionProcessor, query_rows: Rows, product_rows: Rows) -> Rows:
+    texts = ProductTable(products, processor, photos=False).texts(product_rows)
+    ids = products.product_ids[product_rows]
+    _, columns = rank_bm25(products.query_texts(query_rows), texts, PLACES, ids)
+    return _rows(columns.numpy(), product_rows)
+
+
+def _cache(
+    model: MMFusionModel, processor: MMFusionProcessor, products: Catalogue, rows: Rows, folder: str | None
+) -> FeatureCache:
+    if folder is None:
+        raise ValueError("freeze_vision_blocks needs a folder for the activations; give --feature_cache.")
+    return build_feature_cache(folder, model, ProductTable(products, processor), rows)
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False, allow_abbrev=False)

@@ -1,0 +1,40 @@
+"""Search an index by text."""
+
+import sys
+from pathlib import Path
+
+import torch
+from jsonargparse import auto_cli
+
+from mmfusion.retrieval import ProductIndex
+from mmfusion.retrieval.fingerprint import model_fingerprint
+from mmfusion.training import load_base
+from mmfusion.training.run import RunError, read_record
+
+
+def main(query: str, index: str = "outputs/index", base: str | None = None, k: int = 10) -> None:
+    """Prints the k best products with score, modality weights and title.
+
+    Args:
+        query: What to search for.
+        index: Folder that index.py wrote.
+        base: Folder or Hub id of the model; default: the one that the index was built with.
+        k: Number of products, at least 1.
+    """
+    record = read_record(Path(index))
+    if record is None or not record["complete"]:
+        raise RunError(f"{index!r} holds no finished index; build one with recipes/index.py --output {index}.")
+    model, processor = load_base(base or record["base"])
+    with torch.inference_mode():
+        embeds = model.eval().get_query_features(**processor(queries=query))
+    found = ProductIndex.load(Path(index) / "index", model_fingerprint=model_fingerprint(model, processor))
+    print(f"{'rank':>4}  {'score':>6}  {'text':>5} {'photo':>5}  product")
+    for hit in found.search(embeds.float().numpy(), k)[0]:
+        weights = hit.modality_weights or {}
+        title = hit.metadata.get("title") or "(no title)"
+        shares = " ".join(f"{weights.get(name, float('nan')):5.2f}" for name in ("text", "image"))
+        print(f"{hit.rank:>4}  {hit.score:6.3f}  {shares}  {hit.product_id}  {title}")
+
+
+if __name__ == "__main__":
+    sys.exit(auto_cli(main, allow_abbrev=False))

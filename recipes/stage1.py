@@ -1,0 +1,104 @@
+"""Stage 1: fine-tune the encoders on the catalogue and align queries with titles and photos."""
+
+from pathlib import Path
+from typing import Literal
+
+import lightning as L
+from jsonargparse import auto_cli
+
+from mmfusion.data.datamodule import MMFusionDataModule
+from mmfusion.stages import Optimization, Stage1
+from mmfusion.training import Hardware, build_trainer, fit, load_base, load_catalogue, open_run, starting_base
+
+
+def main(
+    catalogue: str | None = None,
+    base: str | None = None,
+    output: str = "outputs/stage1",
+    steps: int = 400,
+    batch_size: int = 64,
+    accumulate: int = 1,
+    optimization: Optimization = Optimization(learning_rate=1e-3, text_learning_rate=1e-3, vision_learning_rate=1e-3),
+    query_text_weight: float = 1.0,
+    query_image_weight: float = 1.0,
+    title_image_weight: float = 0.3,
+    freeze_vision_blocks: int = 0,
+    feature_cache: str | None = None,
+    dev_fraction: float = 0.0,
+    dev_by: str | None = None,
+    checkpoint_every: int = 100,
+    validate_every: int = 100,
+    log_to: Literal["csv", "tensorboard", "wandb"] = "csv",
+    hardware: Hardware = Hardware(),
+    num_products: int = 2000,
+    seed: int = 0,
+) -> None:
+    """Trains both encoders and writes the model, its processor, curves and checkpoints; run again to resume.
+
+    Args:
+        catalogue: Folder, fsspec URL or Hub id of a catalogue; default: the embedded one, drawn into the output folder.
+        base: Folder or Hub id of an mmfusion model (see base.py); default: tiny encoders built in the output folder.
+        output: Folder for everything that is written.
+        steps: Optimizer steps.
+        batch_size: Pairs of query and product per device and batch, at least 2.
+        accumulate: Batches per optimizer step.
+        optimization: Learning rates and schedule. The defaults suit tiny encoders trained from scratch; for
+            pretrained ones use text_learning_rate=1e-4 and vision_learning_rate=3e-4.
+        query_text_weight: Weight of the loss between queries and product texts.
+        query_image_weight: Weight of the loss between queries and photos; with title_image_weight also 0, photos are
+            not read at all.
+        title_image_weight: Weight of the loss that pairs titles with their photos.
+        freeze_vision_blocks: Lowest blocks of the vision encoder to freeze; their activations are computed once and
+            cached on disk. 0 trains all from photos.
+        feature_cache: Folder of that cache, to share it among runs; default: in the output folder.
+        dev_fraction: Share of train queries held out for validation instead of the val split, from 0 to below 1.
+        dev_by: Query column whose values stay together in that fold; default: the query text.
+        checkpoint_every: Optimizer steps between checkpoints.
+        validate_every: Optimizer steps between validations on the val split.
+        log_to: Where curves go besides the CSV file.
+        hardware: Devices, precision and workers.
+        num_products: Size of the embedded catalogue.
+        seed: Of weights, order of batches, choice of positives, and dropout.
+    """
+    arguments = {name: value for name, value in locals().items() if name != "output"}
+    run = open_run(output, "stage1", arguments)
+    if run.complete:
+        return print(f"{run.folder} is complete; delete it or give another --output to train again.")
+    L.seed_everything(seed, verbose=False)
+    model, processor = load_base(starting_base(base, run.folder))
+    products = load_catalogue(catalogue, base, run.folder, num_products)
+    run.note(catalogue=str(Path(products.source).absolute()) if Path(products.source).exists() else products.source)
+    data = MMFusionDataModule(
+        products,
+        processor,
+        batch_size=batch_size,
+        num_workers=hardware.num_workers,
+        seed=seed,
+        photos=bool(query_image_weight or title_image_weight),
+        dev_fraction=dev_fraction,
+        dev_by=dev_by,
+    )
+    if freeze_vision_blocks:
+        model.freeze_vision(freeze_vision_blocks)
+        data.cache_vision(model, Path(feature_cache or run.folder / "feature_cache"))
+    stage = Stage1(
+        model,
+        optimization,
+        query_text_weight=query_text_weight,
+        query_image_weight=query_image_weight,
+        title_image_weight=title_image_weight,
+    )
+    trainer = build_trainer(
+        run,
+        hardware,
+        steps=steps,
+        accumulate=accumulate,
+        checkpoint_every=checkpoint_every,
+        validate_every=validate_every,
+        log_to=log_to,
+    )
+    fit(run, trainer, stage, data, processor)
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False, allow_abbrev=False)

@@ -1,0 +1,104 @@
+"""Stage 2: train a fusion network on top of aligned encoders."""
+
+from pathlib import Path
+from typing import Literal
+
+import lightning as L
+from jsonargparse import auto_cli
+
+from mmfusion.data.datamodule import MMFusionDataModule
+from mmfusion.stages import Optimization, Stage2
+from mmfusion.training import Hardware, build_trainer, fit, load_base, load_catalogue, open_run
+
+
+def main(
+    catalogue: str | None = None,
+    base: str = "outputs/stage1",
+    output: str = "outputs/stage2",
+    fusion: str | None = None,
+    steps: int = 200,
+    batch_size: int = 64,
+    accumulate: int = 1,
+    optimization: Optimization = Optimization(learning_rate=1e-3, text_learning_rate=3e-4, vision_learning_rate=3e-4),
+    fused_weight: float = 1.0,
+    query_text_weight: float = 0.2,
+    query_image_weight: float = 0.2,
+    modality_dropout: float = 0.1,
+    freeze_vision_blocks: int = 0,
+    feature_cache: str | None = None,
+    dev_fraction: float = 0.0,
+    dev_by: str | None = None,
+    checkpoint_every: int = 100,
+    validate_every: int = 100,
+    log_to: Literal["csv", "tensorboard", "wandb"] = "csv",
+    hardware: Hardware = Hardware(),
+    seed: int = 0,
+) -> None:
+    """Trains the fusion network (and, gently, the encoders) and writes a model folder; run again to resume.
+
+    Args:
+        catalogue: Folder, fsspec URL or Hub id of a catalogue; default: the one that the base was trained on.
+        base: Folder or Hub id of the model that stage 1 made.
+        output: Folder for everything that is written.
+        fusion: Kind of fusion network: text_only, image_only, concat or cross_attention; default: the base's own.
+        steps: Optimizer steps.
+        batch_size: Pairs of query and product per device and batch, at least 2.
+        accumulate: Batches per optimizer step.
+        optimization: Learning rates and schedule; an encoder whose rate is 0 is frozen.
+        fused_weight: Weight of the loss between queries and fused vectors.
+        query_text_weight: Weight of the regularising loss between queries and product texts.
+        query_image_weight: Weight of the regularising loss between queries and photos.
+        modality_dropout: Share of products that lose their text or their photo in a step.
+        freeze_vision_blocks: Lowest blocks of the vision encoder to freeze and cache; 0 trains all from photos.
+        feature_cache: Folder of that cache, to share it among runs; default: in the output folder.
+        dev_fraction: Share of train queries held out for validation instead of the val split, from 0 to below 1.
+        dev_by: Query column whose values stay together in that fold; default: the query text.
+        checkpoint_every: Optimizer steps between checkpoints.
+        validate_every: Optimizer steps between validations on the val split.
+        log_to: Where curves go besides the CSV file.
+        hardware: Devices, precision and workers.
+        seed: Of new weights, order of batches, choice of positives, and dropout.
+    """
+    arguments = {name: value for name, value in locals().items() if name != "output"}
+    run = open_run(output, "stage2", arguments)
+    if run.complete:
+        return print(f"{run.folder} is complete; delete it or give another --output to train again.")
+    L.seed_everything(seed, verbose=False)
+    model, processor = load_base(base, fusion=fusion)
+    products = load_catalogue(catalogue, base, run.folder)
+    run.note(catalogue=str(Path(products.source).absolute()) if Path(products.source).exists() else products.source)
+    data = MMFusionDataModule(
+        products,
+        processor,
+        batch_size=batch_size,
+        num_workers=hardware.num_workers,
+        seed=seed,
+        photos=model.config.fusion != "text_only",
+        dev_fraction=dev_fraction,
+        dev_by=dev_by,
+    )
+    if freeze_vision_blocks:
+        model.freeze_vision(freeze_vision_blocks)
+        data.cache_vision(model, Path(feature_cache or run.folder / "feature_cache"))
+    stage = Stage2(
+        model,
+        optimization,
+        fused_weight=fused_weight,
+        query_text_weight=query_text_weight,
+        query_image_weight=query_image_weight,
+        modality_dropout=modality_dropout,
+    )
+    trainer = build_trainer(
+        run,
+        hardware,
+        steps=steps,
+        accumulate=accumulate,
+        checkpoint_every=checkpoint_every,
+        validate_every=validate_every,
+        log_to=log_to,
+    )
+    fit(run, trainer, stage, data, processor)
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False, allow_abbrev=False)
