@@ -1,10 +1,12 @@
 """Any transformers encoder as a tower half: token states, a pooled vector, and a resumable vision forward."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
@@ -27,7 +29,7 @@ def load_half(source: str | PreTrainedModel, half: str, dtype: torch.dtype) -> H
     """Loads an encoder, or the named half of a dual encoder such as CLIP, SigLIP or SigLIP 2.
 
     Args:
-        source: Local folder, Hub id, or a model already in memory (whose modules are then used, not copied).
+        source: Local folder, Hub id, or a model already in memory (its own modules are returned, not copies).
         half: `"text"` or `"vision"`.
         dtype: Floating-point type of the weights.
     """
@@ -35,6 +37,40 @@ def load_half(source: str | PreTrainedModel, half: str, dtype: torch.dtype) -> H
     encoder = getattr(model, f"{half}_model", model)
     projection = getattr(model, {"text": "text_projection", "vision": "visual_projection"}[half], None)
     return Half(encoder, projection.weight if isinstance(projection, nn.Linear) else None)
+
+
+def new_encoder(config: PreTrainedConfig) -> PreTrainedModel:
+    """An encoder with new weights, also for the halves of dual encoders that `AutoModel` leaves out (SigLIP's text half)."""
+    if type(config) in transformers.MODEL_MAPPING:
+        return AutoModel.from_config(config)
+    own_class = getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", None)
+    if own_class is None:
+        raise ValueError(
+            f"transformers has no encoder for a {config.model_type!r} config; use an encoder that it knows."
+        )
+    return own_class._from_config(config)
+
+
+def freeze_unread(encoder: PreTrainedModel, pooling: str) -> None:
+    """Turns gradients off in what no output of ours depends on: it never gets one, which DDP treats as an error."""
+    for name, value in encoder.named_parameters():
+        if name.rpartition(".")[2] == "mask_token":
+            value.requires_grad_(False)
+    if pooling == "pooler":
+        return
+    names = ["pooler", "head", *_POOLED_ONLY.get(encoder.config.model_type, ())]
+    for module in (getattr(encoder, name, None) for name in names):
+        if isinstance(module, nn.Module):
+            module.requires_grad_(False)
+
+
+# Norms that an encoder applies to its pooled output alone, beside `pooler` and `head`.
+_POOLED_ONLY = {
+    "clip_vision_model": ("post_layernorm",),
+    "convnext": ("layernorm",),
+    "convnextv2": ("layernorm",),
+    "dinov3_convnext": ("layer_norm",),
+}
 
 
 def hidden_size(config: PreTrainedConfig) -> int:
@@ -77,9 +113,19 @@ def encode_text(
         # SigLIP was trained on texts padded to full length and without a mask.
         del inputs["attention_mask"]
     if role is not None:
+        check_takes_embeddings(encoder)
         inputs["inputs_embeds"] = encoder.get_input_embeddings()(inputs.pop("input_ids")) + role
     output = encoder(**inputs, return_dict=True)
     return Encoded(output.last_hidden_state, _pool(output, output.last_hidden_state, attention_mask, pooling))
+
+
+def check_takes_embeddings(encoder: PreTrainedModel) -> None:
+    """Raises a ValueError if the text encoder cannot be given token embeddings, to which a role embedding is added."""
+    if "inputs_embeds" not in inspect.signature(encoder.forward).parameters:
+        raise ValueError(
+            f"role_embedding needs a text encoder that takes inputs_embeds, which {type(encoder).__name__} does not; "
+            "tell the roles apart with query_prompt and product_prompt instead."
+        )
 
 
 def encode_photos(encoder: PreTrainedModel, pixel_values: Tensor, pooling: str) -> Encoded:
@@ -97,19 +143,26 @@ def encode_photos_from(encoder: PreTrainedModel, activations: Tensor, block: int
             lambda module, args, kwargs: _replace_first(args, kwargs, activations), with_kwargs=True
         )
         try:
-            blank = activations.new_zeros(1, _channels(encoder), *_photo_size(encoder))
-            return _encoded_photos(encoder(**_vision_inputs(encoder, blank), return_dict=True), pooling)
+            return _encoded_photos(encoder(**_blank_inputs(encoder, activations), return_dict=True), pooling)
         finally:
             handle.remove()
 
 
 @torch.no_grad()
 def vision_activations(encoder: PreTrainedModel, pixel_values: Tensor, block: int) -> Tensor:
-    """Input of block `block` for a batch of photos: all that the frozen part of the encoder has to say."""
+    """Input of block `block` for a batch of photos: all that the frozen part of the encoder has to say.
+
+    Raises:
+        ValueError: The blocks are told the size of the photo beside their input (as by rotary positions), and it is
+            not the encoder's own, which [`encode_photos_from`] assumes.
+    """
     captured: list[Tensor] = []
 
     def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        captured.append(args[0] if args else next(iter(kwargs.values())))
+        first, *others = [*args, *kwargs.values()]
+        if _has_tensor(others):
+            _check_photo_size(encoder, pixel_values)
+        captured.append(first)
         raise _PrefixDone
 
     handle = vision_blocks(encoder)[block].register_forward_pre_hook(stop, with_kwargs=True)
@@ -175,7 +228,9 @@ def _block_list(encoder: nn.Module) -> tuple[nn.Module, str]:
             if isinstance(child, nn.ModuleList) and len(child) > 1:
                 return parent, name
             queue.append(child)
-    raise ValueError(f"{type(encoder).__name__} has no list of blocks, so none can be frozen; freeze all of it or nothing.")
+    raise ValueError(
+        f"{type(encoder).__name__} has no list of blocks, so none can be frozen; freeze all of it or nothing."
+    )
 
 
 @contextmanager
@@ -203,12 +258,37 @@ def _vision_inputs(encoder: PreTrainedModel, pixel_values: Tensor) -> dict[str, 
     size = encoder.config.patch_size
     count, _, height, width = pixel_values.shape
     rows, columns = height // size, width // size
-    patches = pixel_values[:, :, : rows * size, : columns * size].unflatten(3, (columns, size)).unflatten(2, (rows, size))
+    patches = (
+        pixel_values[:, :, : rows * size, : columns * size].unflatten(3, (columns, size)).unflatten(2, (rows, size))
+    )
     return {
         "pixel_values": patches.permute(0, 2, 4, 3, 5, 1).reshape(count, rows * columns, -1),
         "pixel_attention_mask": torch.ones(count, rows * columns, dtype=torch.long, device=pixel_values.device),
         "spatial_shapes": torch.tensor([[rows, columns]] * count, device=pixel_values.device),
     }
+
+
+def _has_tensor(values: Any) -> bool:
+    return isinstance(values, Tensor) or (isinstance(values, (list, tuple)) and any(map(_has_tensor, values)))
+
+
+def _check_photo_size(encoder: PreTrainedModel, pixel_values: Tensor) -> None:
+    given, own = tuple(pixel_values.shape[-2:]), _photo_size(encoder)
+    if encoder.config.model_type != "siglip2_vision_model" and given != own:
+        raise ValueError(
+            f"Blocks of {type(encoder).__name__} depend on the size of the photo, which activations do not tell: it must "
+            f"be the encoder's own, {own} pixels (height, width), and is {given}; resize the photos, set image_size in "
+            "the vision config, or train from pixels."
+        )
+
+
+def _blank_inputs(encoder: PreTrainedModel, activations: Tensor) -> dict[str, Tensor]:
+    """Inputs of one blank photo, whose way to the first block is discarded."""
+    height, width = _photo_size(encoder)
+    if encoder.config.model_type == "siglip2_vision_model":
+        # Its blocks are given a mask over the patches, so the blank photo needs as many.
+        height, width = encoder.config.patch_size, encoder.config.patch_size * activations.shape[1]
+    return _vision_inputs(encoder, activations.new_zeros(1, _channels(encoder), height, width))
 
 
 def _channels(encoder: PreTrainedModel) -> int:
@@ -233,6 +313,10 @@ def _pool(output: Any, tokens: Tensor, mask: Tensor | None, pooling: str) -> Ten
     if pooling == "cls":
         return tokens[:, 0]
     if pooling == "pooler":
+        if getattr(output, "pooler_output", None) is None:
+            raise ValueError(
+                "The encoder has no pooler_output, so its pooling cannot be 'pooler'; use 'mean' or 'cls'."
+            )
         return output.pooler_output.flatten(1)
     if mask is None:
         return tokens.mean(1)

@@ -119,7 +119,9 @@ def _sub_config(value: Any, default_type: str) -> PreTrainedConfig:
     if isinstance(value, dict):
         fields = dict(value)
         if "model_type" not in fields:
-            raise ValueError(f"A nested encoder config lacks model_type (it has {sorted(fields)[:5]}…); name the encoder.")
+            raise ValueError(
+                f"A nested encoder config lacks model_type (it has {sorted(fields)[:5]}…); name the encoder."
+            )
         return AutoConfig.for_model(fields.pop("model_type"), **fields)
     return value
 

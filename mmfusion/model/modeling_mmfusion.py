@@ -9,18 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .backbones_mmfusion import (
     Encoded,
+    check_takes_embeddings,
     encode_photos,
     encode_photos_from,
     encode_text,
+    freeze_unread,
     freeze_vision_prefix,
     hidden_size,
     load_half,
+    new_encoder,
     vision_activations,
     vision_prefix,
 )
@@ -87,9 +90,11 @@ class MMFusionModel(MMFusionPreTrainedModel):
 
     def __init__(self, config: MMFusionConfig) -> None:
         super().__init__(config)
-        self.text_model = AutoModel.from_config(config.text_config)
-        self.query_model = None if config.share_text_encoder else AutoModel.from_config(config.text_config)
-        self.vision_model = AutoModel.from_config(config.vision_config)
+        self.text_model = new_encoder(config.text_config)
+        self.query_model = None if config.share_text_encoder else new_encoder(config.text_config)
+        self.vision_model = new_encoder(config.vision_config)
+        if config.role_embedding:
+            check_takes_embeddings(self.text_model)
         text_hidden, image_hidden = hidden_size(config.text_config), hidden_size(config.vision_config)
         self.roles = nn.Embedding(2, text_hidden) if config.role_embedding else None
         self.query_projection = nn.Linear(text_hidden, config.embedding_dim)
@@ -99,11 +104,19 @@ class MMFusionModel(MMFusionPreTrainedModel):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale_init)))
         self.frozen_vision_blocks = 0
         self.post_init()
-        self._freeze_unused_poolers()
+        freeze_unread(self.text_model, config.text_pooling)
+        freeze_unread(self.vision_model, config.image_pooling)
+        if self.query_model is not None:
+            freeze_unread(self.query_model, config.text_pooling)
 
     @classmethod
     def from_backbones(
-        cls, text: str | PreTrainedModel, vision: str | PreTrainedModel, *, dtype: torch.dtype = torch.float32, **config: Any
+        cls,
+        text: str | PreTrainedModel,
+        vision: str | PreTrainedModel,
+        *,
+        dtype: torch.dtype = torch.float32,
+        **config: Any,
     ) -> "MMFusionModel":
         """Assembles a model from pretrained encoders; projections and fusion network are new.
 
@@ -167,11 +180,14 @@ class MMFusionModel(MMFusionPreTrainedModel):
         Returns:
             (photos, …) float; the trailing shape is the encoder's own.
         """
-        was_training = self.vision_model.training
+        modes = [(module, module.training) for module in self.vision_model.modules()]
         self.vision_model.eval()
-        activations = vision_activations(self.vision_model, pixel_values.to(self.dtype), self.frozen_vision_blocks)
-        self.vision_model.train(was_training)
-        return activations
+        try:
+            return vision_activations(self.vision_model, pixel_values.to(self.dtype), self.frozen_vision_blocks)
+        finally:
+            # One by one: `train(True)` on the encoder would set its frozen BatchNorm layers to training, too.
+            for module, training in modes:
+                module.training = training
 
     def vision_prefix_state(self) -> Iterator[tuple[str, Tensor]]:
         """Parameters and buffers of the frozen part of the vision encoder, by a name that is unique and stable."""
@@ -264,13 +280,6 @@ class MMFusionModel(MMFusionPreTrainedModel):
     def _role(self, index: int) -> Tensor | None:
         return None if self.roles is None else self.roles.weight[index]
 
-    def _freeze_unused_poolers(self) -> None:
-        # A pooler that nobody reads never gets a gradient, which DDP treats as an error.
-        for encoder, pooling in ((self.text_model, self.config.text_pooling), (self.vision_model, self.config.image_pooling)):
-            pooler = getattr(encoder, "pooler", None)
-            if pooling != "pooler" and isinstance(pooler, nn.Module):
-                pooler.requires_grad_(False)
-
     def _views(
         self,
         input_ids: Tensor,
@@ -300,7 +309,9 @@ class MMFusionModel(MMFusionPreTrainedModel):
             present=present,
         )
 
-    def _encode_product_text(self, input_ids: Tensor, attention_mask: Tensor, present: Tensor) -> tuple[Encoded, Tensor]:
+    def _encode_product_text(
+        self, input_ids: Tensor, attention_mask: Tensor, present: Tensor
+    ) -> tuple[Encoded, Tensor]:
         # Attention over a row without any token is NaN, so a missing text is encoded as its first token and masked.
         first = torch.zeros_like(attention_mask)
         first[:, 0] = 1
@@ -358,11 +369,11 @@ def _photo_mask(photos: Tensor | None, mask: Tensor | None, like: Tensor) -> Ten
     if photos is None:
         return torch.zeros(products, 1, dtype=torch.bool, device=like.device)
     if len(photos) != products:
-        raise ValueError(f"There are {products} product texts but photos of {len(photos)} products; give one row for each.")
+        raise ValueError(
+            f"There are {products} product texts but photos of {len(photos)} products; give one row for each."
+        )
     if mask is None:
         return torch.ones(photos.shape[:2], dtype=torch.bool, device=photos.device)
     if mask.shape != photos.shape[:2]:
         raise ValueError(f"photo_mask has shape {tuple(mask.shape)}; the photos need {tuple(photos.shape[:2])}.")
     return mask.bool()
-
-

@@ -108,7 +108,9 @@ class MMFusionProcessor(ProcessorMixin):
         """`input_ids` and `attention_mask`, both (Q, length) int64."""
         for position, query in enumerate(queries):
             if not isinstance(query, str) or not query.strip():
-                raise ValueError(f"Query {position} is {query!r}; a query is a text with at least one visible character.")
+                raise ValueError(
+                    f"Query {position} is {query!r}; a query is a text with at least one visible character."
+                )
         return self._tokenize([self.query_prompt + clean(query) for query in queries], self.max_query_length)
 
     def encode_products(self, products: Sequence[Mapping[str, Any]]) -> BatchFeature:
@@ -203,7 +205,9 @@ def _template_columns(template: str) -> list[str]:
     for name in columns:
         # Attribute and index access in a template would let a downloaded config read Python objects.
         if not name.isidentifier():
-            raise ValueError(f"product_template {template!r} has the field {name!r}; use plain column names, e.g. '{{title}}'.")
+            raise ValueError(
+                f"product_template {template!r} has the field {name!r}; use plain column names, e.g. '{{title}}'."
+            )
     if not columns:
         raise ValueError(f"product_template {template!r} names no column; use at least one, e.g. '{{title}}'.")
     return columns
