@@ -4,8 +4,6 @@ Lightning 2.6 ships no `lightning` command, so this package does: `lightning run
 `python SCRIPT.py [ARGS]`, and everything else goes to the command of the same name that lightning-sdk brings, where
 that is installed. pip lets the package installed last own the name; `mmfusion run` is the same command under a name
 that nobody else takes.
-
-Nothing here imports torch: a command that only starts another program should start at once.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import auto_cli
 
 from mmfusion.model import MMFusionModel, MMFusionProcessor
@@ -35,10 +36,9 @@ def main(
         config: Further fields of MMFusionConfig, e.g. {"embedding_dim": 256, "text_pooling": "cls"}.
         seed: Of the new weights.
     """
-    import torch
-
-    fields: dict[str, Any] = dict(product_template=product_template, query_prompt=query_prompt, product_prompt=product_prompt)
-    run = open_run(output, "base", {"text": text, "vision": vision, "image_size": image_size, "config": config, **fields})
+    fields = {"product_template": product_template, "query_prompt": query_prompt, "product_prompt": product_prompt}
+    sources = {"text": text, "vision": vision, "image_size": image_size, "max_product_length": max_product_length}
+    run = open_run(output, "base", {**sources, **fields, "config": config, "seed": seed})
     torch.manual_seed(seed)
     model = MMFusionModel.from_backbones(text, vision, **fields, **(config or {}))
     processor = MMFusionProcessor.from_backbones(

@@ -49,7 +49,7 @@ def main(
     )
     index.save(run.folder / "index", overwrite=True)
     run.finish(base=str(Path(base).absolute()) if Path(base).exists() else base, products=len(index))
-    print(f"{len(index):,} products in {run.folder / 'index'}; next: recipes/search.py \"red floral summer dress\"")
+    print(f'{len(index):,} products in {run.folder / "index"}; next: recipes/search.py "red floral summer dress"')
 
 
 if __name__ == "__main__":

@@ -160,11 +160,13 @@ class MMFusionDataModule(L.LightningDataModule):
 
     def _split(self, dev_fraction: float, dev_by: str | None) -> tuple[Qrels, Qrels]:
         train = self.catalogue.split_qrels("train")
-        if not dev_fraction:
-            has_splits = "split" in self.catalogue.queries.column_names
-            return train, self.catalogue.split_qrels("val") if has_splits else train.restrict(query_rows=np.array([], int))
-        held_out = _fold(self.catalogue, dev_fraction, dev_by or "query")
-        return tuple(train.restrict(query_rows=np.flatnonzero(side)) for side in (~held_out, held_out))  # type: ignore[return-value]
+        if dev_fraction:
+            held_out = _fold(self.catalogue, dev_fraction, dev_by or "query")
+            train_side, val_side = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+            return train.restrict(query_rows=train_side), train.restrict(query_rows=val_side)
+        if "split" in self.catalogue.queries.column_names:
+            return train, self.catalogue.split_qrels("val")
+        return train, train.restrict(query_rows=np.empty(0, dtype=np.int64))
 
 
 def _fold(catalogue: Catalogue, fraction: float, column: str) -> Any:

@@ -25,7 +25,9 @@ class FeatureCacheError(ValueError):
 class FeatureCache:
     """Read access to a cache: `cache[rows]` gives the activations of products."""
 
-    def __init__(self, folder: str | os.PathLike[str], rows: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], rows: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]
+    ) -> None:
         """Opens a complete cache; use [`build_feature_cache`] to make or check one.
 
         Args:
@@ -101,7 +103,7 @@ def build_feature_cache(
         return _open(folder, rows, key)
     folder.mkdir(parents=True, exist_ok=True)
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    loader = DataLoader(_Photos(table), batch_size=None, sampler=batches, num_workers=num_workers)  # type: ignore[arg-type]
+    loader = DataLoader(_Photos(table), batch_size=None, sampler=batches, num_workers=num_workers)
     counts: list[int] = []
     with _Appender(folder / _DATA) as out:
         for own, pixels in tqdm(loader, desc="caching frozen vision features", unit="batch"):

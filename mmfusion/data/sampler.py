@@ -15,7 +15,7 @@ _BUCKET_BATCHES = 16
 
 
 class _RowsSampler(DistributedSampler[Any]):
-    # Lightning leaves samplers of this type alone; any other would be replaced by one that knows nothing of our batches.
+    # Lightning leaves samplers of this type alone and replaces any other by one that knows nothing of our batches.
     def __init__(self, num_replicas: int, rank: int) -> None:
         self.num_replicas = num_replicas
         self.rank = rank
@@ -69,12 +69,12 @@ class PairSampler(_RowsSampler):
         self._queries, self._first, self._count = np.unique(qrels.query[top], return_index=True, return_counts=True)
         if batch_size < 2:
             raise ValueError(
-                f"batch_size is {batch_size}; a contrastive batch needs at least 2 pairs, as one alone has no negatives."
+                f"batch_size is {batch_size}; a contrastive batch needs at least 2 pairs: one alone has no negatives."
             )
         if len(self) == 0:
             raise ValueError(
-                f"The train split has {len(self._queries)} queries with a relevant product, fewer than one global batch "
-                f"of {batch_size} x {num_replicas} rank(s); give a smaller batch_size."
+                f"The train split has {len(self._queries)} queries with a relevant product, fewer than one global "
+                f"batch of {batch_size} x {num_replicas} rank(s); give a smaller batch_size."
             )
 
     def __len__(self) -> int:
@@ -109,7 +109,13 @@ class RowSampler(_RowsSampler):
     """Batches of given rows, shortest text first; ranks take every `num_replicas`-th batch."""
 
     def __init__(
-        self, rows: Rows, lengths: npt.NDArray[np.int64] | None, *, batch_size: int, num_replicas: int = 1, rank: int = 0
+        self,
+        rows: Rows,
+        lengths: npt.NDArray[np.int64] | None,
+        *,
+        batch_size: int,
+        num_replicas: int = 1,
+        rank: int = 0,
     ) -> None:
         super().__init__(num_replicas, rank)
         ordered = rows if lengths is None else rows[np.argsort(lengths[rows], kind="stable")]

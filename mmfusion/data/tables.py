@@ -108,7 +108,9 @@ class ProductTable(Dataset[ProductBatch]):
     def decode(self, rows: Rows) -> list[list[Any]]:
         """Readable photos of products as RGB images; bad ones are logged by the reader and left out."""
         table = self.catalogue.products.select_columns(["product_id", "image"])[np.asarray(rows).tolist()]
-        return [self.read(product_id, image) for product_id, image in zip(table["product_id"], table["image"], strict=True)]
+        return [
+            self.read(product_id, image) for product_id, image in zip(table["product_id"], table["image"], strict=True)
+        ]
 
 
 class PairTable(Dataset[TrainBatch]):

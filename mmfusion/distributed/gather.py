@@ -26,7 +26,7 @@ def all_gather_rows(local: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return local
-    gathered: Tensor = _AllGatherRows.apply(local)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _AllGatherRows.apply(local)
     return gathered
 
 

@@ -51,10 +51,10 @@ class GradedContrastiveLoss(nn.Module):
             right_mask: (R,) bool, in the same way.
 
         Returns:
-            Scalar float32; 0 with zero gradient if no item has a positive.
+            Scalar, at least float32; 0 with zero gradient if no item has a positive.
         """
-        scale = logit_scale.float().exp().clamp(max=MAX_LOGIT_SCALE)
-        left, right = left.float(), right.float()
+        left, right, logit_scale = (_at_least_float32(value) for value in (left, right, logit_scale))
+        scale = logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
         left_mask, right_mask = _all_true(left_mask, left), _all_true(right_mask, right)
         all_left, all_left_rows, all_left_mask = _gather(left, left_rows, left_mask)
         all_right, all_right_rows, all_right_mask = _gather(right, right_rows, right_mask)
@@ -64,9 +64,15 @@ class GradedContrastiveLoss(nn.Module):
             graded_contrastive(forward_logits, grades(left_rows, all_right_rows), self.levels),
             graded_contrastive(backward_logits, grades(all_left_rows, right_rows).T, self.levels),
         )
-        return 0.5 * world_size() * sum(
-            (total / all_reduce_sum(count).clamp_min(1) for total, count in terms), start=left.new_zeros(())
+        return (
+            0.5
+            * world_size()
+            * sum((total / all_reduce_sum(count).clamp_min(1) for total, count in terms), start=left.new_zeros(()))
         )
+
+
+def _at_least_float32(value: Tensor) -> Tensor:
+    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def _all_true(mask: Tensor | None, items: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def graded_contrastive(logits: Tensor, grades: Tensor, levels: Sequence[int]) ->
         >>> round(total.item(), 4), int(rows)
         (0.2201, 1)
     """
-    logits = logits.float()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     loss, weight = logits.new_zeros(len(logits)), logits.new_zeros(len(logits))
     usable = torch.isfinite(logits)
     for level in levels:

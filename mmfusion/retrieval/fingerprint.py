@@ -12,15 +12,16 @@ def model_fingerprint(model: MMFusionModel, processor: MMFusionProcessor) -> str
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode() + value.float().cpu().numpy().tobytes())
-    for part in (_stable(model.config.to_dict()), _stable(processor.image_processor.to_dict()), processor_fields(processor)):
-        digest.update(json.dumps(part, sort_keys=True, default=str).encode())
+    for part in (model.config.to_dict(), processor.image_processor.to_dict(), processor_fields(processor)):
+        digest.update(json.dumps(_stable(part), sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
 def processor_fields(processor: MMFusionProcessor) -> dict[str, Any]:
     """What the processor itself decides: template, prompts, lengths."""
-    names = ("product_template", "query_prompt", "product_prompt", "max_query_length", "max_product_length", "max_photos")
-    return {name: getattr(processor, name) for name in names}
+    texts = ("product_template", "query_prompt", "product_prompt", "pad_to_max_length")
+    limits = ("max_query_length", "max_product_length", "max_photos")
+    return {name: getattr(processor, name) for name in (*texts, *limits)}
 
 
 def _stable(fields: dict[str, Any]) -> dict[str, Any]:

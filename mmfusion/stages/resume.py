@@ -33,8 +33,8 @@ class RandomState(L.Callback):
             return
         if len(self._pending) != trainer.world_size:
             raise ValueError(
-                f"The checkpoint was written by {len(self._pending)} rank(s), this run has {trainer.world_size}; resume "
-                "with the same number of devices, or start anew from the weights with --base."
+                f"The checkpoint was written by {len(self._pending)} rank(s), this run has {trainer.world_size}; "
+                "resume with the same number of devices, or start anew from the weights with --base."
             )
         _restore(self._pending[trainer.global_rank])
         self._pending = None

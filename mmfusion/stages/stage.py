@@ -143,6 +143,6 @@ class Stage(L.LightningModule):
     def _stop(self, batch: TrainBatch, values: dict[str, float]) -> None:
         ids = self._data.catalogue.product_ids[batch["product_rows"].cpu().numpy()][:8]
         raise NonFiniteLossError(
-            f"The loss is not finite at step {self.global_step} on rank {self.global_rank} ({values}); first products of "
-            f"the batch: {', '.join(map(str, ids))}. Lower the learning rates, clip gradients, or check these products."
+            f"The loss is not finite at step {self.global_step} on rank {self.global_rank} ({values}); first products "
+            f"of the batch: {', '.join(map(str, ids))}. Lower the learning rates, or check these products."
         )

@@ -30,7 +30,9 @@ def draw_curves(logs: Path, picture: Path) -> None:
     for name, points in losses.items():
         left.plot(list(points), list(points.values()), label=name.removeprefix("train/"))
     for name, points in metrics.items():
-        right.plot(list(points), [100 * value for value in points.values()], marker="o", label=name.removeprefix("val/"))
+        right.plot(
+            list(points), [100 * value for value in points.values()], marker="o", label=name.removeprefix("val/")
+        )
     left.set(title="training loss", xlabel="optimizer step", ylabel="loss (nats)")
     right.set(title="validation", xlabel="optimizer step", ylabel="percent")
     for axes, drawn in ((left, losses), (right, metrics)):

@@ -1,6 +1,7 @@
 """An output folder that knows what made it: started once, resumed with the same arguments, or refused."""
 
 import json
+import logging
 import os
 import platform
 import time
@@ -61,6 +62,8 @@ def open_run(output: str | os.PathLike[str], recipe: str, arguments: Mapping[str
     Raises:
         RunError: The folder holds something else: other files, another recipe, or a run with other arguments.
     """
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("mmfusion").setLevel(logging.INFO)
     folder = Path(output).absolute()
     wanted = json.loads(json.dumps({name: _plain(value) for name, value in arguments.items()}))
     record = read_record(folder)
@@ -68,12 +71,18 @@ def open_run(output: str | os.PathLike[str], recipe: str, arguments: Mapping[str
         if folder.exists() and any(folder.iterdir()):
             raise RunError(f"The output folder {folder} holds files that no recipe wrote; give another --output.")
         folder.mkdir(parents=True, exist_ok=True)
-        run = Run(folder, {"recipe": recipe, "arguments": wanted, "complete": False, "started_at": time.time(), **_host()})
+        run = Run(
+            folder, {"recipe": recipe, "arguments": wanted, "complete": False, "started_at": time.time(), **_host()}
+        )
         run.note()
         return run
     if record["recipe"] != recipe:
-        raise RunError(f"The output folder {folder} belongs to {record['recipe']}, not {recipe}; give another --output.")
-    changed = [name for name in sorted({*wanted, *record["arguments"]}) if wanted.get(name) != record["arguments"].get(name)]
+        raise RunError(
+            f"The output folder {folder} belongs to {record['recipe']}, not {recipe}; give another --output."
+        )
+    changed = [
+        name for name in sorted({*wanted, *record["arguments"]}) if wanted.get(name) != record["arguments"].get(name)
+    ]
     if changed:
         was = ", ".join(f"{name} was {record['arguments'].get(name)!r}, now {wanted.get(name)!r}" for name in changed)
         raise RunError(

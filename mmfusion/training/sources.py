@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.embedded import write_embedded_backbones, write_embedded_catalogue
@@ -56,38 +57,47 @@ def load_base(base: str, *, fusion: str | None = None) -> tuple[MMFusionModel, M
     _check_is_ours(base)
     config = MMFusionConfig.from_pretrained(base)
     renewed = fusion is not None and fusion != config.fusion
-    if renewed:
+    if fusion is not None:
         config.fusion = fusion
-        config._check_ranges()
-    model, info = MMFusionModel.from_pretrained(base, config=config, output_loading_info=True)
+        config.check()
+    # With output_loading_info the result is a pair, which transformers' types do not say.
+    loaded: Any = MMFusionModel.from_pretrained(base, config=config, output_loading_info=True)
+    model, info = loaded
     _check_leftovers(base, info, may_differ="fusion." if renewed else None)
     return model, MMFusionProcessor.from_pretrained(base)
 
 
 def _check_is_ours(base: str) -> None:
-    if Path(base).is_absolute() or base.startswith(".") or Path(base).exists() or base.count("/") != 1:
-        if not (Path(base) / "config.json").is_file():
-            raise RunError(
-                f"--base {base!r} is not a model folder (no config.json); run the recipe before this one, or give a "
-                "folder or a Hub id (org/name) of an mmfusion model."
-            )
+    if _is_folder(base) and not (Path(base) / "config.json").is_file():
+        raise RunError(
+            f"--base {base!r} is not a model folder (no config.json); run the recipe before this one, or give a "
+            "folder or a Hub id (org/name) of an mmfusion model."
+        )
     try:
         found, _ = MMFusionConfig.get_config_dict(base)
     except OSError as error:
         raise RunError(f"--base {base!r} cannot be read: {str(error).splitlines()[0]}") from error
     if found.get("model_type") != MMFusionConfig.model_type:
         raise RunError(
-            f"--base {base!r} is a {found.get('model_type')!r} model, not an mmfusion model; make one from encoders with "
-            "recipes/base.py --text … --vision …"
+            f"--base {base!r} is a {found.get('model_type')!r} model, not an mmfusion model; make one from encoders "
+            "with recipes/base.py --text … --vision …"
         )
 
 
-def _check_leftovers(base: str, info: dict[str, object], may_differ: str | None) -> None:
+def _is_folder(base: str) -> bool:
+    # A Hub id has exactly one slash; `outputs/stage1` does too, and is meant as a folder where its parent is one.
+    path = Path(base)
+    return path.is_absolute() or base.startswith(".") or base.count("/") != 1 or path.parent.is_dir()
+
+
+def _check_leftovers(base: str, info: dict[str, Any], may_differ: str | None) -> None:
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        keys = sorted(str(key) for key in info.get(kind) or ())  # type: ignore[attr-defined]
+        keys = sorted(str(key) for key in info.get(kind) or ())
         allowed = [key for key in keys if may_differ and key.startswith(may_differ)]
         if kind == "missing_keys" and allowed:
             log.info("new weights, initialised: %s", ", ".join(allowed))
         if len(allowed) < len(keys):
             wrong = [key for key in keys if key not in allowed]
-            raise RunError(f"--base {base!r} has {kind.replace('_', ' ')}: {', '.join(wrong[:5])}; the checkpoint is not whole.")
+            raise RunError(
+                f"--base {base!r} has {kind.replace('_', ' ')}: {', '.join(wrong[:5])}; the checkpoint is not whole."
+            )

@@ -1,6 +1,5 @@
 """The Lightning trainer of the recipes: steps as the budget, exact resume, CSV logs."""
 
-import logging
 import time
 import warnings
 from dataclasses import dataclass
@@ -17,9 +16,6 @@ from mmfusion.stages import RandomState, Stage
 from mmfusion.training.curves import draw_curves
 from mmfusion.training.progress import StepProgress
 from mmfusion.training.run import Run
-
-log = logging.getLogger("mmfusion")
-
 
 @dataclass
 class Hardware:
@@ -107,7 +103,7 @@ def fit(
     """Trains or resumes, saves model, processor and curves into the run folder, and returns the last metrics."""
     checkpoint = run.latest_checkpoint()
     if checkpoint is not None:
-        log.info("resuming from %s", checkpoint.name)
+        print(f"resuming from {checkpoint.name}", flush=True)
     started = time.time()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")

@@ -1,0 +1,86 @@
+"""Trains two steps of a stage through Lightning and saves the gradients; run by test_distributed.py as a script.
+
+Usage: two_ranks.py CATALOGUE OUTPUT STAGE DEVICES
+"""
+
+import sys
+from pathlib import Path
+
+import lightning as L
+import torch
+from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel
+
+from mmfusion.data.catalogue import Catalogue
+from mmfusion.data.datamodule import MMFusionDataModule
+from mmfusion.data.embedded import write_embedded_backbones
+from mmfusion.model import MMFusionModel, MMFusionProcessor
+from mmfusion.stages import Stage1, Stage2
+
+GLOBAL_BATCH = 12
+
+
+class Gradients(L.Callback):
+    """Saves what the optimizer sees, on the first rank."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.steps: list[dict[str, torch.Tensor]] = []
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, _: object) -> None:
+        self.steps.append({n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None})
+        if trainer.is_global_zero:
+            torch.save(self.steps, self.path)
+
+
+def build_model(folder: Path) -> tuple[MMFusionModel, MMFusionProcessor]:
+    """A tiny model in float64 without dropout (ranks draw other masks), with a BatchNorm backbone."""
+    backbones = write_embedded_backbones(folder)
+    processor = MMFusionProcessor.from_backbones(str(backbones.text), str(backbones.vision))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    text = BertModel(
+        BertConfig(
+            vocab_size=len(processor.tokenizer), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **sizes
+        )
+    )
+    vision = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"))
+    model = MMFusionModel.from_backbones(
+        text,
+        vision,
+        dtype=torch.float64,
+        fusion_hidden_size=16,
+        fusion_heads=2,
+        fusion_layers=1,
+        fusion_dropout=0.0,
+        initializer_range=0.2,
+    )
+    torch.nn.init.normal_(model.fusion.correction.weight, std=0.1)
+    return model, processor
+
+
+def main(catalogue: str, output: str, stage_name: str, devices: int) -> None:
+    folder = Path(output)
+    model, processor = build_model(folder / "backbones")
+    table = Catalogue.load(catalogue, cache_dir=folder / "cache")
+    data = MMFusionDataModule(table, processor, batch_size=GLOBAL_BATCH // devices, seed=3)
+    stage = Stage1(model) if stage_name == "stage1" else Stage2(model, modality_dropout=0.0)
+    trainer = L.Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        precision="64-true",
+        max_steps=2,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[Gradients(folder / f"{stage_name}-{devices}.pt")],
+    )
+    trainer.fit(stage, datamodule=data)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))
