@@ -1,4 +1,4 @@
-"""The model that goes to the Hub: configuration, towers, fusion networks and processor. Imports nothing else of ours."""
+"""The model that goes to the Hub: configuration, towers, fusion networks and processor. It imports nothing else."""
 
 from transformers import AutoConfig, AutoModel, AutoProcessor
 

@@ -19,7 +19,7 @@ class Encoded(NamedTuple):
 
 
 class Half(NamedTuple):
-    """One half of a dual encoder, or a whole encoder: the `encoder` and its projection's weight (out, in), if it has one."""
+    """A whole encoder or one half of a dual one: the `encoder` and its projection's weight (out, in), if it has one."""
 
     encoder: PreTrainedModel
     projection: Tensor | None
@@ -40,7 +40,7 @@ def load_half(source: str | PreTrainedModel, half: str, dtype: torch.dtype) -> H
 
 
 def new_encoder(config: PreTrainedConfig) -> PreTrainedModel:
-    """An encoder with new weights, also for the halves of dual encoders that `AutoModel` leaves out (SigLIP's text half)."""
+    """An encoder with new weights, also for halves of dual encoders that `AutoModel` leaves out (SigLIP's text half)."""
     if type(config) in transformers.MODEL_MAPPING:
         return AutoModel.from_config(config)
     own_class = getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", None)
@@ -82,8 +82,8 @@ def hidden_size(config: PreTrainedConfig) -> int:
     if getattr(config, "hidden_size", None):
         return int(config.hidden_size)
     raise ValueError(
-        f"Cannot tell the width of a {config.model_type!r} encoder: its config has neither hidden_size nor hidden_sizes. "
-        "Use an encoder whose last_hidden_state has a fixed width."
+        f"Cannot tell the width of a {config.model_type!r} encoder: its config has neither hidden_size nor "
+        "hidden_sizes. Use an encoder whose last_hidden_state has a fixed width."
     )
 
 
@@ -215,7 +215,7 @@ def _before(encoder: nn.Module, sequence: nn.Module) -> list[nn.Module]:
     return found
 
 
-class _PrefixDone(Exception):
+class _PrefixDone(Exception):  # noqa: N818 (no error: it leaves a forward pass)
     """Leaves a forward pass once the activations that were asked for are known."""
 
 
@@ -276,8 +276,8 @@ def _check_photo_size(encoder: PreTrainedModel, pixel_values: Tensor) -> None:
     given, own = tuple(pixel_values.shape[-2:]), _photo_size(encoder)
     if encoder.config.model_type != "siglip2_vision_model" and given != own:
         raise ValueError(
-            f"Blocks of {type(encoder).__name__} depend on the size of the photo, which activations do not tell: it must "
-            f"be the encoder's own, {own} pixels (height, width), and is {given}; resize the photos, set image_size in "
+            f"Blocks of {type(encoder).__name__} depend on the size of the photo, which activations do not tell: it "
+            f"must be the encoder's own, {own} pixels (height, width), and is {given}; resize the photos, set image_size in "
             "the vision config, or train from pixels."
         )
 

@@ -1,5 +1,6 @@
 """Configuration of the two-tower model: its encoders, its embedding space and its fusion network."""
 
+import math
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -66,7 +67,7 @@ class MMFusionConfig(PreTrainedConfig):
         self.vision_config = _sub_config(self.vision_config, "vit")
         super().__post_init__(**kwargs)
         self._refuse_unknown(kwargs)
-        self._check_ranges()
+        self.check()
 
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
         # transformers stores any keyword it does not know as an attribute, so a misspelt field would pass in silence.
@@ -74,26 +75,43 @@ class MMFusionConfig(PreTrainedConfig):
         if unknown:
             raise ValueError(
                 f"MMFusionConfig has no field {', '.join(map(repr, unknown))}; its own fields are "
-                f"{', '.join(own_fields())}. Correct the name, or upgrade mmfusion if a newer version wrote this config."
+                f"{', '.join(own_fields())}. Correct the name, or upgrade mmfusion if a newer version wrote it."
             )
 
-    def _check_ranges(self) -> None:
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        # transformers sets overrides (`from_pretrained(…, fusion="concat")`) after the constructor has checked the
+        # rest, and drops those that it does not know.
+        result: Any = super().from_dict(config_dict, **kwargs)
+        unused = kwargs.get("return_unused_kwargs", False)
+        config = result[0] if unused else result
+        config.check()
+        if not unused:
+            config._refuse_unknown({name: None for name in kwargs if not hasattr(config, name)})
+        return result
+
+    def check(self) -> None:
+        """Raises a ValueError for the first value that is out of range; call it after changing a field."""
         _one_of("fusion", self.fusion, FUSION_KINDS)
         _one_of("text_pooling", self.text_pooling, POOLINGS)
         _one_of("image_pooling", self.image_pooling, POOLINGS)
         for name in ("embedding_dim", "fusion_hidden_size", "fusion_layers", "fusion_heads", "fusion_latents"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"MMFusionConfig.{name} is {value!r}; give an integer of at least 1.")
+            _check(name, value, _is_number(value) and isinstance(value, int) and value >= 1, "an integer of at least 1")
         if self.fusion_hidden_size % self.fusion_heads:
             raise ValueError(
-                f"MMFusionConfig.fusion_hidden_size {self.fusion_hidden_size} is not a multiple of "
+                f"MMFusionConfig.fusion_hidden_size {self.fusion_hidden_size!r} is not a multiple of "
                 f"fusion_heads {self.fusion_heads}; change one of them."
             )
-        if not 0.0 <= self.fusion_dropout < 1.0:
-            raise ValueError(f"MMFusionConfig.fusion_dropout is {self.fusion_dropout!r}; give a number in [0, 1).")
-        if not self.logit_scale_init > 0.0:
-            raise ValueError(f"MMFusionConfig.logit_scale_init is {self.logit_scale_init!r}; give a number above 0.")
+        dropout = self.fusion_dropout
+        _check("fusion_dropout", dropout, _is_number(dropout) and 0.0 <= dropout < 1.0, "a number in [0, 1)")
+        for name in ("logit_scale_init", "initializer_range"):
+            value = getattr(self, name)
+            _check(name, value, _is_number(value) and value > 0.0, "a finite number above 0")
+        for name in ("share_text_encoder", "role_embedding", "freeze_batch_norm"):
+            _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "True or False")
+        for name in ("query_prompt", "product_prompt", "product_template"):
+            _check(name, getattr(self, name), isinstance(getattr(self, name), str), "a string")
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         return self.text_config
@@ -124,6 +142,15 @@ def _sub_config(value: Any, default_type: str) -> PreTrainedConfig:
             )
         return AutoConfig.for_model(fields.pop("model_type"), **fields)
     return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check(name: str, value: Any, valid: bool, wanted: str) -> None:
+    if not valid:
+        raise ValueError(f"MMFusionConfig.{name} is {value!r}; give {wanted}.")
 
 
 def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:

@@ -51,7 +51,8 @@ class Fusion(nn.Module):
     """Base of all fusion networks.
 
     Attributes:
-        reads: Modalities that the kind looks at while both are present; the model skips the encoder of the other one.
+        reads: Modalities that the kind looks at while both are present; the model skips the vision encoder for products
+            with a text if it reads text alone.
     """
 
     reads: ClassVar[tuple[int, ...]] = (TEXT, IMAGE)
@@ -198,7 +199,7 @@ FUSIONS: dict[str, type[Fusion]] = {
 
 
 def _weighted_views(views: ProductViews, weights: Tensor) -> Tensor:
-    """Weighted sum of the two views (P, D); a missing view is masked out rather than multiplied by 0, which keeps NaN."""
+    """Weighted sum of the two views (P, D); a missing view is masked out, as multiplying by 0 would keep NaN."""
     stacked = torch.stack([views.text_embeds, views.image_embeds], dim=1)
     return (stacked.masked_fill(~views.present.unsqueeze(-1), 0.0) * weights.unsqueeze(-1)).sum(1)
 

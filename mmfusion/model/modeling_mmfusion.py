@@ -40,7 +40,8 @@ class MMFusionOutput(ModelOutput):
         product_embeds: (P, D) float, L2-normalised: the vectors to index.
         modality_weights: (P, 2) float, share of text and photo; rows sum to 1, exactly 0 for a missing modality.
         text_embeds: (P, D) float, L2-normalised text views; arbitrary where `modality_present[:, 0]` is False.
-        image_embeds: (P, D) float, L2-normalised photo views; arbitrary where `modality_present[:, 1]` is False.
+        image_embeds: (P, D) float, L2-normalised photo views; arbitrary where `modality_present[:, 1]` is False, and
+            for `text_only` outside `views_only`, which does not look at photos of products with a text.
         modality_present: (P, 2) bool, columns text and photo.
     """
 
@@ -59,11 +60,16 @@ class MMFusionPreTrainedModel(PreTrainedModel):
     config: MMFusionConfig
     base_model_prefix = "mmfusion"
     main_input_name = "query_input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ("image", "text")  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _no_split_modules: list[str] = []  # noqa: RUF012 (transformers reads it)
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # For code outside transformers, a module is passed over once its own parameters are loaded, although it may be
+        # the one that initialises a layer inside it. Ours checks each parameter, so that nothing needs passing over.
+        super()._initialize_weights(module, is_custom_code=False)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -138,7 +144,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
                 vision_config=_portable(vision_half.encoder.config),
                 **config,
             )
-        ).to(dtype)
+        ).to(dtype)  # type: ignore[arg-type]
         model.text_model.load_state_dict(text_half.encoder.state_dict())
         model.vision_model.load_state_dict(vision_half.encoder.state_dict())
         if model.query_model is not None:
@@ -162,7 +168,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         return self
 
     def freeze_vision(self, blocks: int) -> None:
-        """Freezes the vision encoder below block `blocks` (0: nothing), whose input may then be passed instead of photos.
+        """Freezes the vision encoder below block `blocks` (0: nothing); its input may then be passed instead of photos.
 
         Raises:
             ValueError: The encoder has too few blocks.
@@ -205,11 +211,12 @@ class MMFusionModel(MMFusionPreTrainedModel):
         Returns:
             (Q, D) float, L2-normalised.
         """
+        _check_mask(input_ids, attention_mask)
         encoder = self.text_model if self.query_model is None else self.query_model
         encoded = encode_text(encoder, input_ids, attention_mask, self.config.text_pooling, self._role(0))
         return F.normalize(self.query_projection(encoded.pooled), dim=-1)
 
-    def get_product_features(self, input_ids: Tensor, attention_mask: Tensor, **photos: Tensor | None) -> Tensor:
+    def get_product_features(self, input_ids: Tensor, attention_mask: Tensor, **photos: Any) -> Tensor:
         """Embeddings of products, (P, D) float, L2-normalised; arguments as in [`encode_products`]."""
         embeds = self.encode_products(input_ids, attention_mask, **photos).product_embeds
         assert embeds is not None
@@ -237,14 +244,14 @@ class MMFusionModel(MMFusionPreTrainedModel):
         A product with neither text nor photo is embedded as the empty text, with weight 1 on text.
         """
         views = self._views(input_ids, attention_mask, pixel_values, photo_mask, vision_activations, views_only)
-        output = MMFusionOutput(
-            text_embeds=views.text_embeds, image_embeds=views.image_embeds, modality_present=views.present
+        fused = None if views_only else self.fusion(views)
+        return MMFusionOutput(
+            product_embeds=None if fused is None else F.normalize(fused.embeds, dim=-1),
+            modality_weights=None if fused is None else fused.weights,
+            text_embeds=views.text_embeds,
+            image_embeds=views.image_embeds,
+            modality_present=views.present,
         )
-        if not views_only:
-            fused = self.fusion(views)
-            output.product_embeds = F.normalize(fused.embeds, dim=-1)
-            output.modality_weights = fused.weights
-        return output
 
     def forward(
         self,
@@ -263,15 +270,18 @@ class MMFusionModel(MMFusionPreTrainedModel):
         Returns:
             [`MMFusionOutput`], or its values without the Nones as a tuple if `return_dict` is False.
         """
-        output = MMFusionOutput()
+        output, query_embeds = MMFusionOutput(), None
         if product_input_ids is not None:
-            assert product_attention_mask is not None
+            if product_attention_mask is None:
+                raise ValueError("product_input_ids came without product_attention_mask; give both.")
             output = self.encode_products(
                 product_input_ids, product_attention_mask, pixel_values, photo_mask, vision_activations, views_only
             )
         if query_input_ids is not None:
-            assert query_attention_mask is not None
-            output.query_embeds = self.get_query_features(query_input_ids, query_attention_mask)
+            if query_attention_mask is None:
+                raise ValueError("query_input_ids came without query_attention_mask; give both.")
+            query_embeds = self.get_query_features(query_input_ids, query_attention_mask)
+        output = MMFusionOutput(query_embeds=query_embeds, **output)  # in the order of its fields
         return output if return_dict else output.to_tuple()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -289,6 +299,8 @@ class MMFusionModel(MMFusionPreTrainedModel):
         activations: Tensor | None,
         all_views: bool,
     ) -> ProductViews:
+        _check_mask(input_ids, attention_mask)
+        _check_photos(pixel_values, photo_mask, activations, self.frozen_vision_blocks)
         has_text = attention_mask.any(1)
         photo_mask = _photo_mask(pixel_values if activations is None else activations, photo_mask, input_ids)
         has_image = photo_mask.any(1)
@@ -351,7 +363,8 @@ class MMFusionModel(MMFusionPreTrainedModel):
 def _portable(config: PreTrainedConfig) -> dict[str, Any]:
     """The encoder's config as a dict; the path of a local folder means nothing to others and is left out."""
     fields = config.to_dict()
-    if Path(config._name_or_path).exists():
+    source = Path(config._name_or_path)
+    if source.is_absolute() or source.exists():
         fields.pop("_name_or_path", None)
     return fields
 
@@ -362,6 +375,25 @@ def _start_projection(projection: nn.Linear, pretrained: Tensor | None) -> None:
         projection.weight.copy_(pretrained)
     elif projection.in_features == projection.out_features:
         projection.weight.copy_(torch.eye(projection.in_features))
+
+
+def _check_mask(input_ids: Tensor, attention_mask: Tensor) -> None:
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}; input_ids {tuple(input_ids.shape)}.")
+
+
+def _check_photos(
+    pixel_values: Tensor | None, photo_mask: Tensor | None, activations: Tensor | None, frozen_blocks: int
+) -> None:
+    if pixel_values is None and activations is None and photo_mask is not None and photo_mask.any():
+        raise ValueError("photo_mask says that there are photos, but there are none; give pixel_values or no mask.")
+    if activations is not None and not frozen_blocks:
+        raise ValueError("vision_activations replace what a frozen prefix computes; call freeze_vision(blocks) first.")
+    if activations is None and pixel_values is not None and pixel_values.ndim != 5:
+        raise ValueError(
+            f"pixel_values has shape {tuple(pixel_values.shape)}; products need (P, photos, channels, height, width), "
+            "with one photo each pixel_values.unsqueeze(1)."
+        )
 
 
 def _photo_mask(photos: Tensor | None, mask: Tensor | None, like: Tensor) -> Tensor:

@@ -76,14 +76,14 @@ class MMFusionProcessor(ProcessorMixin):
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
         return [_image_processor(pretrained_model_name_or_path, **kwargs), tokenizer]
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self, queries: str | Sequence[str] | None = None, products: Sequence[Mapping[str, Any]] | None = None
     ) -> BatchFeature:
         """Inputs for the model.
 
         Args:
             queries: One query or several.
-            products: Mappings with the columns of the template and, under `image`, a PIL image, a list of them, or None.
+            products: Mappings with the columns of the template and, under `image`, a PIL image, several, or None.
 
         Returns:
             For queries alone `input_ids`, `attention_mask` (arguments of `get_query_features`); for products alone the
@@ -114,7 +114,7 @@ class MMFusionProcessor(ProcessorMixin):
         return self._tokenize([self.query_prompt + clean(query) for query in queries], self.max_query_length)
 
     def encode_products(self, products: Sequence[Mapping[str, Any]]) -> BatchFeature:
-        """`input_ids`, `attention_mask` (P, length) int64, and, if any product has a photo, the arguments of its photos.
+        """`input_ids`, `attention_mask` (P, length) int64, and, if any product has a photo, those of photos.
 
         A product without text has an attention mask of zeros. `pixel_values` is (P, photos, channels, height, width)
         float32 and `photo_mask` (P, photos) bool.
