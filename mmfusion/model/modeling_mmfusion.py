@@ -165,6 +165,10 @@ class MMFusionModel(MMFusionPreTrainedModel):
             for module in self.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
+        if self.frozen_vision_blocks:
+            # The blank photo that stands in for cached ones must not reach the statistics of the frozen stem.
+            for module in vision_prefix(self.vision_model, self.frozen_vision_blocks):
+                module.eval()
         return self
 
     def freeze_vision(self, blocks: int) -> None:
