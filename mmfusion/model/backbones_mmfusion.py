@@ -276,9 +276,9 @@ def _check_photo_size(encoder: PreTrainedModel, pixel_values: Tensor) -> None:
     given, own = tuple(pixel_values.shape[-2:]), _photo_size(encoder)
     if encoder.config.model_type != "siglip2_vision_model" and given != own:
         raise ValueError(
-            f"Blocks of {type(encoder).__name__} depend on the size of the photo, which activations do not tell: it must "
-            f"be the encoder's own, {own} (height, width), and is {given}; resize the photos, set image_size in the "
-            "vision config, or train from pixels."
+            f"Blocks of {type(encoder).__name__} depend on the size of the photo, which activations do not tell: it "
+            f"must be the encoder's own, {own} (height, width), and is {given}; resize the photos, set image_size in "
+            "the vision config, or train from pixels."
         )
 
 

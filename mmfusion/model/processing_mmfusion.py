@@ -1,12 +1,22 @@
 """From queries and products to tensors: text templates, prompts, truncation, photos and their masks."""
 
+import inspect
+import math
 from collections.abc import Mapping, Sequence
 from string import Formatter
 from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    BatchFeature,
+    ImageProcessingMixin,
+    ProcessorMixin,
+    SiglipImageProcessorPil,
+)
 
 PHOTO_COLUMN = "image"
 
@@ -46,6 +56,10 @@ class MMFusionProcessor(ProcessorMixin):
         self.max_product_length = max_product_length
         self.max_photos = max_photos
         self.pad_to_max_length = pad_to_max_length
+        for name in ("max_query_length", "max_product_length", "max_photos"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"MMFusionProcessor.{name} is {value!r}; give an integer of at least 1.")
         self.template_columns = _template_columns(product_template)
 
     @classmethod
@@ -59,15 +73,28 @@ class MMFusionProcessor(ProcessorMixin):
             vision: Folder or Hub id of the vision encoder or dual encoder.
             image_size: (height, width) in pixels that every photo is resized to, whole, without cropping. None keeps
                 the image processor's own resizing.
-            fields: Further arguments of the constructor.
+            fields: Further arguments of the constructor. For a SigLIP text encoder, texts are padded to its full length
+                unless they say otherwise: it reads padding, so its embeddings would depend on the batch.
         """
-        image_processor = _image_processor(vision)
+        image_processor = _new_image_processor(vision)
         if image_size is not None:
             image_processor.size = {"height": image_size[0], "width": image_size[1]}
             for switch in ("do_center_crop", "do_crop"):
                 if hasattr(image_processor, switch):
                     setattr(image_processor, switch, False)
-        return cls(image_processor, AutoTokenizer.from_pretrained(text), **fields)
+        return cls(image_processor, AutoTokenizer.from_pretrained(text), **{**_text_fields(text), **fields})
+
+    @classmethod
+    def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        # transformers drops fields that it does not know, so a misspelt one would pass in silence.
+        known = [*inspect.signature(cls).parameters, "auto_map", "processor_class"]
+        unknown = sorted(set(processor_dict) - set(known))
+        if unknown:
+            raise ValueError(
+                f"MMFusionProcessor has no field {', '.join(map(repr, unknown))} (in processor_config.json); its "
+                f"fields are {', '.join(known)}. Correct the name, or upgrade mmfusion if a newer version wrote it."
+            )
+        return super().from_args_and_dict(args, processor_dict, **kwargs)
 
     @classmethod
     def _get_arguments_from_pretrained(
@@ -90,7 +117,8 @@ class MMFusionProcessor(ProcessorMixin):
             arguments of `get_product_features`; for both the arguments of `forward`.
 
         Raises:
-            ValueError: Neither is given, a query is blank, or a template column is missing from a product.
+            ValueError: Neither is given, one is empty, a query is blank, a template column is missing from a product,
+                or a photo is not a PIL image of mode RGB.
         """
         if queries is None and products is None:
             raise ValueError("Give queries, products or both; got neither.")
@@ -132,6 +160,9 @@ class MMFusionProcessor(ProcessorMixin):
     def encode_photos(self, photos: Sequence[Sequence[Image.Image]]) -> dict[str, torch.Tensor]:
         """`pixel_values` and `photo_mask` of P lists of RGB images; empty if there is no photo at all."""
         photos = [list(own)[: self.max_photos] for own in photos]
+        for position, own in enumerate(photos):
+            for photo in own:
+                _check_photo(photo, position)
         widest = max((len(own) for own in photos), default=0)
         if widest == 0:
             return {}
@@ -146,9 +177,10 @@ class MMFusionProcessor(ProcessorMixin):
         arrays = self.image_processor(images=list(photos), return_tensors=None)["pixel_values"]
         tensors = [torch.as_tensor(array) for array in arrays]
         shapes = {tuple(tensor.shape) for tensor in tensors}
-        if len(shapes) > 1:
+        if len(shapes) > 1 or any(len(shape) != 3 for shape in shapes):
             raise ValueError(
-                f"The image processor gives photos of different sizes ({sorted(shapes)[:3]} …); set a fixed size, "
+                f"The image processor gives arrays of shapes {sorted(shapes)[:3]} where all must have one shape "
+                "(channels, height, width); set a fixed size, "
                 "e.g. MMFusionProcessor.from_backbones(…, image_size=(224, 224))."
             )
         return torch.stack(tensors).float()
@@ -175,6 +207,8 @@ class MMFusionProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "pixel_values", "photo_mask"]
 
     def _tokenize(self, texts: list[str], max_length: int) -> BatchFeature:
+        if not texts:
+            raise ValueError("There are no queries or products; give at least one.")
         limit = min(max_length, self.tokenizer.model_max_length)
         padding = "max_length" if self.pad_to_max_length else "longest"
         encoded = self.tokenizer(
@@ -184,7 +218,10 @@ class MMFusionProcessor(ProcessorMixin):
 
 
 def clean(text: str) -> str:
-    """Collapses runs of white space, which sellers' exports are full of."""
+    """Collapses runs of white space, which sellers' exports are full of, and replaces halves of broken emoji."""
+    if not text.isascii():
+        # A lone surrogate is not text to any tokenizer; a pair of them is one character that was split.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return " ".join(text.split())
 
 
@@ -200,14 +237,60 @@ def _image_processor(source: Any, **kwargs: Any) -> Any:
     return AutoImageProcessor.from_pretrained(source, backend="pil", **kwargs)
 
 
+def _new_image_processor(source: str) -> Any:
+    """The image processor of a pretrained encoder, or one of fixed size in its place where it has no such thing."""
+    fields, _ = ImageProcessingMixin.get_image_processor_dict(source)
+    kind = str(fields.get("image_processor_type"))
+    if kind.startswith("Siglip2ImageProcessor"):
+        # It cuts patches of photos of any shape; the model cuts them itself, of photos of one shape.
+        side = math.isqrt(fields.get("max_num_patches", 256)) * fields.get("patch_size", 16)
+        defaults: dict[str, Any] = {"size": {"height": side, "width": side}}
+    elif kind.startswith("DINOv3ViTImageProcessor"):
+        # It exists for torchvision alone.
+        defaults = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    else:
+        return _image_processor(source)
+    names = ("size", "image_mean", "image_std", "resample", "rescale_factor", "do_normalize", "do_rescale")
+    given = {name: fields[name] for name in names if fields.get(name) is not None}
+    return SiglipImageProcessorPil(**{"resample": Image.Resampling.BILINEAR, **defaults, **given})
+
+
+def _text_fields(source: str) -> dict[str, Any]:
+    """Fields that the text encoder was trained with; none for a folder that holds a tokenizer alone."""
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError):
+        return {}
+    config = getattr(config, "text_config", config)
+    if not config.model_type.startswith("siglip"):
+        return {}
+    length = config.max_position_embeddings
+    return {"pad_to_max_length": True, "max_query_length": length, "max_product_length": length}
+
+
+def _check_photo(photo: Any, position: int) -> None:
+    if not isinstance(photo, Image.Image):
+        raise ValueError(
+            f"A photo of product {position} is a {type(photo).__name__}; give PIL images, e.g. Image.open(path)."
+        )
+    if photo.mode != "RGB":
+        raise ValueError(f"A photo of product {position} has mode {photo.mode}; give photo.convert('RGB').")
+
+
 def _template_columns(template: str) -> list[str]:
-    columns = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
-    for name in columns:
-        # Attribute and index access in a template would let a downloaded config read Python objects.
-        if not name.isidentifier():
+    try:
+        fields = [field for field in Formatter().parse(template) if field[1] is not None]
+    except ValueError as error:
+        raise ValueError(
+            f"product_template {template!r} cannot be read: {error}; write a brace as {{{{ or }}}}."
+        ) from None
+    for _, name, specification, conversion in fields:
+        # Attribute and index access in a template would let a downloaded config read Python objects, and a width fill
+        # the memory.
+        if not str(name).isidentifier() or specification or conversion:
             raise ValueError(
-                f"product_template {template!r} has the field {name!r}; use plain column names, e.g. '{{title}}'."
+                f"product_template {template!r} has the field {name!r}; use plain column names: '{{title}}'."
             )
-    if not columns:
+    if not fields:
         raise ValueError(f"product_template {template!r} names no column; use at least one, e.g. '{{title}}'.")
-    return columns
+    return list(dict.fromkeys(str(name) for _, name, _, _ in fields))

@@ -1,0 +1,373 @@
+"""The processor: templates, texts of every kind, truncation, photos of every size, and saving."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_encoders import bert, clip, dinov3, siglip, siglip2, tiny_model, vit
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoProcessor,
+    CLIPImageProcessorPil,
+    PreTrainedTokenizerFast,
+    Siglip2ImageProcessorPil,
+    SiglipImageProcessorPil,
+    ViTImageProcessorPil,
+)
+
+from mmfusion import MMFusionProcessor
+
+RED, GREEN = (200, 30, 40), (20, 180, 60)
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "dress", "shoe", "query", "passage", ":", "acme", "-"]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=48, **special)
+
+
+def _processor(**fields: Any) -> MMFusionProcessor:
+    return MMFusionProcessor(ViTImageProcessorPil(size={"height": 32, "width": 32}), _tokenizer(), **fields)
+
+
+def _photo(width: int, height: int, colour: tuple[int, int, int] = RED) -> Image.Image:
+    return Image.new("RGB", (width, height), colour)
+
+
+# --- Templates -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "",
+        "no field",
+        "{}",
+        "{0}",
+        "{title.__class__}",
+        "{title[0]}",
+        "{title:{title.__class__}}",
+        "{title:>1000000000}",
+        "{title!r}",
+        "{title",
+        "title}",
+        "{title} {brand name}",
+    ],
+)
+def test_template_that_is_more_than_plain_columns_is_an_error(template: str) -> None:
+    with pytest.raises(ValueError, match="product_template") as caught:
+        _processor(product_template=template)
+    assert repr(template) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "product", "text"),
+    [
+        ("{title}", {"title": "red dress"}, "red dress"),
+        ("{title}", {"title": "  red\n\tdress\u00a0 "}, "red dress"),
+        ("{title} {title}", {"title": "red"}, "red red"),
+        ("{title} {brand}", {"title": "red", "brand": None}, "red"),
+        ("{brand}: {title}", {"title": "red", "brand": "Acme"}, "Acme: red"),
+        ("{brand}: {title}", {"title": " ", "brand": None}, ""),
+        ("{title} by {brand}", {"title": "", "brand": ""}, ""),
+        ("{title} {price}", {"title": "red", "price": 12}, "red 12"),
+        ("{{{title}}}", {"title": "red"}, "{red}"),
+        ("{title}", {"title": "{brand} {0} %s"}, "{brand} {0} %s"),
+    ],
+)
+def test_template_renders_the_product(template: str, product: dict[str, Any], text: str) -> None:
+    assert _processor(product_template=template).product_text(product) == text
+
+
+def test_missing_column_names_the_product_and_its_columns() -> None:
+    with pytest.raises(ValueError, match=r"'brand'.*'p7' lacks.*product_id, title"):
+        _processor(product_template="{title} {brand}")(products=[{"product_id": "p7", "title": "red"}])
+
+
+def test_template_columns_are_told_once_each() -> None:
+    assert _processor(product_template="{title} {brand} {title}").template_columns == ["title", "brand"]
+
+
+# --- Texts ---------------------------------------------------------------------------------------------------------
+
+TEXTS = {
+    "long": "red dress " * 10_000,
+    "one long word": "x" * 100_000,
+    "emoji": "👗🔴 👩🏽‍🦰",
+    "right to left": "فستان أحمر",
+    "hebrew": "שמלה אדומה",
+    "chinese": "红色连衣裙",
+    "combining": "re\u0301d dre\u0301ss",
+    "zero width": "red\u200bdress",
+    "null": "red\x00dress",
+    "lone surrogate": "red \ud83d dress",
+    "special token": "[PAD] [CLS] red [SEP]",
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_any_text_becomes_tokens_within_the_limit(name: str) -> None:
+    processor = _processor(max_query_length=6, max_product_length=9)
+    queries = processor(queries=TEXTS[name])
+    products = processor(products=[{"title": TEXTS[name]}, {"title": "red"}])
+    assert queries["input_ids"].shape[1] <= 6 and products["input_ids"].shape[1] <= 9
+    assert queries["attention_mask"].sum() >= 2
+    assert products["attention_mask"].sum(1).min() >= 2
+    assert queries["input_ids"].dtype == queries["attention_mask"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("query", ["", " ", "\n\t\u3000", None, 3])
+def test_blank_query_is_an_error_that_names_its_place(query: Any) -> None:
+    with pytest.raises(ValueError, match="Query 1 is") as caught:
+        _processor()(queries=["red", query])
+    assert repr(query) in str(caught.value)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"queries": []}, {"products": []}, {"queries": ["red"], "products": []}])
+def test_nothing_to_process_is_an_error(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"queries|products"):
+        _processor()(**arguments)
+
+
+@pytest.mark.parametrize("title", ["", None, "  \n", "\u3000"])
+def test_blank_title_is_a_missing_text_even_with_a_prompt(title: str | None) -> None:
+    batch = _processor(product_prompt="passage: ")(products=[{"title": title}, {"title": "red"}])
+    assert batch["attention_mask"].any(1).tolist() == [False, True]
+    assert batch["input_ids"].shape == batch["attention_mask"].shape
+
+
+def test_truncation_keeps_the_end_token_and_respects_the_tokenizer() -> None:
+    words = {"title": "red " * 500}
+    assert _processor(max_product_length=10)(products=[words])["input_ids"].shape == (1, 10)
+    assert _processor(max_product_length=10)(products=[words])["input_ids"][0, -1] == 3
+    assert _processor(max_product_length=4000)(products=[words])["input_ids"].shape == (1, 48)
+    assert _processor(max_query_length=5)(queries="red " * 500)["input_ids"].shape == (1, 5)
+
+
+@pytest.mark.parametrize("field", ["max_query_length", "max_product_length", "max_photos"])
+@pytest.mark.parametrize("value", [0, -1, 2.5, "8", True])
+def test_a_limit_below_one_is_an_error(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{field} is"):
+        _processor(**{field: value})
+
+
+def test_prompts_go_before_their_texts() -> None:
+    processor = _processor(query_prompt="query: ", product_prompt="passage: ")
+    assert processor.tokenizer.decode(processor(queries="red")["input_ids"][0]) == "[CLS] query : red [SEP]"
+    products = processor(products=[{"title": "red"}])
+    assert processor.tokenizer.decode(products["input_ids"][0]) == "[CLS] passage : red [SEP]"
+
+
+def test_padding_is_to_the_longest_or_to_full_length() -> None:
+    longest, full = _processor(), _processor(pad_to_max_length=True, max_query_length=12)
+    assert longest(queries=["red", "red red red"])["input_ids"].shape == (2, 5)
+    padded = full(queries=["red", "red red red"])
+    assert padded["input_ids"].shape == (2, 12)
+    assert padded["attention_mask"].sum(1).tolist() == [3, 5]
+
+
+# --- Photos --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (1, 50), (50, 1), (3, 50), (50, 3), (4, 4), (31, 33), (640, 7)])
+def test_photo_of_any_size_keeps_its_colour(size: tuple[int, int]) -> None:
+    pixels = _processor().pixel_values([_photo(*size)])
+    assert pixels.shape == (1, 3, 32, 32) and pixels.dtype == torch.float32
+    expected = (torch.tensor(RED) / 255 - 0.5) / 0.5
+    assert torch.allclose(pixels[0].mean((1, 2)), expected, atol=1e-2)
+
+
+def test_photos_are_masked_and_cut_to_the_limit() -> None:
+    products = [
+        {"title": "a", "image": [_photo(8, 8, RED), _photo(9, 9, GREEN), _photo(8, 8)]},
+        {"title": "b", "image": None},
+        {"title": "c"},
+        {"title": "d", "image": []},
+        {"title": "e", "image": _photo(20, 30, GREEN)},
+    ]
+    batch = _processor(max_photos=2)(products=products)
+    assert batch["pixel_values"].shape == (5, 2, 3, 32, 32)
+    assert batch["photo_mask"].dtype == torch.bool
+    assert batch["photo_mask"].tolist() == [[True, True], [False] * 2, [False] * 2, [False] * 2, [True, False]]
+    assert not batch["pixel_values"][~batch["photo_mask"]].any()
+    assert torch.allclose(batch["pixel_values"][0, 1], batch["pixel_values"][4, 0])
+    assert batch["pixel_values"][0, 0, 0].mean() > batch["pixel_values"][0, 1, 0].mean()
+
+
+def test_without_any_photo_there_are_no_pixels() -> None:
+    batch = _processor()(products=[{"title": "a", "image": None}, {"title": "b"}])
+    assert set(batch) == {"input_ids", "attention_mask"}
+
+
+@pytest.mark.parametrize("photo", ["photo.jpg", b"\xff\xd8", {"bytes": b"", "path": None}, 3])
+def test_what_is_no_photo_is_an_error(photo: Any) -> None:
+    with pytest.raises(ValueError, match=f"product 1.*{type(photo).__name__}"):
+        _processor()(products=[{"title": "a"}, {"title": "b", "image": photo}])
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "I;16", "1"])
+def test_photo_that_is_not_rgb_is_an_error(mode: str) -> None:
+    with pytest.raises(ValueError, match=f"product 0.*{mode}"):
+        _processor()(products=[{"title": "a", "image": Image.new(mode, (8, 8))}])
+
+
+def test_processor_that_gives_several_sizes_is_an_error() -> None:
+    keeps_shape = CLIPImageProcessorPil(size={"shortest_edge": 32}, do_center_crop=False)
+    processor = MMFusionProcessor(keeps_shape, _tokenizer())
+    assert processor.pixel_values([_photo(32, 32), _photo(32, 32)]).shape == (2, 3, 32, 32)
+    with pytest.raises(ValueError, match="image_size"):
+        processor.pixel_values([_photo(32, 32), _photo(64, 32)])
+
+
+def test_patches_instead_of_photos_are_an_error() -> None:
+    processor = MMFusionProcessor(Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16), _tokenizer())
+    with pytest.raises(ValueError, match="image_size"):
+        processor.pixel_values([_photo(32, 32)])
+
+
+# --- Both at once, and the model -----------------------------------------------------------------------------------
+
+
+def test_queries_and_products_together_are_the_arguments_of_forward() -> None:
+    model = tiny_model()
+    products = [{"title": "red dress", "image": _photo(9, 7)}, {"title": ""}, {"title": None, "image": _photo(40, 2)}]
+    with torch.no_grad():
+        batch = _processor()(queries=["red", "dress"], products=products)
+        output = model(**batch)
+        queries = model.get_query_features(**_processor()(queries=["red", "dress"]))
+        features = model.get_product_features(**_processor()(products=products))
+    assert output.query_embeds.shape[0] == 2 and output.product_embeds.shape[0] == 3
+    assert output.modality_present.tolist() == [[True, True], [True, False], [False, True]]
+    assert torch.equal(output.query_embeds, queries) and torch.equal(output.product_embeds, features)
+
+
+def test_a_product_with_neither_does_not_depend_on_its_batch() -> None:
+    model, processor = tiny_model(), _processor(product_prompt="passage: ")
+    with torch.no_grad():
+        alone = model.get_product_features(**processor(products=[{"title": ""}]))
+        longer = model.get_product_features(**processor(products=[{"title": ""}, {"title": "red " * 9}]))
+    assert torch.allclose(alone[0], longer[0], atol=1e-5)
+
+
+# --- Saving and assembling -----------------------------------------------------------------------------------------
+
+
+def test_saved_processor_keeps_every_field(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {
+        **{"product_template": "{brand}: {title}", "query_prompt": "query: ", "product_prompt": "passage: "},
+        **{"max_query_length": 7, "max_product_length": 11, "max_photos": 3, "pad_to_max_length": True},
+    }
+    processor = _processor(**fields)
+    processor.save_pretrained(tmp_path)
+    tiny_model().save_pretrained(tmp_path)
+    products = [{"title": "red dress", "brand": "acme", "image": _photo(13, 21)}]
+    for loaded in (MMFusionProcessor.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)):
+        assert type(loaded) is MMFusionProcessor
+        assert {name: getattr(loaded, name) for name in fields} == fields
+        assert loaded.template_columns == ["brand", "title"]
+        assert "Pil" in type(loaded.image_processor).__name__
+        expected, actual = processor(queries="red", products=products), loaded(queries="red", products=products)
+        assert expected.keys() == actual.keys()
+        for name in expected:
+            assert torch.equal(expected[name], actual[name]), name
+    assert str(tmp_path) not in (tmp_path / "processor_config.json").read_text()
+
+
+def test_misspelled_field_of_a_processor_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="max_lenght"):
+        _processor(max_lenght=3)
+    _processor().save_pretrained(tmp_path)
+    path = tmp_path / "processor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "product_tempalte": "{brand}"}))
+    with pytest.raises((TypeError, ValueError), match="product_tempalte"):
+        MMFusionProcessor.from_pretrained(tmp_path)
+
+
+def _folders(tmp_path: Path, encoder: Callable[[], Any], image_processor: Any) -> tuple[str, str]:
+    bert().save_pretrained(tmp_path / "text")
+    _tokenizer().save_pretrained(tmp_path / "text")
+    encoder().save_pretrained(tmp_path / "vision")
+    image_processor.save_pretrained(tmp_path / "vision")
+    return str(tmp_path / "text"), str(tmp_path / "vision")
+
+
+@pytest.mark.parametrize(
+    ("encoder", "image_processor"),
+    [
+        (vit, ViTImageProcessorPil(size={"height": 32, "width": 32})),
+        (clip, CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})),
+        (siglip, SiglipImageProcessorPil(size={"height": 32, "width": 32})),
+        (siglip2, Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16)),
+    ],
+)
+@pytest.mark.parametrize("image_size", [None, (48, 40)])
+def test_assembled_processor_fits_its_encoder(
+    encoder: Callable[[], Any], image_processor: Any, image_size: tuple[int, int] | None, tmp_path: Path
+) -> None:
+    text, vision = _folders(tmp_path, encoder, image_processor)
+    processor = MMFusionProcessor.from_backbones(text, vision, image_size=image_size, max_photos=2)
+    processor.save_pretrained(tmp_path / "out")
+    for used in (processor, MMFusionProcessor.from_pretrained(tmp_path / "out")):
+        pixels = used.pixel_values([_photo(60, 30), _photo(30, 60), _photo(1, 1)])
+        assert pixels.shape == (3, 3, *(image_size or (32, 32)))
+        assert used.max_photos == 2
+        assert "Pil" in type(used.image_processor).__name__
+
+
+def test_image_size_keeps_the_whole_photo(tmp_path: Path) -> None:
+    text, vision = _folders(
+        tmp_path, clip, CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    )
+    photo = Image.fromarray(
+        np.concatenate([np.zeros((32, 64, 3), np.uint8), np.full((32, 64, 3), 255, np.uint8)], axis=1)
+    )
+    cropped = MMFusionProcessor.from_backbones(text, vision).pixel_values([photo])[0, 0]
+    whole = MMFusionProcessor.from_backbones(text, vision, image_size=(32, 32)).pixel_values([photo])[0, 0]
+    assert whole[:, :14].std() < 1e-3 and whole[:, 18:].std() < 1e-3 and (whole[:, 18:] > whole[:, :14]).all()
+    assert cropped.shape == whole.shape
+
+
+def test_siglip2_photo_equals_that_of_its_own_processor(tmp_path: Path) -> None:
+    own = Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16)
+    text, vision = _folders(tmp_path, siglip2, own)
+    generator = np.random.default_rng(0)
+    photo = Image.fromarray(generator.integers(0, 256, (50, 50, 3), dtype=np.uint8))
+    pixels = MMFusionProcessor.from_backbones(text, vision).pixel_values([photo])
+    patches = torch.as_tensor(np.asarray(own(images=photo)["pixel_values"]))[0]
+    ours = pixels[0].unflatten(2, (4, 8)).unflatten(1, (4, 8)).permute(1, 3, 2, 4, 0).reshape(16, -1)
+    assert torch.allclose(ours, patches, atol=1e-5)
+
+
+def test_encoder_whose_processor_needs_torchvision_gets_a_substitute(tmp_path: Path) -> None:
+    text, vision = _folders(
+        tmp_path, dinov3, ViTImageProcessorPil(size={"height": 32, "width": 32}, image_mean=[0.4] * 3)
+    )
+    path = tmp_path / "vision" / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "image_processor_type": "DINOv3ViTImageProcessor"}))
+    processor = MMFusionProcessor.from_backbones(text, vision)
+    pixels = processor.pixel_values([_photo(20, 30, (102, 102, 102))])
+    assert pixels.shape == (1, 3, 32, 32) and pixels.abs().max() < 1e-6
+
+
+def test_siglip_texts_are_padded_to_full_length(tmp_path: Path) -> None:
+    # SigLIP reads padding, so that the length of a batch would change its embeddings.
+    siglip().save_pretrained(tmp_path)
+    _tokenizer().save_pretrained(tmp_path)
+    SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    processor = MMFusionProcessor.from_backbones(str(tmp_path), str(tmp_path))
+    assert processor.pad_to_max_length
+    assert processor.max_query_length == processor.max_product_length == 40
+    kept = MMFusionProcessor.from_backbones(str(tmp_path), str(tmp_path), pad_to_max_length=False, max_query_length=9)
+    assert not kept.pad_to_max_length and kept.max_query_length == 9
