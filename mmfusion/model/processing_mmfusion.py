@@ -10,13 +10,15 @@ import torch
 from PIL import Image
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoTokenizer,
     BatchFeature,
     ImageProcessingMixin,
     ProcessorMixin,
     SiglipImageProcessorPil,
 )
+
+# transformers 5.17 hides this class behind torchvision at the top level, although it needs none for the PIL backend.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 PHOTO_COLUMN = "image"
 
