@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 import torch
 from tiny_encoders import photos, texts, tiny_model
@@ -195,6 +194,17 @@ def test_single_views_are_the_views() -> None:
     assert torch.allclose(output.product_embeds[1], views.image_embeds[1], atol=1e-6)
     assert torch.allclose(views.product_embeds[:2], views.image_embeds[:2], atol=1e-6)
     assert torch.allclose(views.product_embeds[2], views.text_embeds[2], atol=1e-6)
+
+
+@pytest.mark.parametrize(("vector", "column"), [("missing_text", TEXT), ("missing_image", IMAGE)])
+def test_concat_learns_what_stands_for_a_missing_modality(vector: str, column: int) -> None:
+    model = tiny_model(fusion="concat")
+    before = _encode(model, _inputs()).product_embeds
+    with torch.no_grad():
+        model.fusion.get_parameter(vector).normal_(std=3.0, generator=torch.Generator().manual_seed(5))
+    after = _encode(model, _inputs()).product_embeds
+    changed = (before - after).abs().amax(1) > 1e-4
+    assert torch.equal(changed, ~PRESENT[:, column])
 
 
 def test_cross_attention_starts_at_the_mean_of_the_views_and_learns_away_from_it() -> None:
