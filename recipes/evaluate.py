@@ -9,7 +9,7 @@ from jsonargparse import auto_cli
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.feature_cache import FeatureCache, build_feature_cache
 from mmfusion.data.tables import ProductTable, Rows
-from mmfusion.evaluation import Evaluation, evaluate_rankings, format_table, rank, rank_bm25
+from mmfusion.evaluation import Evaluation, evaluate_rankings, format_table, paired_bootstrap, rank, rank_bm25
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.retrieval.embedding import embed_products, embed_queries
 from mmfusion.retrieval.fingerprint import model_fingerprint
@@ -94,8 +94,17 @@ def main(
         provenance={"model": model_fingerprint(model, processor), "split": split, "shuffled_photos": shuffle_photos},
     )
     result.save(folder)
-    print(format_table([*(Evaluation.load(folder, other) for other in compare or []), result]))
-    print(f"{result.conditions()}\nresults: {folder.absolute()}")
+    text = _comparison([Evaluation.load(folder, other) for other in compare or []], result)
+    (folder / f"{result.name}.comparison.md").write_text(text)
+    print(f"{text}\nresults: {folder.absolute()}")
+
+
+def _comparison(others: list[Evaluation], result: Evaluation) -> str:
+    """Table of all results, and differences to this one with 95 % intervals over queries."""
+    lines = [format_table([*others, result]), "", result.conditions(), ""]
+    for other in others:
+        lines += [f"- {paired_bootstrap(other, result, metric)}" for metric in ("recall@100", "ndcg@10")]
+    return "\n".join(lines)
 
 
 def _pool(pool: str, split: str) -> str | None:

@@ -76,6 +76,11 @@ def test_a_row_of_positives_only_and_an_empty_one_cost_nothing() -> None:
     assert logits.grad is not None and (logits.grad == 0).all()
 
 
+def test_a_nan_reaches_the_loss() -> None:
+    total, _ = graded_contrastive(torch.tensor([[1.0, float("nan"), 0.0]]), torch.tensor([[1, 0, 0]]), [1])
+    assert total.isnan()
+
+
 def unit(rows: int, seed: int) -> Tensor:
     return torch.nn.functional.normalize(torch.randn(rows, 8, generator=torch.Generator().manual_seed(seed)), dim=-1)
 

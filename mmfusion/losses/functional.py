@@ -33,7 +33,8 @@ def graded_contrastive(logits: Tensor, grades: Tensor, levels: Sequence[int]) ->
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     loss, weight = logits.new_zeros(len(logits)), logits.new_zeros(len(logits))
-    usable = torch.isfinite(logits)
+    # Not isfinite: a NaN must reach the loss, where it is noticed, rather than count as excluded.
+    usable = ~torch.isneginf(logits)
     for level in levels:
         positive = (grades == level) & usable
         count = positive.sum(1)
