@@ -1,0 +1,93 @@
+"""Loading a table of a catalogue: from Parquet files or the Hub to one memory-mapped Arrow file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import datasets
+import pyarrow as pa
+
+from mmfusion.data.catalogue_error import CatalogueError, reading
+from mmfusion.data.catalogue_files import Folder, read_batches
+from mmfusion.data.catalogue_schema import read_schemas, target_schema
+
+
+def load_from_folder(folder: Folder, table: str, cache_dir: str) -> datasets.Dataset:
+    """One table of a folder, memory-mapped from a conversion in ``cache_dir`` that is made where it is missing."""
+    files = folder.files(table)
+    schema, fingerprint = read_schemas(folder, table, files)
+    place = f"catalogue {folder.name!r}, table {table!r}"
+    mapped = os.path.join(cache_dir, f"{table}-{fingerprint}.arrow")
+    if not os.path.exists(mapped):
+        with reading(f"cache folder {cache_dir!r}", "Give a folder that can be written to."):
+            os.makedirs(cache_dir, exist_ok=True)
+        with reading(place, "Write the table again, and check the space in the cache folder."):
+            _convert(folder, files, schema, mapped)
+    with reading(place, f"Convert columns of a rare type; if {mapped!r} is damaged, remove it."):
+        return datasets.Dataset.from_file(mapped)
+
+
+def _convert(folder: Folder, files: Sequence[str], schema: pa.Schema, mapped: str) -> None:
+    """Writes the files as one Arrow stream that can be memory-mapped.
+
+    `datasets.load_dataset` would do the same but holds a whole row group in memory, which may be the whole table.
+    """
+    # Under another name until it is complete: a process that is killed, or runs beside this one, leaves no half table.
+    unfinished = f"{mapped}.{os.getpid()}.part"
+    try:
+        with pa.OSFile(unfinished, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            for path in files:
+                for batch in read_batches(folder, path, schema):
+                    writer.write_table(batch.table)
+        os.replace(unfinished, mapped)
+    finally:
+        if os.path.exists(unfinished):
+            os.remove(unfinished)
+
+
+def load_from_hub(name: str, table: str, cache_dir: str, revision: str | None) -> datasets.Dataset:
+    """One configuration of a Hub data set, all its splits in one memory-mapped table, photos undecoded."""
+    place = f"Hub data set {name!r}, configuration {table!r}"
+    remedy = f"Check the id (there is no folder {name!r} either), the configuration's name, the network and your login."
+    with reading(place, remedy), _without_progress_bars():
+        splits = datasets.load_dataset(name, table, cache_dir=cache_dir, revision=revision, keep_in_memory=False)
+        parts = list(splits.values())
+    if len(parts) > 1 and table != "qrels" and "split" not in parts[0].column_names:
+        raise CatalogueError(
+            f"{len(parts)} splits ({', '.join(splits)}) but no column 'split'",
+            place,
+            "Add the column, or use one split.",
+        )
+    with reading(place, "Write all splits with the same columns."):
+        loaded = datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+    if len(loaded) == 0:
+        raise CatalogueError("the table has no rows", place, "Push at least one row.")
+    schema = loaded.features.arrow_schema.remove_metadata()
+    target = target_schema(schema, table, place)
+    with reading(place, "Convert the column on the Hub."):
+        plain = _undecoded(loaded, schema)
+        for column in target.names:
+            if plain.features.arrow_schema.field(column).type != target.field(column).type:
+                plain = plain.cast_column(column, datasets.Features.from_arrow_schema(target)[column])
+    return plain
+
+
+def _undecoded(table: datasets.Dataset, schema: pa.Schema) -> datasets.Dataset:
+    """The same mapped table, its photos left as the structs that they are stored as."""
+    info = datasets.DatasetInfo(features=datasets.Features.from_arrow_schema(schema))
+    # Renewing the metadata alone: `Dataset.cast` would write the photos to disk a second time.
+    return datasets.Dataset(table.data.cast(info.features.arrow_schema), info=info, fingerprint=table._fingerprint)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    if datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
