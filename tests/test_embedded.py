@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from mmfusion.data.embedded import EmbeddedBackbones, write_embedded_backbones, write_embedded_catalogue
 from mmfusion.data.embedded import queries as queries_module
