@@ -101,10 +101,11 @@ def main(
 
 def _comparison(others: list[Evaluation], result: Evaluation) -> str:
     """Table of all results, and differences to this one with 95 % intervals over queries."""
-    lines = [format_table([*others, result]), "", result.conditions(), ""]
+    lines = [format_table([*others, result])]
     for other in others:
-        lines += [f"- {paired_bootstrap(other, result, metric)}" for metric in ("recall@100", "ndcg@10")]
-    return "\n".join(lines)
+        for metric in ("recall@100", "ndcg@10"):
+            lines.append(f"- {result.name} against {other.name}, {paired_bootstrap(result, other, metric)}")
+    return "\n".join(lines) + "\n"
 
 
 def _pool(pool: str, split: str) -> str | None:

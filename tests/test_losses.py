@@ -99,9 +99,7 @@ def test_is_symmetric_and_ignores_masked_items() -> None:
     masked = loss(left, right, rows, rows, identity, scale, left_mask=mask, right_mask=mask)
     torch.testing.assert_close(masked, loss(left[mask], right[mask], rows[mask], rows[mask], identity, scale))
     noisy = torch.where(mask[:, None], right, torch.full_like(right, 7.0))
-    torch.testing.assert_close(
-        loss(left, noisy, rows, rows, identity, scale, left_mask=mask, right_mask=mask), masked
-    )
+    torch.testing.assert_close(loss(left, noisy, rows, rows, identity, scale, left_mask=mask, right_mask=mask), masked)
 
 
 def test_logit_scale_is_clipped_at_a_hundred() -> None:

@@ -40,7 +40,12 @@ def tower(folder: Path) -> Iterator[tuple[MMFusionModel, MMFusionProcessor]]:
 
 
 def fit(stage: L.LightningModule, data: MMFusionDataModule, **options: Any) -> L.Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     trainer = L.Trainer(accelerator="cpu", max_steps=2, num_sanity_val_steps=0, **{**quiet, **options})
     trainer.fit(stage, datamodule=data)
     return trainer
@@ -71,7 +76,9 @@ def test_stage1_without_photo_terms_never_touches_the_vision_side(tower: Any, ca
     before = snapshot(model)
     stage = Stage1(model, query_image_weight=0, title_image_weight=0)
     fit(stage, MMFusionDataModule(catalogue, processor, batch_size=8, photos=False))
-    assert not any(name.startswith(("vision_model.", "image_projection.", "fusion.")) for name in changed(model, before))
+    assert not any(
+        name.startswith(("vision_model.", "image_projection.", "fusion.")) for name in changed(model, before)
+    )
 
 
 def test_a_learning_rate_of_zero_freezes_an_encoder(tower: Any, catalogue: Catalogue) -> None:

@@ -25,6 +25,7 @@ class EmbeddedProducts(NamedTuple):
     modality_weights: FloatArray
 
 
+@torch.inference_mode()
 def embed_queries(
     model: MMFusionModel, processor: MMFusionProcessor, catalogue: Catalogue, rows: Rows, *, batch_size: int = 256
 ) -> FloatArray:
@@ -37,6 +38,7 @@ def embed_queries(
     return out
 
 
+@torch.inference_mode()
 def embed_products(
     model: MMFusionModel,
     processor: MMFusionProcessor,
@@ -84,7 +86,6 @@ def text_lengths_of_queries(catalogue: Catalogue) -> npt.NDArray[np.int64]:
     return np.asarray(pc.utf8_length(catalogue.queries.data.column("query")).to_numpy(), dtype=np.int64)
 
 
-@torch.inference_mode()
 def _batches(
     model: MMFusionModel,
     table: Dataset[Any],

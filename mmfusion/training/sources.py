@@ -1,8 +1,12 @@
 """Where a recipe gets its base model and its catalogue from."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from transformers.utils import logging as transformers_logging
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.embedded import write_embedded_backbones, write_embedded_catalogue
@@ -61,10 +65,13 @@ def load_base(base: str, *, fusion: str | None = None) -> tuple[MMFusionModel, M
         config.fusion = fusion
         config.check()
     # With output_loading_info the result is a pair, which transformers' types do not say.
-    loaded: Any = MMFusionModel.from_pretrained(base, config=config, output_loading_info=True)
+    with _quiet_transformers():
+        loaded: Any = MMFusionModel.from_pretrained(base, config=config, output_loading_info=True)
     model, info = loaded
     _check_leftovers(base, info, may_differ="fusion." if renewed else None)
-    return model, MMFusionProcessor.from_pretrained(base)
+    processor = MMFusionProcessor.from_pretrained(base)
+    _check_same_text(base, model.config, processor)
+    return model, processor
 
 
 def _check_is_ours(base: str) -> None:
@@ -84,10 +91,30 @@ def _check_is_ours(base: str) -> None:
         )
 
 
+def _check_same_text(base: str, config: MMFusionConfig, processor: MMFusionProcessor) -> None:
+    for name in ("product_template", "query_prompt", "product_prompt"):
+        if getattr(config, name) != getattr(processor, name):
+            raise RunError(
+                f"--base {base!r}: {name} is {getattr(config, name)!r} in config.json but {getattr(processor, name)!r} "
+                "in processor_config.json; make them equal, as training and indexing must render the same text."
+            )
+
+
 def _is_folder(base: str) -> bool:
     # A Hub id has exactly one slash; `outputs/stage1` does too, and is meant as a folder where its parent is one.
     path = Path(base)
     return path.is_absolute() or base.startswith(".") or base.count("/") != 1 or path.parent.is_dir()
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    # Its report of new and unused weights is a table of warnings; _check_leftovers says the same in a line, or raises.
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def _check_leftovers(base: str, info: dict[str, Any], may_differ: str | None) -> None:

@@ -17,6 +17,7 @@ from mmfusion.training.curves import draw_curves
 from mmfusion.training.progress import StepProgress
 from mmfusion.training.run import Run
 
+
 @dataclass
 class Hardware:
     """Where and how training runs; names and values are Lightning's own.

@@ -1,0 +1,205 @@
+"""The whole path through the shipped recipes on a small embedded catalogue, and their refusals."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from mmfusion import MMFusionModel, MMFusionProcessor
+from mmfusion.evaluation import Evaluation
+from mmfusion.training import RunError, load_base
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def recipe(name: str) -> Callable[..., None]:
+    main: Callable[..., None] = importlib.import_module(f"recipes.{name}").main
+    return main
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """stage1 -> stage2 -> evaluate -> index on 120 products."""
+    folder = tmp_path_factory.mktemp("outputs")
+    recipe("stage1")(output=str(folder / "stage1"), steps=4, batch_size=16, num_products=120, validate_every=2)
+    stage1 = str(folder / "stage1")
+    recipe("stage2")(base=stage1, output=str(folder / "stage2"), steps=3, batch_size=16, validate_every=2)
+    recipe("stage2")(base=stage1, output=str(folder / "text"), fusion="text_only", steps=2, batch_size=16)
+    for name in ("text", "stage2"):
+        recipe("evaluate")(base=str(folder / name), output=str(folder / "evaluation"))
+    recipe("index")(base=str(folder / "stage2"), output=str(folder / "index"))
+    return folder
+
+
+def test_stages_leave_model_processor_logs_and_curves(outputs: Path) -> None:
+    for name in ("stage1", "stage2"):
+        for file in ("model.safetensors", "config.json", "processor_config.json", "curves.png", "run.json"):
+            assert (outputs / name / file).stat().st_size > 0, f"{name}/{file}"
+        assert (outputs / name / "logs" / "version_0" / "metrics.csv").is_file()
+        assert json.loads((outputs / name / "run.json").read_text())["complete"]
+    assert MMFusionModel.from_pretrained(outputs / "stage2").config.fusion == "cross_attention"
+
+
+def test_published_files_name_no_path_of_this_machine(outputs: Path) -> None:
+    for path in (outputs / "stage2").glob("*.json"):
+        if path.name != "run.json":
+            assert str(outputs) not in path.read_text(), path.name
+
+
+def test_a_new_process_reproduces_the_embeddings_bit_for_bit(outputs: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, torch; torch.set_num_threads(1); from mmfusion import MMFusionModel, MMFusionProcessor\n"
+        "from PIL import Image\n"
+        "m = MMFusionModel.from_pretrained(sys.argv[1]).eval(); p = MMFusionProcessor.from_pretrained(sys.argv[1])\n"
+        "photo = Image.linear_gradient('L').convert('RGB')\n"
+        "with torch.inference_mode():\n"
+        "  o = m(**p(queries=['red dress', 'mug'], products=[{'title': 'Dress', 'image': photo}, {'title': 'Mug'}]))\n"
+        "torch.save([o.query_embeds, o.product_embeds, o.modality_weights], sys.argv[2])\n"
+    )
+    for name in ("a.pt", "b.pt"):
+        subprocess.run([sys.executable, "-c", code, str(outputs / "stage2"), str(tmp_path / name)], check=True)
+    first, second = (torch.load(tmp_path / name, weights_only=True) for name in ("a.pt", "b.pt"))
+    assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
+
+
+def test_evaluation_covers_every_product_of_the_split_and_says_so(outputs: Path) -> None:
+    result = Evaluation.load(outputs / "evaluation", "cross_attention")
+    products = pq.read_table(outputs / "stage1" / "embedded_catalogue" / "products.parquet", columns=["split"])
+    assert result.num_products == products.column("split").to_pylist().count("test")
+    assert result.pool == "split" and result.relevant_grade == 3
+    assert set(result.means) == {"recall@10", "recall@100", "ndcg@10"}
+    for suffix in (".json", ".md", ".png", ".slices.csv", ".per_query.parquet"):
+        assert (outputs / "evaluation" / f"cross_attention{suffix}").is_file()
+
+
+def test_evaluation_from_cached_features_equals_that_from_photos(outputs: Path, tmp_path: Path) -> None:
+    options = {"base": str(outputs / "stage2"), "output": str(tmp_path / "evaluation"), "name": "cached"}
+    recipe("evaluate")(**options, freeze_vision_blocks=1, feature_cache=str(tmp_path / "features"))
+    cached = Evaluation.load(tmp_path / "evaluation", "cached")
+    plain = Evaluation.load(outputs / "evaluation", "cross_attention")
+    assert cached.means == pytest.approx(plain.means, abs=1e-6)
+    assert cached.provenance["model"] == plain.provenance["model"]
+
+
+def test_baseline_control_pool_and_comparison(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("bm25s")
+    options = {"base": str(outputs / "stage2"), "output": str(outputs / "evaluation")}
+    recipe("evaluate")(**options, baseline="bm25")
+    recipe("evaluate")(**options, name="shuffled", shuffle_photos=True, compare=["text_only", "bm25"])
+    printed = capsys.readouterr().out
+    assert "shuffled against bm25" in printed and "95 % interval" in printed
+    recipe("evaluate")(**options, name="everything", pool="all", product_slices=["text_sparse"])
+    everything = Evaluation.load(outputs / "evaluation", "everything")
+    assert everything.pool == "all" and everything.num_products == 120
+    assert {part.value for part in everything.slices if part.table == "product"} == {"True", "False"}
+
+
+def test_search_prints_products_with_their_weights(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe("search")("red floral dress", index=str(outputs / "index"), k=3)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["rank", "score", "text", "photo", "product"]
+    assert [line.split()[0] for line in lines[1:]] == ["1", "2", "3"]
+    scores = [float(line.split()[1]) for line in lines[1:]]
+    assert scores == sorted(scores, reverse=True) and max(scores) <= 1.0
+    for line in lines[1:]:
+        text, photo = map(float, line.split()[2:4])
+        assert text + photo == pytest.approx(1.0, abs=0.011)
+
+
+def test_search_refuses_another_model_and_a_missing_index(outputs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the index was built with model"):
+        recipe("search")("dress", index=str(outputs / "index"), base=str(outputs / "text"))
+    with pytest.raises(RunError, match="no finished index.*index.py"):
+        recipe("search")("dress", index=str(tmp_path))
+
+
+def test_a_finished_run_is_left_alone_and_another_one_refused(
+    outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, Any] = {"base": str(outputs / "stage1"), "output": str(outputs / "stage2"), "batch_size": 16}
+    before = (outputs / "stage2" / "model.safetensors").stat().st_mtime_ns
+    recipe("stage2")(**options, steps=3, validate_every=2)
+    assert "is complete" in capsys.readouterr().out
+    assert (outputs / "stage2" / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(RunError, match=r"steps was 3, now 5.*another --output"):
+        recipe("stage2")(**options, steps=5, validate_every=2)
+    with pytest.raises(RunError, match="belongs to stage2, not stage1"):
+        recipe("stage1")(output=str(outputs / "stage2"))
+
+
+def test_an_output_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.doc").write_text("mine")
+    with pytest.raises(RunError, match="files that no recipe wrote"):
+        recipe("stage1")(output=str(tmp_path))
+
+
+def test_a_base_that_is_no_mmfusion_model_is_refused(outputs: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no config.json"):
+        load_base(str(tmp_path))
+    with pytest.raises(RunError, match=r"is a 'bert' model, not an mmfusion model.*base.py"):
+        load_base(str(outputs / "stage1" / "embedded_backbones" / "text"))
+    with pytest.raises(ValueError, match="'conact'.*concat, cross_attention"):
+        load_base(str(outputs / "stage1"), fusion="conact")
+
+
+def test_a_processor_that_renders_another_text_is_refused(outputs: Path, tmp_path: Path) -> None:
+    model = MMFusionModel.from_pretrained(outputs / "stage1")
+    processor = MMFusionProcessor.from_pretrained(outputs / "stage1")
+    processor.product_template = "{title} {description}"
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(RunError, match=r"product_template is '\{title\}' in config.json"):
+        load_base(str(tmp_path))
+
+
+def test_base_recipe_assembles_a_model(outputs: Path, tmp_path: Path) -> None:
+    backbones = outputs / "stage1" / "embedded_backbones"
+    recipe("base")(
+        text=str(backbones / "text"),
+        vision=str(backbones / "vision"),
+        output=str(tmp_path / "base"),
+        image_size=(48, 32),
+        product_template="{title} {description}",
+        config={"embedding_dim": 24, "fusion": "concat"},
+    )
+    model, processor = load_base(str(tmp_path / "base"))
+    assert (model.config.embedding_dim, model.config.fusion) == (24, "concat")
+    assert processor.template_columns == ["title", "description"]
+    assert (processor.image_processor.size["height"], processor.image_processor.size["width"]) == (48, 32)
+
+
+@pytest.mark.parametrize("arguments", [["--step", "3"], ["--steps", "3", "--hardware.device", "2"]])
+def test_a_misspelt_or_abbreviated_flag_is_an_error(arguments: list[str], tmp_path: Path) -> None:
+    script = str(CHECKOUT / "recipes" / "stage1.py")
+    command = [sys.executable, script, "--output", str(tmp_path / "run"), *arguments]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert arguments[-2] in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_printed_config_can_be_replayed(tmp_path: Path) -> None:
+    script = str(CHECKOUT / "recipes" / "stage2.py")
+    printed = subprocess.run(
+        [sys.executable, script, "--steps", "7", "--optimization.learning_rate", "0.5", "--print_config"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "steps: 7" in printed
+    (tmp_path / "config.yaml").write_text(printed.replace("steps: 7", "steps: 9"))
+    again = subprocess.run(
+        [sys.executable, script, "--config", str(tmp_path / "config.yaml"), "--print_config"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert again == printed.replace("steps: 7", "steps: 9")
