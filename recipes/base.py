@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import auto_cli
 
 from mmfusion.model import MMFusionModel, MMFusionProcessor
-from mmfusion.training import open_run
+from mmfusion.training import open_run, run_command
 
 
 def main(
@@ -36,7 +35,11 @@ def main(
         config: Further fields of MMFusionConfig, e.g. {"embedding_dim": 256, "text_pooling": "cls"}.
         seed: Of the new weights.
     """
-    fields = {"product_template": product_template, "query_prompt": query_prompt, "product_prompt": product_prompt}
+    fields: dict[str, Any] = {
+        "product_template": product_template,
+        "query_prompt": query_prompt,
+        "product_prompt": product_prompt,
+    }
     sources = {"text": text, "vision": vision, "image_size": image_size, "max_product_length": max_product_length}
     run = open_run(output, "base", {**sources, **fields, "config": config, "seed": seed})
     torch.manual_seed(seed)
@@ -51,4 +54,4 @@ def main(
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False, allow_abbrev=False)
+    run_command(main)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jsonargparse import auto_cli
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.feature_cache import FeatureCache, build_feature_cache
@@ -13,7 +12,7 @@ from mmfusion.evaluation import Evaluation, evaluate_rankings, format_table, pai
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.retrieval.embedding import embed_products, embed_queries
 from mmfusion.retrieval.fingerprint import model_fingerprint
-from mmfusion.training import load_base, load_catalogue
+from mmfusion.training import load_base, load_catalogue, run_command
 
 PLACES = 100
 
@@ -142,4 +141,4 @@ def _cache(
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False, allow_abbrev=False)
+    run_command(main)

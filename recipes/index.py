@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-from jsonargparse import auto_cli
-
 from mmfusion.retrieval import ProductIndex
 from mmfusion.retrieval.embedding import embed_products
 from mmfusion.retrieval.fingerprint import model_fingerprint
-from mmfusion.training import load_base, load_catalogue, open_run
+from mmfusion.training import load_base, load_catalogue, open_run, run_command
 
 
 def main(
@@ -53,4 +51,4 @@ def main(
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False, allow_abbrev=False)
+    run_command(main)

@@ -1,14 +1,12 @@
 """Search an index by text."""
 
-import sys
 from pathlib import Path
 
 import torch
-from jsonargparse import auto_cli
 
 from mmfusion.retrieval import ProductIndex
 from mmfusion.retrieval.fingerprint import model_fingerprint
-from mmfusion.training import load_base
+from mmfusion.training import load_base, run_command
 from mmfusion.training.run import RunError, read_record
 
 
@@ -37,4 +35,4 @@ def main(query: str, index: str = "outputs/index", base: str | None = None, k: i
 
 
 if __name__ == "__main__":
-    sys.exit(auto_cli(main, allow_abbrev=False))
+    run_command(main, as_positional=True)

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Literal
 
 import lightning as L
-from jsonargparse import auto_cli
 
 from mmfusion.data.datamodule import MMFusionDataModule
 from mmfusion.stages import Optimization, Stage2
-from mmfusion.training import Hardware, build_trainer, fit, load_base, load_catalogue, open_run
+from mmfusion.training import Hardware, build_trainer, fit, load_base, load_catalogue, open_run, run_command
 
 
 def main(
@@ -101,4 +100,4 @@ def main(
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False, allow_abbrev=False)
+    run_command(main)

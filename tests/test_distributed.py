@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import two_ranks
 
 from mmfusion.data.embedded import write_embedded_catalogue
 
-SCRIPT = Path(__file__).parent / "two_ranks.py"
+Gradients = list[dict[str, torch.Tensor]]
 
 
 @pytest.fixture(scope="module")
@@ -20,19 +21,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def gradients(folder: Path, stage: str, devices: int) -> list[dict[str, torch.Tensor]]:
-    command = [sys.executable, str(SCRIPT), str(folder / "catalogue"), str(folder), stage, str(devices)]
+def gradients_of_one(folder: Path, stage: str) -> Gradients:
+    two_ranks.main(str(folder / "catalogue"), str(folder), stage, 1)
+    return load(folder / f"{stage}-1.pt")
+
+
+def gradients_of_two(folder: Path, stage: str) -> Gradients:
+    command = [sys.executable, two_ranks.__file__, str(folder / "catalogue"), str(folder), stage, "2"]
     # Lightning takes these for the marks of a cluster's launcher.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "LOCAL_RANK"))}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
-    steps: list[dict[str, torch.Tensor]] = torch.load(folder / f"{stage}-{devices}.pt", weights_only=True)
+    return load(folder / f"{stage}-2.pt")
+
+
+def load(path: Path) -> Gradients:
+    steps: Gradients = torch.load(path, weights_only=True)
     return steps
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_two_ranks_give_the_gradients_of_one_process(folder: Path, stage: str) -> None:
-    one, two = gradients(folder, stage, 1), gradients(folder, stage, 2)
+    one, two = gradients_of_one(folder, stage), gradients_of_two(folder, stage)
     assert len(one) == len(two) == 2
     for step, (single, double) in enumerate(zip(one, two, strict=True)):
         assert single.keys() == double.keys()

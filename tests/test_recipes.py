@@ -15,7 +15,7 @@ import torch
 
 from mmfusion import MMFusionModel, MMFusionProcessor
 from mmfusion.evaluation import Evaluation
-from mmfusion.training import RunError, load_base
+from mmfusion.training import RunError, load_base, open_run
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -117,7 +117,7 @@ def test_search_prints_products_with_their_weights(outputs: Path, capsys: pytest
 def test_search_refuses_another_model_and_a_missing_index(outputs: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the index was built with model"):
         recipe("search")("dress", index=str(outputs / "index"), base=str(outputs / "text"))
-    with pytest.raises(RunError, match="no finished index.*index.py"):
+    with pytest.raises(RunError, match=r"no finished index.*index\.py"):
         recipe("search")("dress", index=str(tmp_path))
 
 
@@ -135,6 +135,17 @@ def test_a_finished_run_is_left_alone_and_another_one_refused(
         recipe("stage1")(output=str(outputs / "stage2"))
 
 
+def test_a_run_that_saved_nothing_may_start_again_with_other_arguments(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"no config\.json"):
+        recipe("stage2")(base=str(tmp_path / "nowhere"), output=str(tmp_path / "run"))
+    open_run(tmp_path / "run", "stage2", {"steps": 5})
+    assert not open_run(tmp_path / "run", "stage2", {"steps": 5}).complete
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "checkpoints" / "step=1.ckpt").touch()
+    with pytest.raises(RunError, match="steps was 5, now 6"):
+        open_run(tmp_path / "run", "stage2", {"steps": 6})
+
+
 def test_an_output_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.doc").write_text("mine")
     with pytest.raises(RunError, match="files that no recipe wrote"):
@@ -142,11 +153,11 @@ def test_an_output_folder_with_other_files_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_base_that_is_no_mmfusion_model_is_refused(outputs: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no config.json"):
+    with pytest.raises(RunError, match=r"no config\.json"):
         load_base(str(tmp_path))
     with pytest.raises(RunError, match=r"is a 'bert' model, not an mmfusion model.*base.py"):
         load_base(str(outputs / "stage1" / "embedded_backbones" / "text"))
-    with pytest.raises(ValueError, match="'conact'.*concat, cross_attention"):
+    with pytest.raises(ValueError, match=r"'conact'.*concat, cross_attention"):
         load_base(str(outputs / "stage1"), fusion="conact")
 
 
@@ -184,6 +195,15 @@ def test_a_misspelt_or_abbreviated_flag_is_an_error(arguments: list[str], tmp_pa
     assert done.returncode == 2
     assert arguments[-2] in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_refusal_is_one_line_and_not_a_traceback(tmp_path: Path) -> None:
+    script = str(CHECKOUT / "recipes" / "stage2.py")
+    command = [sys.executable, script, "--base", str(tmp_path), "--output", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("RunError: --base ")
+    assert "Traceback" not in done.stderr
 
 
 def test_a_printed_config_can_be_replayed(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What the stages train, on which products, and what they leave alone."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,7 @@ def test_learning_rate_warms_up_and_decays_in_optimizer_steps() -> None:
         optimizer.step()
         schedule.step()
     assert 0 < rates[0] < rates[5] < rates[10] == 1.0
-    assert all(later <= earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(0.05)
 
 

@@ -1,5 +1,6 @@
 """What recipes share: run folders, trainers, progress, curves, and where models and catalogues come from."""
 
+from mmfusion.training.command import run_command
 from mmfusion.training.curves import draw_curves
 from mmfusion.training.run import Run, RunError, open_run
 from mmfusion.training.sources import load_base, load_catalogue, starting_base
@@ -15,5 +16,6 @@ __all__ = [
     "load_base",
     "load_catalogue",
     "open_run",
+    "run_command",
     "starting_base",
 ]

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
@@ -67,6 +68,11 @@ def open_run(output: str | os.PathLike[str], recipe: str, arguments: Mapping[str
     folder = Path(output).absolute()
     wanted = json.loads(json.dumps({name: _plain(value) for name, value in arguments.items()}))
     record = read_record(folder)
+    if record is not None and _saved_nothing(folder, record) and record["arguments"] != wanted:
+        # Refused or interrupted before its first checkpoint: there is nothing to mix up.
+        (folder / _RECORD).unlink()
+        shutil.rmtree(folder / "embedded_base", ignore_errors=True)
+        return _start(folder, recipe, wanted)
     if record is None:
         if folder.exists() and any(folder.iterdir()):
             raise RunError(f"The output folder {folder} holds files that no recipe wrote; give another --output.")
@@ -90,6 +96,18 @@ def open_run(output: str | os.PathLike[str], recipe: str, arguments: Mapping[str
             "--output, or delete the folder."
         )
     return Run(folder, record)
+
+
+def _start(folder: Path, recipe: str, arguments: dict[str, Any]) -> Run:
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {"recipe": recipe, "arguments": arguments, "complete": False, "started_at": time.time()}
+    run = Run(folder, {**facts, **_host()})
+    run.note()
+    return run
+
+
+def _saved_nothing(folder: Path, record: dict[str, Any]) -> bool:
+    return not record["complete"] and not any((folder / "checkpoints").glob("*.ckpt"))
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
