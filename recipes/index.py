@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from mmfusion.retrieval import ProductIndex
 from mmfusion.retrieval.embedding import embed_products
 from mmfusion.retrieval.fingerprint import model_fingerprint
@@ -34,7 +36,11 @@ def main(
     model, processor = load_base(base)
     products = load_catalogue(catalogue, base, run.folder)
     rows = products.product_rows(split)
-    embedded = embed_products(model.eval(), processor, products, rows, batch_size=batch_size, num_workers=num_workers)
+    # On disk, as the vectors of ten million products do not fit into memory beside the index that is built of them.
+    shape = (len(rows), model.config.embedding_dim)
+    vectors = np.lib.format.open_memmap(run.folder / "cache" / "vectors.npy", "w+", np.float32, shape)
+    options = {"batch_size": batch_size, "num_workers": num_workers, "out": vectors}
+    embedded = embed_products(model.eval(), processor, products, rows, **options)  # type: ignore[arg-type]
     kept = [name for name in products.products.column_names if name not in ("product_id", "image")]
     index = ProductIndex.build(
         embedded.embeds,

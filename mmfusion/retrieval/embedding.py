@@ -32,7 +32,7 @@ def embed_queries(
     """Embeddings (Q, D) float32 of query rows, in their order."""
     out = np.zeros((len(rows), model.config.embedding_dim), dtype=np.float32)
     lengths = text_lengths_of_queries(catalogue)
-    for batch in _batches(model, QueryTable(catalogue, processor), rows, lengths, batch_size, 0, "queries"):
+    for batch in _batches(model, QueryTable(catalogue, processor), rows, lengths, batch_size, 0, "query"):
         features = model.get_query_features(batch["query_input_ids"], batch["query_attention_mask"])
         out[_places(rows, batch["query_rows"])] = features.float().cpu().numpy()
     return out
@@ -71,7 +71,7 @@ def embed_products(
     photos = model.config.fusion != "text_only" or _lacks_text(catalogue, processor, rows)
     table = ProductTable(catalogue, processor, cache=cache, photos=photos, photo_of=photo_of)
     lengths = text_lengths(catalogue, processor.template_columns)
-    for batch in _batches(model, table, rows, lengths, batch_size, num_workers, "products"):
+    for batch in _batches(model, table, rows, lengths, batch_size, num_workers, "product"):
         places = _places(rows, batch.pop("product_rows"))
         output = model(**batch)
         embeds[places] = output.product_embeds.float().cpu().numpy()
@@ -93,11 +93,11 @@ def _batches(
     lengths: npt.NDArray[np.int64],
     batch_size: int,
     num_workers: int,
-    what: str,
+    unit: str,
 ) -> Iterator[dict[str, Any]]:
     sampler = RowSampler(rows, lengths, batch_size=batch_size)
     loader = DataLoader(table, batch_size=None, sampler=sampler, num_workers=num_workers)
-    with tqdm(total=len(rows), desc=f"embedding {what}", unit=what[:-1]) as bar:
+    with tqdm(total=len(rows), desc="embedding", unit=unit) as bar:
         for batch in loader:
             yield {name: value.to(model.device, non_blocking=True) for name, value in batch.items()}
             bar.update(len(next(iter(batch.values()))))

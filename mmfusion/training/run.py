@@ -65,6 +65,7 @@ def open_run(output: str | os.PathLike[str], recipe: str, arguments: Mapping[str
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mmfusion").setLevel(logging.INFO)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     folder = Path(output).absolute()
     wanted = json.loads(json.dumps({name: _plain(value) for name, value in arguments.items()}))
     record = read_record(folder)

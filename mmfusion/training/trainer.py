@@ -17,6 +17,14 @@ from mmfusion.training.curves import draw_curves
 from mmfusion.training.progress import StepProgress
 from mmfusion.training.run import Run
 
+# Lightning and torch warn of what is meant to be so here: frozen parts in evaluation mode, few workers, short epochs.
+_EXPECTED_WARNINGS = (
+    r"Found \d+ module\(s\) in eval mode",
+    r".*does not have many workers",
+    r"The number of training batches \(\d+\) is smaller than the logging interval",
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+)
+
 
 @dataclass
 class Hardware:
@@ -107,8 +115,8 @@ def fit(
         print(f"resuming from {checkpoint.name}", flush=True)
     started = time.time()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*`training_step` returned `None`.*")
+        for expected in _EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message=expected)
         trainer.fit(stage, datamodule=data, ckpt_path=checkpoint)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
