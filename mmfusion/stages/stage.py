@@ -64,7 +64,7 @@ class Stage(L.LightningModule):
         terms = self.terms(batch)
         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
         if not torch.isfinite(loss):
-            self._stop(batch, {name: float(value) for name, (_, value) in terms.items()})
+            self._stop(batch, {name: float(value.detach()) for name, (_, value) in terms.items()})
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["query_rows"]))
         logged = {f"train/{name}": value.detach() for name, (_, value) in terms.items()}
         logged["train/logit_scale"] = self.model.logit_scale.detach().exp()
