@@ -68,9 +68,9 @@ def embed_products(
     """
     embeds = np.zeros((len(rows), model.config.embedding_dim), dtype=np.float32) if out is None else out
     weights = np.zeros((len(rows), 2), dtype=np.float32)
-    photos = model.config.fusion != "text_only" or _lacks_text(catalogue, processor, rows)
-    table = ProductTable(catalogue, processor, cache=cache, photos=photos, photo_of=photo_of)
     lengths = text_lengths(catalogue, processor.template_columns)
+    photos = model.config.fusion != "text_only" or bool((lengths[rows] == 0).any())
+    table = ProductTable(catalogue, processor, cache=cache, photos=photos, photo_of=photo_of)
     for batch in _batches(model, table, rows, lengths, batch_size, num_workers, "product"):
         places = _places(rows, batch.pop("product_rows"))
         output = model(**batch)
@@ -106,7 +106,3 @@ def _batches(
 def _places(rows: Rows, found: torch.Tensor) -> npt.NDArray[np.int64]:
     order = np.argsort(rows)
     return order[np.searchsorted(rows[order], found.cpu().numpy())]
-
-
-def _lacks_text(catalogue: Catalogue, processor: MMFusionProcessor, rows: Rows) -> bool:
-    return bool((text_lengths(catalogue, processor.template_columns)[rows] == 0).any())
