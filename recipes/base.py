@@ -18,7 +18,7 @@ def main(
     query_prompt: str = "",
     product_prompt: str = "",
     max_product_length: int = 64,
-    config: dict[str, Any] | None = None,
+    model_config: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> None:
     """Writes a model folder with new projections and a new fusion network; train it with stage1.py.
@@ -32,7 +32,7 @@ def main(
         query_prompt: Prefix of queries, for encoders trained with one.
         product_prompt: Prefix of product texts.
         max_product_length: Product texts are truncated to this many tokens.
-        config: Further fields of MMFusionConfig, e.g. {"embedding_dim": 256, "text_pooling": "cls"}.
+        model_config: Further fields of MMFusionConfig as JSON, e.g. {"embedding_dim": 256, "text_pooling": "cls"}.
         seed: Of the new weights.
     """
     fields: dict[str, Any] = {
@@ -41,9 +41,9 @@ def main(
         "product_prompt": product_prompt,
     }
     sources = {"text": text, "vision": vision, "image_size": image_size, "max_product_length": max_product_length}
-    run = open_run(output, "base", {**sources, **fields, "config": config, "seed": seed})
+    run = open_run(output, "base", {**sources, **fields, "model_config": model_config, "seed": seed})
     torch.manual_seed(seed)
-    model = MMFusionModel.from_backbones(text, vision, **fields, **(config or {}))
+    model = MMFusionModel.from_backbones(text, vision, **fields, **(model_config or {}))
     processor = MMFusionProcessor.from_backbones(
         text, vision, image_size=image_size, max_product_length=max_product_length, **fields
     )

@@ -126,7 +126,8 @@ def _open(folder: Path, rows: npt.NDArray[np.int64], key: str) -> FeatureCache:
 
 def _key(model: MMFusionModel, processor: MMFusionProcessor, catalogue: Any, rows: npt.NDArray[np.int64]) -> str:
     """Hash of everything that the activations depend on: frozen weights, preprocessing, and the photos themselves."""
-    digest = hashlib.sha256(str(model.frozen_vision_blocks).encode())
+    read = (model.frozen_vision_blocks, model.config.image_pooling, list(model.config.vision_feature_layers))
+    digest = hashlib.sha256(str(read).encode())
     for name, value in model.vision_prefix_state():
         digest.update(name.encode() + value.float().cpu().numpy().tobytes())
     digest.update(json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str).encode())

@@ -3,7 +3,7 @@
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from .configuration_mmfusion import FUSION_KINDS, MMFusionConfig
-from .fusion_mmfusion import FUSIONS, Fused, Fusion, ProductViews
+from .fusion_mmfusion import FUSIONS, Fused, Fusion, FusionSizes, ProductViews
 from .modeling_mmfusion import MMFusionModel, MMFusionOutput
 from .processing_mmfusion import MMFusionProcessor
 
@@ -16,6 +16,7 @@ __all__ = [
     "FUSION_KINDS",
     "Fused",
     "Fusion",
+    "FusionSizes",
     "MMFusionConfig",
     "MMFusionModel",
     "MMFusionOutput",

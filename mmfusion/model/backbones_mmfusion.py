@@ -1,13 +1,14 @@
 """Any transformers encoder as a tower half: token states, a pooled vector, and a resumable vision forward."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 
@@ -128,34 +129,98 @@ def check_takes_embeddings(encoder: PreTrainedModel) -> None:
         )
 
 
-def encode_photos(encoder: PreTrainedModel, pixel_values: Tensor, pooling: str) -> Encoded:
-    """Token states and a pooled vector of photos (count, channels, height, width); feature maps become tokens."""
-    return _encoded_photos(encoder(**_vision_inputs(encoder, pixel_values), return_dict=True), pooling)
+def encode_photos(encoder: PreTrainedModel, pixel_values: Tensor, pooling: str, layers: Sequence[int] = ()) -> Encoded:
+    """Token states and a pooled vector of photos (count, channels, height, width); feature maps become tokens.
+
+    With `layers`, the tokens are the output states of these blocks, side by side, instead of the top's.
+    """
+    with _captured(encoder, layers) as states:
+        output = encoder(**_vision_inputs(encoder, pixel_values), return_dict=True)
+    return _encoded_photos(output, pooling, [states[layer] for layer in layers])
 
 
-def encode_photos_from(encoder: PreTrainedModel, activations: Tensor, block: int, pooling: str) -> Encoded:
-    """Finishes a forward pass from the input of block `block`, as [`vision_activations`] returned it.
+def encode_photos_from(
+    encoder: PreTrainedModel,
+    activations: Tensor,
+    block: int,
+    pooling: str,
+    layers: Sequence[int] = (),
+    state_size: int | None = None,
+) -> Encoded:
+    """Finishes a forward pass from what [`vision_activations`] returned for the frozen part below block `block`.
 
     The blocks below are taken out for the duration of the call; what runs before them gets a single blank photo.
+
+    Args:
+        encoder: Any transformers vision encoder.
+        activations: (photos, …) float.
+        block: Number of frozen blocks.
+        pooling: One of `POOLINGS`.
+        layers: As for [`encode_photos`].
+        state_size: Width of the token states of `layers`; None: of the top.
+
+    Raises:
+        ValueError: One of `layers` lies inside the frozen part, of which only the last output is known.
     """
-    with _only_blocks_from(encoder, block) as first:
+    if block == len(vision_blocks(encoder)):
+        return _unpacked(activations, hidden_size(encoder.config), state_size or hidden_size(encoder.config))
+    with _captured(encoder, layers) as states, _only_blocks_from(encoder, block) as first:
         handle = first.register_forward_pre_hook(
             lambda module, args, kwargs: _replace_first(args, kwargs, activations), with_kwargs=True
         )
         try:
-            return _encoded_photos(encoder(**_blank_inputs(encoder, activations), return_dict=True), pooling)
+            output = encoder(**_blank_inputs(encoder, activations), return_dict=True)
         finally:
             handle.remove()
+    states[block - 1] = activations
+    if not set(layers) <= states.keys():
+        raise ValueError(
+            f"vision_feature_layers are {list(layers)}, but the {block} lowest blocks are frozen and only the output "
+            f"of block {block - 1} is kept; freeze at most {min(layers) + 1} blocks, or all "
+            f"{len(vision_blocks(encoder))}."
+        )
+    return _encoded_photos(output, pooling, [states[layer] for layer in layers])
+
+
+def vision_state_size(encoder: PreTrainedModel, layers: Sequence[int]) -> int:
+    """Width of the token states of `layers` side by side, found by showing the encoder a blank photo.
+
+    Raises:
+        ValueError: The encoder has no such block.
+    """
+    count = len(vision_blocks(encoder))
+    if max(layers) >= count:
+        raise ValueError(
+            f"vision_feature_layers names block {max(layers)}, and {type(encoder).__name__} has {count}; "
+            f"give numbers from 0 to {count - 1}."
+        )
+    height, width = _photo_size(encoder)
+    photo = encoder.get_parameter(next(iter(encoder.state_dict()))).new_zeros(1, _channels(encoder), height, width)
+    modes = [(module, module.training) for module in encoder.modules()]
+    encoder.eval()
+    with torch.no_grad():
+        size = encode_photos(encoder, photo, "mean", layers).tokens.shape[-1]
+    for module, training in modes:
+        module.training = training
+    return int(size)
 
 
 @torch.no_grad()
-def vision_activations(encoder: PreTrainedModel, pixel_values: Tensor, block: int) -> Tensor:
+def vision_activations(
+    encoder: PreTrainedModel, pixel_values: Tensor, block: int, pooling: str, layers: Sequence[int] = ()
+) -> Tensor:
     """Input of block `block` for a batch of photos: all that the frozen part of the encoder has to say.
+
+    Where all blocks are frozen these are its output, in one vector per photo: the pooled state, then the token states
+    of [`encode_photos`] one after the other.
 
     Raises:
         ValueError: The blocks are told the size of the photo beside their input (as by rotary positions), and it is
             not the encoder's own, which [`encode_photos_from`] assumes.
     """
+    if block == len(vision_blocks(encoder)):
+        encoded = encode_photos(encoder, pixel_values, pooling, layers)
+        return torch.cat([encoded.pooled, encoded.tokens.flatten(1)], dim=1)
     captured: list[Tensor] = []
 
     def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -191,14 +256,16 @@ def vision_prefix(encoder: PreTrainedModel, blocks: int) -> list[nn.Module]:
     """Everything that runs before block `blocks`: stems, patch embeddings and the blocks below.
 
     Raises:
-        ValueError: `blocks` is not in [1, number of blocks - 1]; at least one block must stay above the prefix.
+        ValueError: `blocks` is not in [1, number of blocks].
     """
     sequence = vision_blocks(encoder)
-    if not 1 <= blocks < len(sequence):
+    if not 1 <= blocks <= len(sequence):
         raise ValueError(
             f"Cannot freeze {blocks} of {len(sequence)} vision blocks of {type(encoder).__name__}; "
-            f"give a number from 1 to {len(sequence) - 1}, or freeze the whole encoder."
+            f"give a number from 1 to {len(sequence)}, which freezes the whole encoder."
         )
+    if blocks == len(sequence):
+        return [encoder]
     return [*_before(encoder, sequence), *sequence[:blocks]]
 
 
@@ -302,11 +369,48 @@ def _photo_size(encoder: PreTrainedModel) -> tuple[int, int]:
     return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def _encoded_photos(output: Any, pooling: str) -> Encoded:
-    states = output.last_hidden_state
-    if states.ndim == 4:
-        states = states.flatten(2).transpose(1, 2)
-    return Encoded(states, _pool(output, states, None, pooling))
+def _encoded_photos(output: Any, pooling: str, levels: Sequence[Tensor]) -> Encoded:
+    states = _as_tokens(output.last_hidden_state)
+    pooled = _pool(output, states, None, pooling)
+    return Encoded(_side_by_side(levels) if levels else states, pooled)
+
+
+def _as_tokens(states: Tensor) -> Tensor:
+    return states.flatten(2).transpose(1, 2) if states.ndim == 4 else states
+
+
+def _side_by_side(levels: Sequence[Tensor]) -> Tensor:
+    """States of several blocks as (photos, T, sum of widths), on the grid of the coarsest."""
+    if levels[0].ndim == 4:
+        coarsest = min(levels, key=lambda level: level.shape[2] * level.shape[3])
+        grid = (coarsest.shape[2], coarsest.shape[3])
+        levels = [level if level.shape[2:] == grid else F.adaptive_avg_pool2d(level, grid) for level in levels]
+    return torch.cat([_as_tokens(level) for level in levels], dim=-1)
+
+
+@contextmanager
+def _captured(encoder: PreTrainedModel, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Output states of blocks, by number, of the forward passes inside."""
+    states: dict[int, Tensor] = {}
+    blocks = vision_blocks(encoder) if layers else nn.ModuleList()
+
+    def keep(layer: int, output: Any) -> None:
+        states[layer] = output if isinstance(output, Tensor) else output[0]
+
+    handles = [
+        blocks[layer].register_forward_hook(lambda module, args, output, layer=layer: keep(layer, output))
+        for layer in layers
+    ]
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _unpacked(activations: Tensor, pooled_size: int, state_size: int) -> Encoded:
+    pooled, tokens = activations[:, :pooled_size], activations[:, pooled_size:]
+    return Encoded(tokens.unflatten(1, (-1, state_size)), pooled)
 
 
 def _pool(output: Any, tokens: Tensor, mask: Tensor | None, pooling: str) -> Tensor:

@@ -1,5 +1,6 @@
 """Configuration of the two-tower model: its encoders, its embedding space and its fusion network."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -25,6 +26,14 @@ class MMFusionConfig(PreTrainedConfig):
         text_pooling: How token states become one text vector: `mean` over tokens, `cls` (first token)
             or `pooler` (the encoder's own `pooler_output`, as CLIP and SigLIP were trained).
         image_pooling: The same for photos.
+        vision_feature_layers: Blocks of the vision encoder, from 0, whose output states reach the product tower beside
+            the pooled top: colour and pattern live below the top. Finer grids are averaged down to the coarsest of
+            them. Empty: the top states alone.
+        neck_hidden_size: Width of the learned pooling of those states, > 0.
+        neck_heads: Slots that it pools them into, > 0.
+        projection_hidden_size: Width of a perceptron beside each projection into the embedding space; 0: none. It is
+            what adapts a tower whose encoders are frozen.
+        projection_dropout: Dropout inside it, in [0, 1).
         share_text_encoder: Whether queries and product texts go through one encoder.
         role_embedding: Adds a learned vector per role (query, product) to the token embeddings of a shared encoder.
         query_prompt: Prefix of every query, for encoders trained with prompts (E5: `"query: "`).
@@ -53,6 +62,11 @@ class MMFusionConfig(PreTrainedConfig):
     fusion_dropout: float = 0.1
     text_pooling: str = "mean"
     image_pooling: str = "mean"
+    vision_feature_layers: list[int] = dataclasses.field(default_factory=list)
+    neck_hidden_size: int = 128
+    neck_heads: int = 4
+    projection_hidden_size: int = 0
+    projection_dropout: float = 0.2
     share_text_encoder: bool = True
     role_embedding: bool = False
     query_prompt: str = ""
@@ -95,16 +109,21 @@ class MMFusionConfig(PreTrainedConfig):
         _one_of("fusion", self.fusion, FUSION_KINDS)
         _one_of("text_pooling", self.text_pooling, POOLINGS)
         _one_of("image_pooling", self.image_pooling, POOLINGS)
-        for name in ("embedding_dim", "fusion_hidden_size", "fusion_layers", "fusion_heads", "fusion_latents"):
-            value = getattr(self, name)
-            _check(name, value, _is_number(value) and isinstance(value, int) and value >= 1, "an integer of at least 1")
+        for name in (*_FUSION_SIZES, "embedding_dim", "neck_hidden_size", "neck_heads"):
+            _check(name, getattr(self, name), _is_count(getattr(self, name), 1), "an integer of at least 1")
+        hidden = self.projection_hidden_size
+        _check("projection_hidden_size", hidden, _is_count(hidden, 0), "an integer of at least 0")
+        layers = self.vision_feature_layers
+        valid = isinstance(layers, (list, tuple)) and all(_is_count(layer, 0) for layer in layers)
+        _check("vision_feature_layers", layers, valid and len(set(layers)) == len(layers), "different blocks from 0")
         if self.fusion_hidden_size % self.fusion_heads:
             raise ValueError(
                 f"MMFusionConfig.fusion_hidden_size {self.fusion_hidden_size!r} is not a multiple of "
                 f"fusion_heads {self.fusion_heads}; change one of them."
             )
-        dropout = self.fusion_dropout
-        _check("fusion_dropout", dropout, _is_number(dropout) and 0.0 <= dropout < 1.0, "a number in [0, 1)")
+        for name in ("fusion_dropout", "projection_dropout"):
+            value = getattr(self, name)
+            _check(name, value, _is_number(value) and 0.0 <= value < 1.0, "a number in [0, 1)")
         for name in ("logit_scale_init", "initializer_range"):
             value = getattr(self, name)
             _check(name, value, _is_number(value) and value > 0.0, "a finite number above 0")
@@ -116,6 +135,8 @@ class MMFusionConfig(PreTrainedConfig):
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         return self.text_config
 
+
+_FUSION_SIZES = ("fusion_hidden_size", "fusion_layers", "fusion_heads", "fusion_latents")
 
 # Keys that transformers itself writes into or passes through a config, none of them ours.
 _FOREIGN_KEYS = frozenset(
@@ -142,6 +163,10 @@ def _sub_config(value: Any, default_type: str) -> PreTrainedConfig:
             )
         return AutoConfig.for_model(fields.pop("model_type"), **fields)
     return value
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _is_number(value: Any) -> bool:

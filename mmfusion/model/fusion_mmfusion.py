@@ -23,8 +23,8 @@ class ProductViews:
 
     Attributes:
         text_embeds, image_embeds: (P, D) L2-normalised views in the embedding space; arbitrary where missing.
-        text_pooled, image_pooled: (P, hidden of the encoder) before projection; arbitrary where missing.
-        text_tokens, image_tokens: (P, T, text hidden), (P, V, vision hidden); all photos of a product are one sequence.
+        text_pooled, image_pooled: (P, text) and (P, image) before projection; arbitrary where missing.
+        text_tokens, image_tokens: (P, T, text), (P, V, image token); all photos of a product are one sequence.
         text_mask, image_mask: (P, T), (P, V) bool.
         present: (P, 2) bool, columns text and image; at least one is True in each row.
     """
@@ -38,6 +38,14 @@ class ProductViews:
     text_mask: Tensor
     image_mask: Tensor
     present: Tensor
+
+
+class FusionSizes(NamedTuple):
+    """Widths of what a fusion network reads: text states and pooled texts, pooled photos, and photo tokens."""
+
+    text: int
+    image: int
+    image_token: int
 
 
 class Fused(NamedTuple):
@@ -57,7 +65,7 @@ class Fusion(nn.Module):
 
     reads: ClassVar[tuple[int, ...]] = (TEXT, IMAGE)
 
-    def __init__(self, config: MMFusionConfig, text_hidden: int, image_hidden: int) -> None:
+    def __init__(self, config: MMFusionConfig, sizes: FusionSizes) -> None:
         super().__init__()
 
     def forward(self, views: ProductViews) -> Fused:
@@ -95,14 +103,14 @@ class Concat(Fusion):
     hidden layer's input, which is linear in them.
     """
 
-    def __init__(self, config: MMFusionConfig, text_hidden: int, image_hidden: int) -> None:
-        super().__init__(config, text_hidden, image_hidden)
-        self.text_norm = nn.LayerNorm(text_hidden)
-        self.image_norm = nn.LayerNorm(image_hidden)
-        self.missing_text = nn.Parameter(torch.empty(text_hidden))
-        self.missing_image = nn.Parameter(torch.empty(image_hidden))
-        self.text_in = nn.Linear(text_hidden, 2 * config.fusion_hidden_size)
-        self.image_in = nn.Linear(image_hidden, 2 * config.fusion_hidden_size, bias=False)
+    def __init__(self, config: MMFusionConfig, sizes: FusionSizes) -> None:
+        super().__init__(config, sizes)
+        self.text_norm = nn.LayerNorm(sizes.text)
+        self.image_norm = nn.LayerNorm(sizes.image)
+        self.missing_text = nn.Parameter(torch.empty(sizes.text))
+        self.missing_image = nn.Parameter(torch.empty(sizes.image))
+        self.text_in = nn.Linear(sizes.text, 2 * config.fusion_hidden_size)
+        self.image_in = nn.Linear(sizes.image, 2 * config.fusion_hidden_size, bias=False)
         self.out = nn.Linear(2 * config.fusion_hidden_size, config.embedding_dim)
         self.dropout = nn.Dropout(config.fusion_dropout)
 
@@ -128,11 +136,11 @@ class CrossAttention(Fusion):
     (arXiv:2103.03206).
     """
 
-    def __init__(self, config: MMFusionConfig, text_hidden: int, image_hidden: int) -> None:
-        super().__init__(config, text_hidden, image_hidden)
+    def __init__(self, config: MMFusionConfig, sizes: FusionSizes) -> None:
+        super().__init__(config, sizes)
         width = config.fusion_hidden_size
-        self.text_in = nn.Sequential(nn.LayerNorm(text_hidden), nn.Linear(text_hidden, width))
-        self.image_in = nn.Sequential(nn.LayerNorm(image_hidden), nn.Linear(image_hidden, width))
+        self.text_in = nn.Sequential(nn.LayerNorm(sizes.text), nn.Linear(sizes.text, width))
+        self.image_in = nn.Sequential(nn.LayerNorm(sizes.image_token), nn.Linear(sizes.image_token, width))
         self.modality = nn.Parameter(torch.empty(2, width))
         self.layers = nn.ModuleList(AttentionLayer(config) for _ in range(config.fusion_layers))
         self.latents = nn.Parameter(torch.empty(config.fusion_latents, width))

@@ -26,9 +26,11 @@ from .backbones_mmfusion import (
     new_encoder,
     vision_activations,
     vision_prefix,
+    vision_state_size,
 )
 from .configuration_mmfusion import MMFusionConfig
-from .fusion_mmfusion import FUSIONS, TEXT, Fusion, ProductViews
+from .fusion_mmfusion import FUSIONS, TEXT, Fusion, FusionSizes, ProductViews
+from .views_mmfusion import Projection, Residual, VisionNeck
 
 
 @dataclass
@@ -77,6 +79,8 @@ class MMFusionPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, Fusion):
             module.init_weights(self.config.initializer_range)
+        if isinstance(module, Residual):
+            module.init_weights()
         if isinstance(module, MMFusionModel):
             init.constant_(module.logit_scale, math.log(self.config.logit_scale_init))
             if module.roles is not None:
@@ -101,12 +105,22 @@ class MMFusionModel(MMFusionPreTrainedModel):
         self.vision_model = new_encoder(config.vision_config)
         if config.role_embedding:
             check_takes_embeddings(self.text_model)
-        text_hidden, image_hidden = hidden_size(config.text_config), hidden_size(config.vision_config)
+        text_hidden, pooled_size = hidden_size(config.text_config), hidden_size(config.vision_config)
+        token_size, neck_size = pooled_size, 0
+        self.vision_state_size, self.vision_neck = pooled_size, None
+        if config.vision_feature_layers:
+            token_size, neck_size = config.neck_hidden_size, config.neck_hidden_size * config.neck_heads
+            self.vision_state_size = vision_state_size(self.vision_model, config.vision_feature_layers)
+            self.vision_neck = VisionNeck(
+                self.vision_state_size, pooled_size, config.neck_hidden_size, config.neck_heads
+            )
+        image_hidden = pooled_size + neck_size
         self.roles = nn.Embedding(2, text_hidden) if config.role_embedding else None
-        self.query_projection = nn.Linear(text_hidden, config.embedding_dim)
-        self.text_projection = nn.Linear(text_hidden, config.embedding_dim)
-        self.image_projection = nn.Linear(image_hidden, config.embedding_dim)
-        self.fusion = FUSIONS[config.fusion](config, text_hidden, image_hidden)
+        perceptron = (config.projection_hidden_size, config.projection_dropout)
+        self.query_projection = Projection(text_hidden, config.embedding_dim, *perceptron)
+        self.text_projection = Projection(text_hidden, config.embedding_dim, *perceptron)
+        self.image_projection = Projection(image_hidden, config.embedding_dim, *perceptron)
+        self.fusion = FUSIONS[config.fusion](config, FusionSizes(text_hidden, image_hidden, token_size))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale_init)))
         self.frozen_vision_blocks = 0
         self.post_init()
@@ -193,7 +207,13 @@ class MMFusionModel(MMFusionPreTrainedModel):
         modes = [(module, module.training) for module in self.vision_model.modules()]
         self.vision_model.eval()
         try:
-            return vision_activations(self.vision_model, pixel_values.to(self.dtype), self.frozen_vision_blocks)
+            return vision_activations(
+                self.vision_model,
+                pixel_values.to(self.dtype),
+                self.frozen_vision_blocks,
+                self.config.image_pooling,
+                self.config.vision_feature_layers,
+            )
         finally:
             # One by one: `train(True)` on the encoder would set its frozen BatchNorm layers to training, too.
             for module, training in modes:
@@ -343,13 +363,17 @@ class MMFusionModel(MMFusionPreTrainedModel):
         products, photos = photo_mask.shape
         if not photo_mask.any():
             return self._no_photos(products)
+        pooling, layers = self.config.image_pooling, self.config.vision_feature_layers
         if activations is not None:
-            block, inputs = self.frozen_vision_blocks, activations[photo_mask]
-            encoded = encode_photos_from(self.vision_model, inputs.to(self.dtype), block, self.config.image_pooling)
+            inputs = activations[photo_mask].to(self.dtype)
+            encoded = encode_photos_from(
+                self.vision_model, inputs, self.frozen_vision_blocks, pooling, layers, self.vision_state_size
+            )
         else:
             assert pixel_values is not None
-            pixels = pixel_values[photo_mask].to(self.dtype)
-            encoded = encode_photos(self.vision_model, pixels, self.config.image_pooling)
+            encoded = encode_photos(self.vision_model, pixel_values[photo_mask].to(self.dtype), pooling, layers)
+        if self.vision_neck is not None:
+            encoded = self.vision_neck(encoded)
         length, width = encoded.tokens.shape[1:]
         tokens = encoded.tokens.new_zeros(products, photos, length, width)
         tokens[photo_mask] = encoded.tokens
@@ -360,8 +384,9 @@ class MMFusionModel(MMFusionPreTrainedModel):
 
     def _no_photos(self, products: int) -> tuple[Encoded, Tensor]:
         weight = self.image_projection.weight
-        tokens = weight.new_zeros(products, 1, weight.shape[1])
-        return Encoded(tokens, tokens[:, 0]), torch.zeros(products, 1, dtype=torch.bool, device=weight.device)
+        width = weight.shape[1] if self.vision_neck is None else self.config.neck_hidden_size
+        tokens, pooled = weight.new_zeros(products, 1, width), weight.new_zeros(products, weight.shape[1])
+        return Encoded(tokens, pooled), torch.zeros(products, 1, dtype=torch.bool, device=weight.device)
 
 
 def _portable(config: PreTrainedConfig) -> dict[str, Any]:
@@ -375,8 +400,9 @@ def _portable(config: PreTrainedConfig) -> dict[str, Any]:
 
 @torch.no_grad()
 def _start_projection(projection: nn.Linear, pretrained: Tensor | None) -> None:
-    if pretrained is not None and pretrained.shape == projection.weight.shape:
-        projection.weight.copy_(pretrained)
+    if pretrained is not None and len(pretrained) == projection.out_features:
+        # A neck appends its slots to what the encoder's own projection was trained on.
+        projection.weight.zero_()[:, : pretrained.shape[1]] = pretrained
     elif projection.in_features == projection.out_features:
         projection.weight.copy_(torch.eye(projection.in_features))
 

@@ -44,8 +44,9 @@ class Stage1(Stage):
             raise ValueError(f"Loss weights are {self.weights}; give numbers of at least 0, one of them above 0.")
         model.fusion.requires_grad_(False)
         if not (query_image_weight or title_image_weight):
-            model.vision_model.requires_grad_(False)
-            model.image_projection.requires_grad_(False)
+            for part in (model.vision_model, model.vision_neck, model.image_projection):
+                if part is not None:
+                    part.requires_grad_(False)
 
     def terms(self, batch: TrainBatch) -> dict[str, tuple[float, Tensor]]:
         output = self.model(**_inputs(batch), views_only=True)
