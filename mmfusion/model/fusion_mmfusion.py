@@ -49,10 +49,19 @@ class FusionSizes(NamedTuple):
 
 
 class Fused(NamedTuple):
-    """`embeds` (P, D), not yet normalised; `weights` (P, 2), >= 0, rows sum to 1, exactly 0 for a missing modality."""
+    """What a fusion network makes of P products.
+
+    Attributes:
+        embeds: (P, D), not yet normalised.
+        weights: (P, 2), >= 0, rows sum to 1, exactly 0 for a missing modality.
+        penalty: Scalar to add to the loss, with its weight (a mixture of experts balances its load), or None.
+        expert_load: (experts,) share of the products that each expert serves, sums to 1, or None.
+    """
 
     embeds: Tensor
     weights: Tensor
+    penalty: Tensor | None = None
+    expert_load: Tensor | None = None
 
 
 class Fusion(nn.Module):

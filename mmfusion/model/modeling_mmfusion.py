@@ -45,6 +45,8 @@ class MMFusionOutput(ModelOutput):
         image_embeds: (P, D) float, L2-normalised photo views; arbitrary where `modality_present[:, 1]` is False, and
             for `text_only` outside `views_only`, which does not look at photos of products with a text.
         modality_present: (P, 2) bool, columns text and photo.
+        fusion_penalty: Scalar that the fusion network asks to be added to the loss, with its weight.
+        expert_load: (experts,) share of the products that each expert serves, of a mixture of experts.
     """
 
     query_embeds: Tensor | None = None
@@ -53,6 +55,8 @@ class MMFusionOutput(ModelOutput):
     text_embeds: Tensor | None = None
     image_embeds: Tensor | None = None
     modality_present: Tensor | None = None
+    fusion_penalty: Tensor | None = None
+    expert_load: Tensor | None = None
 
 
 class MMFusionPreTrainedModel(PreTrainedModel):
@@ -275,6 +279,8 @@ class MMFusionModel(MMFusionPreTrainedModel):
             text_embeds=views.text_embeds,
             image_embeds=views.image_embeds,
             modality_present=views.present,
+            fusion_penalty=None if fused is None else fused.penalty,
+            expert_load=None if fused is None else fused.expert_load,
         )
 
     def forward(

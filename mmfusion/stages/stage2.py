@@ -57,7 +57,13 @@ class Stage2(Stage):
         both = output.modality_present.all(1)
         if both.any():
             self.log("train/image_weight", output.modality_weights[both, 1].mean().detach(), batch_size=len(both))
-        return {name: (self.weights[name], value) for name, value in values.items()}
+        terms = {name: (self.weights[name], value) for name, value in values.items()}
+        if output.fusion_penalty is not None:
+            terms["fusion_penalty"] = (1.0, output.fusion_penalty)
+        if output.expert_load is not None:
+            for expert, load in enumerate(output.expert_load.detach()):
+                self.log(f"train/expert_load/{expert}", load, batch_size=len(both))
+        return terms
 
     def ranked_views(self, output: MMFusionOutput) -> dict[str, Tensor]:
         assert output.product_embeds is not None
