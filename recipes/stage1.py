@@ -10,6 +10,7 @@ from mmfusion.stages import Optimization, Stage1
 from mmfusion.training import (
     Hardware,
     build_trainer,
+    cache_frozen,
     fit,
     load_base,
     load_catalogue,
@@ -25,6 +26,7 @@ def main(
     output: str = "outputs/stage1",
     steps: int = 400,
     batch_size: int = 64,
+    extra_products: int = 0,
     accumulate: int = 1,
     optimization: Optimization = Optimization(learning_rate=1e-3, text_learning_rate=1e-3, vision_learning_rate=1e-3),
     query_text_weight: float = 1.0,
@@ -49,6 +51,7 @@ def main(
         output: Folder for everything that is written.
         steps: Optimizer steps.
         batch_size: Pairs of query and product per device and batch, at least 2.
+        extra_products: Further train products per device and batch, as negatives; cheap where encoders are frozen.
         accumulate: Batches per optimizer step.
         optimization: Learning rates and schedule. The defaults suit tiny encoders trained from scratch; for
             pretrained ones use text_learning_rate=1e-4 and vision_learning_rate=3e-4.
@@ -56,9 +59,10 @@ def main(
         query_image_weight: Weight of the loss between queries and photos; with title_image_weight also 0, photos are
             not read at all.
         title_image_weight: Weight of the loss that pairs titles with their photos.
-        freeze_vision_blocks: Lowest blocks of the vision encoder to freeze; their activations are computed once and
-            cached on disk. 0 trains all from photos.
-        feature_cache: Folder of that cache, to share it among runs; default: in the output folder.
+        freeze_vision_blocks: Lowest blocks of the vision encoder to freeze where its rate is above 0.
+            0 trains all from photos.
+        feature_cache: Folder for features of frozen encoders and blocks, which are computed once, to share it among
+            runs; default: in the output folder.
         dev_fraction: Share of train queries held out for validation instead of the val split, from 0 to below 1.
         dev_by: Query column whose values stay together in that fold; default: the query text.
         checkpoint_every: Optimizer steps between checkpoints.
@@ -85,10 +89,9 @@ def main(
         photos=bool(query_image_weight or title_image_weight),
         dev_fraction=dev_fraction,
         dev_by=dev_by,
+        extra_products=extra_products,
     )
-    if freeze_vision_blocks:
-        model.freeze_vision(freeze_vision_blocks)
-        data.cache_vision(model, Path(feature_cache or run.folder / "feature_cache"))
+    cache_frozen(model, data, optimization, freeze_vision_blocks, Path(feature_cache or run.folder / "feature_cache"))
     stage = Stage1(
         model,
         optimization,

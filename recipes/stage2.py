@@ -7,7 +7,16 @@ import lightning as L
 
 from mmfusion.data.datamodule import MMFusionDataModule
 from mmfusion.stages import Optimization, Stage2
-from mmfusion.training import Hardware, build_trainer, fit, load_base, load_catalogue, open_run, run_command
+from mmfusion.training import (
+    Hardware,
+    build_trainer,
+    cache_frozen,
+    fit,
+    load_base,
+    load_catalogue,
+    open_run,
+    run_command,
+)
 
 
 def main(
@@ -17,6 +26,7 @@ def main(
     fusion: str | None = None,
     steps: int = 200,
     batch_size: int = 64,
+    extra_products: int = 0,
     accumulate: int = 1,
     optimization: Optimization = Optimization(learning_rate=1e-3, text_learning_rate=3e-4, vision_learning_rate=3e-4),
     fused_weight: float = 1.0,
@@ -42,14 +52,16 @@ def main(
         fusion: Kind of fusion network: text_only, image_only, concat or cross_attention; default: the base's own.
         steps: Optimizer steps.
         batch_size: Pairs of query and product per device and batch, at least 2.
+        extra_products: Further train products per device and batch, as negatives; cheap where encoders are frozen.
         accumulate: Batches per optimizer step.
-        optimization: Learning rates and schedule; an encoder whose rate is 0 is frozen.
+        optimization: Learning rates and schedule; an encoder whose rate is 0 is frozen and its features are cached.
         fused_weight: Weight of the loss between queries and fused vectors.
         query_text_weight: Weight of the regularising loss between queries and product texts.
         query_image_weight: Weight of the regularising loss between queries and photos.
         modality_dropout: Share of products that lose their text or their photo in a step.
-        freeze_vision_blocks: Lowest blocks of the vision encoder to freeze and cache; 0 trains all from photos.
-        feature_cache: Folder of that cache, to share it among runs; default: in the output folder.
+        freeze_vision_blocks: Lowest blocks of the vision encoder to freeze where its rate is above 0; 0 trains all.
+        feature_cache: Folder for features of frozen encoders and blocks, which are computed once, to share it among
+            runs; default: in the output folder.
         dev_fraction: Share of train queries held out for validation instead of the val split, from 0 to below 1.
         dev_by: Query column whose values stay together in that fold; default: the query text.
         checkpoint_every: Optimizer steps between checkpoints.
@@ -75,10 +87,9 @@ def main(
         photos=model.config.fusion != "text_only",
         dev_fraction=dev_fraction,
         dev_by=dev_by,
+        extra_products=extra_products,
     )
-    if freeze_vision_blocks:
-        model.freeze_vision(freeze_vision_blocks)
-        data.cache_vision(model, Path(feature_cache or run.folder / "feature_cache"))
+    cache_frozen(model, data, optimization, freeze_vision_blocks, Path(feature_cache or run.folder / "feature_cache"))
     stage = Stage2(
         model,
         optimization,

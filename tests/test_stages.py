@@ -14,7 +14,8 @@ from two_ranks import build_model
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.datamodule import MMFusionDataModule
 from mmfusion.data.embedded import write_embedded_catalogue
-from mmfusion.data.feature_cache import FeatureCacheError, build_feature_cache
+from mmfusion.data.feature_cache import build_feature_cache
+from mmfusion.data.ragged import FeatureCacheError
 from mmfusion.data.tables import ProductTable
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.stages import NonFiniteLossError, Optimization, Stage1, Stage2

@@ -5,25 +5,28 @@ from typing import TypedDict
 from torch import Tensor
 
 
-class QueryBatch(TypedDict):
-    """Q queries.
+class QueryBatch(TypedDict, total=False):
+    """Q queries; states are there if they were cached.
 
     Attributes:
         query_rows: (Q,) int64 rows of the catalogue's query table.
         query_input_ids, query_attention_mask: (Q, length) int64, the mask 1 for tokens.
+        query_text_states: (Q, length, hidden) float32 from a text cache, which spares the text encoder.
     """
 
     query_rows: Tensor
     query_input_ids: Tensor
     query_attention_mask: Tensor
+    query_text_states: Tensor
 
 
 class ProductBatch(TypedDict, total=False):
-    """P products. The last three keys are absent if no product of the batch has a photo.
+    """P products. The photo keys are absent if no product of the batch has one.
 
     Attributes:
         product_rows: (P,) int64 rows of the catalogue's product table.
         product_input_ids, product_attention_mask: (P, length) int64; a mask row of zeros is a product without text.
+        product_text_states: (P, length, hidden) float32 from a text cache, which spares the text encoder.
         pixel_values: (P, photos, channels, height, width) float32, as the image processor normalised it.
         vision_activations: (P, photos, …) float32 from a feature cache, instead of `pixel_values`.
         photo_mask: (P, photos) bool, True where there is a photo.
@@ -32,10 +35,11 @@ class ProductBatch(TypedDict, total=False):
     product_rows: Tensor
     product_input_ids: Tensor
     product_attention_mask: Tensor
+    product_text_states: Tensor
     pixel_values: Tensor
     vision_activations: Tensor
     photo_mask: Tensor
 
 
 class TrainBatch(QueryBatch, ProductBatch):
-    """B queries and B products; which of them match is what the train qrels say of their rows, not their position."""
+    """Q queries and P >= Q products; which match is what the train qrels say of their rows, not their position."""

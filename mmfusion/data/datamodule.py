@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 from mmfusion.data.catalogue import Catalogue, CatalogueError
 from mmfusion.data.feature_cache import FeatureCache, build_feature_cache
 from mmfusion.data.qrels import Qrels
-from mmfusion.data.sampler import PairSampler, ResumableLoader, RowSampler, _RowsSampler
+from mmfusion.data.sampler import PairSampler, ResumableLoader, RowSampler, RowsSampler
 from mmfusion.data.tables import PairTable, ProductTable, QueryTable, Rows, text_lengths
+from mmfusion.data.text_cache import build_text_cache
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 
 
@@ -42,6 +43,7 @@ class MMFusionDataModule(L.LightningDataModule):
         photos: bool = True,
         dev_fraction: float = 0.0,
         dev_by: str | None = None,
+        extra_products: int = 0,
     ) -> None:
         """Prepares the splits.
 
@@ -56,6 +58,8 @@ class MMFusionDataModule(L.LightningDataModule):
             dev_fraction: Share of train queries held out as the validation fold instead of the val split, in [0, 1).
             dev_by: Query column whose values go to one side of that fold as a whole, e.g. the combination of
                 attributes asked for; default: the query text.
+            extra_products: Train products per device and step beside those that belong to the queries; more negatives
+                are cheap where encoders are frozen and cached.
 
         Raises:
             CatalogueError: The train split has no judged query.
@@ -65,6 +69,8 @@ class MMFusionDataModule(L.LightningDataModule):
         self.processor = processor
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
+        self.extra_products = extra_products
+        self.photos = photos
         self.num_workers = num_workers
         self.seed = seed
         self.train_qrels, self.val_qrels = self._split(dev_fraction, dev_by)
@@ -74,8 +80,8 @@ class MMFusionDataModule(L.LightningDataModule):
             )
         self.train_rows = catalogue.product_rows("train")
         self.val_rows = self.train_rows if dev_fraction else catalogue.product_rows("val")
-        self._cached_model: MMFusionModel | None = None
-        self._cache_folder = Path()
+        self._vision_cache: tuple[MMFusionModel, Path] | None = None
+        self._text_cache: tuple[MMFusionModel, Path] | None = None
         self._queries = QueryTable(catalogue, processor)
         self._train_products = ProductTable(catalogue, processor, photos=photos)
         self._val_products = ProductTable(catalogue, processor, photos=photos)
@@ -94,7 +100,16 @@ class MMFusionDataModule(L.LightningDataModule):
             model: Model of which `freeze_vision` froze at least one block.
             folder: Folder for the caches.
         """
-        self._cached_model, self._cache_folder = model, folder
+        self._vision_cache = model, folder
+
+    def cache_text(self, model: MMFusionModel, folder: Path) -> None:
+        """Adds states of the model's frozen text encoder to queries and products; as [`cache_vision`].
+
+        Args:
+            model: Model whose text encoder is frozen, and pooled by `mean` or `cls`.
+            folder: Folder for the caches.
+        """
+        self._text_cache = model, folder
 
     def prepare_data(self) -> None:
         self._open_caches()
@@ -103,12 +118,19 @@ class MMFusionDataModule(L.LightningDataModule):
         self._open_caches()
 
     def _open_caches(self) -> None:
-        if self._cached_model is None:
-            return
         splits = (("train", self._train_products, self.train_rows), ("val", self._val_products, self.val_rows))
         for name, table, rows in splits:
-            if table.photos and table.cache is None and len(rows):
-                table.cache = self._cache(self._cached_model, table, rows, self._cache_folder / name)
+            if self._vision_cache and table.photos and table.cache is None and len(rows):
+                model, folder = self._vision_cache
+                table.cache = self._cache(model, table, rows, folder / name)
+            if self._text_cache and table.text_cache is None and len(rows):
+                model, folder = self._text_cache
+                texts = ProductTable(self.catalogue, self.processor, photos=False)
+                table.text_cache = build_text_cache(folder, model, texts, rows, "product")
+        if self._text_cache and self._queries.text_cache is None:
+            model, folder = self._text_cache
+            asked = np.union1d(self.train_qrels.query, self.val_qrels.query)
+            self._queries.text_cache = build_text_cache(folder, model, self._queries, asked, "query")
 
     def _cache(self, model: MMFusionModel, table: ProductTable, rows: Rows, folder: Path) -> FeatureCache:
         return build_feature_cache(
@@ -119,7 +141,14 @@ class MMFusionDataModule(L.LightningDataModule):
         world, rank = self._place()
         lengths = text_lengths(self.catalogue, self.processor.template_columns)
         sampler = PairSampler(
-            self.train_qrels, lengths, batch_size=self.batch_size, seed=self.seed, num_replicas=world, rank=rank
+            self.train_qrels,
+            lengths,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            num_replicas=world,
+            rank=rank,
+            pool=self.train_rows,
+            extra_products=self.extra_products,
         )
         return ResumableLoader(PairTable(self._queries, self._train_products), sampler=sampler, **self._loading())
 
@@ -135,9 +164,7 @@ class MMFusionDataModule(L.LightningDataModule):
 
     def _eval_loader(self, table: Dataset[Any], rows: Rows, lengths: Rows | None) -> DataLoader[Any]:
         world, rank = self._place()
-        sampler: _RowsSampler = RowSampler(
-            rows, lengths, batch_size=self.eval_batch_size, num_replicas=world, rank=rank
-        )
+        sampler: RowsSampler = RowSampler(rows, lengths, batch_size=self.eval_batch_size, num_replicas=world, rank=rank)
         return DataLoader(table, sampler=sampler, **self._loading())
 
     def _loading(self) -> dict[str, Any]:

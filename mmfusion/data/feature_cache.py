@@ -1,8 +1,9 @@
-"""Activations of the frozen lower part of a vision encoder, computed once and memory-mapped."""
+"""Activations of the frozen lower part (or all) of a vision encoder, computed once and memory-mapped."""
 
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +14,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from mmfusion.data.ragged import RaggedCache, open_cache, write_cache
 from mmfusion.model import MMFusionModel, MMFusionProcessor
-
-_DATA, _MANIFEST = "activations.npy", "feature_cache.json"
-
-
-class FeatureCacheError(ValueError):
-    """A cache does not belong to the model, the processor or the photos at hand."""
 
 
 class FeatureCache:
     """Read access to a cache: `cache[rows]` gives the activations of products."""
 
-    def __init__(
-        self, folder: str | os.PathLike[str], rows: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]
-    ) -> None:
-        """Opens a complete cache; use [`build_feature_cache`] to make or check one.
-
-        Args:
-            folder: Folder of the cache.
-            rows: Product rows that it holds, ascending.
-            counts: Photos of each of them.
-        """
-        self.folder = Path(folder)
-        self.rows = rows
-        self.counts = counts
-        self.offsets = np.concatenate([[0], np.cumsum(counts)])
+    def __init__(self, cache: RaggedCache) -> None:
+        self.items = cache
 
     def __getitem__(self, rows: npt.NDArray[np.int64]) -> dict[str, Tensor]:
         """`vision_activations` (P, photos, …) float32 and `photo_mask` (P, photos); empty if none has a photo.
@@ -46,21 +30,13 @@ class FeatureCache:
         Raises:
             FeatureCacheError: A row was not cached.
         """
-        places = np.searchsorted(self.rows, rows)
-        if (places >= len(self.rows)).any() or (self.rows[np.minimum(places, len(self.rows) - 1)] != rows).any():
-            missing = np.setdiff1d(rows, self.rows)
-            raise FeatureCacheError(
-                f"Product row {missing[0]} is not in the feature cache {self.folder}, which holds {len(self.rows)} "
-                "products; build a cache for the split that is asked for."
-            )
-        counts = self.counts[places]
+        places = self.items.places(rows)
+        counts = self.items.counts[places]
         widest = int(counts.max(initial=0))
         if widest == 0:
             return {}
-        data = np.load(self.folder / _DATA, mmap_mode="r")
         mask = np.arange(widest) < counts[:, None]
-        activations = np.zeros((*mask.shape, *data.shape[1:]), dtype=np.float32)
-        activations[mask] = data[(self.offsets[places][:, None] + np.arange(widest))[mask]]
+        activations = self.items.padded(places, mask)
         return {"vision_activations": torch.from_numpy(activations), "photo_mask": torch.from_numpy(mask)}
 
 
@@ -98,30 +74,23 @@ def build_feature_cache(
     """
     folder, rows = Path(folder), np.unique(rows)
     key = _key(model, table.processor, table.catalogue, rows)
-    manifest = folder / _MANIFEST
-    if manifest.exists():
-        return _open(folder, rows, key)
-    folder.mkdir(parents=True, exist_ok=True)
+    cache = open_cache(folder, rows, key)
+    if cache is None:
+        cache = write_cache(folder, rows, key, _blocks(model, table, rows, batch_size, num_workers))
+    return FeatureCache(cache)
+
+
+@torch.no_grad()
+def _blocks(
+    model: MMFusionModel, table: Any, rows: npt.NDArray[np.int64], batch_size: int, num_workers: int
+) -> Iterator[tuple[list[int], npt.NDArray[np.float32] | None]]:
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     loader = DataLoader(_Photos(table), batch_size=None, sampler=batches, num_workers=num_workers)
-    counts: list[int] = []
-    with _Appender(folder / _DATA) as out:
-        for own, pixels in tqdm(loader, desc="caching frozen vision features", unit="batch"):
-            counts.extend(own)
-            if pixels is not None:
-                out.append(model.get_vision_activations(pixels.to(model.device)).float().cpu().numpy())
-    _write_json(manifest, {"key": key, "products": len(rows), "photos": int(sum(counts)), "counts": counts})
-    return FeatureCache(folder, rows, np.asarray(counts, dtype=np.int64))
-
-
-def _open(folder: Path, rows: npt.NDArray[np.int64], key: str) -> FeatureCache:
-    manifest = json.loads((folder / _MANIFEST).read_text())
-    if manifest["key"] != key:
-        raise FeatureCacheError(
-            f"The feature cache {folder} was made by another model, processor or set of photos "
-            f"({manifest['key'][:12]}, now {key[:12]}); delete the folder, or name another one."
-        )
-    return FeatureCache(folder, rows, np.asarray(manifest["counts"], dtype=np.int64))
+    with tqdm(total=len(rows), desc="caching frozen vision features", unit="product") as bar:
+        for own, pixels in loader:
+            activations = None if pixels is None else model.get_vision_activations(pixels.to(model.device))
+            yield own, None if activations is None else activations.float().cpu().numpy()
+            bar.update(len(own))
 
 
 def _key(model: MMFusionModel, processor: MMFusionProcessor, catalogue: Any, rows: npt.NDArray[np.int64]) -> str:
@@ -137,43 +106,3 @@ def _key(model: MMFusionModel, processor: MMFusionProcessor, catalogue: Any, row
         block = photos[rows[start : start + 1024].tolist()]
         digest.update(repr(list(zip(block["product_id"], block["image"], strict=True))).encode())
     return digest.hexdigest()
-
-
-class _Appender:
-    """Writes blocks of rows to one .npy file of a length not known beforehand, and renames it once it is complete."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.partial = path.with_suffix(".partial")
-        self.shape: tuple[int, ...] = ()
-        self.count = 0
-
-    def __enter__(self) -> "_Appender":
-        self.file = self.partial.open("wb")
-        self.file.write(b"\0" * 128)
-        return self
-
-    def append(self, block: npt.NDArray[np.float32]) -> None:
-        self.shape = block.shape[1:]
-        self.count += len(block)
-        self.file.write(np.ascontiguousarray(block).tobytes())
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is None:
-            self.file.seek(0)
-            self._write_header()
-            self.file.flush()
-            os.fsync(self.file.fileno())
-        self.file.close()
-        if kind is None:
-            os.replace(self.partial, self.path)
-
-    def _write_header(self) -> None:
-        fields = repr({"descr": "<f4", "fortran_order": False, "shape": (self.count, *self.shape)})
-        self.file.write(b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + fields.ljust(117).encode() + b"\n")
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content))
-    os.replace(partial, path)

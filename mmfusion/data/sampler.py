@@ -14,7 +14,7 @@ from mmfusion.data.tables import PairRows, Rows
 _BUCKET_BATCHES = 16
 
 
-class _RowsSampler(DistributedSampler[Any]):
+class RowsSampler(DistributedSampler[Any]):
     # Lightning leaves samplers of this type alone and replaces any other by one that knows nothing of our batches.
     def __init__(self, num_replicas: int, rank: int) -> None:
         self.num_replicas = num_replicas
@@ -25,13 +25,14 @@ class _RowsSampler(DistributedSampler[Any]):
         self.epoch = epoch
 
 
-class PairSampler(_RowsSampler):
-    """Batches of queries, each with one of its products; yields this rank's part of each global batch.
+class PairSampler(RowsSampler):
+    """Batches of queries, each with one of its products, and further products; yields this rank's part of each.
 
     An epoch visits every query once, in an order drawn from (seed, epoch), with one product of the highest grade the
     query has, drawn anew. Within a window of 16 global batches pairs are sorted by the length of the product text, so
     that a batch needs little padding. The incomplete last batch is dropped. The global batch depends on
-    `batch_size * num_replicas` alone: two ranks of 64 see what one of 128 sees.
+    `batch_size * num_replicas` alone: two ranks of 64 see what one of 128 sees. Further products are drawn evenly from
+    the pool for each batch: negatives for most queries, and positives or near misses for some.
     """
 
     def __init__(
@@ -43,6 +44,8 @@ class PairSampler(_RowsSampler):
         seed: int,
         num_replicas: int = 1,
         rank: int = 0,
+        pool: Rows | None = None,
+        extra_products: int = 0,
     ) -> None:
         """Prepares the sampler.
 
@@ -53,15 +56,22 @@ class PairSampler(_RowsSampler):
             seed: Of the order and the choice of products.
             num_replicas: Number of ranks.
             rank: This rank.
+            pool: Product rows that further products are drawn from, all different; None: products with a judgement.
+            extra_products: Further products per rank and batch, at least 0; no more than the pool holds are drawn.
 
         Raises:
-            ValueError: The batch size is below 2, or larger than the number of queries with a positive.
+            ValueError: The batch size is below 2, or larger than the number of queries with a positive; or
+                `extra_products` is negative.
         """
         super().__init__(num_replicas, rank)
         self.batch_size = batch_size
         self.seed = seed
         self.start_batch = 0
         self.lengths = lengths
+        self._pool = np.unique(qrels.product) if pool is None else pool
+        self._extra = min(extra_products, len(self._pool) // num_replicas)
+        if extra_products < 0:
+            raise ValueError(f"extra_products is {extra_products}; give at least 0.")
         best = np.zeros(int(qrels.query.max(initial=-1)) + 1, dtype=np.int64)
         np.maximum.at(best, qrels.query, qrels.grade)
         top = (qrels.grade == best[qrels.query]) & (qrels.grade > 0)
@@ -82,11 +92,16 @@ class PairSampler(_RowsSampler):
         return len(self._queries) // (self.batch_size * self.num_replicas)
 
     def __iter__(self) -> Iterator[PairRows]:
-        batches = self._epoch_batches()[self.start_batch :]
-        self.start_batch = 0
+        start, self.start_batch = self.start_batch, 0
         own = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
-        for queries, products in batches:
-            yield PairRows(queries[own], products[own])
+        for index, (queries, products) in enumerate(self._epoch_batches()[start:], start):
+            yield PairRows(queries[own], np.concatenate([products[own], self._further(index)]))
+
+    def _further(self, index: int) -> Rows:
+        # A generator per batch, so that a run that continues in mid-epoch need not draw what it skips.
+        rng = np.random.default_rng([self.seed, self.epoch, index, 1])
+        drawn = rng.choice(len(self._pool), self._extra * self.num_replicas, replace=False)
+        return self._pool[drawn[self.rank * self._extra : (self.rank + 1) * self._extra]]
 
     def _epoch_batches(self) -> list[PairRows]:
         rng = np.random.default_rng([self.seed, self.epoch])
@@ -105,7 +120,7 @@ def _bucket(lengths: npt.NDArray[np.int64], window: int) -> Rows:
     return np.concatenate([start + np.argsort(lengths[start : start + window], kind="stable") for start in starts])
 
 
-class RowSampler(_RowsSampler):
+class RowSampler(RowsSampler):
     """Batches of given rows, shortest text first; ranks take every `num_replicas`-th batch."""
 
     def __init__(

@@ -12,6 +12,7 @@ from mmfusion.data.batch import ProductBatch, QueryBatch, TrainBatch
 from mmfusion.data.catalogue import Catalogue, CatalogueError
 from mmfusion.data.feature_cache import FeatureCache
 from mmfusion.data.photos import PhotoReader
+from mmfusion.data.text_cache import TextCache
 from mmfusion.model import MMFusionProcessor
 
 Rows = npt.NDArray[np.int64]
@@ -25,19 +26,31 @@ class PairRows(NamedTuple):
 
 
 class QueryTable(Dataset[QueryBatch]):
-    """Tokenised queries; an index is an array of query rows."""
+    """Tokenised queries; an index is an array of query rows.
 
-    def __init__(self, catalogue: Catalogue, processor: MMFusionProcessor) -> None:
+    Args:
+        catalogue: Where the rows point.
+        processor: Tokenises.
+        text_cache: States of the frozen text encoder to add, or None.
+    """
+
+    def __init__(
+        self, catalogue: Catalogue, processor: MMFusionProcessor, *, text_cache: TextCache | None = None
+    ) -> None:
         self.catalogue = catalogue
         self.processor = processor
+        self.text_cache = text_cache
 
     def __getitem__(self, rows: Rows) -> QueryBatch:
         features = self.processor.encode_queries(self.catalogue.query_texts(rows))
-        return QueryBatch(
+        batch = QueryBatch(
             query_rows=torch.from_numpy(np.asarray(rows)),
             query_input_ids=features["input_ids"],
             query_attention_mask=features["attention_mask"],
         )
+        if self.text_cache is not None:
+            batch["query_text_states"] = self.text_cache.states(rows, features["attention_mask"])
+        return batch
 
 
 class ProductTable(Dataset[ProductBatch]):
@@ -47,6 +60,7 @@ class ProductTable(Dataset[ProductBatch]):
         catalogue: Where the rows point.
         processor: Renders, tokenises and normalises.
         cache: Activations to return instead of pixels; None decodes photos.
+        text_cache: States of the frozen text encoder to add, or None.
         photos: False leaves photos out, for towers that do not look at them.
         photo_of: Row whose photo each product shows, int64 (number of products,); the control that shuffles photos.
 
@@ -60,12 +74,14 @@ class ProductTable(Dataset[ProductBatch]):
         processor: MMFusionProcessor,
         *,
         cache: FeatureCache | None = None,
+        text_cache: TextCache | None = None,
         photos: bool = True,
         photo_of: Rows | None = None,
     ) -> None:
         self.catalogue = catalogue
         self.processor = processor
         self.cache = cache
+        self.text_cache = text_cache
         self.photos = photos and "image" in catalogue.products.column_names
         self.photo_of = photo_of
         self.read = PhotoReader(max_photos=processor.max_photos, root=catalogue.photo_root)
@@ -88,6 +104,8 @@ class ProductTable(Dataset[ProductBatch]):
             product_input_ids=features["input_ids"],
             product_attention_mask=features["attention_mask"],
         )
+        if self.text_cache is not None:
+            batch["product_text_states"] = self.text_cache.states(rows, features["attention_mask"])
         if self.photos:
             shown = np.asarray(rows) if self.photo_of is None else self.photo_of[rows]
             found = self.cache[shown] if self.cache else self.processor.encode_photos(self.decode(shown))

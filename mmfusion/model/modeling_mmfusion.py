@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,14 @@ from .backbones_mmfusion import (
     encode_photos,
     encode_photos_from,
     encode_text,
+    encoded_text,
     freeze_unread,
     freeze_vision_prefix,
     hidden_size,
     load_half,
     new_encoder,
     vision_activations,
+    vision_blocks,
     vision_prefix,
     vision_state_size,
 )
@@ -57,6 +59,10 @@ class MMFusionOutput(ModelOutput):
     modality_present: Tensor | None = None
     fusion_penalty: Tensor | None = None
     expert_load: Tensor | None = None
+
+
+_Texts = tuple[Tensor, Tensor, Tensor | None]
+_Photos = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class MMFusionPreTrainedModel(PreTrainedModel):
@@ -189,11 +195,19 @@ class MMFusionModel(MMFusionPreTrainedModel):
                 module.eval()
         return self
 
+    @property
+    def num_vision_blocks(self) -> int:
+        """Blocks of the vision encoder."""
+        return len(vision_blocks(self.vision_model))
+
     def freeze_vision(self, blocks: int) -> None:
         """Freezes the vision encoder below block `blocks` (0: nothing); its input may then be passed instead of photos.
 
+        Args:
+            blocks: Number of lowest blocks; [`num_vision_blocks`] freezes the whole encoder.
+
         Raises:
-            ValueError: The encoder has too few blocks.
+            ValueError: The encoder has fewer blocks.
         """
         if blocks:
             freeze_vision_prefix(self.vision_model, blocks)
@@ -229,19 +243,43 @@ class MMFusionModel(MMFusionPreTrainedModel):
             for name, value in module.state_dict().items():
                 yield f"{index}.{name}", value
 
-    def get_query_features(self, input_ids: Tensor, attention_mask: Tensor, **unused: Any) -> Tensor:
+    def text_encoder(self, role: Literal["query", "product"]) -> PreTrainedModel:
+        """The encoder of queries or of product texts; both are one where they share it."""
+        return self.text_model if role == "product" or self.query_model is None else self.query_model
+
+    @torch.no_grad()
+    def get_text_states(self, input_ids: Tensor, attention_mask: Tensor, role: Literal["query", "product"]) -> Tensor:
+        """Token states (texts, length, hidden) of a text encoder in evaluation mode, for a cache of features.
+
+        Args:
+            input_ids, attention_mask: (texts, length) int64; a row without tokens gives arbitrary states.
+            role: Which tower's texts these are.
+        """
+        encoder = self.text_encoder(role)
+        training = encoder.training
+        encoder.eval()
+        try:
+            mask = _not_empty(attention_mask)
+            vector = self._role(0 if role == "query" else 1)
+            return encode_text(encoder, input_ids, mask, "mean", vector).tokens
+        finally:
+            encoder.train(training)
+
+    def get_query_features(
+        self, input_ids: Tensor, attention_mask: Tensor, text_states: Tensor | None = None, **unused: Any
+    ) -> Tensor:
         """Embeddings of queries.
 
         Args:
             input_ids: (Q, length) int64.
             attention_mask: (Q, length) int64, 1 for tokens and 0 for padding; at least one 1 in each row.
+            text_states: (Q, length, hidden) float from [`get_text_states`], instead of running the encoder.
 
         Returns:
             (Q, D) float, L2-normalised.
         """
         _check_mask(input_ids, attention_mask)
-        encoder = self.text_model if self.query_model is None else self.query_model
-        encoded = encode_text(encoder, input_ids, attention_mask, self.config.text_pooling, self._role(0))
+        encoded = self._encode_text(input_ids, attention_mask, text_states, "query")
         return F.normalize(self.query_projection(encoded.pooled), dim=-1)
 
     def get_product_features(self, input_ids: Tensor, attention_mask: Tensor, **photos: Any) -> Tensor:
@@ -257,6 +295,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         pixel_values: Tensor | None = None,
         photo_mask: Tensor | None = None,
         vision_activations: Tensor | None = None,
+        text_states: Tensor | None = None,
         views_only: bool = False,
     ) -> MMFusionOutput:
         """Embeddings, modality weights and single-modality views of products.
@@ -267,11 +306,14 @@ class MMFusionModel(MMFusionPreTrainedModel):
             pixel_values: (P, photos, channels, height, width) float, or None if no product has a photo.
             photo_mask: (P, photos) bool, True where `pixel_values` holds a photo; None means all.
             vision_activations: (P, photos, …) float from [`get_vision_activations`], instead of `pixel_values`.
+            text_states: (P, length, hidden) float from [`get_text_states`], instead of running the text encoder.
             views_only: Leaves the fusion network out; both views are computed, `product_embeds` is None.
 
         A product with neither text nor photo is embedded as the empty text, with weight 1 on text.
         """
-        views = self._views(input_ids, attention_mask, pixel_values, photo_mask, vision_activations, views_only)
+        _check_mask(input_ids, attention_mask)
+        photos = (pixel_values, photo_mask, vision_activations)
+        views = self._views((input_ids, attention_mask, text_states), photos, views_only)
         fused = None if views_only else self.fusion(views)
         return MMFusionOutput(
             product_embeds=None if fused is None else F.normalize(fused.embeds, dim=-1),
@@ -292,6 +334,8 @@ class MMFusionModel(MMFusionPreTrainedModel):
         pixel_values: Tensor | None = None,
         photo_mask: Tensor | None = None,
         vision_activations: Tensor | None = None,
+        query_text_states: Tensor | None = None,
+        product_text_states: Tensor | None = None,
         views_only: bool = False,
         return_dict: bool = True,
     ) -> MMFusionOutput | tuple[Tensor, ...]:
@@ -305,12 +349,18 @@ class MMFusionModel(MMFusionPreTrainedModel):
             if product_attention_mask is None:
                 raise ValueError("product_input_ids came without product_attention_mask; give both.")
             output = self.encode_products(
-                product_input_ids, product_attention_mask, pixel_values, photo_mask, vision_activations, views_only
+                product_input_ids,
+                product_attention_mask,
+                pixel_values,
+                photo_mask,
+                vision_activations,
+                product_text_states,
+                views_only,
             )
         if query_input_ids is not None:
             if query_attention_mask is None:
                 raise ValueError("query_input_ids came without query_attention_mask; give both.")
-            query_embeds = self.get_query_features(query_input_ids, query_attention_mask)
+            query_embeds = self.get_query_features(query_input_ids, query_attention_mask, query_text_states)
         output = MMFusionOutput(query_embeds=query_embeds, **output)  # in the order of its fields
         return output if return_dict else output.to_tuple()
 
@@ -320,16 +370,9 @@ class MMFusionModel(MMFusionPreTrainedModel):
     def _role(self, index: int) -> Tensor | None:
         return None if self.roles is None else self.roles.weight[index]
 
-    def _views(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        pixel_values: Tensor | None,
-        photo_mask: Tensor | None,
-        activations: Tensor | None,
-        all_views: bool,
-    ) -> ProductViews:
-        _check_mask(input_ids, attention_mask)
+    def _views(self, texts: _Texts, photos: _Photos, all_views: bool) -> ProductViews:
+        input_ids, attention_mask, states = texts
+        pixel_values, photo_mask, activations = photos
         _check_photos(pixel_values, photo_mask, activations, self.frozen_vision_blocks)
         has_text = attention_mask.any(1)
         photo_mask = _photo_mask(pixel_values if activations is None else activations, photo_mask, input_ids)
@@ -337,7 +380,8 @@ class MMFusionModel(MMFusionPreTrainedModel):
         present = torch.stack([has_text | ~has_image, has_image], dim=1)
         if not all_views and self.fusion.reads == (TEXT,):
             photo_mask = photo_mask & ~has_text.unsqueeze(1)
-        text, text_mask = self._encode_product_text(input_ids, attention_mask, present[:, TEXT])
+        mask = _not_empty(attention_mask)
+        text = self._encode_text(input_ids, mask, states, "product")
         image, image_mask = self._encode_photos(pixel_values, activations, photo_mask)
         return ProductViews(
             text_embeds=F.normalize(self.text_projection(text.pooled), dim=-1),
@@ -346,21 +390,18 @@ class MMFusionModel(MMFusionPreTrainedModel):
             image_pooled=image.pooled,
             text_tokens=text.tokens,
             image_tokens=image.tokens,
-            text_mask=text_mask,
+            text_mask=mask.bool() & present[:, TEXT, None],
             image_mask=image_mask,
             present=present,
         )
 
-    def _encode_product_text(
-        self, input_ids: Tensor, attention_mask: Tensor, present: Tensor
-    ) -> tuple[Encoded, Tensor]:
-        # Attention over a row without any token is NaN, so a missing text is encoded as its first token and masked.
-        first = torch.zeros_like(attention_mask)
-        first[:, 0] = 1
-        empty = ~attention_mask.any(1, keepdim=True)
-        mask = torch.where(empty, first, attention_mask)
-        encoded = encode_text(self.text_model, input_ids, mask, self.config.text_pooling, self._role(1))
-        return encoded, mask.bool() & present.unsqueeze(1)
+    def _encode_text(
+        self, input_ids: Tensor, attention_mask: Tensor, states: Tensor | None, role: Literal["query", "product"]
+    ) -> Encoded:
+        if states is not None:
+            return encoded_text(states.to(self.dtype), attention_mask, self.config.text_pooling)
+        vector = self._role(0 if role == "query" else 1)
+        return encode_text(self.text_encoder(role), input_ids, attention_mask, self.config.text_pooling, vector)
 
     def _encode_photos(
         self, pixel_values: Tensor | None, activations: Tensor | None, photo_mask: Tensor
@@ -411,6 +452,13 @@ def _start_projection(projection: nn.Linear, pretrained: Tensor | None) -> None:
         projection.weight.zero_()[:, : pretrained.shape[1]] = pretrained
     elif projection.in_features == projection.out_features:
         projection.weight.copy_(torch.eye(projection.in_features))
+
+
+def _not_empty(attention_mask: Tensor) -> Tensor:
+    # Attention over a row without any token is NaN, so a missing text is encoded as its first token and masked later.
+    first = torch.zeros_like(attention_mask)
+    first[:, 0] = 1
+    return torch.where(attention_mask.any(1, keepdim=True), attention_mask, first)
 
 
 def _check_mask(input_ids: Tensor, attention_mask: Tensor) -> None:

@@ -1,0 +1,143 @@
+"""Rows of features of different lengths in one memory-mapped file: what the feature caches are made of."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_DATA, _MANIFEST = "activations.npy", "feature_cache.json"
+
+Array = npt.NDArray[Any]
+
+
+class FeatureCacheError(ValueError):
+    """A cache does not belong to the model, the processor or the rows at hand."""
+
+
+class RaggedCache:
+    """Read access: each row of a table has a number of items, and each item an array of the same shape."""
+
+    def __init__(self, folder: str | os.PathLike[str], rows: Array, counts: Array) -> None:
+        """Opens a complete cache; use [`open_cache`] or [`write_cache`].
+
+        Args:
+            folder: Folder of the cache.
+            rows: (R,) int64 rows of the table that it holds, ascending.
+            counts: (R,) int64 items of each of them.
+        """
+        self.folder = Path(folder)
+        self.rows = rows
+        self.counts = counts
+        self.offsets = np.concatenate([[0], np.cumsum(counts)])
+
+    def places(self, rows: Array) -> Array:
+        """Positions of rows in `self.rows`.
+
+        Raises:
+            FeatureCacheError: A row was not cached.
+        """
+        places = np.searchsorted(self.rows, rows)
+        if (places >= len(self.rows)).any() or (self.rows[np.minimum(places, len(self.rows) - 1)] != rows).any():
+            missing = np.setdiff1d(rows, self.rows)
+            raise FeatureCacheError(
+                f"Row {missing[0]} is not in the feature cache {self.folder}, which holds {len(self.rows)} "
+                "rows; build a cache for the split that is asked for."
+            )
+        return places
+
+    def padded(self, places: Array, mask: Array) -> Array:
+        """Items of rows in the True positions of `mask` (R, widest), one row after the other; 0 elsewhere."""
+        # Opened on each call, so that workers share the pages and nothing is pickled; opening costs microseconds.
+        data = np.load(self.folder / _DATA, mmap_mode="r")
+        out = np.zeros((*mask.shape, *data.shape[1:]), dtype=data.dtype)
+        starts, counts = self.offsets[places], self.counts[places]
+        within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+        out[mask] = data[np.repeat(starts, counts) + within]
+        return out
+
+
+def open_cache(folder: Path, rows: Array, key: str) -> RaggedCache | None:
+    """The cache in a folder, or None if there is no complete one.
+
+    Args:
+        folder: Folder of the cache.
+        rows: Rows that it must hold, ascending.
+        key: Hash of everything that its content depends on.
+
+    Raises:
+        FeatureCacheError: It holds something else.
+    """
+    if not (folder / _MANIFEST).exists():
+        return None
+    manifest = json.loads((folder / _MANIFEST).read_text())
+    if manifest["key"] != key:
+        raise FeatureCacheError(
+            f"The feature cache {folder} was made by another model, processor or set of photos or texts "
+            f"({manifest['key'][:12]}, now {key[:12]}); delete the folder, or name another one."
+        )
+    return RaggedCache(folder, rows, np.asarray(manifest["counts"], dtype=np.int64))
+
+
+def write_cache(folder: Path, rows: Array, key: str, blocks: Iterable[tuple[list[int], Array | None]]) -> RaggedCache:
+    """Writes a cache; a folder that is left half-way has no manifest and is written again.
+
+    Args:
+        folder: Folder of the cache, created.
+        rows: Rows, ascending.
+        key: As for [`open_cache`].
+        blocks: In the order of the rows, the number of items of each row of a block, and these items
+            (items, …) float32; None where there are none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    counts: list[int] = []
+    with _Appender(folder / _DATA) as out:
+        for own, items in blocks:
+            counts.extend(own)
+            if items is not None and len(items):
+                out.append(items)
+    _write_json(folder / _MANIFEST, {"key": key, "rows": len(rows), "items": int(sum(counts)), "counts": counts})
+    return RaggedCache(folder, rows, np.asarray(counts, dtype=np.int64))
+
+
+class _Appender:
+    """Writes blocks of rows to one .npy file of a length not known beforehand, and renames it once it is complete."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.partial = path.with_suffix(".partial")
+        self.shape: tuple[int, ...] = ()
+        self.count = 0
+
+    def __enter__(self) -> "_Appender":
+        self.file = self.partial.open("wb")
+        self.file.write(b"\0" * 128)
+        return self
+
+    def append(self, block: npt.NDArray[np.float32]) -> None:
+        self.shape = block.shape[1:]
+        self.count += len(block)
+        self.file.write(np.ascontiguousarray(block).tobytes())
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None:
+            self.file.seek(0)
+            self._write_header()
+            self.file.flush()
+            os.fsync(self.file.fileno())
+        self.file.close()
+        if kind is None:
+            os.replace(self.partial, self.path)
+
+    def _write_header(self) -> None:
+        fields = repr({"descr": "<f4", "fortran_order": False, "shape": (self.count, *self.shape)})
+        self.file.write(b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + fields.ljust(117).encode() + b"\n")
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content))
+    os.replace(partial, path)
