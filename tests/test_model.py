@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BertConfig
 
 from mmfusion import MMFusionConfig, MMFusionModel, MMFusionOutput
-from mmfusion.model import FUSION_KINDS
+from mmfusion.model import FUSION_KINDS, FUSIONS
 from mmfusion.model.configuration_mmfusion import own_fields
 
 TINY_CONFIG: dict[str, Any] = {
@@ -66,6 +66,14 @@ def _embed(model: nn.Module) -> MMFusionOutput:
         ("fusion_dropout", -0.1),
         ("fusion_dropout", float("nan")),
         ("fusion_dropout", "0.1"),
+        ("fusion_text_weight", 0.0),
+        ("fusion_text_weight", 1.0),
+        ("fusion_text_weight", float("nan")),
+        ("fusion_learned_weights", 1),
+        ("fusion_experts", 0),
+        ("fusion_experts", 2.5),
+        ("fusion_balance_weight", -0.01),
+        ("fusion_balance_weight", float("inf")),
         ("logit_scale_init", 0.0),
         ("logit_scale_init", -1.0),
         ("logit_scale_init", float("inf")),
@@ -125,7 +133,8 @@ def test_config_survives_the_round_trip(tmp_path: Path) -> None:
         **{"share_text_encoder": False, "role_embedding": True, "query_prompt": "q: ", "product_prompt": "p: "},
         **{"product_template": "{title} {brand}", "freeze_batch_norm": False, "logit_scale_init": 5.0},
         **{"initializer_range": 0.01, "vision_feature_layers": [1, 0], "neck_hidden_size": 16, "neck_heads": 3},
-        **{"projection_hidden_size": 7, "projection_dropout": 0.3},
+        **{"projection_hidden_size": 7, "projection_dropout": 0.3, "fusion_text_weight": 0.2},
+        **{"fusion_learned_weights": True, "fusion_experts": 3, "fusion_balance_weight": 0.5},
     }
     assert {*changed, "text_config", "vision_config"} == set(own_fields())
     config = MMFusionConfig(**TINY_CONFIG, **changed)
@@ -278,8 +287,14 @@ def _assert_sane(model: MMFusionModel) -> None:
             assert torch.equal(module.bias, torch.zeros_like(module.bias)), name
 
 
-@pytest.mark.parametrize("saved", FUSION_KINDS)
-@pytest.mark.parametrize("wanted", FUSION_KINDS)
+@pytest.mark.parametrize(
+    ("saved", "wanted"),
+    [
+        *((kind, kind) for kind in FUSION_KINDS),
+        *(("text_only", kind) for kind in FUSION_KINDS[1:]),
+        *(("cross_attention", "concat"), ("concat", "cross_attention"), ("moe", "gated")),
+    ],
+)
 def test_new_fusion_network_is_initialised(saved: str, wanted: str, tmp_path: Path) -> None:
     model = tiny_model(fusion=saved)
     model.save_pretrained(tmp_path)
@@ -292,11 +307,10 @@ def test_new_fusion_network_is_initialised(saved: str, wanted: str, tmp_path: Pa
         _assert_sane(loaded)
         if saved != wanted:
             for name, value in loaded.fusion.named_parameters():
-                if value.ndim == 2 and not name.startswith(("correction", "gate")):
+                if name.rpartition(".")[0] in FUSIONS[wanted].zero_start or ".output." in name:
+                    assert not value.any(), name
+                elif value.ndim == 2:
                     assert 0.005 < value.std() < 0.08, name
-        if wanted == "cross_attention" and saved != wanted:
-            for layer in (loaded.fusion.correction, loaded.fusion.gate):
-                assert not layer.weight.any() and not layer.bias.any()
         # What the checkpoint holds is loaded, not initialised anew.
         for part in ("text_model", "vision_model", "query_projection", "text_projection", "image_projection"):
             for name, value in getattr(model, part).state_dict().items():

@@ -6,7 +6,10 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-FUSION_KINDS = ("text_only", "image_only", "concat", "cross_attention")
+FUSION_KINDS = (
+    *("text_only", "image_only", "weighted_mean", "concat"),
+    *("gated", "bilinear", "moe", "cross_attention"),
+)
 POOLINGS = ("mean", "cls", "pooler")
 
 
@@ -18,11 +21,15 @@ class MMFusionConfig(PreTrainedConfig):
         vision_config: Configuration of the vision encoder, or its dict.
         embedding_dim: Width D of query and product embeddings, > 0.
         fusion: Kind of fusion network of the product tower, one of `FUSION_KINDS`.
-        fusion_hidden_size: Width of the fusion network, a multiple of `fusion_heads`.
+        fusion_hidden_size: Width of the fusion network (rank of `bilinear`), a multiple of `fusion_heads`.
         fusion_layers: Transformer layers of `cross_attention`, > 0.
         fusion_heads: Attention heads of `cross_attention`, > 0.
         fusion_latents: Latent queries that pool the token sequence of `cross_attention`, > 0.
         fusion_dropout: Dropout inside the fusion network, in [0, 1).
+        fusion_text_weight: Weight of the text view in `weighted_mean`, in (0, 1); the image view has the rest.
+        fusion_learned_weights: Whether `weighted_mean` learns that weight, starting from `fusion_text_weight`.
+        fusion_experts: Experts of `moe`, > 0.
+        fusion_balance_weight: Weight of the loss that balances the load of the experts, >= 0.
         text_pooling: How token states become one text vector: `mean` over tokens, `cls` (first token)
             or `pooler` (the encoder's own `pooler_output`, as CLIP and SigLIP were trained).
         image_pooling: The same for photos.
@@ -60,6 +67,10 @@ class MMFusionConfig(PreTrainedConfig):
     fusion_heads: int = 4
     fusion_latents: int = 4
     fusion_dropout: float = 0.1
+    fusion_text_weight: float = 0.9
+    fusion_learned_weights: bool = False
+    fusion_experts: int = 4
+    fusion_balance_weight: float = 0.01
     text_pooling: str = "mean"
     image_pooling: str = "mean"
     vision_feature_layers: list[int] = dataclasses.field(default_factory=list)
@@ -124,10 +135,13 @@ class MMFusionConfig(PreTrainedConfig):
         for name in ("fusion_dropout", "projection_dropout"):
             value = getattr(self, name)
             _check(name, value, _is_number(value) and 0.0 <= value < 1.0, "a number in [0, 1)")
+        weight, balance = self.fusion_text_weight, self.fusion_balance_weight
+        _check("fusion_text_weight", weight, _is_number(weight) and 0.0 < weight < 1.0, "a number in (0, 1)")
+        _check("fusion_balance_weight", balance, _is_number(balance) and balance >= 0.0, "a number of at least 0")
         for name in ("logit_scale_init", "initializer_range"):
             value = getattr(self, name)
             _check(name, value, _is_number(value) and value > 0.0, "a finite number above 0")
-        for name in ("share_text_encoder", "role_embedding", "freeze_batch_norm"):
+        for name in ("share_text_encoder", "role_embedding", "freeze_batch_norm", "fusion_learned_weights"):
             _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "True or False")
         for name in ("query_prompt", "product_prompt", "product_template"):
             _check(name, getattr(self, name), isinstance(getattr(self, name), str), "a string")
@@ -136,7 +150,7 @@ class MMFusionConfig(PreTrainedConfig):
         return self.text_config
 
 
-_FUSION_SIZES = ("fusion_hidden_size", "fusion_layers", "fusion_heads", "fusion_latents")
+_FUSION_SIZES = ("fusion_hidden_size", "fusion_layers", "fusion_heads", "fusion_latents", "fusion_experts")
 
 # Keys that transformers itself writes into or passes through a config, none of them ours.
 _FOREIGN_KEYS = frozenset(
