@@ -1,0 +1,140 @@
+"""Agreement of reported modality weights with leave-one-modality-out changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mmfusion.evaluation.modality import modality_agreement, spearman
+
+
+def _products(num_products: int = 40, num_queries: int = 9, seed: int = 0) -> dict[str, Any]:
+    """Scores of which the photo gives the share that its weight says, whatever the query."""
+    generator = np.random.default_rng(seed)
+    weights = generator.uniform(0.05, 0.95, num_products)
+    query = np.repeat(np.eye(1, 4), num_queries, axis=0)
+    with_photo = np.zeros((num_products, 4))
+    with_photo[:, 0] = 1.0
+    without_photo, without_text = with_photo.copy(), with_photo.copy()
+    without_photo[:, 0] -= weights
+    without_text[:, 0] -= 1 - weights
+    pairs = np.stack([np.arange(120) % num_queries, np.arange(120) % num_products], axis=1)
+    return {
+        "photo_weights": weights,
+        "present": np.ones((num_products, 2), bool),
+        "query_embeds": query,
+        "product_embeds": with_photo,
+        "without_photo": without_photo,
+        "without_text": without_text,
+        "pairs": pairs,
+    }
+
+
+def test_weights_that_say_what_the_modalities_do_agree_fully() -> None:
+    agreement = modality_agreement(**_products())
+    assert agreement.photo == agreement.text == agreement.balance == pytest.approx(1.0)
+    assert (agreement.num_products, agreement.num_pairs) == (40, 120)
+    assert "+1.00" in str(agreement) and "40 products" in str(agreement)
+
+
+def test_weights_turned_around_disagree_fully() -> None:
+    products = _products()
+    agreement = modality_agreement(**{**products, "photo_weights": 1 - products["photo_weights"]})
+    assert agreement.photo == agreement.text == agreement.balance == pytest.approx(-1.0)
+
+
+def test_text_and_photo_are_told_apart() -> None:
+    products = _products()
+    agreement = modality_agreement(**{**products, "without_text": products["product_embeds"]})
+    assert agreement.photo == pytest.approx(1.0)
+    assert agreement.text is None  # dropping the text changes nothing anywhere
+    assert agreement.balance == pytest.approx(1.0)
+
+
+def test_the_change_is_the_mean_over_the_pairs_of_a_product() -> None:
+    """By hand: the photo gives +4 and -2 to product 0, mean 1; +0.5 to product 1; 2 to product 2."""
+    full = np.zeros((3, 2))
+    without_photo = np.array([[-1.0, -1.0], [-1.0, 0.0], [0.0, -1.0]])
+    queries = np.array([[4.0, 0.0], [0.0, -2.0], [0.5, 0.0], [0.0, 2.0]])
+    pairs = np.array([[0, 0], [1, 0], [2, 1], [3, 2]])
+    given = {"present": np.ones((3, 2), bool), "query_embeds": queries, "product_embeds": full, "pairs": pairs}
+    right = modality_agreement(
+        **given, photo_weights=np.array([0.5, 0.1, 0.9]), without_photo=without_photo, without_text=full
+    )
+    assert right.photo == pytest.approx(1.0)
+    wrong = modality_agreement(
+        **given, photo_weights=np.array([0.9, 0.1, 0.5]), without_photo=without_photo, without_text=full
+    )
+    assert wrong.photo == pytest.approx(0.5)
+
+
+def test_products_that_lack_a_modality_or_a_pair_are_left_out() -> None:
+    products = _products()
+    expected = modality_agreement(**{**products, "pairs": products["pairs"][products["pairs"][:, 1] >= 5]})
+    products["present"][:3, 1] = False
+    products["present"][3:5, 0] = False
+    products["photo_weights"][:5] = [0, 0, 0, 1, 1]
+    products["without_photo"][:5] = 100.0
+    actual = modality_agreement(**products)
+    assert actual == expected
+    assert actual.num_products == 35
+
+
+def test_constant_weights_have_no_correlation() -> None:
+    products = _products()
+    agreement = modality_agreement(**{**products, "photo_weights": np.full(40, np.float32(0.1))})
+    assert agreement.photo is agreement.text is agreement.balance is None
+    assert "undefined" in str(agreement)
+
+
+def test_no_pairs_have_no_correlation() -> None:
+    agreement = modality_agreement(**{**_products(), "pairs": np.empty((0, 2), np.int64)})
+    assert agreement.photo is None and agreement.num_products == 0
+
+
+def test_tensors_are_taken_as_well() -> None:
+    products = _products()
+    tensors = {name: torch.from_numpy(value) for name, value in products.items()}
+    assert modality_agreement(**tensors) == modality_agreement(**products)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"photo_weights": np.full(39, 0.5)}, r"photo_weights has shape \(39,\)"),
+        ({"photo_weights": np.full(40, 1.5)}, r"photo_weights\[0\] is 1.5"),
+        ({"photo_weights": np.full(40, np.nan)}, r"photo_weights\[0\] is nan"),
+        ({"present": np.ones(40, bool)}, "present has shape"),
+        ({"without_photo": np.zeros((40, 3))}, "without_photo has shape"),
+        ({"without_text": np.zeros((39, 4))}, "without_text has shape"),
+        ({"query_embeds": np.zeros((9, 5))}, "query_embeds has shape"),
+        ({"query_embeds": np.zeros(4)}, "query_embeds has shape"),
+        ({"product_embeds": np.full((40, 4), np.inf)}, "product_embeds is not finite in row 0"),
+        ({"pairs": np.array([[0, 0], [9, 1]])}, r"pairs\[1\] is \[9, 1\]"),
+        ({"pairs": np.array([[0, -1]])}, r"pairs\[0\] is \[0, -1\]"),
+        ({"pairs": np.array([[0.0, 1.0]])}, "pairs has shape .* float64"),
+        ({"pairs": np.array([0, 1])}, "pairs has shape"),
+    ],
+)
+def test_what_does_not_fit_is_an_error(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        modality_agreement(**{**_products(), **change})
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_spearman_equals_scipy_with_and_without_ties(levels: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    generator = np.random.default_rng(1)
+    first = generator.integers(levels, size=60).astype(float)
+    second = first + generator.integers(levels, size=60)
+    assert spearman(first, second) == pytest.approx(stats.spearmanr(first, second).statistic, abs=1e-12)
+
+
+def test_spearman_of_a_small_example() -> None:
+    """1 - 6 * sum d² / (n (n² - 1)) with d = (1, -1, 0, 0): 1 - 12 / 60."""
+    assert spearman(np.array([1.0, 2.0, 3.0, 9.0]), np.array([5.0, 4.0, 6.0, 7.0])) == pytest.approx(0.8)
+    assert spearman(np.array([1.0]), np.array([2.0])) is None
+    assert spearman(np.zeros(5), np.arange(5.0)) is None
