@@ -173,6 +173,30 @@ def test_resumed_forward_equals_the_full_one_in_value_and_gradient(name: str, bl
     assert list(backbones.vision_blocks(model.vision_model)) == order
 
 
+@pytest.mark.parametrize("name", [name for name in VISION_ENCODERS if name != "siglip2"])
+def test_states_below_the_top_reach_the_product_from_photos_and_from_features_alike(name: str) -> None:
+    model = tiny_model(vision=name, vision_feature_layers=[0, 1], neck_hidden_size=12, neck_heads=2)
+    text, pixels = texts([5, 3, 4]), photos(3)
+    full = model.encode_products(**text, pixel_values=pixels)
+    (full.image_embeds[:, 0].sum() + full.product_embeds[:, 1].sum()).backward()
+    first = next(iter(backbones.vision_blocks(model.vision_model)[0].parameters()))
+    assert model.vision_neck.states_in.weight.grad.abs().sum() > 0 and first.grad is not None
+    for blocks in (1, model.num_vision_blocks):
+        model.freeze_vision(blocks)
+        activations = model.get_vision_activations(pixels[:, 0]).unsqueeze(1)
+        again = model.encode_products(**text, vision_activations=activations)
+        assert torch.allclose(again.product_embeds, full.product_embeds, atol=1e-5)
+        assert torch.allclose(again.image_embeds, full.image_embeds, atol=1e-5)
+    model.freeze_vision(2)
+    with pytest.raises(ValueError, match=r"vision_feature_layers are \[0, 1\].*at most 1 blocks, or all"):
+        model.encode_products(**text, vision_activations=model.get_vision_activations(pixels[:, 0]).unsqueeze(1))
+
+
+def test_a_feature_layer_that_the_encoder_lacks_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"names block 7, and ViTModel has 3"):
+        tiny_model(vision="vit", vision_feature_layers=[7])
+
+
 @pytest.mark.parametrize("name", VISION_ENCODERS)
 def test_prefix_holds_exactly_what_runs_before_the_block(name: str) -> None:
     model = tiny_model(vision=name)
@@ -206,7 +230,7 @@ def test_photos_of_another_size_resume_correctly_or_are_an_error(name: str) -> N
     assert torch.allclose(full.image_embeds, resumed.image_embeds, atol=1e-5)
 
 
-@pytest.mark.parametrize("blocks", [-1, 3, 100])
+@pytest.mark.parametrize("blocks", [-1, 4, 100])
 def test_freezing_too_many_or_too_few_blocks_is_an_error(blocks: int) -> None:
     model = tiny_model()
     with pytest.raises(ValueError, match=f"Cannot freeze {blocks} of 3 vision blocks"):
@@ -228,7 +252,7 @@ def test_encoder_is_whole_after_a_forward_that_raises(name: str) -> None:
     with pytest.raises((RuntimeError, ValueError, IndexError)):
         backbones.encode_photos_from(encoder, torch.zeros(2, 3), 1, "mean")
     with pytest.raises((RuntimeError, ValueError, IndexError)):
-        backbones.vision_activations(encoder, torch.zeros(2, 3, 5, 5, 5), 1)
+        backbones.vision_activations(encoder, torch.zeros(2, 3, 5, 5, 5), 1, "mean")
     assert list(backbones.vision_blocks(encoder)) == blocks
     assert len(blocks[1]._forward_pre_hooks) == hooks == 0
     with torch.no_grad():

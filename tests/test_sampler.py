@@ -50,6 +50,39 @@ def test_two_ranks_share_the_batches_of_one_of_twice_the_size() -> None:
         assert (pair.products == np.concatenate([first.products, second.products])).all()
 
 
+def test_further_products_come_from_the_pool_and_are_shared_out_over_ranks() -> None:
+    pool = np.arange(100, 130)
+    options = {"pool": pool, "seed": 5}
+    whole = list(PairSampler(qrels(), LENGTHS, batch_size=8, extra_products=6, **options))
+    parts = [
+        list(PairSampler(qrels(), LENGTHS, batch_size=4, extra_products=3, num_replicas=2, rank=rank, **options))
+        for rank in (0, 1)
+    ]
+    plain = list(PairSampler(qrels(), LENGTHS, batch_size=8, **options))
+    for pair, first, second, bare in zip(whole, *parts, plain, strict=True):
+        assert (pair.queries == bare.queries).all() and (pair.products[:8] == bare.products).all()
+        further = pair.products[8:]
+        assert len(set(further)) == 6 and set(further) <= set(pool)
+        assert (further == np.concatenate([first.products[4:], second.products[4:]])).all()
+    assert len({tuple(pair.products[8:]) for pair in whole}) == len(whole)
+
+
+def test_a_batch_resumed_in_mid_epoch_has_the_same_further_products() -> None:
+    one, resumed = sampler(extra_products=7), sampler(extra_products=7)
+    resumed.start_batch = 3
+    for pair, again in zip(list(one)[3:], resumed, strict=True):
+        assert (pair.products == again.products).all()
+
+
+def test_no_more_further_products_than_the_pool_holds_and_not_fewer_than_none() -> None:
+    assert (
+        len(next(iter(PairSampler(qrels(), LENGTHS, batch_size=4, seed=0, pool=np.arange(3), extra_products=9)))[1])
+        == 7
+    )
+    with pytest.raises(ValueError, match="extra_products is -1"):
+        sampler(extra_products=-1)
+
+
 def test_batches_hold_products_of_similar_length() -> None:
     bucketed = [np.ptp(LENGTHS[pair.products]) for pair in sampler()]
     random = [np.ptp(LENGTHS[np.random.default_rng(seed).integers(0, 60, 4)]) for seed in range(50)]

@@ -5,6 +5,7 @@ Usage: two_ranks.py CATALOGUE OUTPUT STAGE DEVICES
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -32,7 +33,7 @@ class Gradients(L.Callback):
             torch.save(self.steps, self.path)
 
 
-def build_model(folder: Path) -> tuple[MMFusionModel, MMFusionProcessor]:
+def build_model(folder: Path, **config: Any) -> tuple[MMFusionModel, MMFusionProcessor]:
     """A tiny model in float64 without dropout (ranks draw other masks), with a BatchNorm backbone."""
     backbones = write_embedded_backbones(folder)
     processor = MMFusionProcessor.from_backbones(str(backbones.text), str(backbones.vision))
@@ -52,7 +53,9 @@ def build_model(folder: Path) -> tuple[MMFusionModel, MMFusionProcessor]:
         fusion_heads=2,
         fusion_layers=1,
         fusion_dropout=0.0,
+        projection_dropout=0.0,
         initializer_range=0.2,
+        **config,
     )
     torch.nn.init.normal_(model.fusion.correction.weight, std=0.1)
     return model, processor

@@ -21,7 +21,7 @@ class VisionNeck(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(state_size)
         self.states_in = nn.Linear(state_size, hidden_size)
-        self.attention = nn.Linear(hidden_size, heads)
+        self.attention = nn.Linear(hidden_size, heads, bias=False)
         self.pooled_in = nn.Linear(pooled_size, hidden_size)
 
     def forward(self, encoded: Encoded) -> Encoded:
