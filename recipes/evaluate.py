@@ -7,8 +7,9 @@ import numpy as np
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.feature_cache import FeatureCache, build_feature_cache
-from mmfusion.data.tables import ProductTable, Rows
+from mmfusion.data.tables import ProductTable, QueryTable, Rows
 from mmfusion.evaluation import Evaluation, evaluate_rankings, format_table, paired_bootstrap, rank, rank_bm25
+from mmfusion.evaluation.perturb import Perturbation, PerturbedInputs, perturbed_inputs
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.retrieval.embedding import embed_products, embed_queries
 from mmfusion.retrieval.fingerprint import model_fingerprint
@@ -28,7 +29,7 @@ def main(
     relevant_grade: int | None = None,
     query_slices: list[str] | None = None,
     product_slices: list[str] | None = None,
-    shuffle_photos: bool = False,
+    perturb: Perturbation = "none",
     compare: list[str] | None = None,
     label_source: str = "",
     freeze_vision_blocks: int = 0,
@@ -43,7 +44,7 @@ def main(
         catalogue: Folder, fsspec URL or Hub id of a catalogue; default: the one that the model was trained on.
         base: Folder or Hub id of the model.
         output: Folder for results and working files; results of several models may share it.
-        name: Name of the results; default: the fusion kind of the model, or the baseline.
+        name: Name of the results; default: the fusion kind of the model, or the baseline, and the perturbation.
         baseline: bm25 ranks by words of the product text instead of the model (whose folder still names catalogue and
             template); needs the extra mmfusion[bm25].
         split: Queries to ask.
@@ -51,7 +52,9 @@ def main(
         relevant_grade: Lowest grade that Recall counts; default: the highest grade in the judgements.
         query_slices: Query columns whose values get rows of their own; default: kind, where there is one.
         product_slices: Product columns whose values slice Recall, e.g. text_stripped.
-        shuffle_photos: Control: gives each product the photo of another one; the gain of seeing must vanish.
+        perturb: Makes the inputs worse: misleading_titles (a wrong colour word put in), photos_dropped, text_dropped,
+            typos (one in each query with a word of four letters or more), photos_shuffled (the control: each product
+            shows the photo of another one, and the gain of seeing must vanish).
         compare: Names of results in the output folder to print beside this one.
         label_source: Who or what judged, printed beside the numbers.
         freeze_vision_blocks: Number of lowest vision blocks whose activations are cached, to evaluate several models
@@ -59,21 +62,31 @@ def main(
         feature_cache: Folder of that cache.
         batch_size: Products per forward pass.
         num_workers: Processes that decode photos.
-        seed: Of the shuffled photos.
+        seed: Of the perturbation.
     """
     folder = Path(output)
     model, processor = load_base(base)
     products = load_catalogue(catalogue, base, folder)
     query_rows, product_rows = np.unique(products.split_qrels(split).query), products.product_rows(_pool(pool, split))
-    shown = _shuffled(product_rows, len(products.products), seed) if shuffle_photos else None
+    inputs = perturbed_inputs(perturb, product_rows, len(products.products), seed)
     if baseline == "bm25":
-        ranked = _rank_bm25(products, processor, query_rows, product_rows)
+        ranked = _rank_bm25(products, processor, query_rows, product_rows, inputs)
     else:
         model.eval().freeze_vision(freeze_vision_blocks)
-        cache = _cache(model, processor, products, product_rows, feature_cache) if freeze_vision_blocks else None
-        options = {"batch_size": batch_size, "num_workers": num_workers, "cache": cache, "photo_of": shown}
-        embedded = embed_products(model, processor, products, product_rows, **options)  # type: ignore[arg-type]
-        queries = embed_queries(model, processor, products, query_rows)
+        cached = freeze_vision_blocks > 0 and inputs.photos
+        embedded = embed_products(
+            model,
+            processor,
+            products,
+            product_rows,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            cache=_cache(model, processor, products, product_rows, feature_cache) if cached else None,
+            photos=inputs.photos,
+            photo_of=inputs.photo_of,
+            rewrite=inputs.product_text,
+        )
+        queries = embed_queries(model, processor, products, query_rows, rewrite=inputs.query_text)
         _, columns = rank(queries, embedded.embeds, PLACES, products.product_ids[product_rows])
         ranked = _rows(columns.numpy(), product_rows)
     qrels = products.split_qrels(split) if pool == "split" else products.qrels
@@ -88,9 +101,14 @@ def main(
         pool=pool,
         query_slices=query_slices if query_slices is not None else _kind(products),
         product_slices=product_slices or [],
-        name=name or (baseline if baseline != "none" else model.config.fusion),
+        name=name or _name(baseline if baseline != "none" else model.config.fusion, perturb),
         label_source=label_source,
-        provenance={"model": model_fingerprint(model, processor), "split": split, "shuffled_photos": shuffle_photos},
+        provenance={
+            "model": model_fingerprint(model, processor),
+            "split": split,
+            "perturbation": perturb,
+            "seed": seed,
+        },
     )
     result.save(folder)
     text = _comparison([Evaluation.load(folder, other) for other in compare or []], result)
@@ -115,20 +133,20 @@ def _kind(products: Catalogue) -> list[str]:
     return ["kind"] if "kind" in products.queries.column_names else []
 
 
-def _shuffled(rows: Rows, count: int, seed: int) -> Rows:
-    shown = np.arange(count)
-    shown[rows] = np.random.default_rng(seed).permutation(rows)
-    return shown
+def _name(ranker: str, perturbation: Perturbation) -> str:
+    return ranker if perturbation == "none" else f"{ranker}.{perturbation}"
 
 
 def _rows(columns: Rows, product_rows: Rows) -> Rows:
     return np.where(columns < 0, -1, product_rows[columns])
 
 
-def _rank_bm25(products: Catalogue, processor: MMFusionProcessor, query_rows: Rows, product_rows: Rows) -> Rows:
-    texts = ProductTable(products, processor, photos=False).texts(product_rows)
-    ids = products.product_ids[product_rows]
-    _, columns = rank_bm25(products.query_texts(query_rows), texts, PLACES, ids)
+def _rank_bm25(
+    products: Catalogue, processor: MMFusionProcessor, query_rows: Rows, product_rows: Rows, inputs: PerturbedInputs
+) -> Rows:
+    queries = QueryTable(products, processor, rewrite=inputs.query_text).texts(query_rows)
+    texts = ProductTable(products, processor, photos=False, rewrite=inputs.product_text).texts(product_rows)
+    _, columns = rank_bm25(queries, texts, PLACES, products.product_ids[product_rows])
     return _rows(columns.numpy(), product_rows)
 
 

@@ -93,13 +93,28 @@ def test_baseline_control_pool_and_comparison(outputs: Path, capsys: pytest.Capt
     pytest.importorskip("bm25s")
     options = {"base": str(outputs / "stage2"), "output": str(outputs / "evaluation")}
     recipe("evaluate")(**options, baseline="bm25")
-    recipe("evaluate")(**options, name="shuffled", shuffle_photos=True, compare=["text_only", "bm25"])
+    recipe("evaluate")(**options, name="shuffled", perturb="photos_shuffled", compare=["text_only", "bm25"])
     printed = capsys.readouterr().out
     assert "shuffled against bm25" in printed and "95 % interval" in printed
     recipe("evaluate")(**options, name="everything", pool="all", product_slices=["text_sparse"])
     everything = Evaluation.load(outputs / "evaluation", "everything")
     assert everything.pool == "all" and everything.num_products == 120
     assert {part.value for part in everything.slices if part.table == "product"} == {"True", "False"}
+
+
+def test_perturbed_evaluations_are_named_after_what_was_done(outputs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bm25s")
+    options = {"base": str(outputs / "stage2"), "output": str(tmp_path)}
+    cached = {"freeze_vision_blocks": 1, "feature_cache": str(tmp_path / "features")}
+    recipe("evaluate")(**options, **cached, perturb="photos_dropped", seed=3)
+    result = Evaluation.load(tmp_path, "cross_attention.photos_dropped")
+    assert (result.provenance["perturbation"], result.provenance["seed"]) == ("photos_dropped", 3)
+    assert not (tmp_path / "features").exists()
+    recipe("evaluate")(**options, **cached, perturb="misleading_titles", name="misled")
+    assert Evaluation.load(tmp_path, "misled").means != result.means
+    recipe("evaluate")(**options, baseline="bm25", perturb="text_dropped")
+    silent = Evaluation.load(tmp_path, "bm25.text_dropped")
+    assert silent.num_queries_without_ranking == silent.num_queries and set(silent.means.values()) == {0}
 
 
 def test_search_prints_products_with_their_weights(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,7 +194,7 @@ def test_base_recipe_assembles_a_model(outputs: Path, tmp_path: Path) -> None:
         output=str(tmp_path / "base"),
         image_size=(48, 32),
         product_template="{title} {description}",
-        config={"embedding_dim": 24, "fusion": "concat"},
+        model_config={"embedding_dim": 24, "fusion": "concat"},
     )
     model, processor = load_base(str(tmp_path / "base"))
     assert (model.config.embedding_dim, model.config.fusion) == (24, "concat")

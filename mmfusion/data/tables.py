@@ -1,7 +1,7 @@
 """From catalogue rows to tensors: the data sets behind every loader, indexed by arrays of rows."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ from mmfusion.data.text_cache import TextCache
 from mmfusion.model import MMFusionProcessor
 
 Rows = npt.NDArray[np.int64]
+# From (id, text) to the text that is read instead.
+Rewrite = Callable[[str, str], str]
 
 
 class PairRows(NamedTuple):
@@ -32,17 +34,24 @@ class QueryTable(Dataset[QueryBatch]):
         catalogue: Where the rows point.
         processor: Tokenises.
         text_cache: States of the frozen text encoder to add, or None.
+        rewrite: Applied to the texts.
     """
 
     def __init__(
-        self, catalogue: Catalogue, processor: MMFusionProcessor, *, text_cache: TextCache | None = None
+        self,
+        catalogue: Catalogue,
+        processor: MMFusionProcessor,
+        *,
+        text_cache: TextCache | None = None,
+        rewrite: Rewrite | None = None,
     ) -> None:
         self.catalogue = catalogue
         self.processor = processor
         self.text_cache = text_cache
+        self.rewrite = rewrite
 
     def __getitem__(self, rows: Rows) -> QueryBatch:
-        features = self.processor.encode_queries(self.catalogue.query_texts(rows))
+        features = self.processor.encode_queries(self.texts(rows))
         batch = QueryBatch(
             query_rows=torch.from_numpy(np.asarray(rows)),
             query_input_ids=features["input_ids"],
@@ -51,6 +60,13 @@ class QueryTable(Dataset[QueryBatch]):
         if self.text_cache is not None:
             batch["query_text_states"] = self.text_cache.states(rows, features["attention_mask"])
         return batch
+
+    def texts(self, rows: Rows) -> list[str]:
+        """Query texts, rewritten if asked for."""
+        texts = self.catalogue.query_texts(rows)
+        if self.rewrite is None:
+            return texts
+        return [self.rewrite(name, text) for name, text in zip(self.catalogue.query_ids[rows], texts, strict=True)]
 
 
 class ProductTable(Dataset[ProductBatch]):
@@ -63,6 +79,7 @@ class ProductTable(Dataset[ProductBatch]):
         text_cache: States of the frozen text encoder to add, or None.
         photos: False leaves photos out, for towers that do not look at them.
         photo_of: Row whose photo each product shows, int64 (number of products,); the control that shuffles photos.
+        rewrite: Applied to the rendered texts; a product whose text it makes empty has none.
 
     Raises:
         CatalogueError: The product template names a column that the catalogue lacks.
@@ -77,6 +94,7 @@ class ProductTable(Dataset[ProductBatch]):
         text_cache: TextCache | None = None,
         photos: bool = True,
         photo_of: Rows | None = None,
+        rewrite: Rewrite | None = None,
     ) -> None:
         self.catalogue = catalogue
         self.processor = processor
@@ -84,6 +102,7 @@ class ProductTable(Dataset[ProductBatch]):
         self.text_cache = text_cache
         self.photos = photos and "image" in catalogue.products.column_names
         self.photo_of = photo_of
+        self.rewrite = rewrite
         self.read = PhotoReader(max_photos=processor.max_photos, root=catalogue.photo_root)
         self._check_template()
 
@@ -113,15 +132,18 @@ class ProductTable(Dataset[ProductBatch]):
         return batch
 
     def texts(self, rows: Rows) -> list[str]:
-        """Product texts as the template renders them."""
+        """Product texts as the template renders them, rewritten if asked for."""
         columns = ["product_id", *self.processor.template_columns]
         present = [column for column in dict.fromkeys(columns) if column in self.catalogue.products.column_names]
         table = self.catalogue.products.select_columns(present)[np.asarray(rows).tolist()]
         blank = {column: "" for column in columns}
-        return [
+        texts = [
             self.processor.product_text({**blank, **dict(zip(present, values, strict=True))})
             for values in zip(*(table[column] for column in present), strict=True)
         ]
+        if self.rewrite is None:
+            return texts
+        return [self.rewrite(name, text) for name, text in zip(table["product_id"], texts, strict=True)]
 
     def decode(self, rows: Rows) -> list[list[Any]]:
         """Readable photos of products as RGB images; bad ones are logged by the reader and left out."""
@@ -142,13 +164,16 @@ class PairTable(Dataset[TrainBatch]):
         return cast(TrainBatch, {**self.queries[pairs.queries], **self.products[pairs.products]})
 
 
-def text_lengths(catalogue: Catalogue, columns: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Characters of the product text by row, int64 (number of products,); an estimate of its tokens for bucketing."""
+def text_lengths(
+    catalogue: Catalogue, columns: Sequence[str], of: Literal["products", "queries"] = "products"
+) -> npt.NDArray[np.int64]:
+    """Characters of the texts in some columns by row, int64 (rows of the table,); estimates tokens, for bucketing."""
     import pyarrow.compute as pc
 
-    total = np.zeros(len(catalogue.products), dtype=np.int64)
+    table = catalogue.queries if of == "queries" else catalogue.products
+    total = np.zeros(len(table), dtype=np.int64)
     for column in columns:
-        values = catalogue.products.data.column(column) if column in catalogue.products.column_names else None
+        values = table.data.column(column) if column in table.column_names else None
         if values is not None and (str(values.type) in ("string", "large_string")):
             total += pc.fill_null(pc.utf8_length(values), 0).to_numpy()
     return total

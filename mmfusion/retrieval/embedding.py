@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.feature_cache import FeatureCache
 from mmfusion.data.sampler import RowSampler
-from mmfusion.data.tables import ProductTable, QueryTable, Rows, text_lengths
+from mmfusion.data.tables import ProductTable, QueryTable, Rewrite, Rows, text_lengths
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 
 FloatArray = npt.NDArray[np.float32]
@@ -27,14 +27,21 @@ class EmbeddedProducts(NamedTuple):
 
 @torch.inference_mode()
 def embed_queries(
-    model: MMFusionModel, processor: MMFusionProcessor, catalogue: Catalogue, rows: Rows, *, batch_size: int = 256
+    model: MMFusionModel,
+    processor: MMFusionProcessor,
+    catalogue: Catalogue,
+    rows: Rows,
+    *,
+    batch_size: int = 256,
+    rewrite: Rewrite | None = None,
 ) -> FloatArray:
-    """Embeddings (Q, D) float32 of query rows, in their order."""
+    """Embeddings (Q, D) float32 of query rows, in their order; `rewrite` replaces their texts."""
     out = np.zeros((len(rows), model.config.embedding_dim), dtype=np.float32)
-    lengths = text_lengths_of_queries(catalogue)
-    for batch in _batches(model, QueryTable(catalogue, processor), rows, lengths, batch_size, 0, "query"):
+    table, lengths = QueryTable(catalogue, processor, rewrite=rewrite), text_lengths(catalogue, ["query"], "queries")
+    order = np.argsort(rows)
+    for batch in _batches(model, table, rows, lengths, batch_size, 0, "query"):
         features = model.get_query_features(batch["query_input_ids"], batch["query_attention_mask"])
-        out[_places(rows, batch["query_rows"])] = features.float().cpu().numpy()
+        out[_places(rows, order, batch["query_rows"])] = features.float().cpu().numpy()
     return out
 
 
@@ -48,7 +55,9 @@ def embed_products(
     batch_size: int = 64,
     num_workers: int = 0,
     cache: FeatureCache | None = None,
+    photos: bool = True,
     photo_of: Rows | None = None,
+    rewrite: Rewrite | None = None,
     out: FloatArray | None = None,
 ) -> EmbeddedProducts:
     """Embeds products.
@@ -63,27 +72,32 @@ def embed_products(
         batch_size: Products per forward pass.
         num_workers: Processes that decode photos.
         cache: Activations of the model's frozen vision blocks, instead of photos.
+        photos: False leaves all photos out.
         photo_of: Row whose photo each product shows; the control that shuffles photos.
+        rewrite: Applied to the product texts; a product whose text it makes empty has none.
         out: (P, D) float32 array to fill, e.g. memory-mapped; default: a new one.
     """
     embeds = np.zeros((len(rows), model.config.embedding_dim), dtype=np.float32) if out is None else out
     weights = np.zeros((len(rows), 2), dtype=np.float32)
-    lengths = text_lengths(catalogue, processor.template_columns)
-    photos = model.config.fusion != "text_only" or bool((lengths[rows] == 0).any())
-    table = ProductTable(catalogue, processor, cache=cache, photos=photos, photo_of=photo_of)
+    table = ProductTable(catalogue, processor, cache=cache, photos=photos, photo_of=photo_of, rewrite=rewrite)
+    lengths = _text_lengths(table, rows)
+    table.photos &= model.config.fusion != "text_only" or bool((lengths[rows] == 0).any())
+    order = np.argsort(rows)
     for batch in _batches(model, table, rows, lengths, batch_size, num_workers, "product"):
-        places = _places(rows, batch.pop("product_rows"))
+        places = _places(rows, order, batch.pop("product_rows"))
         output = model(**batch)
         embeds[places] = output.product_embeds.float().cpu().numpy()
         weights[places] = output.modality_weights.float().cpu().numpy()
     return EmbeddedProducts(embeds, weights)
 
 
-def text_lengths_of_queries(catalogue: Catalogue) -> npt.NDArray[np.int64]:
-    """Characters of each query by row, int64 (number of queries,)."""
-    import pyarrow.compute as pc
-
-    return np.asarray(pc.utf8_length(catalogue.queries.data.column("query")).to_numpy(), dtype=np.int64)
+def _text_lengths(table: ProductTable, rows: Rows) -> npt.NDArray[np.int64]:
+    if table.rewrite is None:
+        return text_lengths(table.catalogue, table.processor.template_columns)
+    # Which texts are empty decides whether photos are read at all, so the rewritten ones are what counts.
+    lengths = np.zeros(len(table.catalogue.products), dtype=np.int64)
+    lengths[rows] = [len(text) for text in table.texts(rows)]
+    return lengths
 
 
 def _batches(
@@ -103,6 +117,6 @@ def _batches(
             bar.update(len(next(iter(batch.values()))))
 
 
-def _places(rows: Rows, found: torch.Tensor) -> npt.NDArray[np.int64]:
-    order = np.argsort(rows)
-    return order[np.searchsorted(rows[order], found.cpu().numpy())]
+def _places(rows: Rows, order: npt.NDArray[np.int64], found: torch.Tensor) -> npt.NDArray[np.int64]:
+    """Where each found row stands in `rows`, which `order` sorts."""
+    return order[np.searchsorted(rows, found.cpu().numpy(), sorter=order)]
