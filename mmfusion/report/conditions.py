@@ -1,0 +1,56 @@
+"""What the numbers were measured with: labels, commands, seeds and provenance, as far as they were recorded."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from mmfusion.evaluation import Evaluation
+from mmfusion.report.html import Html, escape, foreign, join, tag
+
+_LONGEST = 400
+
+
+def introduction(rungs: list[Evaluation], split: str) -> Html:
+    """What every number of the page holds for, and who labelled it."""
+    sources = list(dict.fromkeys(rung.label_source for rung in rungs if rung.label_source))
+    labels = "; ".join(sources) or "not recorded in the results"
+    if sources and not all(rung.label_source for rung in rungs):
+        labels += " (not recorded for all rungs)"
+    # The first line of conditions without the labels, which have a line of their own.
+    measured = rungs[0].conditions().split("; labels: ")[0]
+    return join(
+        tag("p", f"Split {split}; ", foreign(measured, 600), "."),
+        tag("p", tag("strong", "Labels: "), foreign(labels, 600), ".", class_="labels"),
+    )
+
+
+def facts(title: str, recorded: Mapping[str, Any], *, opened: bool = False) -> Html:
+    """Names and values behind a line that unfolds; absolute paths are cut to their last part.
+
+    Args:
+        title: The line.
+        recorded: JSON-like values by name; nested mappings are written as JSON.
+        opened: Unfolded from the start.
+    """
+    if not recorded:
+        return tag("p", foreign(title), ": nothing recorded.")
+    entries = [join(tag("dt", foreign(name, 80)), tag("dd", _value(value))) for name, value in recorded.items()]
+    return tag("details", tag("summary", foreign(title)), tag("dl", *entries), open=opened)
+
+
+def shorten_paths(value: Any) -> Any:
+    """The value with each absolute path in it cut to "…/name": a page is passed on, a machine's folders are not."""
+    if isinstance(value, Mapping):
+        return {name: shorten_paths(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [shorten_paths(inner) for inner in value]
+    if isinstance(value, str) and os.path.isabs(value):
+        return f"…/{os.path.basename(value.rstrip('/'))}"
+    return value
+
+
+def _value(value: Any) -> Html:
+    plain = shorten_paths(value)
+    text = plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False, default=str)
+    return tag("code", escape(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"), dir="auto")

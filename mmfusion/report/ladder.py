@@ -1,0 +1,81 @@
+"""The ladder: every rung's metrics with paired intervals against the rung before it and against the first."""
+
+from dataclasses import dataclass
+
+from mmfusion.evaluation import Evaluation, PairedDifference, paired_bootstrap
+from mmfusion.report.html import Html, foreign, join, table, tag
+
+METRIC_TITLES = {"recall@100": "Recall@100", "recall@10": "Recall@10", "ndcg@10": "nDCG@10"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One rung in one metric.
+
+    Attributes:
+        name: Name of the rung.
+        value: Mean in [0, 1]; None where no query defines the metric.
+        before: Difference to the rung before it; None for the first rung.
+        first: Difference to the first rung; None for the first rung.
+    """
+
+    name: str
+    value: float | None
+    before: PairedDifference | None
+    first: PairedDifference | None
+
+
+def climb(rungs: list[Evaluation], metric: str, *, seed: int = 0) -> list[Step]:
+    """Compares each rung with the one before it and with the first.
+
+    Args:
+        rungs: At least one, of the same queries and pool.
+        metric: Name of a metric that all have.
+        seed: Of the bootstrap samples.
+    """
+    steps = []
+    for place, rung in enumerate(rungs):
+        before = paired_bootstrap(rung, rungs[place - 1], metric, seed=seed) if place else None
+        # The second rung has one neighbour that is both.
+        first = before if place <= 1 else paired_bootstrap(rung, rungs[0], metric, seed=seed)
+        steps.append(Step(rung.name, rung.means[metric], before, first))
+    return steps
+
+
+def ladder_table(ladders: dict[str, list[Step]]) -> Html:
+    """Table of all rungs; `ladders` holds the same rungs by metric."""
+    header, columns = ["Rung"], list(ladders.values())
+    for metric in ladders:
+        header += [METRIC_TITLES.get(metric, metric), "against the one before", "against the first"]
+    rows = []
+    for steps in zip(*columns, strict=True):
+        row: list[str] = [foreign(steps[0].name)]
+        for step in steps:
+            row += [tag("td", percent(step.value), class_="value"), _gain(step.before), _gain(step.first)]
+        rows.append(row)
+    return table(header, rows, caption="Per cent; differences in points with 95 % intervals")
+
+
+def percent(value: float | None) -> str:
+    """A share as per cent with one decimal, a dash where undefined."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def interval(found: PairedDifference) -> str:
+    """A difference in points with its interval, such as "+6.1 [+4.2, +8.0]"."""
+    return f"{points(found.difference)} [{points(found.low)}, {points(found.high)}]"
+
+
+def points(difference: float) -> str:
+    """A signed difference in points; what rounds to zero carries no sign."""
+    text = f"{100 * difference:+.1f}".replace("-", "−")
+    return "0.0" if text in ("+0.0", "−0.0") else text
+
+
+def _gain(found: PairedDifference | None) -> Html:
+    if found is None:
+        return tag("td", "–")
+    excludes_zero = found.low > 0 or found.high < 0
+    number = tag("strong", points(found.difference)) if excludes_zero else points(found.difference)
+    spread = tag("span", f"[{points(found.low)}, {points(found.high)}]", class_="spread")
+    return tag("td", join(number, " ", spread))

@@ -1,0 +1,81 @@
+"""Write one HTML page to look at: the ladder, its slices, and what text only and fusion find for chosen queries."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from mmfusion.data.feature_cache import build_feature_cache
+from mmfusion.data.tables import ProductTable
+from mmfusion.evaluation import format_table
+from mmfusion.report import Questions, Ranking, build_report, choose, load_rungs, rank_with, write_page
+from mmfusion.training import load_base, load_catalogue, run_command
+from mmfusion.training.run import read_record
+
+
+def main(
+    results: str = "outputs/evaluation",
+    order: list[str] | None = None,
+    baseline: str = "outputs/text_only",
+    fusion: str = "outputs/stage2",
+    catalogue: str | None = None,
+    output: str = "outputs/report",
+    queries_per_kind: int = 6,
+    split: Literal["train", "val", "test"] | None = None,
+    freeze_vision_blocks: int = 0,
+    feature_cache: str | None = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    seed: int = 0,
+) -> None:
+    """Writes report.html, a single file that needs no network; photos of the catalogue are embedded in it.
+
+    Args:
+        results: Folder that evaluate.py wrote into.
+        order: Names of the results, first rung first, e.g. '["text_only", "concat"]'; default: all, oldest first.
+        baseline: Folder or Hub id of the model on the left, usually text only.
+        fusion: Folder or Hub id of the model on the right.
+        catalogue: Folder, fsspec URL or Hub id of a catalogue; default: the one that the fusion model was trained on.
+        output: Folder for the page and working files.
+        queries_per_kind: Queries to show of each kind: a third the largest gains, a third the largest losses, the rest
+            at random.
+        split: Queries to choose from; default: those of the results.
+        freeze_vision_blocks: Number of lowest vision blocks whose activations are cached, as in evaluate.py. 0 reads
+            photos.
+        feature_cache: Folder of that cache.
+        batch_size: Products per forward pass.
+        num_workers: Processes that decode photos.
+        seed: Of the random queries and of the bootstrap.
+    """
+    arguments = dict(locals())
+    rungs = load_rungs(results, order)
+    if freeze_vision_blocks and feature_cache is None:
+        raise ValueError("freeze_vision_blocks needs a folder for the activations; give --feature_cache.")
+    products = load_catalogue(catalogue, fusion, Path(output))
+    questions = Questions.like(rungs[0], products, split)
+
+    def found_by(base: str) -> Ranking:
+        model, processor = load_base(base)
+        model.eval().freeze_vision(freeze_vision_blocks)
+        options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
+        if feature_cache is not None and freeze_vision_blocks:
+            table = ProductTable(products, processor)
+            options["cache"] = build_feature_cache(feature_cache, model, table, questions.product_rows)
+        return rank_with(model, processor, questions, **options)
+
+    first, second = found_by(baseline), found_by(fusion)
+    page = build_report(
+        rungs,
+        questions,
+        first,
+        second,
+        choose(first, second, queries_per_kind, seed=seed),
+        queries_per_kind=queries_per_kind,
+        seed=seed,
+        arguments=arguments,
+        records={"the baseline": read_record(Path(baseline)), "the fusion model": read_record(Path(fusion))},
+    )
+    path = write_page(output, page)
+    print(f"{format_table(rungs)}\npage: {path.absolute()} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    run_command(main)
