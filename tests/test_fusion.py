@@ -16,6 +16,7 @@ from mmfusion import MMFusionConfig, MMFusionModel, MMFusionOutput
 from mmfusion.model import FUSION_KINDS, FUSIONS, Fusion, FusionSizes, ProductViews
 from mmfusion.model.fusion_experts_mmfusion import MixtureOfExperts, load_imbalance, mean_shares
 from mmfusion.model.fusion_mmfusion import IMAGE, TEXT
+from mmfusion.stages.optimization import Optimization
 
 KINDS = sorted(FUSIONS)
 CORRECTING = ["bilinear", "cross_attention", "gated", "moe"]  # weighted views plus a correction that starts at zero
@@ -366,6 +367,19 @@ def test_weights_are_those_of_the_views(kind: str) -> None:
     assert len(both.unique(dim=0)) == 2  # they depend on the product
 
 
+def test_weights_of_concat_are_how_far_a_modality_moves_the_output() -> None:
+    network, views = _network("concat"), _views()
+    before = network(views).weights
+    with torch.no_grad():
+        network.missing_image.copy_(network.image_norm(views.image_pooled)[3])
+    after = network(views).weights
+    assert after[3].tolist() == pytest.approx([1.0, 0.0], abs=1e-6)  # the missing photo would do just as well
+    assert (before[3] > 0.05).all()
+    with torch.no_grad():
+        network.out.weight.zero_()
+    assert network(views).weights.tolist() == [[0.5, 0.5], [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]
+
+
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("weight", [0.1, 0.5, 0.9])
 def test_weighted_mean_has_the_weight_of_the_config(weight: float, learned: bool) -> None:
@@ -381,7 +395,7 @@ def test_weighted_mean_has_the_weight_of_the_config(weight: float, learned: bool
 
 def test_learned_weight_of_the_mean_moves_to_the_better_view() -> None:
     network, views = FUSIONS["weighted_mean"](MMFusionConfig(fusion_learned_weights=True), SIZES), _views()
-    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=Optimization().learning_rate)
     for _ in range(100):
         optimizer.zero_grad()
         (-F.cosine_similarity(network(views).embeds, views.image_embeds)[views.present.all(1)].mean()).backward()
@@ -394,7 +408,8 @@ def test_learned_weight_of_the_mean_moves_to_the_better_view() -> None:
 def test_learned_weight_of_a_checkpoint_without_one_starts_at_the_config(tmp_path: Path) -> None:
     tiny_model(fusion="weighted_mean").save_pretrained(tmp_path)
     loaded = MMFusionModel.from_pretrained(tmp_path, fusion_learned_weights=True, fusion_text_weight=0.3)
-    assert loaded.fusion.text_logit.sigmoid().item() == pytest.approx(0.3)
+    both = PRESENT.all(1)
+    assert _encode(loaded, _inputs()).modality_weights[both, TEXT].tolist() == pytest.approx([0.3, 0.3])
 
 
 # --- Mixture of experts --------------------------------------------------------------------------------------------

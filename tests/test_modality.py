@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from mmfusion.evaluation.modality import modality_agreement, spearman
+from mmfusion.model import FUSIONS, Fusion, FusionSizes, MMFusionConfig, ProductViews
 
 
 def _products(num_products: int = 40, num_queries: int = 9, seed: int = 0) -> dict[str, Any]:
@@ -138,3 +142,69 @@ def test_spearman_of_a_small_example() -> None:
     assert spearman(np.array([1.0, 2.0, 3.0, 9.0]), np.array([5.0, 4.0, 6.0, 7.0])) == pytest.approx(0.8)
     assert spearman(np.array([1.0]), np.array([2.0])) is None
     assert spearman(np.zeros(5), np.arange(5.0)) is None
+
+
+# --- What fusion networks learn to report --------------------------------------------------------------------------
+
+
+def _noisy_views(products: int, seed: int) -> tuple[Tensor, ProductViews]:
+    """What is asked for (P, 12), and two noisy views of it: the pooled text tells which one is the noisier."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(width: int) -> Tensor:
+        return torch.randn(products, width, generator=generator)
+
+    asked = F.normalize(noise(12), dim=-1)
+    share = torch.rand(products, 1, generator=generator)
+    text = F.normalize(asked + 0.6 * share * noise(12), dim=-1)
+    image = F.normalize(asked + 0.6 * (1 - share) * noise(12), dim=-1)
+    text_pooled, image_pooled = torch.cat([text, 2 * share - 1, noise(3)], 1), torch.cat([image, noise(4)], 1)
+    there = torch.ones(products, 1, dtype=torch.bool)
+    tokens = (text_pooled.unsqueeze(1), image_pooled.unsqueeze(1))
+    views = ProductViews(text, image, text_pooled, image_pooled, *tokens, there, there, there.expand(-1, 2))
+    return asked, views
+
+
+def _without(views: ProductViews, column: int) -> ProductViews:
+    present = views.present.clone()
+    present[:, column] = False
+    mask = {("text_mask", "image_mask")[column]: present[:, column : column + 1]}
+    return dataclasses.replace(views, present=present, **mask)
+
+
+def _trained(kind: str) -> Fusion:
+    torch.manual_seed(0)
+    sizes = {"fusion_hidden_size": 32, "fusion_heads": 2, "fusion_layers": 1, "fusion_latents": 2}
+    network = FUSIONS[kind](MMFusionConfig(embedding_dim=12, fusion_dropout=0.0, **sizes), FusionSizes(16, 16, 16))
+    with torch.no_grad():
+        network.init_weights(0.02)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)
+    for step in range(80):
+        asked, views = _noisy_views(96, seed=step)
+        fused = network(views if step % 4 else _without(views, step // 4 % 2))
+        logits = 20 * asked @ F.normalize(fused.embeds, dim=-1).T
+        optimizer.zero_grad()
+        (F.cross_entropy(logits, torch.arange(96)) + (fused.penalty or 0.0)).backward()
+        optimizer.step()
+    return network.eval()
+
+
+@pytest.mark.parametrize("kind", ["gated", "bilinear", "moe", "cross_attention"])
+def test_learned_weights_say_which_modality_matters(kind: str) -> None:
+    network = _trained(kind)
+    asked, views = _noisy_views(400, seed=1000)
+    with torch.no_grad():
+        whole, *parts = (network(given) for given in (views, _without(views, 1), _without(views, 0)))
+    embeds = [F.normalize(fused.embeds, dim=-1).numpy() for fused in (whole, *parts)]
+    agreement = modality_agreement(
+        photo_weights=whole.weights[:, 1].numpy(),
+        present=views.present.numpy(),
+        query_embeds=asked.numpy(),
+        product_embeds=embeds[0],
+        without_photo=embeds[1],
+        without_text=embeds[2],
+        pairs=np.arange(400)[:, None].repeat(2, axis=1),
+    )
+    assert agreement.balance is not None and agreement.balance > 0.5
+    assert agreement.photo is not None and agreement.photo > 0.4
+    assert agreement.text is not None and agreement.text > 0.4

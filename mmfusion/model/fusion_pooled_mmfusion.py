@@ -1,7 +1,7 @@
 """Late fusions: one pooled vector of each modality, put together by a small network."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
@@ -23,8 +23,8 @@ from .fusion_base_mmfusion import (
 class Concat(Fusion):
     """Late fusion: concatenated pooled features through a two-layer perceptron.
 
-    A learned vector stands for a missing modality. Weights are the shares of the two modalities in the norm of the
-    hidden layer's input, which is linear in them.
+    A learned vector stands for a missing modality. Weights are the shares of the two modalities in what the network
+    does with them: how far its output moves when that vector takes the modality's place.
     """
 
     def __init__(self, config: MMFusionConfig, sizes: FusionSizes) -> None:
@@ -48,9 +48,18 @@ class Concat(Fusion):
         image = self.image_norm(zero_unless(views.image_pooled, has_image))
         text = self.text_in(torch.where(has_text.unsqueeze(-1), text, self.missing_text))
         image = self.image_in(torch.where(has_image.unsqueeze(-1), image, self.missing_image))
-        hidden = self.dropout(F.gelu(text + image))
-        norms = torch.stack([text.norm(dim=-1), image.norm(dim=-1)], dim=1).detach() * views.present
-        return Fused(self.out(hidden), norms / norms.sum(1, keepdim=True).clamp_min(torch.finfo(norms.dtype).tiny))
+        embeds = self.out(self.dropout(F.gelu(text + image)))
+        return Fused(embeds, self._weights(text, image, views.present))
+
+    @torch.no_grad()
+    def _weights(self, text: Tensor, image: Tensor, present: Tensor) -> Tensor:
+        whole = self.out(F.gelu(text + image))
+        without_text = self.out(F.gelu(self.text_in(self.missing_text) + image))
+        without_image = self.out(F.gelu(text + self.image_in(self.missing_image)))
+        moved = torch.stack([(whole - without_text).norm(dim=-1), (whole - without_image).norm(dim=-1)], dim=1).float()
+        # If nothing moves it, the present modalities share alike.
+        moved = (moved + torch.finfo(moved.dtype).tiny) * present
+        return (moved / moved.sum(1, keepdim=True)).to(text.dtype)
 
 
 class Gated(Fusion):

@@ -32,6 +32,11 @@ class ImageOnly(_SingleView):
     reads = (IMAGE,)
 
 
+# An Adam step moves a parameter by about the learning rate, whatever its scale. At the rate that suits matrices a lone
+# logit would barely leave its start in a whole training, so it is stored in units this large.
+LOGIT_UNIT = 30.0
+
+
 class WeightedMean(Fusion):
     """embedding = w * text view + (1 - w) * image view, with one w for all products.
 
@@ -43,15 +48,17 @@ class WeightedMean(Fusion):
     def __init__(self, config: MMFusionConfig, sizes: FusionSizes) -> None:
         super().__init__(config, sizes)
         self.start = math.log(config.fusion_text_weight) - math.log1p(-config.fusion_text_weight)
-        self.text_logit = nn.Parameter(torch.tensor(self.start)) if config.fusion_learned_weights else None
+        learned = config.fusion_learned_weights
+        self.text_logit = nn.Parameter(torch.tensor(self.start / LOGIT_UNIT)) if learned else None
 
     def init_weights(self, std: float) -> None:
         if self.text_logit is not None:
-            init.constant_(self.text_logit, self.start)
+            init.constant_(self.text_logit, self.start / LOGIT_UNIT)
 
     def forward(self, views: ProductViews) -> Fused:
         # Not a buffer: transformers restores only those that a checkpoint holds.
-        logit = torch.tensor(self.start, device=views.present.device) if self.text_logit is None else self.text_logit
+        fixed = torch.tensor(self.start, device=views.present.device)
+        logit = fixed if self.text_logit is None else self.text_logit.float() * LOGIT_UNIT
         logits = torch.stack([logit, torch.zeros_like(logit)]).expand(len(views.present), 2)
         weights = masked_softmax(logits, views.present).to(views.text_embeds.dtype)
         return Fused(weighted_views(views, weights), weights)
