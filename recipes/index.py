@@ -37,7 +37,7 @@ def main(
     products = load_catalogue(catalogue, base, run.folder)
     rows = products.product_rows(split)
     # On disk, as the vectors of ten million products do not fit into memory beside the index that is built of them.
-    shape = (len(rows), model.config.embedding_dim)
+    shape = (len(rows), model.config.vector_dim)
     vectors = np.lib.format.open_memmap(run.folder / "cache" / "vectors.npy", "w+", np.float32, shape)
     options = {"batch_size": batch_size, "num_workers": num_workers, "out": vectors}
     embedded = embed_products(model.eval(), processor, products, rows, **options)  # type: ignore[arg-type]

@@ -132,8 +132,15 @@ def test_config_survives_the_round_trip(tmp_path: Path) -> None:
         **{"fusion_latents": 5, "fusion_dropout": 0.25, "text_pooling": "cls", "image_pooling": "pooler"},
         **{"share_text_encoder": False, "role_embedding": True, "query_prompt": "q: ", "product_prompt": "p: "},
         **{"product_template": "{title} {brand}", "freeze_batch_norm": False, "logit_scale_init": 5.0},
+        **{"matryoshka_dims": [4, 8], "query_router": True},
         **{"initializer_range": 0.01, "vision_feature_layers": [1, 0], "neck_hidden_size": 16, "neck_heads": 3},
-        **{"projection_hidden_size": 7, "projection_dropout": 0.3, "fusion_text_weight": 0.2},
+        **{
+            "matryoshka_dims": [4, 8],
+            "query_router": True,
+            "projection_hidden_size": 7,
+            "projection_dropout": 0.3,
+            "fusion_text_weight": 0.2,
+        },
         **{"fusion_learned_weights": True, "fusion_experts": 3, "fusion_balance_weight": 0.5},
     }
     assert {*changed, "text_config", "vision_config"} == set(own_fields())
@@ -462,8 +469,8 @@ def test_forward_gives_both_sides_or_one() -> None:
     products = model(**{name: value for name, value in batch.items() if not name.startswith("query")})
     assert products.query_embeds is None and torch.equal(products.product_embeds, both.product_embeds)
     values = model(**batch, return_dict=False)
-    assert isinstance(values, tuple) and len(values) == 6
-    of_mixtures = {"fusion_penalty", "expert_load"}
+    assert isinstance(values, tuple) and len(values) == 7
+    of_mixtures = {"fusion_penalty", "expert_load", "query_weights"}
     fields = [field.name for field in dataclasses.fields(MMFusionOutput)]
     assert list(both) == [name for name in fields if name not in of_mixtures]
     assert all(torch.equal(value, both[name]) for value, name in zip(values, both, strict=True))

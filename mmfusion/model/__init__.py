@@ -6,6 +6,7 @@ from .configuration_mmfusion import FUSION_KINDS, MMFusionConfig
 from .fusion_mmfusion import FUSIONS, Fused, Fusion, FusionSizes, ProductViews
 from .modeling_mmfusion import MMFusionModel, MMFusionOutput
 from .processing_mmfusion import MMFusionProcessor
+from .vectors_mmfusion import VIEWS
 
 AutoConfig.register("mmfusion", MMFusionConfig, exist_ok=True)
 AutoModel.register(MMFusionConfig, MMFusionModel, exist_ok=True)
@@ -14,6 +15,7 @@ AutoProcessor.register(MMFusionConfig, MMFusionProcessor, exist_ok=True)
 __all__ = [
     "FUSIONS",
     "FUSION_KINDS",
+    "VIEWS",
     "Fused",
     "Fusion",
     "FusionSizes",

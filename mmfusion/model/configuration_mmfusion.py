@@ -47,6 +47,9 @@ class MMFusionConfig(PreTrainedConfig):
         product_prompt: Prefix of every product text (E5: `"passage: "`).
         product_template: Product text as a `str.format` template over product columns. The same text is used in
             training, evaluation and indexing.
+        matryoshka_dims: Shorter widths, each below `embedding_dim`, that the losses train the first components for.
+        query_router: Whether the query tower weighs the views of a product: vectors to search and to index are then
+            three views side by side, 3 * `embedding_dim` wide, and compared by inner product.
         freeze_batch_norm: Keeps BatchNorm statistics of the backbones fixed in training mode.
         logit_scale_init: Initial inverse temperature of the contrastive losses, > 0.
         initializer_range: Standard deviation of new weights.
@@ -83,6 +86,8 @@ class MMFusionConfig(PreTrainedConfig):
     query_prompt: str = ""
     product_prompt: str = ""
     product_template: str = "{title}"
+    matryoshka_dims: list[int] = dataclasses.field(default_factory=list)
+    query_router: bool = False
     freeze_batch_norm: bool = True
     logit_scale_init: float = 20.0
     initializer_range: float = 0.02
@@ -141,16 +146,41 @@ class MMFusionConfig(PreTrainedConfig):
         for name in ("logit_scale_init", "initializer_range"):
             value = getattr(self, name)
             _check(name, value, _is_number(value) and value > 0.0, "a finite number above 0")
-        for name in ("share_text_encoder", "role_embedding", "freeze_batch_norm", "fusion_learned_weights"):
+        for name in (
+            "share_text_encoder",
+            "role_embedding",
+            "freeze_batch_norm",
+            "query_router",
+            "fusion_learned_weights",
+        ):
             _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "True or False")
         for name in ("query_prompt", "product_prompt", "product_template"):
             _check(name, getattr(self, name), isinstance(getattr(self, name), str), "a string")
+        self._check_vectors()
+
+    def _check_vectors(self) -> None:
+        dims = self.matryoshka_dims
+        valid = isinstance(dims, (list, tuple)) and all(_is_count(dim, 1) and dim < self.embedding_dim for dim in dims)
+        wanted = f"different widths from 1 to below embedding_dim {self.embedding_dim}"
+        _check("matryoshka_dims", dims, valid and len(set(dims)) == len(dims), wanted)
+        if self.query_router and self.fusion in ("text_only", "image_only"):
+            raise ValueError(
+                f"MMFusionConfig.query_router is True, but fusion {self.fusion!r} has a single view, so there is "
+                "nothing to weigh; choose another fusion, or leave the router out."
+            )
+
+    @property
+    def vector_dim(self) -> int:
+        """Width of the vectors to search and to index."""
+        return self.embedding_dim * (3 if self.query_router else 1)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         return self.text_config
 
 
 _FUSION_SIZES = ("fusion_hidden_size", "fusion_layers", "fusion_heads", "fusion_latents", "fusion_experts")
+
+_SWITCHES = ("share_text_encoder", "role_embedding", "freeze_batch_norm", "query_router", "fusion_learned_weights")
 
 # Keys that transformers itself writes into or passes through a config, none of them ours.
 _FOREIGN_KEYS = frozenset(

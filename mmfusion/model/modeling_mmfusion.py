@@ -32,6 +32,7 @@ from .backbones_mmfusion import (
 )
 from .configuration_mmfusion import MMFusionConfig
 from .fusion_mmfusion import FUSIONS, TEXT, Fusion, FusionSizes, ProductViews
+from .vectors_mmfusion import VIEWS, QueryRouter, routed_products, routed_queries, shorten
 from .views_mmfusion import Projection, Residual, VisionNeck
 
 
@@ -40,13 +41,16 @@ class MMFusionOutput(ModelOutput):
     """Output of [`MMFusionModel`] for Q queries and P products; a side that was not given is None.
 
     Args:
-        query_embeds: (Q, D) float, L2-normalised.
-        product_embeds: (P, D) float, L2-normalised: the vectors to index.
+        query_embeds: (Q, D) float, L2-normalised: the vectors to search with. (Q, 3 D) with a query router.
+        product_embeds: (P, D) float, L2-normalised: the vectors to index. (P, 3 D) with a query router: the fused, text
+            and photo view side by side, each L2-normalised, compared with queries by inner product.
         modality_weights: (P, 2) float, share of text and photo; rows sum to 1, exactly 0 for a missing modality.
         text_embeds: (P, D) float, L2-normalised text views; arbitrary where `modality_present[:, 0]` is False.
         image_embeds: (P, D) float, L2-normalised photo views; arbitrary where `modality_present[:, 1]` is False, and
             for `text_only` outside `views_only`, which does not look at photos of products with a text.
         modality_present: (P, 2) bool, columns text and photo.
+        query_view_embeds: (Q, D) float, L2-normalised: what `text_embeds` and `image_embeds` are compared with.
+        query_weights: (Q, 3) float with a query router: weights of the fused, text and photo view; rows sum to 1.
         fusion_penalty: Scalar that the fusion network asks to be added to the loss, with its weight.
         expert_load: (experts,) share of the products that each expert serves, of a mixture of experts.
     """
@@ -57,6 +61,8 @@ class MMFusionOutput(ModelOutput):
     text_embeds: Tensor | None = None
     image_embeds: Tensor | None = None
     modality_present: Tensor | None = None
+    query_view_embeds: Tensor | None = None
+    query_weights: Tensor | None = None
     fusion_penalty: Tensor | None = None
     expert_load: Tensor | None = None
 
@@ -89,7 +95,7 @@ class MMFusionPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, Fusion):
             module.init_weights(self.config.initializer_range)
-        if isinstance(module, Residual):
+        if isinstance(module, (Residual, QueryRouter)):
             module.init_weights()
         if isinstance(module, MMFusionModel):
             init.constant_(module.logit_scale, math.log(self.config.logit_scale_init))
@@ -131,6 +137,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         self.text_projection = Projection(text_hidden, config.embedding_dim, *perceptron)
         self.image_projection = Projection(image_hidden, config.embedding_dim, *perceptron)
         self.fusion = FUSIONS[config.fusion](config, FusionSizes(text_hidden, image_hidden, token_size))
+        self.query_router = QueryRouter(text_hidden) if config.query_router else None
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale_init)))
         self.frozen_vision_blocks = 0
         self.post_init()
@@ -266,27 +273,81 @@ class MMFusionModel(MMFusionPreTrainedModel):
             encoder.train(training)
 
     def get_query_features(
-        self, input_ids: Tensor, attention_mask: Tensor, text_states: Tensor | None = None, **unused: Any
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        text_states: Tensor | None = None,
+        truncate_dim: int | None = None,
+        **unused: Any,
     ) -> Tensor:
-        """Embeddings of queries.
+        """Embeddings of queries: the vectors to search with.
 
         Args:
             input_ids: (Q, length) int64.
             attention_mask: (Q, length) int64, 1 for tokens and 0 for padding; at least one 1 in each row.
             text_states: (Q, length, hidden) float from [`get_text_states`], instead of running the encoder.
+            truncate_dim: Components to keep of each view, in [1, D]; use one of `config.matryoshka_dims`.
 
         Returns:
-            (Q, D) float, L2-normalised.
+            (Q, D) float, L2-normalised; (Q, 3 D) with a query router.
         """
-        _check_mask(input_ids, attention_mask)
-        encoded = self._encode_text(input_ids, attention_mask, text_states, "query")
-        return F.normalize(self.query_projection(encoded.pooled), dim=-1)
+        embeds = self.encode_queries(input_ids, attention_mask, text_states).query_embeds
+        assert embeds is not None
+        return self.shorten(embeds, truncate_dim)
 
-    def get_product_features(self, input_ids: Tensor, attention_mask: Tensor, **photos: Any) -> Tensor:
-        """Embeddings of products, (P, D) float, L2-normalised; arguments as in [`encode_products`]."""
+    def get_product_features(
+        self, input_ids: Tensor, attention_mask: Tensor, truncate_dim: int | None = None, **photos: Any
+    ) -> Tensor:
+        """Embeddings of products: the vectors to index.
+
+        Args:
+            input_ids, attention_mask, photos: As in [`encode_products`].
+            truncate_dim: As in [`get_query_features`]; both sides need the same.
+
+        Returns:
+            (P, D) float, L2-normalised; (P, 3 D) with a query router.
+        """
         embeds = self.encode_products(input_ids, attention_mask, **photos).product_embeds
         assert embeds is not None
-        return embeds
+        return self.shorten(embeds, truncate_dim)
+
+    def shorten(self, embeds: Tensor, truncate_dim: int | None) -> Tensor:
+        """Shortens vectors to search or to index to `truncate_dim` components per view; None leaves them as they are.
+
+        Raises:
+            ValueError: There are fewer components.
+        """
+        if truncate_dim is None:
+            return embeds
+        if not 1 <= truncate_dim <= self.config.embedding_dim:
+            raise ValueError(
+                f"truncate_dim is {truncate_dim}; give 1 to {self.config.embedding_dim} (trained: "
+                f"{', '.join(map(str, self.config.matryoshka_dims)) or 'none'})."
+            )
+        return shorten(embeds, truncate_dim, len(VIEWS) if self.config.query_router else 1)
+
+    def encode_queries(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        text_states: Tensor | None = None,
+        views_only: bool = False,
+    ) -> MMFusionOutput:
+        """Embeddings of queries and, with a query router, their weights of views.
+
+        Args:
+            input_ids, attention_mask, text_states: As in [`get_query_features`].
+            views_only: Leaves the router out.
+        """
+        _check_mask(input_ids, attention_mask)
+        pooled = self._encode_text(input_ids, attention_mask, text_states, "query").pooled
+        embeds = F.normalize(self.query_projection(pooled), dim=-1)
+        weights = None if self.query_router is None or views_only else self.query_router(pooled)
+        return MMFusionOutput(
+            query_embeds=embeds if weights is None else routed_queries(embeds, weights),
+            query_view_embeds=embeds,
+            query_weights=weights,
+        )
 
     def encode_products(
         self,
@@ -315,8 +376,11 @@ class MMFusionModel(MMFusionPreTrainedModel):
         photos = (pixel_values, photo_mask, vision_activations)
         views = self._views((input_ids, attention_mask, text_states), photos, views_only)
         fused = None if views_only else self.fusion(views)
+        embeds = None if fused is None else F.normalize(fused.embeds, dim=-1)
+        if embeds is not None and self.query_router is not None:
+            embeds = routed_products(embeds, views.text_embeds, views.image_embeds, views.present)
         return MMFusionOutput(
-            product_embeds=None if fused is None else F.normalize(fused.embeds, dim=-1),
+            product_embeds=embeds,
             modality_weights=None if fused is None else fused.weights,
             text_embeds=views.text_embeds,
             image_embeds=views.image_embeds,
@@ -344,7 +408,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         Returns:
             [`MMFusionOutput`], or its values without the Nones as a tuple if `return_dict` is False.
         """
-        output, query_embeds = MMFusionOutput(), None
+        output, queries = MMFusionOutput(), MMFusionOutput()
         if product_input_ids is not None:
             if product_attention_mask is None:
                 raise ValueError("product_input_ids came without product_attention_mask; give both.")
@@ -360,8 +424,8 @@ class MMFusionModel(MMFusionPreTrainedModel):
         if query_input_ids is not None:
             if query_attention_mask is None:
                 raise ValueError("query_input_ids came without query_attention_mask; give both.")
-            query_embeds = self.get_query_features(query_input_ids, query_attention_mask, query_text_states)
-        output = MMFusionOutput(query_embeds=query_embeds, **output)  # in the order of its fields
+            queries = self.encode_queries(query_input_ids, query_attention_mask, query_text_states, views_only)
+        output = MMFusionOutput(**queries, **output)
         return output if return_dict else output.to_tuple()
 
     def get_input_embeddings(self) -> nn.Module:

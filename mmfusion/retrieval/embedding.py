@@ -36,7 +36,7 @@ def embed_queries(
     rewrite: Rewrite | None = None,
 ) -> FloatArray:
     """Embeddings (Q, D) float32 of query rows, in their order; `rewrite` replaces their texts."""
-    out = np.zeros((len(rows), model.config.embedding_dim), dtype=np.float32)
+    out = np.zeros((len(rows), model.config.vector_dim), dtype=np.float32)
     table, lengths = QueryTable(catalogue, processor, rewrite=rewrite), text_lengths(catalogue, ["query"], "queries")
     order = np.argsort(rows)
     for batch in _batches(model, table, rows, lengths, batch_size, 0, "query"):
@@ -77,7 +77,7 @@ def embed_products(
         rewrite: Applied to the product texts; a product whose text it makes empty has none.
         out: (P, D) float32 array to fill, e.g. memory-mapped; default: a new one.
     """
-    embeds = np.zeros((len(rows), model.config.embedding_dim), dtype=np.float32) if out is None else out
+    embeds = np.zeros((len(rows), model.config.vector_dim), dtype=np.float32) if out is None else out
     weights = np.zeros((len(rows), 2), dtype=np.float32)
     table = ProductTable(catalogue, processor, cache=cache, photos=photos, photo_of=photo_of, rewrite=rewrite)
     lengths = _text_lengths(table, rows)

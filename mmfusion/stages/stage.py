@@ -74,7 +74,7 @@ class Stage(L.LightningModule):
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         if dataloader_idx == QUERIES:
             rows = batch.pop("query_rows")
-            self._collected[QUERIES].add(rows, {"query": self.model(**batch).query_embeds})
+            self._collected[QUERIES].add(rows, {"query": self.model(**batch, views_only=self.views_only).query_embeds})
         else:
             rows = batch.pop("product_rows")
             self._collected[PRODUCTS].add(rows, self.ranked_views(self.model(**batch, views_only=self.views_only)))
@@ -121,11 +121,10 @@ class Stage(L.LightningModule):
         """1 where two rows are the same product, else 0: (A, B) int64."""
         return (left_rows[:, None] == right_rows[None, :]).long()
 
-    def query_term(self, output: MMFusionOutput, batch: TrainBatch, products: Tensor, present: Tensor | None) -> Tensor:
-        """Graded loss between the queries and one view of the products, (P, D), with (P,) bool `present`."""
-        assert output.query_embeds is not None
+    def query_term(self, queries: Tensor, products: Tensor, batch: TrainBatch, present: Tensor | None) -> Tensor:
+        """Graded loss between queries (Q, D) and one view of the products (P, D), with (P,) bool `present`."""
         loss: Tensor = self.graded_loss(
-            output.query_embeds,
+            queries,
             products,
             batch["query_rows"],
             batch["product_rows"],
@@ -146,3 +145,8 @@ class Stage(L.LightningModule):
             f"The loss is not finite at step {self.global_step} on rank {self.global_rank} ({values}); first products "
             f"of the batch: {', '.join(map(str, ids))}. Lower the learning rates, or check these products."
         )
+
+
+def model_inputs(batch: TrainBatch) -> dict[str, Tensor]:
+    """What the model reads of a batch: all but the rows of the catalogue."""
+    return {name: value for name, value in batch.items() if not name.endswith("_rows")}  # type: ignore[misc]

@@ -5,7 +5,7 @@ from torch import Tensor
 from mmfusion.data.batch import TrainBatch
 from mmfusion.model import MMFusionModel, MMFusionOutput
 from mmfusion.stages.optimization import Optimization
-from mmfusion.stages.stage import Stage
+from mmfusion.stages.stage import Stage, model_inputs
 
 
 class Stage1(Stage):
@@ -49,13 +49,13 @@ class Stage1(Stage):
                     part.requires_grad_(False)
 
     def terms(self, batch: TrainBatch) -> dict[str, tuple[float, Tensor]]:
-        output = self.model(**_inputs(batch), views_only=True)
+        output = self.model(**model_inputs(batch), views_only=True)
         has_text, has_image = output.modality_present.unbind(1)
-        values = {}
+        queries, values = output.query_view_embeds, {}
         if self.weights["query_text"]:
-            values["query_text"] = self.query_term(output, batch, output.text_embeds, has_text)
+            values["query_text"] = self.query_term(queries, output.text_embeds, batch, has_text)
         if self.weights["query_image"]:
-            values["query_image"] = self.query_term(output, batch, output.image_embeds, has_image)
+            values["query_image"] = self.query_term(queries, output.image_embeds, batch, has_image)
         if self.weights["title_image"]:
             values["title_image"] = self.pair_loss(
                 output.text_embeds,
@@ -82,7 +82,3 @@ def mean_of_views(output: MMFusionOutput) -> Tensor:
     assert output.text_embeds is not None and output.image_embeds is not None and output.modality_present is not None
     has_text, has_image = output.modality_present.unsqueeze(-1).unbind(1)
     return output.text_embeds * has_text + output.image_embeds * has_image
-
-
-def _inputs(batch: TrainBatch) -> dict[str, Tensor]:
-    return {name: value for name, value in batch.items() if not name.endswith("_rows")}  # type: ignore[misc]

@@ -4,10 +4,9 @@ import torch
 from torch import Tensor
 
 from mmfusion.data.batch import TrainBatch
-from mmfusion.model import MMFusionModel, MMFusionOutput
+from mmfusion.model import VIEWS, MMFusionModel, MMFusionOutput
 from mmfusion.stages.optimization import Optimization
-from mmfusion.stages.stage import Stage
-from mmfusion.stages.stage1 import _inputs
+from mmfusion.stages.stage import Stage, model_inputs
 
 
 class Stage2(Stage):
@@ -47,23 +46,34 @@ class Stage2(Stage):
             raise ValueError(f"modality_dropout is {modality_dropout}; give a number in [0, 1).")
 
     def terms(self, batch: TrainBatch) -> dict[str, tuple[float, Tensor]]:
-        output = self.model(**drop_modalities(_inputs(batch), self.modality_dropout))
+        output = self.model(**drop_modalities(model_inputs(batch), self.modality_dropout))
         has_text, has_image = output.modality_present.unbind(1)
-        values = {"fused": self.query_term(output, batch, output.product_embeds, None)}
+        queries, values = output.query_view_embeds, {"fused": self.fused_term(output, batch)}
         if self.weights["query_text"]:
-            values["query_text"] = self.query_term(output, batch, output.text_embeds, has_text)
+            values["query_text"] = self.query_term(queries, output.text_embeds, batch, has_text)
         if self.weights["query_image"] and "photo_mask" in batch:
-            values["query_image"] = self.query_term(output, batch, output.image_embeds, has_image)
+            values["query_image"] = self.query_term(queries, output.image_embeds, batch, has_image)
         both = output.modality_present.all(1)
         if both.any():
             self.log("train/image_weight", output.modality_weights[both, 1].mean().detach(), batch_size=len(both))
         terms = {name: (self.weights[name], value) for name, value in values.items()}
+        if output.query_weights is not None:
+            for name, weight in zip(VIEWS, output.query_weights.detach().mean(0), strict=True):
+                self.log(f"train/query_weight/{name}", weight, batch_size=len(output.query_weights))
         if output.fusion_penalty is not None:
             terms["fusion_penalty"] = (1.0, output.fusion_penalty)
         if output.expert_load is not None:
             for expert, load in enumerate(output.expert_load.detach()):
                 self.log(f"train/expert_load/{expert}", load, batch_size=len(both))
         return terms
+
+    def fused_term(self, output: MMFusionOutput, batch: TrainBatch) -> Tensor:
+        """Mean of the graded losses of the vectors at full width and at each width of `matryoshka_dims`."""
+        queries, products = output.query_embeds, output.product_embeds
+        assert queries is not None and products is not None
+        widths = [None, *self.model.config.matryoshka_dims]
+        shortened = [(self.model.shorten(queries, dim), self.model.shorten(products, dim)) for dim in widths]
+        return torch.stack([self.query_term(left, right, batch, None) for left, right in shortened]).mean()
 
     def ranked_views(self, output: MMFusionOutput) -> dict[str, Tensor]:
         assert output.product_embeds is not None
