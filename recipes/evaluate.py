@@ -8,7 +8,7 @@ import numpy as np
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.feature_cache import FeatureCache, build_feature_cache
 from mmfusion.data.tables import ProductTable, QueryTable, Rows
-from mmfusion.evaluation import Evaluation, evaluate_rankings, format_table, paired_bootstrap, rank, rank_bm25
+from mmfusion.evaluation import Evaluation, evaluate_rankings, format_comparison, rank, rank_bm25
 from mmfusion.evaluation.perturb import Perturbation, PerturbedInputs, perturbed_inputs
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.retrieval.embedding import embed_products, embed_queries
@@ -55,7 +55,7 @@ def main(
         perturb: Makes the inputs worse: misleading_titles (a wrong colour word put in), photos_dropped, text_dropped,
             typos (one in each query with a word of four letters or more), photos_shuffled (the control: each product
             shows the photo of another one, and the gain of seeing must vanish).
-        compare: Names of results in the output folder to print beside this one.
+        compare: Names of results in the output folder, from the bottom of the ladder up, to print before this one.
         label_source: Who or what judged, printed beside the numbers.
         freeze_vision_blocks: Number of lowest vision blocks whose activations are cached, to evaluate several models
             that share them; the vectors are the same. 0 reads photos.
@@ -111,18 +111,9 @@ def main(
         },
     )
     result.save(folder)
-    text = _comparison([Evaluation.load(folder, other) for other in compare or []], result)
+    text = format_comparison([*(Evaluation.load(folder, other) for other in compare or []), result])
     (folder / f"{result.name}.comparison.md").write_text(text)
     print(f"{text}\nresults: {folder.absolute()}")
-
-
-def _comparison(others: list[Evaluation], result: Evaluation) -> str:
-    """Table of all results, and differences to this one with 95 % intervals over queries."""
-    lines = [format_table([*others, result])]
-    for other in others:
-        for metric in ("recall@100", "ndcg@10"):
-            lines.append(f"- {result.name} against {other.name}, {paired_bootstrap(result, other, metric)}")
-    return "\n".join(lines) + "\n"
 
 
 def _pool(pool: str, split: str) -> str | None:

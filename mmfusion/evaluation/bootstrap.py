@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow.compute as pc
 
 from mmfusion.evaluation.evaluation import Evaluation
 
@@ -52,6 +53,7 @@ def paired_bootstrap(
     num_resamples: int = 10_000,
     confidence: float = 0.95,
     seed: int = 0,
+    where: tuple[str, str] | None = None,
 ) -> PairedDifference:
     """Resample queries with replacement and look at the difference of the means (percentile interval).
 
@@ -65,6 +67,7 @@ def paired_bootstrap(
         num_resamples: bootstrap samples, at least 1.
         confidence: in (0, 1).
         seed: the same seed gives the same interval.
+        where: a sliced query column and the value that it must have, e.g. ("kind", "visual"); None: all queries.
 
     Returns:
         The difference first - second and its interval.
@@ -77,7 +80,7 @@ def paired_bootstrap(
         raise ValueError(
             f"num_resamples={num_resamples}, confidence={confidence}; pass at least 1 and a share in (0, 1)"
         )
-    values = _paired_values(first, second, metric)
+    values = _paired_values(first, second, metric, where)
     differences = values[:, 0] - values[:, 1]
     rng = np.random.default_rng(seed)
     means = np.empty(num_resamples)
@@ -101,7 +104,7 @@ def paired_bootstrap(
     )
 
 
-def _paired_values(first: Evaluation, second: Evaluation, metric: str) -> np.ndarray:
+def _paired_values(first: Evaluation, second: Evaluation, metric: str, where: tuple[str, str] | None) -> np.ndarray:
     """Float64 [Q, 2], the metric of both for each query that defines it, in the first one's order."""
     for name in ("pool", "num_products", "relevant_grade", "gain"):
         if getattr(first, name) != getattr(second, name):
@@ -109,7 +112,7 @@ def _paired_values(first: Evaluation, second: Evaluation, metric: str) -> np.nda
                 f"{first.name!r} has {name}={getattr(first, name)!r} but {second.name!r} has "
                 f"{name}={getattr(second, name)!r}; evaluate both alike"
             )
-    tables = [_by_query(evaluation, metric) for evaluation in (first, second)]
+    tables = [_by_query(evaluation, metric, where) for evaluation in (first, second)]
     if tables[0].keys() != tables[1].keys():
         only = sorted(tables[0].keys() ^ tables[1].keys())
         raise ValueError(
@@ -123,8 +126,14 @@ def _paired_values(first: Evaluation, second: Evaluation, metric: str) -> np.nda
     return np.array(defined, dtype=np.float64)
 
 
-def _by_query(evaluation: Evaluation, metric: str) -> dict[str, float | None]:
+def _by_query(evaluation: Evaluation, metric: str, where: tuple[str, str] | None) -> dict[str, float | None]:
     if metric not in evaluation.means:
         raise ValueError(f"{evaluation.name!r} has no metric {metric!r}; it has {', '.join(evaluation.means)}")
     table = evaluation.per_query
+    if where is not None:
+        if where[0] not in table.column_names:
+            raise ValueError(
+                f"{evaluation.name!r} was not sliced by {where[0]!r}; it has columns {', '.join(table.column_names)}"
+            )
+        table = table.filter(pc.equal(table[where[0]], where[1]))
     return dict(zip(table["query_id"].to_pylist(), table[metric].to_pylist(), strict=True))

@@ -43,6 +43,23 @@ def format_table(
     return f"{_markdown_table(rows)}\n\n{first.conditions()}\n"
 
 
+def format_product_slices(evaluations: Sequence[Evaluation], *, metric: str = "recall@100") -> str:
+    """Markdown table of a metric over relevant products with a value, per cent; empty if there is no product slice."""
+    first = _check_comparable(evaluations)
+    rows = [[f"{_title(metric)} over relevant products with", *(evaluation.name for evaluation in evaluations)]]
+    for part in first.slices:
+        if part.table == "product":
+            found = [_same_part(evaluation, part) for evaluation in evaluations]
+            cells = ["-" if own is None else _percent(own.metrics.get(metric)) for own in found]
+            rows.append([f"{part.column}={part.value}", *cells])
+    return f"{_markdown_table(rows)}\n" if len(rows) > 1 else ""
+
+
+def _same_part(evaluation: Evaluation, wanted: Slice) -> Slice | None:
+    same = (wanted.table, wanted.column, wanted.value)
+    return next((part for part in evaluation.slices if (part.table, part.column, part.value) == same), None)
+
+
 def markdown(evaluation: Evaluation) -> str:
     """One evaluation as a Markdown page: overall numbers and every slice, in per cent, under their conditions."""
     metrics = list(evaluation.means)
