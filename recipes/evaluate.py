@@ -1,5 +1,7 @@
 """Evaluate a model (or BM25) on a split: Recall@10, Recall@100 and nDCG@10 over every product of the pool."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -7,11 +9,12 @@ import numpy as np
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.feature_cache import FeatureCache, build_feature_cache
+from mmfusion.data.qrels import Qrels
 from mmfusion.data.tables import ProductTable, QueryTable, Rows
-from mmfusion.evaluation import Evaluation, evaluate_rankings, format_comparison, rank, rank_bm25
+from mmfusion.evaluation import Evaluation, evaluate_rankings, format_comparison, modality_agreement, rank, rank_bm25
 from mmfusion.evaluation.perturb import Perturbation, PerturbedInputs, perturbed_inputs
 from mmfusion.model import MMFusionModel, MMFusionProcessor
-from mmfusion.retrieval.embedding import embed_products, embed_queries
+from mmfusion.retrieval.embedding import EmbeddedProducts, embed_products, embed_queries
 from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.training import load_base, load_catalogue, run_command
 
@@ -32,6 +35,7 @@ def main(
     perturb: Perturbation = "none",
     compare: list[str] | None = None,
     label_source: str = "",
+    weights_agree: bool = False,
     freeze_vision_blocks: int = 0,
     feature_cache: str | None = None,
     batch_size: int = 64,
@@ -57,6 +61,8 @@ def main(
             shows the photo of another one, and the gain of seeing must vanish).
         compare: Names of results in the output folder, from the bottom of the ladder up, to print before this one.
         label_source: Who or what judged, printed beside the numbers.
+        weights_agree: Also embed the products without photos and without texts, and say how well the reported modality
+            weights agree with what leaving a modality out does to the scores; takes three times as long.
         freeze_vision_blocks: Number of lowest vision blocks whose activations are cached, to evaluate several models
             that share them; the vectors are the same. 0 reads photos.
         feature_cache: Folder of that cache.
@@ -74,18 +80,23 @@ def main(
     else:
         model.eval().freeze_vision(freeze_vision_blocks)
         cached = freeze_vision_blocks > 0 and inputs.photos
-        embedded = embed_products(
-            model,
-            processor,
-            products,
-            product_rows,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            cache=_cache(model, processor, products, product_rows, feature_cache) if cached else None,
-            photos=inputs.photos,
-            photo_of=inputs.photo_of,
-            rewrite=inputs.product_text,
-        )
+        cache = _cache(model, processor, products, product_rows, feature_cache) if cached else None
+
+        def embed(read: PerturbedInputs) -> EmbeddedProducts:
+            return embed_products(
+                model,
+                processor,
+                products,
+                product_rows,
+                batch_size=batch_size,
+                num_workers=num_workers,
+                cache=cache if read.photos else None,
+                photos=read.photos,
+                photo_of=read.photo_of,
+                rewrite=read.product_text,
+            )
+
+        embedded = embed(inputs)
         queries = embed_queries(model, processor, products, query_rows, rewrite=inputs.query_text)
         _, columns = rank(queries, embedded.embeds, PLACES, products.product_ids[product_rows])
         ranked = _rows(columns.numpy(), product_rows)
@@ -111,9 +122,29 @@ def main(
         },
     )
     result.save(folder)
+    if weights_agree and baseline == "none":
+        agreement = modality_agreement(
+            photo_weights=embedded.modality_weights[:, 1],
+            present=embedded.modality_weights > 0,
+            query_embeds=queries,
+            product_embeds=embedded.embeds,
+            without_photo=embed(inputs._replace(photos=False)).embeds,
+            without_text=embed(inputs._replace(product_text=lambda product_id, text: "")).embeds,
+            pairs=_relevant_pairs(qrels, query_rows, product_rows, result.relevant_grade),
+        )
+        (folder / f"{result.name}.weights.json").write_text(json.dumps(asdict(agreement), indent=2) + "\n")
+        print(agreement)
     text = format_comparison([*(Evaluation.load(folder, other) for other in compare or []), result])
     (folder / f"{result.name}.comparison.md").write_text(text)
     print(f"{text}\nresults: {folder.absolute()}")
+
+
+def _relevant_pairs(qrels: Qrels, query_rows: Rows, product_rows: Rows, grade: int) -> Rows:
+    """Positions (N, 2) in the rows of queries and of products, all ascending, of pairs with at least that grade."""
+    judged = qrels.restrict(query_rows, product_rows)
+    relevant = judged.grade >= grade
+    rows = (query_rows, judged.query[relevant]), (product_rows, judged.product[relevant])
+    return np.stack([np.searchsorted(known, found) for known, found in rows], axis=1)
 
 
 def _pool(pool: str, split: str) -> str | None:

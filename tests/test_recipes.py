@@ -82,7 +82,10 @@ def test_evaluation_covers_every_product_of_the_split_and_says_so(outputs: Path)
 
 def test_evaluation_from_cached_features_equals_that_from_photos(outputs: Path, tmp_path: Path) -> None:
     options = {"base": str(outputs / "stage2"), "output": str(tmp_path / "evaluation"), "name": "cached"}
-    recipe("evaluate")(**options, freeze_vision_blocks=1, feature_cache=str(tmp_path / "features"))
+    cache = {"freeze_vision_blocks": 1, "feature_cache": str(tmp_path / "features")}
+    recipe("evaluate")(**options, **cache, weights_agree=True)
+    agreement = json.loads((tmp_path / "evaluation" / "cached.weights.json").read_text())
+    assert agreement["num_products"] > 0 and -1 <= agreement["balance"] <= 1
     cached = Evaluation.load(tmp_path / "evaluation", "cached")
     plain = Evaluation.load(outputs / "evaluation", "cross_attention")
     assert cached.means == pytest.approx(plain.means, abs=1e-6)
