@@ -21,7 +21,7 @@ class Scale:
     def around(cls, values: list[float]) -> "Scale":
         """The smallest axis with 3 to 7 round marks that holds zero and all values."""
         low, high = min([0.0, *values]), max([0.0, *values])
-        span = max(high - low, 1e-9)
+        span = max(high - low, 0.1)
         magnitude = 10.0 ** math.floor(math.log10(span / 4))
         step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if span / (factor * magnitude) <= 5)
         return cls(math.floor(low / step) * step, math.ceil(high / step) * step or step, step)
@@ -39,7 +39,10 @@ def value_bars(steps: list[Step], metric: str) -> Html:
     first = 100 * (steps[0].value or 0.0)
     spreads = [None if s.first is None else (first + 100 * s.first.low, first + 100 * s.first.high) for s in steps]
     values = [100 * (step.value or 0.0) for step in steps]
-    scale = Scale.around([*values, *(end for spread in spreads if spread for end in spread)])
+    # No mean exceeds 100, though the end of a whisker, which is first + difference, may by a little.
+    scale = Scale.around(
+        [min(100.0, end) for end in [*values, *(end for spread in spreads if spread for end in spread)]]
+    )
     rows = [
         _row(
             step.name,
@@ -92,7 +95,8 @@ def _bar(scale: Scale, value: float, spread: tuple[float, float] | None, *, refe
     parts.append(tag("rect", x=f"{left}%", y=5, width=f"{round(right - left, 3)}%", height=16, class_="fill"))
     parts.append(_line(scale.place(reference), 0, _HEIGHT, "reference"))
     if spread is not None:
-        low, high = (scale.place(end) for end in spread)
+        # An end beyond the axis is drawn at its edge, so that a narrow page does not scroll sideways.
+        low, high = (min(max(scale.place(end), -1.0), 101.0) for end in spread)
         parts.append(tag("line", x1=f"{low}%", x2=f"{high}%", y1=13, y2=13, class_="whisker"))
         parts += [_line(end, 8, 18, "whisker") for end in (low, high)]
     return tag("svg", *parts, width="100%", height=_HEIGHT, role="img", aria_label=label)

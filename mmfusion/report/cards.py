@@ -106,10 +106,10 @@ def _picture(thumbnail: Thumbnail, name: str) -> Html:
 
 
 def _weights(photo: float, text: float, text_name: str) -> Html:
-    words = f"photo {photo:.2f}, {text_name} {text:.2f}"
+    words = tag("span", f"photo {photo:.2f},"), " ", tag("span", f"{text_name} {text:.2f}")
     share = tag("rect", x=0, y=0, width=f"{round(100 * photo, 2)}%", height=6, class_="share")
     whole = tag("rect", x=0, y=0, width="100%", height=6, class_="whole")
     return join(
         tag("svg", whole, share, width="100%", height=6, aria_hidden="true", class_="weights"),
-        tag("p", words, class_="small"),
+        tag("p", *words, class_="small"),
     )

@@ -14,14 +14,13 @@ _LONGEST = 400
 def introduction(rungs: list[Evaluation], split: str) -> Html:
     """What every number of the page holds for, and who labelled it."""
     sources = list(dict.fromkeys(rung.label_source for rung in rungs if rung.label_source))
-    labels = "; ".join(sources) or "not recorded in the results"
-    if sources and not all(rung.label_source for rung in rungs):
-        labels += " (not recorded for all rungs)"
-    # The first line of conditions without the labels, which have a line of their own.
+    labels = foreign("; ".join(sources), 600) if sources else "not recorded in the results"
+    partly = " (not recorded for all rungs)" if sources and not all(rung.label_source for rung in rungs) else ""
+    # The labels have a line of their own.
     measured = rungs[0].conditions().split("; labels: ")[0]
     return join(
         tag("p", f"Split {split}; ", foreign(measured, 600), "."),
-        tag("p", tag("strong", "Labels: "), foreign(labels, 600), ".", class_="labels"),
+        tag("p", tag("strong", "Labels: "), labels, partly, ".", class_="labels"),
     )
 
 

@@ -55,8 +55,8 @@ def foreign(text: str, limit: int = 300) -> Html:
         text: Any text.
         limit: Longer text is cut after this many characters and ends in an ellipsis.
     """
-    shown = text if len(text) <= limit else f"{text[:limit]}…"
-    return tag("bdi", " ".join(shown.split()), dir="auto")
+    line = " ".join(text.split())
+    return tag("bdi", line if len(line) <= limit else f"{line[:limit]}…", dir="auto")
 
 
 def table(header: list[str], rows: list[list[str]], *, caption: str) -> Html:

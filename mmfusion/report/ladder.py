@@ -46,7 +46,8 @@ def ladder_table(ladders: dict[str, list[Step]]) -> Html:
     """Table of all rungs; `ladders` holds the same rungs by metric."""
     header, columns = ["Rung"], list(ladders.values())
     for metric in ladders:
-        header += [METRIC_TITLES.get(metric, metric), "against the one before", "against the first"]
+        title = METRIC_TITLES.get(metric, metric)
+        header += [title, f"{title} against the one before", f"{title} against the first"]
     rows = []
     for steps in zip(*columns, strict=True):
         row: list[str] = [foreign(steps[0].name)]

@@ -19,7 +19,8 @@ nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; padding: 0; list-s
 
 .scroll { overflow-x: auto; margin: .75rem 0 1.25rem; }
 .scroll:focus-visible, .strip:focus-visible { outline: 3px solid #0b4f94; outline-offset: 2px; }
-table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+table { border-collapse: separate; border-spacing: 0;
+  font-size: .92rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 caption { text-align: start; color: var(--muted); font-size: .87rem; padding-bottom: .3rem; }
 th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: end; white-space: nowrap; }
 thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; white-space: normal; max-width: 9rem; }
@@ -28,7 +29,8 @@ tbody th { font-weight: 600; white-space: normal; overflow-wrap: anywhere; min-w
 tbody th .count { display: block; font-size: .8rem; }
 td .spread { font-size: .82rem; }
 
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1.5rem 2.5rem; }
+.plots { margin-top: 1.5rem; display: grid;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1.5rem 2.5rem; }
 .plot { margin: 0; }
 figcaption { color: var(--muted); font-size: .87rem; margin-bottom: .4rem; min-height: 2.6em; }
 .bar { display: grid; grid-template-columns: 9rem 1fr 3.2rem; gap: .6rem; align-items: center; font-size: .9rem; }
@@ -76,6 +78,7 @@ article { border: 1px solid var(--line); border-radius: .5rem; padding: .9rem; m
 .whole { fill: #f1d9a7; }
 .share { fill: #2c6aa8; }
 .small { font-size: .76rem; }
+.small span { white-space: nowrap; }
 dl { margin: .25rem 0 1rem; font-size: .9rem; }
 dt { font-weight: 600; }
 dd { margin: 0 0 .4rem; }
@@ -90,7 +93,7 @@ code { font: .87em/1.5 ui-monospace, "DejaVu Sans Mono", monospace; overflow-wra
   .bar svg { grid-row: 2; grid-column: 1 / -1; }
   .bar.axis span { display: none; }
   .plot figcaption { min-height: 0; }
-  tbody th { min-width: 6rem; max-width: 8.5rem; }
+  tbody th { min-width: 8.6rem; max-width: 9.5rem; overflow-wrap: break-word; }
   .strip { overflow-x: auto; padding-bottom: .4rem; }
   .strip ol { display: flex; width: max-content; }
   .strip li { width: 7.2rem; }
