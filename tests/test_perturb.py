@@ -99,6 +99,7 @@ def one_edit_apart(one: str, other: str) -> bool:
 @example("", 0)
 @example("aaaa", 0)
 @example("日本語の服", 1)
+@example("AAA¼", 0)
 def test_a_typo_is_one_edit_behind_the_first_letter_of_one_word(query: str, seed: int) -> None:
     wrong = typo(query, Random(seed))
     assert wrong == typo(query, Random(seed))

@@ -90,8 +90,8 @@ def perturbed_inputs(perturbation: Perturbation, product_rows: Rows, num_product
 def typo(text: str, rng: Random) -> str:
     """Makes one slip of the keyboard in one word: two letters swapped, one dropped, doubled, or hit beside its key.
 
-    The word is drawn among runs of at least four letters; a text without one stays as it is. The first letter is never
-    touched, and no word is split, joined or lost. Keys beside each other are those of a QWERTY row.
+    The word is drawn among runs of at least four letters without digits; a text that has none stays as it is. The first
+    letter is never touched, and no word is split, joined or lost. Keys beside each other are those of a QWERTY row.
 
     Args:
         text: Any text, of any script.
@@ -100,7 +100,8 @@ def typo(text: str, rng: Random) -> str:
     Returns:
         A text that differs from `text` by one edit, or `text`.
     """
-    words = list(_LONG_WORD.finditer(text))
+    # The pattern takes fractions and superscripts for letters.
+    words = [word for word in _LONG_WORD.finditer(text) if word.group().isalpha()]
     if not words:
         return text
     word = rng.choice(words)
