@@ -21,7 +21,8 @@ class Scale:
     def around(cls, values: list[float]) -> "Scale":
         """The smallest axis with 3 to 7 round marks that holds zero and all values."""
         low, high = min([0.0, *values]), max([0.0, *values])
-        span = max(high - low, 0.1)
+        high = 1.0 if high - low < 0.1 else high
+        span = high - low
         magnitude = 10.0 ** math.floor(math.log10(span / 4))
         step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if span / (factor * magnitude) <= 5)
         return cls(math.floor(low / step) * step, math.ceil(high / step) * step or step, step)

@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from mmfusion.data.tables import Rows
 from mmfusion.report.choice import METRIC, Chosen, Kind
 from mmfusion.report.html import Html, foreign, join, tag
 from mmfusion.report.ladder import percent, points
@@ -21,7 +24,6 @@ class Cards:
         self._questions = questions
         self._rankings = rankings
         self._thumbnails = Thumbnails(questions.catalogue)
-        self._column = {int(row): column for column, row in enumerate(questions.product_rows)}
         self._highest_grade = int(questions.catalogue.qrels.grade.max(initial=0))
 
     def section(self, kind: Kind) -> Html:
@@ -44,8 +46,8 @@ class Cards:
         catalogue = self._questions.catalogue
         products, grades = catalogue.qrels.for_query(row)
         judged = dict(zip(products.tolist(), grades.tolist(), strict=True))
-        in_pool = [grade for product, grade in judged.items() if product in self._column]
-        relevant = sum(grade >= self._questions.relevant_grade for grade in in_pool)
+        competing = self._questions.product_rows[self._column(products)] == products
+        relevant = int((competing & (grades >= self._questions.relevant_grade)).sum())
         first, second = (ranking.per_query[METRIC][choice.place] for _, ranking in self._rankings)
         facts = [
             tag("span", choice.reason, class_="reason"),
@@ -79,7 +81,7 @@ class Cards:
 
     def _tile(self, row: int, title: str, found: Ranking, score: float, grade: int | None) -> Html:
         product_id = str(self._questions.catalogue.product_ids[row])
-        text, photo = (float(share) for share in found.weights[self._column[row]])
+        text, photo = (float(share) for share in found.weights[self._column(np.array([row]))[0]])
         return tag(
             "li",
             _picture(self._thumbnails.of(row), title or product_id),
@@ -88,6 +90,11 @@ class Cards:
             _weights(photo, text, found.text_name),
             tag("p", foreign(product_id, 60), tag("br"), f"score {score:.3f}", class_="small"),
         )
+
+    def _column(self, rows: Rows) -> Rows:
+        """Columns of product rows in the pool, whose rows ascend; that of a row outside it is another one's."""
+        pool = self._questions.product_rows
+        return np.minimum(np.searchsorted(pool, rows), len(pool) - 1)
 
     def _grade(self, grade: int | None) -> Html:
         if grade is None:

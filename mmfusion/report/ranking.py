@@ -24,7 +24,7 @@ class Questions:
     Attributes:
         catalogue: Where the rows point.
         query_rows: (Q,) int64.
-        product_rows: (P,) int64, the pool.
+        product_rows: (P,) int64 ascending, the pool.
         split: Split of the queries.
         pool: "split" or "all".
         relevant_grade: Lowest grade that counts as relevant.
