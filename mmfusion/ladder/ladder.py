@@ -1,0 +1,65 @@
+"""One ladder from its settings to its table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmfusion.ladder.bases import write_embedded_inputs
+from mmfusion.ladder.collect import collect
+from mmfusion.ladder.compare import compare
+from mmfusion.ladder.page import markdown_page
+from mmfusion.ladder.plan import LadderStep, plan_ladder
+from mmfusion.ladder.run import StepFailedError, run_steps
+from mmfusion.ladder.rungs import all_rungs, reasons_not_run
+from mmfusion.ladder.settings import LadderSettings
+from mmfusion.ladder.write import write_ladder
+
+
+def run_ladder(
+    settings: LadderSettings, checkout: Path, *, keep_working_files: bool = False, dry_run: bool = False
+) -> None:
+    """Runs every step that is not finished, then writes the table; after a failure the table of what is finished.
+
+    Args:
+        settings: Of the ladder.
+        checkout: Folder that holds recipes/.
+        keep_working_files: Keeps checkpoints and copies of the catalogue of finished trainings.
+        dry_run: Prints the commands and does nothing.
+
+    Raises:
+        SystemExit: With 1 and the end of the log, where a step failed.
+        LadderError: A rung is unknown, or a model changed under a finished training.
+    """
+    steps = plan_ladder(settings)
+    if dry_run:
+        return _print_plan(settings, steps)
+    settings.output.mkdir(parents=True, exist_ok=True)
+    write_embedded_inputs(settings)
+    finished: list[LadderStep] = []
+    failed: StepFailedError | None = None
+    try:
+        run_steps(steps, checkout, keep_working_files=keep_working_files, after=finished.append)
+    except StepFailedError as error:
+        failed = error
+    paths = _write(settings, steps, finished, failed)
+    print(f"{paths[0].read_text().split('## ')[0]}\nladder: {', '.join(str(path) for path in paths)}", flush=True)
+    if failed is not None:
+        raise SystemExit(f"StepFailedError: {failed}")
+
+
+def _write(
+    settings: LadderSettings, steps: list[LadderStep], finished: list[LadderStep], failed: StepFailedError | None
+) -> list[Path]:
+    results = collect(finished)
+    not_run = reasons_not_run(settings)
+    if failed is not None:
+        not_run.setdefault(failed.step.rung, f"{failed.step.recipe} failed")
+    rows = compare(all_rungs(settings), results, not_run)
+    return write_ladder(settings.output, settings.split, rows, results, markdown_page(settings, rows, results, steps))
+
+
+def _print_plan(settings: LadderSettings, steps: list[LadderStep]) -> None:
+    for name, reason in reasons_not_run(settings).items():
+        print(f"# not run: {name} ({reason})")
+    for step in steps:
+        print(step.command())

@@ -1,0 +1,261 @@
+"""The Markdown page of a ladder: tables, what they were measured with, and the commands."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmfusion.evaluation import PairedDifference, format_table
+from mmfusion.evaluation.perturb import Perturbation
+from mmfusion.ladder.collect import Results, average
+from mmfusion.ladder.compare import METRICS, Compared, Row, difference, perturbed_differences
+from mmfusion.ladder.facts import hardware_line, versions_line
+from mmfusion.ladder.plan import LadderStep
+from mmfusion.ladder.record import load_step_record
+from mmfusion.ladder.run import duration
+from mmfusion.ladder.rungs import TEXT_ONLY
+from mmfusion.ladder.settings import LadderSettings
+
+_TITLES = {"recall@100": "Recall@100", "ndcg@10": "nDCG@10"}
+_MIN_SEEDS = 3
+_Key = tuple[str, Perturbation]
+
+
+def markdown_page(settings: LadderSettings, rows: Sequence[Row], results: Results, steps: Sequence[LadderStep]) -> str:
+    """The page.
+
+    Args:
+        settings: Of the ladder.
+        rows: The table.
+        results: Evaluations by rung and perturbation.
+        steps: All steps of the ladder, finished or not.
+    """
+    parts = [
+        f"# Ladder on the {settings.split} split",
+        _introduction(settings, rows),
+        _ladder_table(rows),
+        _order_notes(rows),
+        _by_kind(rows),
+        _against_other_fusions(settings, results),
+        _perturbed(settings, results),
+        _product_slices(rows),
+        _seeds(rows),
+        _measured_with(settings, steps),
+        _commands(settings, steps),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def interval(found: PairedDifference | None) -> str:
+    """A difference in points with its interval, such as "+6.1 [+4.2, +8.0]"; a dash for none."""
+    if found is None:
+        return "–"
+    return f"{_points(found.difference)} [{_points(found.low)}, {_points(found.high)}]"
+
+
+def _introduction(settings: LadderSettings, rows: Sequence[Row]) -> str:
+    seeds = ", ".join(map(str, settings.seeds))
+    few = "" if len(settings.seeds) >= _MIN_SEEDS else f" **Fewer than {_MIN_SEEDS} seeds: read with care.**"
+    lines = [
+        f"Per cent, means over seeds {seeds}; differences in points with 95 % intervals of a paired bootstrap over "
+        "queries, the metrics of each query averaged over seeds first. The interval speaks of other queries and not of "
+        f"other seeds, which stand below one by one.{few}"
+    ]
+    measured = next((row.mean for row in rows if row.mean is not None), None)
+    if measured is not None:
+        lines.append(f"{measured.conditions()}.")
+    if not settings.label_source:
+        lines.append("Who judged was not given (--label_source).")
+    return "\n\n".join(lines)
+
+
+def _ladder_table(rows: Sequence[Row]) -> str:
+    header = ["rung", "seeds"]
+    for metric in METRICS:
+        header += [_TITLES[metric], "against the one before", "against text only"]
+    table = [[*header, "compared with", "order"]]
+    for row in rows:
+        if row.mean is None:
+            table.append([f"{row.rung.name}: {row.rung.title}", "–", *["not run"] * 6, "–", f"not run: {row.not_run}"])
+            continue
+        cells = [f"{row.rung.name}: {row.rung.title}", str(len(row.seeds)) if row.seeds else "none needed"]
+        for metric in METRICS:
+            found = row.get(metric)
+            cells += [_percent(found.mean), interval(found.before), interval(found.text_only)]
+        table.append([*cells, row.before or "–", _order(row)])
+    return _table(table)
+
+
+def _order(row: Row) -> str:
+    if row.before is None:
+        return "–"
+    wrong = row.out_of_order()
+    if wrong:
+        return f"**out of order**: {', '.join(_TITLES[metric] for metric in wrong)}"
+    if row.rung.expected == "either":
+        return "no order claimed"
+    unsure = row.not_separated()
+    return f"in order; interval holds zero: {', '.join(_TITLES[metric] for metric in unsure)}" if unsure else "in order"
+
+
+def _order_notes(rows: Sequence[Row]) -> str:
+    below = [row.rung for row in rows if row.rung.expected == "below"]
+    names = " and ".join(f"{rung.name} (below {rung.before})" for rung in below)
+    return (
+        "A rung is out of order where its mean is below that of the rung it is compared with; the claim sees "
+        f"{names} the other way round. A rung whose neighbour was not run is compared with the nearest one below it."
+    )
+
+
+def _by_kind(rows: Sequence[Row]) -> str:
+    means = [row.mean for row in rows if row.mean is not None]
+    parts = list(dict.fromkeys((found.column, found.value) for row in rows for found in row.compared if found.column))
+    if not means or not parts:
+        return ""
+    header = ["against text only", *(f"{value}, {_TITLES[metric]}" for _, value in parts for metric in METRICS)]
+    table = [header]
+    for row in rows:
+        if row.mean is not None and row.rung.name not in (TEXT_ONLY, "bm25"):
+            found = [_find(row, metric, *part) for part in parts for metric in METRICS]
+            table.append([row.rung.name, *(interval(one.text_only if one else None) for one in found)])
+    column = parts[0][0]
+    return f"## By {column} of query\n\n{format_table(means, slice_by=column).split(chr(10) * 2)[0]}\n\n{_table(table)}"
+
+
+def _find(row: Row, metric: str, column: str, value: str) -> Compared | None:
+    try:
+        return row.get(metric, column, value)
+    except KeyError:
+        return None
+
+
+def _against_other_fusions(settings: LadderSettings, results: Results) -> str:
+    default = results.get((settings.default_fusion, "none"))
+    others = [name for name in ("concat", *settings.fusions) if name != settings.default_fusion]
+    found = [(name, results[name, "none"]) for name in others if (name, "none") in results]
+    if not default or not found:
+        return ""
+    table = [["", *(_TITLES[metric] for metric in METRICS)]]
+    for name, other in found:
+        table.append([f"against {name}", *(interval(difference(default, other, metric)) for metric in METRICS)])
+    return f"## {settings.default_fusion}, the default, against the other kinds\n\n{_table(table)}"
+
+
+def _perturbed(settings: LadderSettings, results: Results) -> str:
+    default, kinds = settings.default_fusion, settings.perturbations
+    pairs: list[tuple[_Key, _Key]] = []
+    for kind in kinds:
+        pairs += [((default, kind), (default, "none")), ((default, kind), (TEXT_ONLY, kind))]
+        pairs += [((default, kind), (TEXT_ONLY, "none"))] if kind in ("photos_dropped", "photos_shuffled") else []
+        pairs += [((default, kind), ("image_only", "none"))] if kind == "text_dropped" else []
+    measured = [(name, kind) for kind in kinds for name in (default, TEXT_ONLY) if (name, kind) in results]
+    if not measured:
+        return "## Perturbed inputs\n\nnot run" if kinds else ""
+    values = [["", *(_TITLES[metric] for metric in METRICS)]]
+    for key in measured:
+        means = average(results[key], key[0]).means
+        values.append([_named(key), *(_percent(means[metric]) for metric in METRICS)])
+    gains = [["difference", *(_TITLES[metric] for metric in METRICS)]]
+    for first, second, found in perturbed_differences(results, pairs):
+        gains.append([f"{_named(first)} against {_named(second)}", *(interval(found[metric]) for metric in METRICS)])
+    return f"## Perturbed inputs\n\n{_table(values)}" + (f"\n\n{_table(gains)}" if len(gains) > 1 else "")
+
+
+def _named(key: _Key) -> str:
+    return key[0] if key[1] == "none" else f"{key[0]}, {key[1]}"
+
+
+def _product_slices(rows: Sequence[Row]) -> str:
+    means = [row.mean for row in rows if row.mean is not None]
+    parts = dict.fromkeys((p.column, p.value) for mean in means for p in mean.slices if p.table == "product")
+    if not parts:
+        return ""
+    table = [["Recall@100 over relevant products with", *(mean.name for mean in means)]]
+    for column, value in parts:
+        cells = []
+        for mean in means:
+            own = [p for p in mean.slices if (p.table, p.column, p.value) == ("product", column, value)]
+            cells.append(_percent(own[0].metrics.get("recall@100")) if own else "–")
+        table.append([f"{column}={value}", *cells])
+    return f"## By product\n\n{_table(table)}"
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    seeds = sorted({seed for row in rows for seed in row.seeds})
+    table = [[" / ".join(_TITLES[metric] for metric in METRICS), *(f"seed {seed}" for seed in seeds)]]
+    for row in rows:
+        if row.seeds:
+            by_seed = [row.get(metric).by_seed for metric in METRICS]
+            table.append([row.rung.name, *(" / ".join(_percent(v.get(seed)) for v in by_seed) for seed in seeds)])
+    return f"## Seed by seed\n\n{_table(table)}" if len(table) > 1 else ""
+
+
+def _measured_with(settings: LadderSettings, steps: Sequence[LadderStep]) -> str:
+    records = {step: record for step in steps if (record := load_step_record(step))}
+    commits = sorted({record.commit for record in records.values() if record.complete})
+    lines = [
+        "## Measured with",
+        f"- hardware: {hardware_line()} (where the table was written; steps of a resumed ladder may differ)",
+        f"- versions: {versions_line()}",
+        f"- commit: {', '.join(commits) or 'no step has finished'}",
+        f"- budget: stage 1 {settings.stage1_steps} steps of {settings.batch_size}, stage 2 {settings.stage2_steps} of "
+        f"{settings.stage2_batch_size}, extra products {settings.extra_products}; naive_concat, one_stage and "
+        f"larger_generic {settings.all_steps} steps of {settings.stage2_batch_size}",
+        f"- vision blocks frozen where the vision encoder is trained: {settings.freeze_vision_blocks}",
+    ]
+    seeds = list(dict.fromkeys(step.seed for step in steps))
+    table = [["wall time", *("no seed" if seed is None else f"seed {seed}" for seed in seeds)]]
+    for name in dict.fromkeys(_run_name(step) for step in steps):
+        cells = []
+        for seed in seeds:
+            own = [records[step].seconds for step in records if (_run_name(step), step.seed) == (name, seed)]
+            cells.append(duration(sum(own)) if own else "–")
+        table.append([name, *cells])
+    return "\n".join(lines) + f"\n\n{_table(table)}"
+
+
+def _run_name(step: LadderStep) -> str:
+    return "evaluations" if step.name else f"{step.recipe} → {step.folder.name}"
+
+
+def _commands(settings: LadderSettings, steps: Sequence[LadderStep]) -> str:
+    names = {str(settings.caches): "$CACHE", str(settings.output): "$OUT"}
+    for variable, value in (
+        ("$CATALOGUE", settings.catalogue),
+        ("$BASE", settings.base),
+        ("$LARGER_BASE", settings.larger_base),
+    ):
+        if value is not None:
+            names[value] = variable
+    lines = [_command(step, names) for step in steps]
+    used = ", ".join(f"`{name}`" for name in names.values())
+    return f"## Commands\n\n{used}: folders.\n\n```bash\n" + "\n".join(lines) + "\n```"
+
+
+def _command(step: LadderStep, names: dict[str, str]) -> str:
+    words = ["python", f"recipes/{step.recipe}.py"]
+    return " ".join([*words, *(_word(argument, names) for argument in step.arguments)])
+
+
+def _word(argument: str, names: dict[str, str]) -> str:
+    for value in sorted(names, key=len, reverse=True):
+        inside = argument == value or argument.startswith(f"{value}/")
+        if inside and Path(value).is_absolute():
+            return names[value] + argument[len(value) :]
+    return shlex.quote(argument)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _points(value: float) -> str:
+    text = f"{100 * value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def _table(rows: list[list[str]]) -> str:
+    cells = [[" ".join(cell.replace("|", r"\|").split()) for cell in row] for row in rows]
+    rule = ["---", *["---:"] * (len(rows[0]) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], rule, *cells[1:]])

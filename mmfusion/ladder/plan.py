@@ -1,0 +1,274 @@
+"""The commands of a rung for a seed, and of the whole ladder in the order in which they run."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from mmfusion.evaluation.perturb import Perturbation
+from mmfusion.ladder.bases import as_flag, base_flags, routed_base_flags
+from mmfusion.ladder.rungs import TEXT_ONLY, Rung, chosen_rungs
+from mmfusion.ladder.settings import LadderSettings
+from mmfusion.stages import Optimization
+
+Recipe = Literal["base", "stage1", "stage2", "evaluate"]
+
+NO_PHOTO_TERMS = {"query_image_weight": 0, "title_image_weight": 0}
+NO_SINGLE_VIEWS = {"query_text_weight": 0, "query_image_weight": 0}
+
+
+@dataclass(frozen=True)
+class LadderStep:
+    """One sub-process.
+
+    Attributes:
+        recipe: Name of the recipe.
+        flags: Its flags in their order, values as they stand on the command line.
+        rung: Rung that asked for it first.
+        seed: Of training; None where no seed plays a part.
+        folder: Run folder of a training; folder of the results of an evaluation.
+        name: Name of the result of an evaluation; "" for a training.
+        model: Folder or Hub id of the model that it reads; None where it reads none.
+        perturbation: Of an evaluation.
+    """
+
+    recipe: Recipe
+    flags: tuple[tuple[str, str], ...]
+    rung: str
+    seed: int | None
+    folder: Path
+    name: str = ""
+    model: str | None = None
+    perturbation: Perturbation = "none"
+
+    @property
+    def stem(self) -> Path:
+        """Path without ending of its log and its record, beside a run folder because a recipe wants that for itself."""
+        return self.folder / self.name if self.name else self.folder
+
+    @property
+    def kind(self) -> str:
+        """Name of the same step for any seed; what its time is guessed from."""
+        return f"{self.recipe} {self.rung} {self.folder.name if not self.name else self.perturbation}"
+
+    @property
+    def title(self) -> str:
+        seed = "" if self.seed is None else f", seed {self.seed}"
+        perturbed = "" if self.perturbation == "none" else f" under {self.perturbation}"
+        return f"{self.rung}{seed}: {self.recipe}{perturbed}"
+
+    @property
+    def arguments(self) -> list[str]:
+        """The command line after the interpreter and the script."""
+        return [part for name, value in self.flags for part in (f"--{name}", value)]
+
+    def command(self) -> str:
+        """The command as it can be pasted into a shell, run in the checkout."""
+        return shlex.join(["python", f"recipes/{self.recipe}.py", *self.arguments])
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A model, and from what its vision encoder can be fed.
+
+    Attributes:
+        folder: Folder or Hub id.
+        cache: Name of the cache of the features that its last training kept frozen; None: it read photos.
+        blocks: Vision blocks below those features; None where they are not known.
+        all_blocks: Blocks of the whole vision encoder; None where they are not known.
+        moved: Whether any training since the base has changed the vision encoder.
+    """
+
+    folder: str
+    cache: str | None
+    blocks: int | None
+    all_blocks: int | None
+    moved: bool = False
+
+
+def plan_ladder(settings: LadderSettings) -> list[LadderStep]:
+    """All steps, each once: seed by seed, in each from the first rung up, so that one seed gives a whole table."""
+    steps: dict[Path, LadderStep] = {}
+    for seed in settings.seeds:
+        for rung in chosen_rungs(settings):
+            for step in plan_rung(settings, rung, None if rung.deterministic else seed):
+                steps.setdefault(step.stem, step)
+    return list(steps.values())
+
+
+def plan_rung(settings: LadderSettings, rung: Rung, seed: int | None) -> list[LadderStep]:
+    """The steps of one rung for one seed, those that it shares with other rungs included."""
+    return list(_Planner(settings, rung, seed).steps())
+
+
+class _Planner:
+    def __init__(self, settings: LadderSettings, rung: Rung, seed: int | None) -> None:
+        self.settings, self.rung, self.seed = settings, rung, seed
+        self.first, self.second = settings.stage1_optimization, settings.stage2_optimization
+        self.base = _untrained(settings.base_source, "frozen_vision", settings.vision_blocks)
+
+    def steps(self) -> Iterator[LadderStep]:
+        if self.settings.base is None and self.rung.name != "routed":
+            yield self._base_step("base", base_flags(self.settings))
+        training = list(self._training())
+        yield from (step for _, step in training)
+        trained = training[-1][0] if training else self.base
+        yield self._evaluation(trained, "none")
+        if self.rung.name in (TEXT_ONLY, self.settings.default_fusion):
+            for perturbation in self.settings.perturbations:
+                yield self._evaluation(trained, perturbation)
+
+    def _training(self) -> Iterator[tuple[_Trained, LadderStep]]:
+        match self.rung.name:
+            case "bm25":
+                return
+            case "text_only":
+                yield from self._text_only()
+            case "naive_concat":
+                yield self._frozen_concat(self.base)
+            case "larger_generic":
+                assert self.settings.larger_base is not None
+                yield self._frozen_concat(
+                    _untrained(self.settings.larger_base, "larger_frozen_vision", self.settings.larger_vision_blocks)
+                )
+            case "one_stage":
+                yield self._one_stage()
+            case "routed":
+                yield from self._routed()
+            case fusion:
+                yield from self._two_stages(self.base, "stage1", fusion)
+
+    def _text_only(self) -> Iterator[tuple[_Trained, LadderStep]]:
+        blind = self._stage1(self.base, "stage1_text", replace(self.first, vision_learning_rate=0.0), NO_PHOTO_TERMS)
+        yield blind
+        rates = replace(self.second, vision_learning_rate=0.0)
+        yield self._stage2(blind[0], "text_only", rates, self.settings.stage2_steps, NO_SINGLE_VIEWS)
+
+    def _two_stages(self, base: _Trained, stage1: str, fusion: str) -> Iterator[tuple[_Trained, LadderStep]]:
+        aligned = self._stage1(base, stage1, self.first, {})
+        yield aligned
+        yield self._stage2(aligned[0], fusion, self.second, self.settings.stage2_steps, {})
+
+    def _routed(self) -> Iterator[tuple[_Trained, LadderStep]]:
+        flags = routed_base_flags(self.settings)
+        step = self._base_step("base_routed", flags)
+        routed = replace(self.base, folder=str(step.folder))
+        yield routed, step
+        yield from self._two_stages(routed, "stage1_routed", self.settings.default_fusion)
+
+    def _one_stage(self) -> tuple[_Trained, LadderStep]:
+        # The encoders get as much as in the staged run: a rate that only one of its stages has counts as well.
+        rates = replace(
+            self.first,
+            text_learning_rate=max(self.first.text_learning_rate, self.second.text_learning_rate),
+            vision_learning_rate=max(self.first.vision_learning_rate, self.second.vision_learning_rate),
+        )
+        return self._stage2(self.base, self.settings.default_fusion, rates, self.settings.all_steps, {})
+
+    def _frozen_concat(self, base: _Trained) -> tuple[_Trained, LadderStep]:
+        rates = replace(self.second, text_learning_rate=0.0, vision_learning_rate=0.0)
+        return self._stage2(base, "concat", rates, self.settings.all_steps, NO_SINGLE_VIEWS)
+
+    def _base_step(self, name: str, flags: dict[str, Any]) -> LadderStep:
+        folder = self.settings.output / name
+        flags = {**{key: value for key, value in flags.items() if value is not None}, "output": str(folder)}
+        return LadderStep("base", _flags(flags), self.rung.name, None, folder)
+
+    def _stage1(
+        self, base: _Trained, name: str, optimization: Optimization, own: dict[str, Any]
+    ) -> tuple[_Trained, LadderStep]:
+        budget = {"steps": self.settings.stage1_steps, "batch_size": self.settings.batch_size}
+        return self._train("stage1", base, name, optimization, budget, {**self.settings.stage1_options, **own})
+
+    def _stage2(
+        self, base: _Trained, fusion: str, optimization: Optimization, steps: int, own: dict[str, Any]
+    ) -> tuple[_Trained, LadderStep]:
+        budget = {"fusion": fusion, "steps": steps, "batch_size": self.settings.stage2_batch_size}
+        options = {**self.settings.stage2_options, **own}
+        return self._train("stage2", base, self.rung.name, optimization, budget, options)
+
+    def _train(
+        self,
+        recipe: Recipe,
+        base: _Trained,
+        name: str,
+        optimization: Optimization,
+        budget: dict[str, Any],
+        options: dict[str, Any],
+    ) -> tuple[_Trained, LadderStep]:
+        settings, folder = self.settings, self.settings.output / f"seed{self.seed}" / name
+        trained = self._trained(base, folder, optimization)
+        flags = {
+            "catalogue": settings.catalogue_source,
+            "base": base.folder,
+            "output": str(folder),
+            **budget,
+            "extra_products": settings.extra_products,
+            **_dotted("optimization", optimization),
+            "freeze_vision_blocks": settings.freeze_vision_blocks,
+            "feature_cache": str(settings.caches / (trained.cache or "photos")),
+            "checkpoint_every": settings.checkpoint_every,
+            "validate_every": settings.validate_every,
+            **_dotted("hardware", settings.hardware),
+            **options,
+            "seed": self.seed,
+        }
+        return trained, LadderStep(recipe, _flags(flags), self.rung.name, self.seed, folder, model=base.folder)
+
+    def _trained(self, base: _Trained, folder: Path, optimization: Optimization) -> _Trained:
+        # A cache refuses the features of another encoder, so that each state of the encoder needs a folder of its own.
+        if optimization.vision_learning_rate > 0:
+            lower = self.settings.freeze_vision_blocks
+            cache, blocks = (f"lower_{lower}_blocks", lower) if lower else (None, None)
+            return replace(base, folder=str(folder), cache=cache, blocks=blocks, moved=True)
+        # What stage 1 has trained is frozen whole in stage 2: features that the later runs of this seed share.
+        cache = "_".join(Path(base.folder).parts[-2:]) if base.moved else base.cache
+        return replace(base, folder=str(folder), cache=cache, blocks=base.all_blocks)
+
+    def _evaluation(self, trained: _Trained, perturbation: Perturbation) -> LadderStep:
+        settings = self.settings
+        name = ".".join([self.rung.name, *(() if self.seed is None else (f"seed{self.seed}",))])
+        name = name if perturbation == "none" else f"{name}.{perturbation}"
+        flags: dict[str, Any] = {
+            "catalogue": settings.catalogue_source,
+            "base": trained.folder,
+            "output": str(settings.results),
+            "name": name,
+            "split": settings.split,
+            "perturb": perturbation,
+            "seed": self.seed or 0,
+        }
+        if settings.product_slices:
+            flags["product_slices"] = list(settings.product_slices)
+        if settings.label_source:
+            flags["label_source"] = settings.label_source
+        if self.rung.name == "bm25":
+            flags["baseline"] = "bm25"
+        elif trained.blocks and trained.cache and (self.rung.name != TEXT_ONLY or perturbation == "text_dropped"):
+            flags["freeze_vision_blocks"] = trained.blocks
+            flags["feature_cache"] = str(settings.caches / trained.cache / f"{settings.split}_pool")
+        return LadderStep(
+            "evaluate",
+            _flags(flags),
+            self.rung.name,
+            self.seed,
+            settings.results,
+            name=name,
+            model=trained.folder,
+            perturbation=perturbation,
+        )
+
+
+def _untrained(base: str, cache: str, blocks: int | None) -> _Trained:
+    return _Trained(base, cache, blocks, blocks)
+
+
+def _dotted(prefix: str, settings: Any) -> dict[str, Any]:
+    return {f"{prefix}.{name}": value for name, value in asdict(settings).items()}
+
+
+def _flags(flags: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, as_flag(value)) for name, value in flags.items())

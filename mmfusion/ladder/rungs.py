@@ -1,0 +1,95 @@
+"""The rungs of the ladder, from BM25 up, and the claims about them that stand or fall with other rungs."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Literal
+
+from mmfusion.ladder.settings import LadderError, LadderSettings
+
+Expected = Literal["above", "below", "either"]
+
+TEXT_ONLY = "text_only"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One row of the table.
+
+    Attributes:
+        name: Name of its runs and results.
+        title: What it is, in a few words.
+        before: Name of the rung that it is compared with; None for the first.
+        expected: Where the claim sees it, compared with `before`.
+        deterministic: True where no seed plays a part, so that it is evaluated once.
+    """
+
+    name: str
+    title: str
+    before: str | None
+    expected: Expected = "above"
+    deterministic: bool = False
+
+
+def all_rungs(settings: LadderSettings) -> list[Rung]:
+    """Every rung, whether it is run or not, first rung first."""
+    default = settings.default_fusion
+    return [
+        Rung("bm25", "BM25 over product texts", None, deterministic=True),
+        Rung(TEXT_ONLY, "text only, fine-tuned", "bm25"),
+        Rung("naive_concat", "concatenation over frozen encoders", TEXT_ONLY),
+        Rung("concat", "concatenation after stage 1 (domain fine-tuned)", "naive_concat"),
+        *(_fusion(kind, default) for kind in sorted(settings.fusions, key=lambda kind: kind == default)),
+        Rung("routed", f"{default} with a query router", default),
+        Rung("one_stage", f"{default} in one stage from the base, same number of steps", default, "below"),
+        Rung("larger_generic", "concatenation over larger frozen encoders", "concat", "below"),
+    ]
+
+
+def chosen_rungs(settings: LadderSettings) -> list[Rung]:
+    """The rungs that are asked for and can be run.
+
+    Raises:
+        LadderError: A name is not that of a rung.
+    """
+    skipped = reasons_not_run(settings)
+    return [rung for rung in all_rungs(settings) if rung.name not in skipped]
+
+
+def reasons_not_run(settings: LadderSettings) -> dict[str, str]:
+    """Why a rung is not run, by its name; rungs that are run are not in it.
+
+    Raises:
+        LadderError: A name is not that of a rung.
+    """
+    names = [rung.name for rung in all_rungs(settings)]
+    wanted = names if settings.rungs is None else list(settings.rungs)
+    unknown = [name for name in wanted if name not in names]
+    if unknown:
+        raise LadderError(f"rungs names {unknown[0]!r}; the rungs are {', '.join(names)}.")
+    found = {name: _missing(name, settings) for name in names}
+    found.update((name, "not asked for") for name in names if name not in wanted)
+    return {name: reason for name, reason in found.items() if reason is not None}
+
+
+def _missing(name: str, settings: LadderSettings) -> str | None:
+    from mmfusion.ladder.bases import base_arguments
+
+    match name:
+        case "bm25" if importlib.util.find_spec("bm25s") is None:
+            return "needs the extra mmfusion[bm25]"
+        case "larger_generic" if settings.larger_base is None:
+            return "no --larger_base was given"
+        case "routed" if settings.default_fusion == "image_only":
+            return "image_only has a single view, so there is nothing to route"
+        case "routed" if base_arguments(settings) is None:
+            return "the base was not made by recipes/base.py on this machine, so none with a router can be made like it"
+    return None
+
+
+def _fusion(kind: str, default: str) -> Rung:
+    if kind == "image_only":
+        return Rung(kind, "photo only, after stage 1", "concat", "either")
+    suffix = ", the default" if kind == default else ""
+    return Rung(kind, f"fusion {kind} after stage 1{suffix}", "concat")
