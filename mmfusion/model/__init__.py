@@ -4,7 +4,8 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from .configuration_mmfusion import FUSION_KINDS, MMFusionConfig
 from .fusion_mmfusion import FUSIONS, Fused, Fusion, FusionSizes, ProductViews
-from .modeling_mmfusion import MMFusionModel, MMFusionOutput
+from .modeling_mmfusion import MMFusionModel
+from .output_mmfusion import MMFusionOutput
 from .processing_mmfusion import MMFusionProcessor
 from .vectors_mmfusion import VIEWS
 

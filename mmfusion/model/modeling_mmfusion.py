@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
 
 from .backbones_mmfusion import (
     Encoded,
@@ -32,40 +30,10 @@ from .backbones_mmfusion import (
 )
 from .configuration_mmfusion import MMFusionConfig
 from .fusion_mmfusion import FUSIONS, TEXT, Fusion, FusionSizes, ProductViews
+from .inputs_mmfusion import check_mask, check_photos, mask_of_photos, not_empty
+from .output_mmfusion import MMFusionOutput
 from .vectors_mmfusion import VIEWS, QueryRouter, routed_products, routed_queries, shorten
 from .views_mmfusion import Projection, Residual, VisionNeck
-
-
-@dataclass
-class MMFusionOutput(ModelOutput):
-    """Output of [`MMFusionModel`] for Q queries and P products; a side that was not given is None.
-
-    Args:
-        query_embeds: (Q, D) float, L2-normalised: the vectors to search with. (Q, 3 D) with a query router.
-        product_embeds: (P, D) float, L2-normalised: the vectors to index. (P, 3 D) with a query router: the fused, text
-            and photo view side by side, each L2-normalised, compared with queries by inner product.
-        modality_weights: (P, 2) float, share of text and photo; rows sum to 1, exactly 0 for a missing modality.
-        text_embeds: (P, D) float, L2-normalised text views; arbitrary where `modality_present[:, 0]` is False.
-        image_embeds: (P, D) float, L2-normalised photo views; arbitrary where `modality_present[:, 1]` is False, and
-            for `text_only` outside `views_only`, which does not look at photos of products with a text.
-        modality_present: (P, 2) bool, columns text and photo.
-        query_view_embeds: (Q, D) float, L2-normalised: what `text_embeds` and `image_embeds` are compared with.
-        query_weights: (Q, 3) float with a query router: weights of the fused, text and photo view; rows sum to 1.
-        fusion_penalty: Scalar that the fusion network asks to be added to the loss, with its weight.
-        expert_load: (experts,) share of the products that each expert serves, of a mixture of experts.
-    """
-
-    query_embeds: Tensor | None = None
-    product_embeds: Tensor | None = None
-    modality_weights: Tensor | None = None
-    text_embeds: Tensor | None = None
-    image_embeds: Tensor | None = None
-    modality_present: Tensor | None = None
-    query_view_embeds: Tensor | None = None
-    query_weights: Tensor | None = None
-    fusion_penalty: Tensor | None = None
-    expert_load: Tensor | None = None
-
 
 _Texts = tuple[Tensor, Tensor, Tensor | None]
 _Photos = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -266,7 +234,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         training = encoder.training
         encoder.eval()
         try:
-            mask = _not_empty(attention_mask)
+            mask = not_empty(attention_mask)
             vector = self._role(0 if role == "query" else 1)
             return encode_text(encoder, input_ids, mask, "mean", vector).tokens
         finally:
@@ -339,7 +307,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
             input_ids, attention_mask, text_states: As in [`get_query_features`].
             views_only: Leaves the router out.
         """
-        _check_mask(input_ids, attention_mask)
+        check_mask(input_ids, attention_mask)
         pooled = self._encode_text(input_ids, attention_mask, text_states, "query").pooled
         embeds = F.normalize(self.query_projection(pooled), dim=-1)
         weights = None if self.query_router is None or views_only else self.query_router(pooled)
@@ -372,7 +340,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
 
         A product with neither text nor photo is embedded as the empty text, with weight 1 on text.
         """
-        _check_mask(input_ids, attention_mask)
+        check_mask(input_ids, attention_mask)
         photos = (pixel_values, photo_mask, vision_activations)
         views = self._views((input_ids, attention_mask, text_states), photos, views_only)
         fused = None if views_only else self.fusion(views)
@@ -437,14 +405,14 @@ class MMFusionModel(MMFusionPreTrainedModel):
     def _views(self, texts: _Texts, photos: _Photos, all_views: bool) -> ProductViews:
         input_ids, attention_mask, states = texts
         pixel_values, photo_mask, activations = photos
-        _check_photos(pixel_values, photo_mask, activations, self.frozen_vision_blocks)
+        check_photos(pixel_values, photo_mask, activations, self.frozen_vision_blocks)
         has_text = attention_mask.any(1)
-        photo_mask = _photo_mask(pixel_values if activations is None else activations, photo_mask, input_ids)
+        photo_mask = mask_of_photos(pixel_values if activations is None else activations, photo_mask, input_ids)
         has_image = photo_mask.any(1)
         present = torch.stack([has_text | ~has_image, has_image], dim=1)
         if not all_views and self.fusion.reads == (TEXT,):
             photo_mask = photo_mask & ~has_text.unsqueeze(1)
-        mask = _not_empty(attention_mask)
+        mask = not_empty(attention_mask)
         text = self._encode_text(input_ids, mask, states, "product")
         image, image_mask = self._encode_photos(pixel_values, activations, photo_mask)
         return ProductViews(
@@ -516,44 +484,3 @@ def _start_projection(projection: nn.Linear, pretrained: Tensor | None) -> None:
         projection.weight.zero_()[:, : pretrained.shape[1]] = pretrained
     elif projection.in_features == projection.out_features:
         projection.weight.copy_(torch.eye(projection.in_features))
-
-
-def _not_empty(attention_mask: Tensor) -> Tensor:
-    # Attention over a row without any token is NaN, so a missing text is encoded as its first token and masked later.
-    first = torch.zeros_like(attention_mask)
-    first[:, 0] = 1
-    return torch.where(attention_mask.any(1, keepdim=True), attention_mask, first)
-
-
-def _check_mask(input_ids: Tensor, attention_mask: Tensor) -> None:
-    if attention_mask.shape != input_ids.shape:
-        raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}; input_ids {tuple(input_ids.shape)}.")
-
-
-def _check_photos(
-    pixel_values: Tensor | None, photo_mask: Tensor | None, activations: Tensor | None, frozen_blocks: int
-) -> None:
-    if pixel_values is None and activations is None and photo_mask is not None and photo_mask.any():
-        raise ValueError("photo_mask says that there are photos, but there are none; give pixel_values or no mask.")
-    if activations is not None and not frozen_blocks:
-        raise ValueError("vision_activations replace what a frozen prefix computes; call freeze_vision(blocks) first.")
-    if activations is None and pixel_values is not None and pixel_values.ndim != 5:
-        raise ValueError(
-            f"pixel_values has shape {tuple(pixel_values.shape)}; products need (P, photos, channels, height, width), "
-            "with one photo each pixel_values.unsqueeze(1)."
-        )
-
-
-def _photo_mask(photos: Tensor | None, mask: Tensor | None, like: Tensor) -> Tensor:
-    products = len(like)
-    if photos is None:
-        return torch.zeros(products, 1, dtype=torch.bool, device=like.device)
-    if len(photos) != products:
-        raise ValueError(
-            f"There are {products} product texts but photos of {len(photos)} products; give one row for each."
-        )
-    if mask is None:
-        return torch.ones(photos.shape[:2], dtype=torch.bool, device=photos.device)
-    if mask.shape != photos.shape[:2]:
-        raise ValueError(f"photo_mask has shape {tuple(mask.shape)}; the photos need {tuple(photos.shape[:2])}.")
-    return mask.bool()
