@@ -382,7 +382,7 @@ def test_provenance_seeds_labels_and_models_are_stated_without_folders_of_this_m
     made = next(node for node in tree.all("section") if node.attributes.get("id") == "made").text
     assert "…/evaluation" in made and "seed7" in made and "--secret /root/x <b>" in made and "stage2" in made
     assert "Labels: <i>nobody</i> (not recorded for all rungs)" in tree.one(class_="labels").text
-    assert "the model of concat" in tree.text and "not among the models of the ladder" in tree.text
+    assert "the model of concat" in tree.text and "which no result of the ladder carries" in tree.text
     assert shorten_paths({"a": ["/x/y/", "b/c"], "n": 1}) == {"a": ["…/y", "b/c"], "n": 1}
 
 

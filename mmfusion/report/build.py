@@ -106,7 +106,7 @@ def _queries(
 def _identity(found: Ranking, rungs: list[Evaluation]) -> list[Html]:
     same = [rung.name for rung in rungs if rung.provenance.get("model") == found.fingerprint]
     names = [join(", " if place else "", foreign(name)) for place, name in enumerate(same)]
-    where = join("the model of ", *names) if same else "not among the models of the ladder"
+    where = join("the model of ", *names) if same else "which no result of the ladder carries"
     return [foreign(found.name), join(f" (fingerprint {found.fingerprint[:12]}, ", where, ")")]
 
 

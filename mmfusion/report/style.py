@@ -79,7 +79,8 @@ article { border: 1px solid var(--line); border-radius: .5rem; padding: .9rem; m
 .share { fill: #2c6aa8; }
 .small { font-size: .76rem; }
 .small span { white-space: nowrap; }
-dl { margin: .25rem 0 1rem; font-size: .9rem; }
+dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 0 1.5rem; margin: .25rem 0 1rem;
+  font-size: .9rem; }
 dt { font-weight: 600; }
 dd { margin: 0 0 .4rem; }
 summary { cursor: pointer; font-weight: 600; padding: .3rem 0; }
@@ -89,6 +90,7 @@ code { font: .87em/1.5 ui-monospace, "DejaVu Sans Mono", monospace; overflow-wra
 @media (max-width: 40rem) {
   body { padding: .5rem .75rem 3rem; }
   article { padding: .7rem; }
+  dl { display: block; }
   .bar { grid-template-columns: 1fr auto; gap: 0 .6rem; margin-bottom: .3rem; }
   .bar svg { grid-row: 2; grid-column: 1 / -1; }
   .bar.axis span { display: none; }
