@@ -103,7 +103,9 @@ def tail(log: Path) -> str:
     """The last lines of a log; of a progress bar, which overwrites itself, the last state."""
     if not log.is_file():
         return "(no log)"
-    lines = [line.rstrip("\r").split("\r")[-1] for line in log.read_text(errors="replace").split("\n")]
+    # Bytes, as reading text turns the carriage returns of a progress bar into line ends.
+    text = log.read_bytes().decode(errors="replace")
+    lines = [line.rstrip("\r").split("\r")[-1] for line in text.split("\n")]
     return "\n".join([line for line in lines if line.strip()][-_TAIL_LINES:]) or "(empty)"
 
 
