@@ -302,7 +302,7 @@ def test_seeds_that_were_evaluated_differently_are_refused() -> None:
 def synthetic_results() -> Results:
     levels = {"text_only": 0.5, "naive_concat": 0.6, "concat": 0.4, "cross_attention": 0.8, "one_stage": 0.9}
     seeded = {
-        (name, "none"): {seed: evaluation(name, around(level, seed=seed), seed) for seed in (0, 1)}
+        (name, "none"): {seed: evaluation(name, around(level, seed=seed + int(100 * level)), seed) for seed in (0, 1)}
         for name, level in levels.items()
     }
     shuffled = {seed: evaluation("cross_attention", around(0.3, seed=seed), seed) for seed in (0, 1)}
@@ -324,7 +324,7 @@ def test_rungs_out_of_order_are_marked(tmp_path: Path) -> None:
     assert [name for name, row in rows.items() if row.out_of_order()] == ["concat", "one_stage"]
     found = rows["naive_concat"].get("ndcg@10")
     assert found.before is not None and found.text_only is not None
-    assert found.before.low > 0.08 and found.before.high < 0.12 and found.before == found.text_only
+    assert 0.05 < found.before.low < found.before.high < 0.15 and found.before == found.text_only
     visual = rows["cross_attention"].get("recall@100", "kind", "visual")
     assert visual.text_only is not None and visual.text_only.num_queries == 30
     assert (rows["gated"].mean, rows["gated"].not_run) == (None, "not run yet")

@@ -29,7 +29,7 @@ def draw_ladder(rows: Sequence[Row], path: Path) -> None:
     for axes, metric in zip(panels, METRICS, strict=True):
         _panel(axes, rows, metric)
     panels[0].set_yticks(range(len(rows)), [row.rung.name for row in rows])
-    panels[0].invert_yaxis()
+    panels[0].set_ylim(len(rows) - 0.5, -0.5)
     figure.suptitle(
         "Whisker: 95 % interval of the difference to text only, over queries. Dots: seeds. "
         "Orange: out of order against the rung before.",
