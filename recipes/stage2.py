@@ -24,6 +24,7 @@ def main(
     base: str = "outputs/stage1",
     output: str = "outputs/stage2",
     fusion: str | None = None,
+    query_router: bool | None = None,
     steps: int = 200,
     batch_size: int = 64,
     extra_products: int = 0,
@@ -49,7 +50,10 @@ def main(
         catalogue: Folder, fsspec URL or Hub id of a catalogue; default: the one that the base was trained on.
         base: Folder or Hub id of the model that stage 1 made.
         output: Folder for everything that is written.
-        fusion: Kind of fusion network: text_only, image_only, concat or cross_attention; default: the base's own.
+        fusion: Kind of fusion network: text_only, image_only, weighted_mean, concat, gated, bilinear, moe or
+            cross_attention; default: the base's own.
+        query_router: Whether queries weigh the fused, text and photo view of a product, which are then indexed side by
+            side; default: as in the base.
         steps: Optimizer steps.
         batch_size: Pairs of query and product per device and batch, at least 2.
         extra_products: Further train products per device and batch, as negatives; cheap where encoders are frozen.
@@ -75,7 +79,7 @@ def main(
     if run.complete:
         return print(f"{run.folder} is complete; delete it or give another --output to train again.")
     L.seed_everything(seed, verbose=False)
-    model, processor = load_base(base, fusion=fusion)
+    model, processor = load_base(base, fusion=fusion, query_router=query_router)
     products = load_catalogue(catalogue, base, run.folder)
     run.note(catalogue=str(Path(products.source).absolute()) if Path(products.source).exists() else products.source)
     data = MMFusionDataModule(

@@ -15,6 +15,7 @@ import torch
 
 from mmfusion import MMFusionModel, MMFusionProcessor
 from mmfusion.evaluation import Evaluation
+from mmfusion.stages import Optimization
 from mmfusion.training import RunError, load_base, open_run
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -46,6 +47,25 @@ def test_stages_leave_model_processor_logs_and_curves(outputs: Path) -> None:
         assert (outputs / name / "logs" / "version_0" / "metrics.csv").is_file()
         assert json.loads((outputs / name / "run.json").read_text())["complete"]
     assert MMFusionModel.from_pretrained(outputs / "stage2").config.fusion == "cross_attention"
+
+
+def test_a_routed_model_is_trained_evaluated_indexed_and_searched(
+    outputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    routed = str(tmp_path / "routed")
+    frozen = Optimization(text_learning_rate=0, vision_learning_rate=0)
+    options = {"fusion": "gated", "query_router": True, "steps": 2, "batch_size": 16, "extra_products": 8}
+    recipe("stage2")(base=str(outputs / "stage1"), output=routed, optimization=frozen, **options)
+    model, _ = load_base(routed)
+    assert model.query_router is not None and model.config.vector_dim == 3 * model.config.embedding_dim
+    recipe("evaluate")(base=routed, output=str(tmp_path / "evaluation"), name="routed")
+    assert Evaluation.load(tmp_path / "evaluation", "routed").means["recall@100"] > 0
+    recipe("index")(base=routed, output=str(tmp_path / "index"))
+    capsys.readouterr()
+    recipe("search")("red dress", index=str(tmp_path / "index"), k=3)
+    assert capsys.readouterr().out.strip()
+    with pytest.raises(ValueError, match="single view"):
+        load_base(str(outputs / "stage1"), fusion="text_only", query_router=True)
 
 
 def test_published_files_name_no_path_of_this_machine(outputs: Path) -> None:

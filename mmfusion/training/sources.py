@@ -47,28 +47,35 @@ def starting_base(base: str | None, folder: Path) -> str:
     return str(target)
 
 
-def load_base(base: str, *, fusion: str | None = None) -> tuple[MMFusionModel, MMFusionProcessor]:
+def load_base(
+    base: str, *, fusion: str | None = None, query_router: bool | None = None
+) -> tuple[MMFusionModel, MMFusionProcessor]:
     """Loads a model and its processor.
 
     Args:
         base: Folder or Hub id of an mmfusion model.
         fusion: Kind of fusion network; None keeps the base's own. A new kind starts from initialised weights, and
             everything else must be in the checkpoint.
+        query_router: Whether the query tower weighs views; None keeps the base's own. A new router starts even.
 
     Raises:
         RunError: There is no such model, it is not an mmfusion model, or weights are missing or left over.
     """
     _check_is_ours(base)
     config = MMFusionConfig.from_pretrained(base)
-    renewed = fusion is not None and fusion != config.fusion
-    if fusion is not None:
+    renewed = []
+    if fusion is not None and fusion != config.fusion:
         config.fusion = fusion
-        config.check()
+        renewed.append("fusion.")
+    if query_router is not None and query_router != config.query_router:
+        config.query_router = query_router
+        renewed.append("query_router.")
+    config.check()
     # With output_loading_info the result is a pair, which transformers' types do not say.
     with _quiet_transformers():
         loaded: Any = MMFusionModel.from_pretrained(base, config=config, output_loading_info=True)
     model, info = loaded
-    _check_leftovers(base, info, may_differ="fusion." if renewed else None)
+    _check_leftovers(base, info, tuple(renewed))
     processor = MMFusionProcessor.from_pretrained(base)
     _check_same_text(base, model.config, processor)
     return model, processor
@@ -117,10 +124,10 @@ def _quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(before)
 
 
-def _check_leftovers(base: str, info: dict[str, Any], may_differ: str | None) -> None:
+def _check_leftovers(base: str, info: dict[str, Any], may_differ: tuple[str, ...]) -> None:
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         keys = sorted(str(key) for key in info.get(kind) or ())
-        allowed = [key for key in keys if may_differ and key.startswith(may_differ)]
+        allowed = [key for key in keys if key.startswith(may_differ)]
         if kind == "missing_keys" and allowed:
             log.info("new weights, initialised: %s", ", ".join(allowed))
         if len(allowed) < len(keys):
