@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.feature_cache import FeatureCache, build_feature_cache
@@ -14,7 +15,7 @@ from mmfusion.data.tables import ProductTable, QueryTable, Rows
 from mmfusion.evaluation import Evaluation, evaluate_rankings, format_comparison, modality_agreement, rank, rank_bm25
 from mmfusion.evaluation.perturb import Perturbation, PerturbedInputs, perturbed_inputs
 from mmfusion.model import MMFusionModel, MMFusionProcessor
-from mmfusion.retrieval.embedding import EmbeddedProducts, embed_products, embed_queries
+from mmfusion.retrieval.embedding import EmbeddedProducts, FloatArray, embed_products, embed_queries
 from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.training import load_base, load_catalogue, run_command
 
@@ -35,6 +36,7 @@ def main(
     perturb: Perturbation = "none",
     compare: list[str] | None = None,
     label_source: str = "",
+    truncate_dim: int | None = None,
     weights_agree: bool = False,
     freeze_vision_blocks: int = 0,
     feature_cache: str | None = None,
@@ -61,6 +63,7 @@ def main(
             shows the photo of another one, and the gain of seeing must vanish).
         compare: Names of results in the output folder, from the bottom of the ladder up, to print before this one.
         label_source: Who or what judged, printed beside the numbers.
+        truncate_dim: Components to keep of each vector (of each view, with a query router); default: all.
         weights_agree: Also embed the products without photos and without texts, and say how well the reported modality
             weights agree with what leaving a modality out does to the scores; takes three times as long.
         freeze_vision_blocks: Number of lowest vision blocks whose activations are cached, to evaluate several models
@@ -83,7 +86,7 @@ def main(
         cache = _cache(model, processor, products, product_rows, feature_cache) if cached else None
 
         def embed(read: PerturbedInputs) -> EmbeddedProducts:
-            return embed_products(
+            found = embed_products(
                 model,
                 processor,
                 products,
@@ -95,9 +98,11 @@ def main(
                 photo_of=read.photo_of,
                 rewrite=read.product_text,
             )
+            return found._replace(embeds=_shorten(model, found.embeds, truncate_dim))
 
         embedded = embed(inputs)
         queries = embed_queries(model, processor, products, query_rows, rewrite=inputs.query_text)
+        queries = _shorten(model, queries, truncate_dim)
         _, columns = rank(queries, embedded.embeds, PLACES, products.product_ids[product_rows])
         ranked = _rows(columns.numpy(), product_rows)
     qrels = products.split_qrels(split) if pool == "split" else products.qrels
@@ -119,6 +124,7 @@ def main(
             "split": split,
             "perturbation": perturb,
             "seed": seed,
+            "bytes_per_product": None if baseline != "none" else embedded.embeds.shape[1] * 4,
         },
     )
     result.save(folder)
@@ -137,6 +143,10 @@ def main(
     text = format_comparison([*(Evaluation.load(folder, other) for other in compare or []), result])
     (folder / f"{result.name}.comparison.md").write_text(text)
     print(f"{text}\nresults: {folder.absolute()}")
+
+
+def _shorten(model: MMFusionModel, embeds: FloatArray, truncate_dim: int | None) -> FloatArray:
+    return np.asarray(model.shorten(torch.from_numpy(embeds), truncate_dim).numpy(), dtype=np.float32)
 
 
 def _relevant_pairs(qrels: Qrels, query_rows: Rows, product_rows: Rows, grade: int) -> Rows:

@@ -60,6 +60,12 @@ def test_a_routed_model_is_trained_evaluated_indexed_and_searched(
     assert model.query_router is not None and model.config.vector_dim == 3 * model.config.embedding_dim
     recipe("evaluate")(base=routed, output=str(tmp_path / "evaluation"), name="routed")
     assert Evaluation.load(tmp_path / "evaluation", "routed").means["recall@100"] > 0
+    dim = model.config.embedding_dim
+    recipe("evaluate")(base=routed, output=str(tmp_path / "evaluation"), name="short", truncate_dim=dim // 3)
+    sizes = [
+        Evaluation.load(tmp_path / "evaluation", name).provenance["bytes_per_product"] for name in ("routed", "short")
+    ]
+    assert sizes == [4 * 3 * dim, 4 * 3 * (dim // 3)]
     recipe("index")(base=routed, output=str(tmp_path / "index"))
     capsys.readouterr()
     recipe("search")("red dress", index=str(tmp_path / "index"), k=3)
