@@ -143,7 +143,8 @@ def _loggers(run: Run, log_to: str) -> list[Logger]:
 
 def _print_table(metrics: dict[str, Any], folder: Path) -> None:
     print(f"\n{'metric':<28}{'value':>10}")
-    for name, value in sorted(metrics.items()):
+    # A learning rate at the end of its schedule is 0 and tells nothing; curves.png shows its way.
+    for name, value in sorted(item for item in metrics.items() if not item[0].startswith("lr-")):
         shown = f"{100 * value:.1f} %" if name.startswith("val/") else f"{value:.4f}"
         print(f"{name:<28}{shown:>10}")
     print(f"model, processor, logs and curves.png: {folder}")
