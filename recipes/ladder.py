@@ -5,7 +5,7 @@ from typing import Any
 
 from mmfusion.evaluation.perturb import Perturbation
 from mmfusion.ladder import LadderSettings, Split, run_ladder
-from mmfusion.ladder.bases import count_vision_blocks
+from mmfusion.ladder.bases import count_vision_blocks, read_embedding_dim
 from mmfusion.stages import Optimization
 from mmfusion.training import Hardware, run_command
 
@@ -94,6 +94,7 @@ def main(
         larger_base=_absolute(larger_base),
         vision_blocks=None if base is None else count_vision_blocks(base),
         larger_vision_blocks=None if larger_base is None else count_vision_blocks(larger_base),
+        embedding_dim=read_embedding_dim(base),
         rungs=rungs,
         seeds=seeds,
         fusions=fusions,

@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+import importlib
+import inspect
 import json
 import os
 import subprocess
@@ -15,6 +17,7 @@ import pytest
 
 from mmfusion.evaluation import Evaluation, Slice
 from mmfusion.ladder import LadderError, LadderSettings, run_ladder
+from mmfusion.ladder.bases import read_embedding_dim
 from mmfusion.ladder.collect import Results, average, collect
 from mmfusion.ladder.compare import Row, compare, difference
 from mmfusion.ladder.page import markdown_page
@@ -23,14 +26,15 @@ from mmfusion.ladder.run import StepFailedError, duration, run_steps, tail, time
 from mmfusion.ladder.rungs import all_rungs, reasons_not_run
 from mmfusion.ladder.write import write_ladder
 from mmfusion.stages import Optimization
-from mmfusion.training import open_run
+from mmfusion.training import starting_base
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 def settings_in(folder: Path, **changes: Any) -> LadderSettings:
     return LadderSettings(
-        output=folder, **{"seeds": (0,), "base": str(folder / "given"), "vision_blocks": 4, **changes}
+        output=folder,
+        **{"seeds": (0,), "base": str(folder / "given"), "vision_blocks": 4, "embedding_dim": 32, **changes},
     )
 
 
@@ -77,9 +81,10 @@ def test_a_seed_is_planned_from_the_first_rung_up_and_shares_its_first_stage(tmp
         *("seed0/naive_concat", "val/naive_concat.seed0"),
         *("seed0/stage1", "seed0/concat", "val/concat.seed0", "seed0/gated", "val/gated.seed0"),
         *("seed0/cross_attention", "val/cross_attention.seed0", "val/cross_attention.seed0.typos"),
+        *("seed0/routed", "val/routed.seed0", "val/routed_equal_bytes.seed0"),
         *("seed0/one_stage", "val/one_stage.seed0"),
     ]
-    assert reasons_not_run(settings).keys() - {"bm25"} == {"routed", "larger_generic"}
+    assert reasons_not_run(settings).keys() - {"bm25"} == {"larger_generic"}
 
 
 def test_rungs_get_the_same_budget_and_differ_in_what_their_name_says(tmp_path: Path) -> None:
@@ -134,17 +139,55 @@ def test_each_state_of_the_vision_encoder_has_a_cache_of_its_own(tmp_path: Path)
     assert {name for name in found.values() if "val_pool" not in name} == {"frozen_vision"}
 
 
-def test_a_router_gets_a_base_like_the_given_one(tmp_path: Path) -> None:
-    base = open_run(
-        tmp_path / "given", "base", {"text": "org/text", "vision": "org/vision", "model_config": {"embedding_dim": 8}}
+def test_a_router_is_the_only_difference_to_the_default_and_its_model_is_evaluated_twice(tmp_path: Path) -> None:
+    plan = planned(settings_in(tmp_path, rungs=("cross_attention", "routed", "routed_equal_bytes")))
+    plain, routed = plan["seed0/cross_attention"], plan["seed0/routed"]
+    assert {name for name in routed if routed[name] != plain.get(name)} == {"output", "query_router"}
+    assert (routed["base"], routed["query_router"]) == (str(tmp_path / "seed0" / "stage1"), "true")
+    whole, cut = plan["val/routed.seed0"], plan["val/routed_equal_bytes.seed0"]
+    assert {name for name in cut if cut[name] != whole.get(name)} == {"name", "truncate_dim"}
+    assert (cut["base"], cut["truncate_dim"]) == (str(tmp_path / "seed0" / "routed"), "10")
+
+
+def test_a_shortened_router_alone_is_trained_in_the_folder_of_the_whole_one(tmp_path: Path) -> None:
+    plan = planned(settings_in(tmp_path, rungs=("routed_equal_bytes",)))
+    assert list(plan) == ["seed0/stage1", "seed0/routed", "val/routed_equal_bytes.seed0"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "skipped"),
+    [
+        ({"embedding_dim": 2}, {"routed_equal_bytes": "embedding_dim is 2"}),
+        ({"embedding_dim": None}, {"routed_equal_bytes": "embedding_dim is None"}),
+        (
+            {"fusions": ("image_only",), "default_fusion": "image_only"},
+            {"routed": "single view", "routed_equal_bytes": "single view"},
+        ),
+    ],
+)
+def test_what_cannot_be_routed_says_why(changes: dict[str, Any], skipped: dict[str, str], tmp_path: Path) -> None:
+    found = reasons_not_run(settings_in(tmp_path, **changes))
+    assert {name for name in found if name.startswith("routed")} == set(skipped)
+    assert all(reason in found[name] for name, reason in skipped.items())
+
+
+def test_every_flag_is_one_of_its_recipe(tmp_path: Path) -> None:
+    settings = settings_in(
+        tmp_path, base=None, larger_base="org/larger", product_slices=("text_stripped",), label_source="made up"
     )
-    base.finish()
-    settings = settings_in(tmp_path, rungs=("routed",))
-    plan = planned(settings)
-    assert list(plan) == ["base_routed", "seed0/stage1_routed", "seed0/routed", "val/routed.seed0"]
-    wanted = {"embedding_dim": 8, "fusion": "cross_attention", "query_router": True}
-    assert json.loads(plan["base_routed"]["model_config"]) == wanted
-    assert plan["base_routed"]["text"] == "org/text"
+    steps = plan_ladder(settings)
+    assert {step.recipe for step in steps} == {"base", "stage1", "stage2", "evaluate"}
+    for step in steps:
+        known = inspect.signature(importlib.import_module(f"recipes.{step.recipe}").main).parameters
+        for name, _ in step.flags:
+            first, *rest = name.split(".")
+            assert first in known, step.command()
+            assert all(hasattr(known[first].default, part) for part in rest), step.command()
+
+
+def test_the_width_of_the_base_is_read_from_its_folder(tmp_path: Path) -> None:
+    tiny = starting_base(None, tmp_path)
+    assert read_embedding_dim(tiny) == read_embedding_dim(None) == 64
 
 
 @pytest.mark.parametrize(
@@ -328,7 +371,7 @@ def test_rungs_out_of_order_are_marked(tmp_path: Path) -> None:
     visual = rows["cross_attention"].get("recall@100", "kind", "visual")
     assert visual.text_only is not None and visual.text_only.num_queries == 30
     assert (rows["gated"].mean, rows["gated"].not_run) == (None, "not run yet")
-    assert rows["routed"].not_run.startswith("the base was not made by recipes/base.py")
+    assert rows["larger_generic"].not_run.startswith("no --larger_base")
 
 
 def test_a_rung_is_compared_with_the_nearest_one_that_was_run(tmp_path: Path) -> None:
@@ -375,37 +418,19 @@ def test_results_are_read_by_rung_seed_and_perturbation(tmp_path: Path) -> None:
         collect(plan_ladder(dataclasses.replace(settings, seeds=(6,))))
 
 
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    from mmfusion.training import starting_base
-
-    folder = Path(starting_base(None, tmp_path / "tiny"))
-    (folder / "run.json").unlink(missing_ok=True)
-    return folder
-
-
 def ladder(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(CHECKOUT / "recipes" / "ladder.py"), *arguments]
     return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
 
 
-def run_small(base: Path, output: Path, rungs: str, **flags: str) -> subprocess.CompletedProcess[str]:
-    budget = {
-        "stage1_steps": "2",
-        "stage2_steps": "1",
-        "batch_size": "8",
-        "stage2_batch_size": "8",
-        "num_products": "60",
-    }
-    every = {"validate_every": "9", "checkpoint_every": "9", "seeds": "[0]", "perturbations": "[]", **budget, **flags}
-    options = [part for name, value in every.items() for part in (f"--{name}", value)]
-    return ladder(["--base", str(base), "--output", str(output), "--rungs", rungs, *options])
-
-
-def test_two_rungs_from_the_command_line(base: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_two_rungs_from_the_command_line(tmp_path: Path) -> None:
     pytest.importorskip("bm25s")
     output = tmp_path / "out"
-    done = run_small(base, output, "[bm25,naive_concat]")
+    base = starting_base(None, tmp_path / "tiny")
+    sizes = {"stage1_steps": 1, "stage2_steps": 1, "batch_size": 8, "stage2_batch_size": 8, "num_products": 60}
+    flags = {"base": base, "output": output, "rungs": "[bm25,naive_concat]", "seeds": "[0]", **sizes}
+    done = ladder([part for name, value in flags.items() for part in (f"--{name}", str(value))])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[2/3] naive_concat, seed 0: stage2" in done.stdout
     page = (output / "ladder.val.md").read_text()

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmfusion.evaluation.perturb import Perturbation
-from mmfusion.ladder.bases import as_flag, base_flags, routed_base_flags
-from mmfusion.ladder.rungs import TEXT_ONLY, Rung, chosen_rungs
+from mmfusion.ladder.bases import as_flag, base_flags
+from mmfusion.ladder.rungs import ROUTED, ROUTED_EQUAL_BYTES, TEXT_ONLY, Rung, chosen_rungs
 from mmfusion.ladder.settings import LadderSettings
+from mmfusion.model import VIEWS
 from mmfusion.stages import Optimization
 
 Recipe = Literal["base", "stage1", "stage2", "evaluate"]
@@ -111,8 +112,8 @@ class _Planner:
         self.base = _untrained(settings.base_source, "frozen_vision", settings.vision_blocks)
 
     def steps(self) -> Iterator[LadderStep]:
-        if self.settings.base is None and self.rung.name != "routed":
-            yield self._base_step("base", base_flags(self.settings))
+        if self.settings.base is None:
+            yield self._base_step()
         training = list(self._training())
         yield from (step for _, step in training)
         trained = training[-1][0] if training else self.base
@@ -136,28 +137,21 @@ class _Planner:
                 )
             case "one_stage":
                 yield self._one_stage()
-            case "routed":
-                yield from self._routed()
+            case "routed" | "routed_equal_bytes":
+                yield from self._two_stages(ROUTED, self.settings.default_fusion, {"query_router": True})
             case fusion:
-                yield from self._two_stages(self.base, "stage1", fusion)
+                yield from self._two_stages(fusion, fusion, {})
 
     def _text_only(self) -> Iterator[tuple[_Trained, LadderStep]]:
         blind = self._stage1(self.base, "stage1_text", replace(self.first, vision_learning_rate=0.0), NO_PHOTO_TERMS)
         yield blind
         rates = replace(self.second, vision_learning_rate=0.0)
-        yield self._stage2(blind[0], "text_only", rates, self.settings.stage2_steps, NO_SINGLE_VIEWS)
+        yield self._stage2(blind[0], TEXT_ONLY, TEXT_ONLY, rates, self.settings.stage2_steps, NO_SINGLE_VIEWS)
 
-    def _two_stages(self, base: _Trained, stage1: str, fusion: str) -> Iterator[tuple[_Trained, LadderStep]]:
-        aligned = self._stage1(base, stage1, self.first, {})
+    def _two_stages(self, name: str, fusion: str, own: dict[str, Any]) -> Iterator[tuple[_Trained, LadderStep]]:
+        aligned = self._stage1(self.base, "stage1", self.first, {})
         yield aligned
-        yield self._stage2(aligned[0], fusion, self.second, self.settings.stage2_steps, {})
-
-    def _routed(self) -> Iterator[tuple[_Trained, LadderStep]]:
-        flags = routed_base_flags(self.settings)
-        step = self._base_step("base_routed", flags)
-        routed = replace(self.base, folder=str(step.folder))
-        yield routed, step
-        yield from self._two_stages(routed, "stage1_routed", self.settings.default_fusion)
+        yield self._stage2(aligned[0], name, fusion, self.second, self.settings.stage2_steps, own)
 
     def _one_stage(self) -> tuple[_Trained, LadderStep]:
         # The encoders get as much as in the staged run: a rate that only one of its stages has counts as well.
@@ -166,15 +160,15 @@ class _Planner:
             text_learning_rate=max(self.first.text_learning_rate, self.second.text_learning_rate),
             vision_learning_rate=max(self.first.vision_learning_rate, self.second.vision_learning_rate),
         )
-        return self._stage2(self.base, self.settings.default_fusion, rates, self.settings.all_steps, {})
+        return self._stage2(self.base, self.rung.name, self.settings.default_fusion, rates, self.settings.all_steps, {})
 
     def _frozen_concat(self, base: _Trained) -> tuple[_Trained, LadderStep]:
         rates = replace(self.second, text_learning_rate=0.0, vision_learning_rate=0.0)
-        return self._stage2(base, "concat", rates, self.settings.all_steps, NO_SINGLE_VIEWS)
+        return self._stage2(base, self.rung.name, "concat", rates, self.settings.all_steps, NO_SINGLE_VIEWS)
 
-    def _base_step(self, name: str, flags: dict[str, Any]) -> LadderStep:
-        folder = self.settings.output / name
-        flags = {**{key: value for key, value in flags.items() if value is not None}, "output": str(folder)}
+    def _base_step(self) -> LadderStep:
+        folder = Path(self.settings.base_source)
+        flags = {**base_flags(self.settings), "output": str(folder)}
         return LadderStep("base", _flags(flags), self.rung.name, None, folder)
 
     def _stage1(
@@ -184,11 +178,11 @@ class _Planner:
         return self._train("stage1", base, name, optimization, budget, {**self.settings.stage1_options, **own})
 
     def _stage2(
-        self, base: _Trained, fusion: str, optimization: Optimization, steps: int, own: dict[str, Any]
+        self, base: _Trained, name: str, fusion: str, optimization: Optimization, steps: int, own: dict[str, Any]
     ) -> tuple[_Trained, LadderStep]:
         budget = {"fusion": fusion, "steps": steps, "batch_size": self.settings.stage2_batch_size}
         options = {**self.settings.stage2_options, **own}
-        return self._train("stage2", base, self.rung.name, optimization, budget, options)
+        return self._train("stage2", base, name, optimization, budget, options)
 
     def _train(
         self,
@@ -245,6 +239,8 @@ class _Planner:
             flags["product_slices"] = list(settings.product_slices)
         if settings.label_source:
             flags["label_source"] = settings.label_source
+        if self.rung.name == ROUTED_EQUAL_BYTES and settings.embedding_dim is not None:
+            flags["truncate_dim"] = settings.embedding_dim // len(VIEWS)
         if self.rung.name == "bm25":
             flags["baseline"] = "bm25"
         elif trained.blocks and trained.cache and (self.rung.name != TEXT_ONLY or perturbation == "text_dropped"):

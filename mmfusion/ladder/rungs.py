@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mmfusion.ladder.settings import LadderError, LadderSettings
+from mmfusion.model import VIEWS
 
 Expected = Literal["above", "below", "either"]
 
 TEXT_ONLY = "text_only"
+ROUTED = "routed"
+ROUTED_EQUAL_BYTES = "routed_equal_bytes"
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,13 @@ def all_rungs(settings: LadderSettings) -> list[Rung]:
         Rung("naive_concat", "concatenation over frozen encoders", TEXT_ONLY),
         Rung("concat", "concatenation after stage 1 (domain fine-tuned)", "naive_concat"),
         *(_fusion(kind, default) for kind in sorted(settings.fusions, key=lambda kind: kind == default)),
-        Rung("routed", f"{default} with a query router", default),
+        Rung(ROUTED, f"{default} with a query router, thrice the bytes per product", default),
+        Rung(
+            ROUTED_EQUAL_BYTES,
+            f"routed, each view cut to a third: at most the bytes per product of {default}",
+            default,
+            "either",
+        ),
         Rung("one_stage", f"{default} in one stage from the base, same number of steps", default, "below"),
         Rung("larger_generic", "concatenation over larger frozen encoders", "concat", "below"),
     ]
@@ -74,17 +83,15 @@ def reasons_not_run(settings: LadderSettings) -> dict[str, str]:
 
 
 def _missing(name: str, settings: LadderSettings) -> str | None:
-    from mmfusion.ladder.bases import base_arguments
-
     match name:
         case "bm25" if importlib.util.find_spec("bm25s") is None:
             return "needs the extra mmfusion[bm25]"
         case "larger_generic" if settings.larger_base is None:
             return "no --larger_base was given"
-        case "routed" if settings.default_fusion == "image_only":
+        case "routed" | "routed_equal_bytes" if settings.default_fusion == "image_only":
             return "image_only has a single view, so there is nothing to route"
-        case "routed" if base_arguments(settings) is None:
-            return "the base was not made by recipes/base.py on this machine, so none with a router can be made like it"
+        case "routed_equal_bytes" if (settings.embedding_dim or 0) < len(VIEWS):
+            return f"the base's embedding_dim is {settings.embedding_dim}, and a third of it is needed"
     return None
 
 

@@ -33,6 +33,8 @@ class LadderSettings:
         vision_blocks: Blocks of the base's vision encoder, to evaluate from the cached features of the frozen whole;
             None where that is not known: photos are read.
         larger_vision_blocks: The same of the larger base.
+        embedding_dim: Components of the base's vectors, a third of which routed_equal_bytes keeps of each view; None
+            where that is not known: it is not run.
         rungs: Names of the rungs to run; None: all.
         seeds: Of training; different, at least one.
         fusions: Fusion kinds to compare beside `text_only` and `concat`, which are rungs of their own.
@@ -67,6 +69,7 @@ class LadderSettings:
     larger_base: str | None = None
     vision_blocks: int | None = None
     larger_vision_blocks: int | None = None
+    embedding_dim: int | None = None
     rungs: tuple[str, ...] | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     fusions: tuple[str, ...] = ("cross_attention",)
