@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from mmfusion.data.catalogue import Catalogue
-from mmfusion.data.feature_cache import FeatureCache, build_feature_cache
 from mmfusion.data.qrels import Qrels
 from mmfusion.data.tables import ProductTable, QueryTable, Rows
 from mmfusion.evaluation import Evaluation, evaluate_rankings, format_comparison, modality_agreement, rank, rank_bm25
@@ -17,7 +16,7 @@ from mmfusion.evaluation.perturb import Perturbation, PerturbedInputs, perturbed
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.retrieval.embedding import EmbeddedProducts, FloatArray, embed_products, embed_queries
 from mmfusion.retrieval.fingerprint import model_fingerprint
-from mmfusion.training import load_base, load_catalogue, run_command
+from mmfusion.training import cache_pool, load_base, load_catalogue, run_command
 
 PLACES = 100
 
@@ -81,9 +80,8 @@ def main(
     if baseline == "bm25":
         ranked = _rank_bm25(products, processor, query_rows, product_rows, inputs)
     else:
-        model.eval().freeze_vision(freeze_vision_blocks)
-        cached = freeze_vision_blocks > 0 and inputs.photos
-        cache = _cache(model, processor, products, product_rows, feature_cache) if cached else None
+        blocks = freeze_vision_blocks if inputs.photos else 0
+        cache = cache_pool(model.eval(), processor, products, product_rows, blocks, feature_cache)
 
         def embed(read: PerturbedInputs) -> EmbeddedProducts:
             found = embed_products(
@@ -180,14 +178,6 @@ def _rank_bm25(
     texts = ProductTable(products, processor, photos=False, rewrite=inputs.product_text).texts(product_rows)
     _, columns = rank_bm25(queries, texts, PLACES, products.product_ids[product_rows])
     return _rows(columns.numpy(), product_rows)
-
-
-def _cache(
-    model: MMFusionModel, processor: MMFusionProcessor, products: Catalogue, rows: Rows, folder: str | None
-) -> FeatureCache:
-    if folder is None:
-        raise ValueError("freeze_vision_blocks needs a folder for the activations; give --feature_cache.")
-    return build_feature_cache(folder, model, ProductTable(products, processor), rows)
 
 
 if __name__ == "__main__":

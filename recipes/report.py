@@ -1,13 +1,11 @@
 """Write one HTML page to look at: the ladder, its slices, and what text only and fusion find for chosen queries."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from mmfusion.data.feature_cache import build_feature_cache
-from mmfusion.data.tables import ProductTable
 from mmfusion.evaluation import format_table
 from mmfusion.report import Questions, Ranking, build_report, choose, load_rungs, rank_with, write_page
-from mmfusion.training import load_base, load_catalogue, run_command
+from mmfusion.training import cache_pool, load_base, load_catalogue, run_command
 from mmfusion.training.run import read_record
 
 
@@ -47,19 +45,14 @@ def main(
     """
     arguments = dict(locals())
     rungs = load_rungs(results, order)
-    if freeze_vision_blocks and feature_cache is None:
-        raise ValueError("freeze_vision_blocks needs a folder for the activations; give --feature_cache.")
     products = load_catalogue(catalogue, fusion, Path(output))
     questions = Questions.like(rungs[0], products, split)
 
     def found_by(base: str) -> Ranking:
         model, processor = load_base(base)
-        model.eval().freeze_vision(freeze_vision_blocks)
-        options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
-        if feature_cache is not None and freeze_vision_blocks:
-            table = ProductTable(products, processor)
-            options["cache"] = build_feature_cache(feature_cache, model, table, questions.product_rows)
-        return rank_with(model, processor, questions, **options)
+        pool = questions.product_rows
+        cache = cache_pool(model.eval(), processor, products, pool, freeze_vision_blocks, feature_cache)
+        return rank_with(model, processor, questions, batch_size=batch_size, num_workers=num_workers, cache=cache)
 
     first, second = found_by(baseline), found_by(fusion)
     page = build_report(

@@ -24,11 +24,12 @@ from PIL import Image
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.embedded import write_embedded_catalogue
 from mmfusion.evaluation import Evaluation, evaluate_rankings, paired_bootstrap
+from mmfusion.evaluation.numbers import percent
 from mmfusion.report import Questions, Ranking, build_report, choose, load_rungs, write_page
 from mmfusion.report.bars import Scale
 from mmfusion.report.conditions import shorten_paths
 from mmfusion.report.html import foreign, tag
-from mmfusion.report.ladder import climb, percent, points
+from mmfusion.report.ladder import climb, points
 from mmfusion.report.thumbnails import SIZE, Thumbnails
 from mmfusion.training.sources import starting_base
 

@@ -96,6 +96,13 @@ def test_a_learning_rate_of_zero_freezes_an_encoder(tower: Any, catalogue: Catal
     assert any(name.startswith("fusion.") for name in names)
 
 
+def assert_same_ends(first: dict[str, Any], second: dict[str, Any]) -> None:
+    for name, value in first.items():
+        # Softmax ignores a bias of keys: its gradient is rounding, which Adam scales up.
+        if "key_value.bias" not in name:
+            torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_training_on_cached_activations_equals_training_on_photos(
     folder: Path, catalogue: Catalogue, tmp_path: Path
 ) -> None:
@@ -112,10 +119,7 @@ def test_training_on_cached_activations_equals_training_on_photos(
         assert all(torch.equal(value, prefix[name]) for name, value in model.vision_prefix_state())
         assert trainer.callback_metrics["val/fused/ndcg@10"] > 0
         ends.append(snapshot(model))
-    for name, value in ends[0].items():
-        # Softmax ignores a bias of keys: its gradient is rounding, which Adam scales up.
-        if "key_value.bias" not in name:
-            torch.testing.assert_close(ends[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
+    assert_same_ends(*ends)
 
 
 def test_training_on_cached_states_of_frozen_encoders_equals_running_them(
@@ -135,9 +139,7 @@ def test_training_on_cached_states_of_frozen_encoders_equals_running_them(
         assert ("query_text_states" in data._queries[data.val_qrels.query[:2]]) == cached
         assert trainer.callback_metrics["val/fused/ndcg@10"] > 0
         ends.append(snapshot(model))
-    for name, value in ends[0].items():
-        if "key_value.bias" not in name:
-            torch.testing.assert_close(ends[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
+    assert_same_ends(*ends)
 
 
 def test_states_of_an_encoder_in_training_or_of_other_texts_are_refused(

@@ -84,7 +84,8 @@ class MMFusionDataModule(L.LightningDataModule):
         self._text_cache: tuple[MMFusionModel, Path] | None = None
         self._queries = QueryTable(catalogue, processor)
         self._train_products = ProductTable(catalogue, processor, photos=photos)
-        self._val_products = ProductTable(catalogue, processor, photos=photos)
+        # A fold of train queries is judged over train products: one table, so that nothing is cached twice.
+        self._val_products = self._train_products if dev_fraction else ProductTable(catalogue, processor, photos=photos)
 
     @property
     def levels(self) -> list[int]:

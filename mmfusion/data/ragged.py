@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mmfusion.files import replace_text
+
 _DATA, _MANIFEST = "activations.npy", "feature_cache.json"
 
 Array = npt.NDArray[Any]
@@ -99,7 +101,8 @@ def write_cache(folder: Path, rows: Array, key: str, blocks: Iterable[tuple[list
             counts.extend(own)
             if items is not None and len(items):
                 out.append(items)
-    _write_json(folder / _MANIFEST, {"key": key, "rows": len(rows), "items": int(sum(counts)), "counts": counts})
+    manifest = {"key": key, "rows": len(rows), "items": sum(counts), "counts": counts}
+    replace_text(folder / _MANIFEST, json.dumps(manifest))
     return RaggedCache(folder, rows, np.asarray(counts, dtype=np.int64))
 
 
@@ -135,9 +138,3 @@ class _Appender:
     def _write_header(self) -> None:
         fields = repr({"descr": "<f4", "fortran_order": False, "shape": (self.count, *self.shape)})
         self.file.write(b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + fields.ljust(117).encode() + b"\n")
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content))
-    os.replace(partial, path)

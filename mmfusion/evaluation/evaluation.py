@@ -12,6 +12,9 @@ from mmfusion.evaluation.slices import Slice
 
 GAIN = "linear (gain = grade, an unjudged product has grade 0)"
 
+# What must be alike before numbers of two evaluations may stand in one table.
+CONDITIONS = ("pool", "num_products", "num_queries", "relevant_grade", "gain", "judgements_by_grade")
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -91,6 +94,11 @@ class Evaluation:
         paths[3].write_text(markdown(self), "utf-8")
         draw_bars(self, paths[4])
         return paths
+
+    def part(self, table: str, column: str, value: str) -> Slice | None:
+        """The slice of a value of a column; `table` is "query" or "product"."""
+        wanted = (table, column, value)
+        return next((part for part in self.slices if (part.table, part.column, part.value) == wanted), None)
 
     def as_dict(self) -> dict[str, Any]:
         """All numbers and their conditions as JSON values, without the per-query table."""

@@ -5,7 +5,8 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmfusion.evaluation.evaluation import Evaluation
+from mmfusion.evaluation.evaluation import CONDITIONS, Evaluation
+from mmfusion.evaluation.numbers import metric_title, percent
 from mmfusion.evaluation.slices import Slice
 
 _MAX_BARS = 24
@@ -39,31 +40,27 @@ def format_table(
         cells = [_cell(evaluation.means, metrics, evaluation.name)]
         cells += [_cell(by_value[value], metrics, evaluation.name) if value in by_value else "-" for value in values]
         rows.append([evaluation.name, *cells])
-    rows[0][0] = " / ".join(_title(metric) for metric in metrics)
+    rows[0][0] = " / ".join(metric_title(metric) for metric in metrics)
     return f"{_markdown_table(rows)}\n\n{first.conditions()}\n"
 
 
 def format_product_slices(evaluations: Sequence[Evaluation], *, metric: str = "recall@100") -> str:
     """Markdown table of a metric over relevant products with a value, per cent; empty if there is no product slice."""
-    first = _check_comparable(evaluations)
-    rows = [[f"{_title(metric)} over relevant products with", *(evaluation.name for evaluation in evaluations)]]
-    for part in first.slices:
-        if part.table == "product":
-            found = [_same_part(evaluation, part) for evaluation in evaluations]
-            cells = ["-" if own is None else _percent(own.metrics.get(metric)) for own in found]
-            rows.append([f"{part.column}={part.value}", *cells])
+    _check_comparable(evaluations)
+    rows = [[f"{metric_title(metric)} over relevant products with", *(evaluation.name for evaluation in evaluations)]]
+    parts = [(part.column, part.value) for e in evaluations for part in e.slices if part.table == "product"]
+    for column, value in dict.fromkeys(parts):
+        found = [evaluation.part("product", column, value) for evaluation in evaluations]
+        rows.append(
+            [f"{column}={value}", *("-" if own is None else _percent(own.metrics.get(metric)) for own in found)]
+        )
     return f"{_markdown_table(rows)}\n" if len(rows) > 1 else ""
-
-
-def _same_part(evaluation: Evaluation, wanted: Slice) -> Slice | None:
-    same = (wanted.table, wanted.column, wanted.value)
-    return next((part for part in evaluation.slices if (part.table, part.column, part.value) == same), None)
 
 
 def markdown(evaluation: Evaluation) -> str:
     """One evaluation as a Markdown page: overall numbers and every slice, in per cent, under their conditions."""
     metrics = list(evaluation.means)
-    rows = [["slice", "queries", *map(_title, metrics)]]
+    rows = [["slice", "queries", *map(metric_title, metrics)]]
     rows.append(["all", str(evaluation.num_queries), *(_percent(evaluation.means[metric]) for metric in metrics)])
     for part in evaluation.slices:
         rows.append([_slice_name(part), str(part.num_queries), *(_percent(part.metrics.get(m)) for m in metrics)])
@@ -104,7 +101,7 @@ def draw_bars(evaluation: Evaluation, path: str | Path) -> None:
     for index, metric in enumerate(metrics):
         numbers = [(place, part.metrics.get(metric)) for place, part in enumerate(shown)]
         known = [(place + index * height, 100 * number) for place, number in numbers if number is not None]
-        bars = axes.barh([y for y, _ in known], [x for _, x in known], height, label=_title(metric))
+        bars = axes.barh([y for y, _ in known], [x for _, x in known], height, label=metric_title(metric))
         axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
     axes.set_yticks(
         [place + 0.4 - height / 2 for place in range(len(shown))],
@@ -131,7 +128,7 @@ def _check_comparable(evaluations: Sequence[Evaluation]) -> Evaluation:
         raise ValueError("no evaluation to tabulate; pass at least one")
     first = evaluations[0]
     for other in evaluations[1:]:
-        for name in ("pool", "num_products", "num_queries", "relevant_grade", "gain", "judgements_by_grade"):
+        for name in CONDITIONS:
             if getattr(first, name) != getattr(other, name):
                 raise ValueError(
                     f"{first.name!r} has {name}={getattr(first, name)!r} but {other.name!r} has "
@@ -152,11 +149,7 @@ def _cell(numbers: dict[str, float | None], metrics: Sequence[str], name: str) -
 
 
 def _percent(number: float | None) -> str:
-    return "-" if number is None else f"{100 * number:.1f}"
-
-
-def _title(metric: str) -> str:
-    return metric.replace("recall", "Recall").replace("ndcg", "nDCG")
+    return percent(number, undefined="-")
 
 
 def _slice_name(part: Slice) -> str:

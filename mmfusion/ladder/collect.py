@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmfusion.evaluation import Evaluation, Slice
+from mmfusion.evaluation.evaluation import CONDITIONS
 from mmfusion.evaluation.perturb import Perturbation
 from mmfusion.ladder.plan import LadderStep
 from mmfusion.ladder.settings import LadderError
@@ -82,12 +83,6 @@ def common_seeds(first: BySeed, second: BySeed) -> tuple[BySeed, BySeed]:
     return {seed: first[seed] for seed in shared}, {seed: second[seed] for seed in shared}
 
 
-def only(evaluation: Evaluation, column: str, value: str) -> Evaluation:
-    """The evaluation with the per-query table restricted to a value of a sliced query column."""
-    kept = [found == value for found in evaluation.per_query[column].to_pylist()]
-    return replace(evaluation, per_query=evaluation.per_query.filter(pa.array(kept)))
-
-
 def query_slices(evaluation: Evaluation) -> list[tuple[str, str]]:
     """Columns and values of the query slices."""
     return [(part.column, part.value) for part in evaluation.slices if part.table == "query"]
@@ -98,7 +93,7 @@ def _sorted(evaluation: Evaluation) -> pa.Table:
 
 
 def _check_alike(first: Evaluation, other: Evaluation, ours: pa.Table, theirs: pa.Table) -> None:
-    for name in ("pool", "num_products", "num_queries", "relevant_grade", "gain", "judgements_by_grade"):
+    for name in CONDITIONS:
         if getattr(first, name) != getattr(other, name):
             raise LadderError(
                 f"{first.name!r} has {name}={getattr(first, name)!r} but {other.name!r} has "

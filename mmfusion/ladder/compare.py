@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mmfusion.evaluation import Evaluation, PairedDifference, paired_bootstrap
 from mmfusion.evaluation.perturb import Perturbation
-from mmfusion.ladder.collect import BySeed, Results, average, common_seeds, only, query_slices
+from mmfusion.ladder.collect import BySeed, Results, average, common_seeds, query_slices
 from mmfusion.ladder.rungs import TEXT_ONLY, Rung
 
 METRICS = ("recall@100", "ndcg@10")
@@ -129,10 +129,9 @@ def difference(
         num_resamples: Bootstrap samples.
     """
     first, second = common_seeds(first, second)
-    means = [average(one, next(iter(one.values())).name) for one in (first, second)]
-    if where != ALL:
-        means = [only(mean, *where) for mean in means]
-    return paired_bootstrap(means[0], means[1], metric, num_resamples=num_resamples)
+    ours, theirs = (average(one, next(iter(one.values())).name) for one in (first, second))
+    part = None if where == ALL else where
+    return paired_bootstrap(ours, theirs, metric, num_resamples=num_resamples, where=part)
 
 
 def perturbed_differences(
@@ -176,11 +175,8 @@ def _compared(
 def _value(evaluation: Evaluation, where: tuple[str, str], metric: str) -> float | None:
     if where == ALL:
         return evaluation.means[metric]
-    column, value = where
-    for part in evaluation.slices:
-        if (part.table, part.column, part.value) == ("query", column, value):
-            return part.metrics[metric]
-    return None
+    part = evaluation.part("query", *where)
+    return None if part is None else part.metrics[metric]
 
 
 def _nearest(rung: Rung, rungs: Sequence[Rung], results: Results) -> str | None:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmfusion.evaluation.numbers import metric_title
 from mmfusion.ladder.compare import METRICS, Row
 from mmfusion.ladder.rungs import TEXT_ONLY
-
-_TITLES = {"recall@100": "Recall@100", "ndcg@10": "nDCG@10"}
 
 
 def draw_ladder(rows: Sequence[Row], path: Path) -> None:
@@ -58,5 +57,5 @@ def _panel(axes: Any, rows: Sequence[Row], metric: str) -> None:
         axes.plot(dots, [place] * len(dots), "o", color="black", markersize=2.5)
         axes.text(max([end, *dots]) + 1.5, place, f"{100 * found.mean:.1f}", va="center", fontsize=8)
     axes.set_xlim(0, 112)
-    axes.set_xlabel(f"{_TITLES.get(metric, metric)}, per cent")
+    axes.set_xlabel(f"{metric_title(metric)}, per cent")
     axes.spines[["top", "right"]].set_visible(False)

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmfusion.evaluation import PairedDifference, format_table
+from mmfusion.evaluation.numbers import interval, metric_title, percent
 from mmfusion.evaluation.perturb import Perturbation
+from mmfusion.evaluation.report import format_product_slices
 from mmfusion.ladder.collect import Results, average
 from mmfusion.ladder.compare import METRICS, Compared, Row, difference, perturbed_differences
 from mmfusion.ladder.facts import hardware_line, versions_line
@@ -17,7 +19,6 @@ from mmfusion.ladder.run import duration
 from mmfusion.ladder.rungs import TEXT_ONLY
 from mmfusion.ladder.settings import LadderSettings
 
-_TITLES = {"recall@100": "Recall@100", "ndcg@10": "nDCG@10"}
 _MIN_SEEDS = 3
 _Key = tuple[str, Perturbation]
 
@@ -47,11 +48,8 @@ def markdown_page(settings: LadderSettings, rows: Sequence[Row], results: Result
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def interval(found: PairedDifference | None) -> str:
-    """A difference in points with its interval, such as "+6.1 [+4.2, +8.0]"; a dash for none."""
-    if found is None:
-        return "–"
-    return f"{_points(found.difference)} [{_points(found.low)}, {_points(found.high)}]"
+def _interval(found: PairedDifference | None) -> str:
+    return "–" if found is None else interval(found)
 
 
 def _introduction(settings: LadderSettings, rows: Sequence[Row]) -> str:
@@ -73,7 +71,7 @@ def _introduction(settings: LadderSettings, rows: Sequence[Row]) -> str:
 def _ladder_table(rows: Sequence[Row]) -> str:
     header = ["rung", "seeds"]
     for metric in METRICS:
-        header += [_TITLES[metric], "against the one before", "against text only"]
+        header += [metric_title(metric), "against the one before", "against text only"]
     table = [[*header, "compared with", "order"]]
     for row in rows:
         if row.mean is None:
@@ -82,7 +80,7 @@ def _ladder_table(rows: Sequence[Row]) -> str:
         cells = [f"{row.rung.name}: {row.rung.title}", str(len(row.seeds)) if row.seeds else "none needed"]
         for metric in METRICS:
             found = row.get(metric)
-            cells += [_percent(found.mean), interval(found.before), interval(found.text_only)]
+            cells += [percent(found.mean), _interval(found.before), _interval(found.text_only)]
         table.append([*cells, row.before or "–", _order(row)])
     return _table(table)
 
@@ -92,11 +90,11 @@ def _order(row: Row) -> str:
         return "–"
     wrong = row.out_of_order()
     if wrong:
-        return f"**out of order**: {', '.join(_TITLES[metric] for metric in wrong)}"
+        return f"**out of order**: {', '.join(metric_title(metric) for metric in wrong)}"
     if row.rung.expected == "either":
         return "no order claimed"
-    unsure = row.not_separated()
-    return f"in order; interval holds zero: {', '.join(_TITLES[metric] for metric in unsure)}" if unsure else "in order"
+    unsure = ", ".join(metric_title(metric) for metric in row.not_separated())
+    return f"in order; interval holds zero: {unsure}" if unsure else "in order"
 
 
 def _order_notes(rows: Sequence[Row]) -> str:
@@ -113,12 +111,12 @@ def _by_kind(rows: Sequence[Row]) -> str:
     parts = list(dict.fromkeys((found.column, found.value) for row in rows for found in row.compared if found.column))
     if not means or not parts:
         return ""
-    header = ["against text only", *(f"{value}, {_TITLES[metric]}" for _, value in parts for metric in METRICS)]
+    header = ["against text only", *(f"{value}, {metric_title(metric)}" for _, value in parts for metric in METRICS)]
     table = [header]
     for row in rows:
         if row.mean is not None and row.rung.name not in (TEXT_ONLY, "bm25"):
             found = [_find(row, metric, *part) for part in parts for metric in METRICS]
-            table.append([row.rung.name, *(interval(one.text_only if one else None) for one in found)])
+            table.append([row.rung.name, *(_interval(one.text_only if one else None) for one in found)])
     column = parts[0][0]
     return f"## By {column} of query\n\n{format_table(means, slice_by=column).split(chr(10) * 2)[0]}\n\n{_table(table)}"
 
@@ -136,9 +134,9 @@ def _against_other_fusions(settings: LadderSettings, results: Results) -> str:
     found = [(name, results[name, "none"]) for name in others if (name, "none") in results]
     if not default or not found:
         return ""
-    table = [["", *(_TITLES[metric] for metric in METRICS)]]
+    table = [["", *(metric_title(metric) for metric in METRICS)]]
     for name, other in found:
-        table.append([f"against {name}", *(interval(difference(default, other, metric)) for metric in METRICS)])
+        table.append([f"against {name}", *(_interval(difference(default, other, metric)) for metric in METRICS)])
     return f"## {settings.default_fusion}, the default, against the other kinds\n\n{_table(table)}"
 
 
@@ -152,13 +150,13 @@ def _perturbed(settings: LadderSettings, results: Results) -> str:
     measured = [(name, kind) for kind in kinds for name in (default, TEXT_ONLY) if (name, kind) in results]
     if not measured:
         return "## Perturbed inputs\n\nnot run" if kinds else ""
-    values = [["", *(_TITLES[metric] for metric in METRICS)]]
+    values = [["", *(metric_title(metric) for metric in METRICS)]]
     for key in measured:
         means = average(results[key], key[0]).means
-        values.append([_named(key), *(_percent(means[metric]) for metric in METRICS)])
-    gains = [["difference", *(_TITLES[metric] for metric in METRICS)]]
+        values.append([_named(key), *(percent(means[metric]) for metric in METRICS)])
+    gains = [["difference", *(metric_title(metric) for metric in METRICS)]]
     for first, second, found in perturbed_differences(results, pairs):
-        gains.append([f"{_named(first)} against {_named(second)}", *(interval(found[metric]) for metric in METRICS)])
+        gains.append([f"{_named(first)} against {_named(second)}", *(_interval(found[metric]) for metric in METRICS)])
     return f"## Perturbed inputs\n\n{_table(values)}" + (f"\n\n{_table(gains)}" if len(gains) > 1 else "")
 
 
@@ -168,26 +166,17 @@ def _named(key: _Key) -> str:
 
 def _product_slices(rows: Sequence[Row]) -> str:
     means = [row.mean for row in rows if row.mean is not None]
-    parts = dict.fromkeys((p.column, p.value) for mean in means for p in mean.slices if p.table == "product")
-    if not parts:
-        return ""
-    table = [["Recall@100 over relevant products with", *(mean.name for mean in means)]]
-    for column, value in parts:
-        cells = []
-        for mean in means:
-            own = [p for p in mean.slices if (p.table, p.column, p.value) == ("product", column, value)]
-            cells.append(_percent(own[0].metrics.get("recall@100")) if own else "–")
-        table.append([f"{column}={value}", *cells])
-    return f"## By product\n\n{_table(table)}"
+    table = format_product_slices(means) if means else ""
+    return f"## By product\n\n{table.rstrip()}" if table else ""
 
 
 def _seeds(rows: Sequence[Row]) -> str:
     seeds = sorted({seed for row in rows for seed in row.seeds})
-    table = [[" / ".join(_TITLES[metric] for metric in METRICS), *(f"seed {seed}" for seed in seeds)]]
+    table = [[" / ".join(metric_title(metric) for metric in METRICS), *(f"seed {seed}" for seed in seeds)]]
     for row in rows:
         if row.seeds:
             by_seed = [row.get(metric).by_seed for metric in METRICS]
-            table.append([row.rung.name, *(" / ".join(_percent(v.get(seed)) for v in by_seed) for seed in seeds)])
+            table.append([row.rung.name, *(" / ".join(percent(v.get(seed)) for v in by_seed) for seed in seeds)])
     return f"## Seed by seed\n\n{_table(table)}" if len(table) > 1 else ""
 
 
@@ -244,15 +233,6 @@ def _word(argument: str, names: dict[str, str]) -> str:
         if inside and Path(value).is_absolute():
             return names[value] + argument[len(value) :]
     return shlex.quote(argument)
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
-def _points(value: float) -> str:
-    text = f"{100 * value:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text
 
 
 def _table(rows: list[list[str]]) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mmfusion.files import replace_text
 from mmfusion.ladder.plan import LadderStep
 from mmfusion.ladder.settings import LadderError
 from mmfusion.training.run import read_record
@@ -34,9 +34,7 @@ class StepRecord:
     def save(self, step: LadderStep) -> None:
         path = _path(step)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(self), indent=2))
-        os.replace(partial, path)
+        replace_text(path, json.dumps(asdict(self), indent=2))
 
 
 def load_step_record(step: LadderStep) -> StepRecord | None:

@@ -153,8 +153,7 @@ def encode_photos(encoder: PreTrainedModel, pixel_values: Tensor, pooling: str, 
     return _encoded_photos(output, pooling, [states[layer] for layer in layers])
 
 
-# Feature maps of more photos exceed what malloc keeps: fresh pages for each layer cost more than the convolutions
-# (MobileNetV2 at 192x144 on two cores: 14 photos/s in batches of 64, 57 in batches of 4).
+# Feature maps of more photos exceed what malloc keeps: fresh pages for each layer then cost more than the convolutions.
 _CPU_CHUNK = 4
 
 
@@ -219,13 +218,21 @@ def vision_state_size(encoder: PreTrainedModel, layers: Sequence[int]) -> int:
         )
     height, width = _photo_size(encoder)
     photo = encoder.get_parameter(next(iter(encoder.state_dict()))).new_zeros(1, _channels(encoder), height, width)
+    with evaluating(encoder), torch.no_grad():
+        return int(encode_photos(encoder, photo, "mean", layers).tokens.shape[-1])
+
+
+@contextmanager
+def evaluating(encoder: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards each module is in the mode that it was in."""
     modes = [(module, module.training) for module in encoder.modules()]
     encoder.eval()
-    with torch.no_grad():
-        size = encode_photos(encoder, photo, "mean", layers).tokens.shape[-1]
-    for module, training in modes:
-        module.training = training
-    return int(size)
+    try:
+        yield
+    finally:
+        # One by one: `train(True)` on the encoder would set its frozen BatchNorm layers to training, too.
+        for module, training in modes:
+            module.training = training
 
 
 @torch.no_grad()

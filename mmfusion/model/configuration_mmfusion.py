@@ -146,13 +146,7 @@ class MMFusionConfig(PreTrainedConfig):
         for name in ("logit_scale_init", "initializer_range"):
             value = getattr(self, name)
             _check(name, value, _is_number(value) and value > 0.0, "a finite number above 0")
-        for name in (
-            "share_text_encoder",
-            "role_embedding",
-            "freeze_batch_norm",
-            "query_router",
-            "fusion_learned_weights",
-        ):
+        for name in _SWITCHES:
             _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "True or False")
         for name in ("query_prompt", "product_prompt", "product_template"):
             _check(name, getattr(self, name), isinstance(getattr(self, name), str), "a string")

@@ -18,6 +18,7 @@ from .backbones_mmfusion import (
     encode_photos_from,
     encode_text,
     encoded_text,
+    evaluating,
     freeze_unread,
     freeze_vision_prefix,
     hidden_size,
@@ -197,9 +198,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         Returns:
             (photos, …) float; the trailing shape is the encoder's own.
         """
-        modes = [(module, module.training) for module in self.vision_model.modules()]
-        self.vision_model.eval()
-        try:
+        with evaluating(self.vision_model):
             return vision_activations(
                 self.vision_model,
                 pixel_values.to(self.dtype),
@@ -207,10 +206,6 @@ class MMFusionModel(MMFusionPreTrainedModel):
                 self.config.image_pooling,
                 self.config.vision_feature_layers,
             )
-        finally:
-            # One by one: `train(True)` on the encoder would set its frozen BatchNorm layers to training, too.
-            for module, training in modes:
-                module.training = training
 
     def vision_prefix_state(self) -> Iterator[tuple[str, Tensor]]:
         """Parameters and buffers of the frozen part of the vision encoder, by a name that is unique and stable."""
@@ -231,14 +226,8 @@ class MMFusionModel(MMFusionPreTrainedModel):
             role: Which tower's texts these are.
         """
         encoder = self.text_encoder(role)
-        training = encoder.training
-        encoder.eval()
-        try:
-            mask = not_empty(attention_mask)
-            vector = self._role(0 if role == "query" else 1)
-            return encode_text(encoder, input_ids, mask, "mean", vector).tokens
-        finally:
-            encoder.train(training)
+        with evaluating(encoder):
+            return encode_text(encoder, input_ids, not_empty(attention_mask), "mean", self._role(role)).tokens
 
     def get_query_features(
         self,
@@ -399,8 +388,8 @@ class MMFusionModel(MMFusionPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
 
-    def _role(self, index: int) -> Tensor | None:
-        return None if self.roles is None else self.roles.weight[index]
+    def _role(self, role: Literal["query", "product"]) -> Tensor | None:
+        return None if self.roles is None else self.roles.weight[0 if role == "query" else 1]
 
     def _views(self, texts: _Texts, photos: _Photos, all_views: bool) -> ProductViews:
         input_ids, attention_mask, states = texts
@@ -432,8 +421,8 @@ class MMFusionModel(MMFusionPreTrainedModel):
     ) -> Encoded:
         if states is not None:
             return encoded_text(states.to(self.dtype), attention_mask, self.config.text_pooling)
-        vector = self._role(0 if role == "query" else 1)
-        return encode_text(self.text_encoder(role), input_ids, attention_mask, self.config.text_pooling, vector)
+        encoder, pooling = self.text_encoder(role), self.config.text_pooling
+        return encode_text(encoder, input_ids, attention_mask, pooling, self._role(role))
 
     def _encode_photos(
         self, pixel_values: Tensor | None, activations: Tensor | None, photo_mask: Tensor

@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass
 
+from mmfusion.evaluation.numbers import metric_title, percent
 from mmfusion.report.html import Html, foreign, join, tag
-from mmfusion.report.ladder import METRIC_TITLES, Step, interval, percent, points
+from mmfusion.report.ladder import Step, interval, points
 
 _HEIGHT = 26
 
@@ -53,7 +54,7 @@ def value_bars(steps: list[Step], metric: str) -> Html:
         for step, value, spread in zip(steps, values, spreads, strict=True)
     ]
     caption = (
-        f"{METRIC_TITLES.get(metric, metric)} in per cent. Whisker: 95 % interval of the difference to the first rung, "
+        f"{metric_title(metric)} in per cent. Whisker: 95 % interval of the difference to the first rung, "
         "drawn from its value (dashed line)."
     )
     return _figure(caption, rows, scale, signed=False)
@@ -70,12 +71,12 @@ def gain_bars(steps: list[Step], metric: str) -> Html:
         spread = (100 * gain.low, 100 * gain.high)
         bar = _bar(scale, 100 * gain.difference, spread, reference=0.0, label=label)
         rows.append(_row(name, points(gain.difference), bar))
-    caption = f"{METRIC_TITLES.get(metric, metric)}: points gained over the rung before. Whisker: 95 % interval."
+    caption = f"{metric_title(metric)}: points gained over the rung before. Whisker: 95 % interval."
     return _figure(caption, rows, scale, signed=True)
 
 
 def _value_label(step: Step, metric: str, first: str) -> str:
-    label = f"{step.name}: {METRIC_TITLES.get(metric, metric)} {percent(step.value)}"
+    label = f"{step.name}: {metric_title(metric)} {percent(step.value)}"
     return label if step.first is None else f"{label}; against {first} {interval(step.first)} points"
 
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from mmfusion.evaluation import Evaluation, Slice
+from mmfusion.evaluation import Evaluation
+from mmfusion.evaluation.numbers import metric_title, percent
 from mmfusion.report.html import Html, foreign, join, table, tag
-from mmfusion.report.ladder import METRIC_TITLES, percent, points
+from mmfusion.report.ladder import points
 
 SHADES = 5
 _Key = tuple[str, str, str]
@@ -25,7 +26,7 @@ def heat_map(rungs: Sequence[Evaluation], metric: str) -> Html:
         cells = [_cell(value, row[0], largest, is_first=place == 0) for place, value in enumerate(row)]
         rows.append([_name(key, rungs), *cells])
     header = ["Slice", *(foreign(rung.name) for rung in rungs)]
-    return table(header, rows, caption=f"{METRIC_TITLES.get(metric, metric)} in per cent, by slice")
+    return table(header, rows, caption=f"{metric_title(metric)} in per cent, by slice")
 
 
 def legend() -> Html:
@@ -44,19 +45,15 @@ def _keys(rungs: Sequence[Evaluation]) -> list[_Key]:
 def _value(rung: Evaluation, key: _Key, metric: str) -> float | None:
     if key[0] == "all":
         return rung.means.get(metric)
-    part = _part(rung, key)
+    part = rung.part(*key)
     return None if part is None else part.metrics.get(metric)
-
-
-def _part(rung: Evaluation, key: _Key) -> Slice | None:
-    return next((part for part in rung.slices if (part.table, part.column, part.value) == key), None)
 
 
 def _name(key: _Key, rungs: Sequence[Evaluation]) -> Html:
     kind, column, value = key
     if kind == "all":
         return join("all queries ", _count(rungs[0].num_queries))
-    part = next(part for rung in rungs if (part := _part(rung, key)) is not None)
+    part = next(part for rung in rungs if (part := rung.part(*key)) is not None)
     what = "products with " if kind == "product" else ""
     return join(what, foreign(f"{column} = {value}", 80), " ", _count(part.num_queries))
 

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from mmfusion.evaluation import Evaluation, PairedDifference, paired_bootstrap
+from mmfusion.evaluation import Evaluation, PairedDifference, numbers, paired_bootstrap
+from mmfusion.evaluation.numbers import metric_title, percent
 from mmfusion.report.html import Html, foreign, join, table, tag
-
-METRIC_TITLES = {"recall@100": "Recall@100", "recall@10": "Recall@10", "ndcg@10": "nDCG@10"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def ladder_table(ladders: dict[str, list[Step]]) -> Html:
     """Table of all rungs; `ladders` holds the same rungs by metric."""
     header, columns = ["Rung"], list(ladders.values())
     for metric in ladders:
-        title = METRIC_TITLES.get(metric, metric)
+        title = metric_title(metric)
         header += [title, f"{title} against the one before", f"{title} against the first"]
     rows = []
     for steps in zip(*columns, strict=True):
@@ -57,20 +56,14 @@ def ladder_table(ladders: dict[str, list[Step]]) -> Html:
     return table(header, rows, caption="Per cent; differences in points with 95 % intervals")
 
 
-def percent(value: float | None) -> str:
-    """A share as per cent with one decimal, a dash where undefined."""
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
 def interval(found: PairedDifference) -> str:
-    """A difference in points with its interval, such as "+6.1 [+4.2, +8.0]"."""
-    return f"{points(found.difference)} [{points(found.low)}, {points(found.high)}]"
+    """A difference in points with its interval, with true minus signs."""
+    return numbers.interval(found).replace("-", "−")
 
 
 def points(difference: float) -> str:
-    """A signed difference in points; what rounds to zero carries no sign."""
-    text = f"{100 * difference:+.1f}".replace("-", "−")
-    return "0.0" if text in ("+0.0", "−0.0") else text
+    """A signed difference in points, with a true minus sign."""
+    return numbers.points(difference).replace("-", "−")
 
 
 def _gain(found: PairedDifference | None) -> Html:

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmfusion.files import replace_text
 from mmfusion.report.html import Html, join, tag
 from mmfusion.report.style import CSS
 
@@ -61,9 +62,7 @@ def write_page(folder: str | os.PathLike[str], page: Html) -> Path:
     path = folder / FILE_NAME
     if path.exists() and str(_generator()) not in path.read_text("utf-8", errors="replace")[:4000]:
         raise FileExistsError(f"{path} is not a report of mmfusion; move it away or give another --output")
-    partial = path.with_suffix(".partial")
-    partial.write_text(page, "utf-8")
-    os.replace(partial, path)
+    replace_text(path, page)
     return path
 
 

@@ -2,7 +2,7 @@
 
 from mmfusion.training.command import run_command
 from mmfusion.training.curves import draw_curves
-from mmfusion.training.features import cache_frozen
+from mmfusion.training.features import cache_frozen, cache_pool
 from mmfusion.training.run import Run, RunError, open_run
 from mmfusion.training.sources import load_base, load_catalogue, starting_base
 from mmfusion.training.trainer import Hardware, build_trainer, fit
@@ -13,6 +13,7 @@ __all__ = [
     "RunError",
     "build_trainer",
     "cache_frozen",
+    "cache_pool",
     "draw_curves",
     "fit",
     "load_base",

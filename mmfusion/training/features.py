@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.datamodule import MMFusionDataModule
-from mmfusion.model import MMFusionModel
+from mmfusion.data.feature_cache import FeatureCache, build_feature_cache
+from mmfusion.data.tables import ProductTable, Rows
+from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.stages import Optimization
 
 
@@ -26,3 +29,32 @@ def cache_frozen(
         data.cache_vision(model, folder)
     if optimization.text_learning_rate == 0 and model.config.text_pooling != "pooler":
         data.cache_text(model, folder)
+
+
+def cache_pool(
+    model: MMFusionModel,
+    processor: MMFusionProcessor,
+    catalogue: Catalogue,
+    rows: Rows,
+    blocks: int,
+    folder: str | None,
+) -> FeatureCache | None:
+    """Activations of the products of a pool, so that several models which share frozen vision blocks read photos once.
+
+    Args:
+        model: In evaluation mode; its lowest `blocks` vision blocks are frozen by this.
+        processor: The model's.
+        catalogue: Where the rows point.
+        rows: (P,) int64 product rows.
+        blocks: Number of blocks; 0 reads photos, and there is no cache.
+        folder: Folder of the cache.
+
+    Raises:
+        ValueError: There are blocks and no folder.
+    """
+    model.freeze_vision(blocks)
+    if not blocks:
+        return None
+    if folder is None:
+        raise ValueError("freeze_vision_blocks needs a folder for the activations; give --feature_cache.")
+    return build_feature_cache(folder, model, ProductTable(catalogue, processor), rows)

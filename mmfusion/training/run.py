@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mmfusion.files import replace_text
+
 _RECORD = "run.json"
 _PACKAGES = ("torch", "lightning", "transformers", "huggingface_hub", "mmfusion")
 
@@ -139,6 +141,4 @@ def _is_first_rank() -> bool:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2))
-    os.replace(partial, path)
+    replace_text(path, json.dumps(content, indent=2))
