@@ -12,7 +12,7 @@ from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.qrels import Qrels
 from mmfusion.data.tables import ProductTable, QueryTable, Rows
 from mmfusion.evaluation import Evaluation, evaluate_rankings, format_comparison, modality_agreement, rank, rank_bm25
-from mmfusion.evaluation.perturb import Perturbation, PerturbedInputs, perturbed_inputs
+from mmfusion.evaluation.perturb import Perturbation, PerturbedInputs, no_text, perturbed_inputs
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.retrieval.embedding import EmbeddedProducts, FloatArray, embed_products, embed_queries
 from mmfusion.retrieval.fingerprint import model_fingerprint
@@ -133,7 +133,7 @@ def main(
             query_embeds=queries,
             product_embeds=embedded.embeds,
             without_photo=embed(inputs._replace(photos=False)).embeds,
-            without_text=embed(inputs._replace(product_text=lambda product_id, text: "")).embeds,
+            without_text=embed(inputs._replace(product_text=no_text)).embeds,
             pairs=_relevant_pairs(qrels, query_rows, product_rows, result.relevant_grade),
         )
         (folder / f"{result.name}.weights.json").write_text(json.dumps(asdict(agreement), indent=2) + "\n")

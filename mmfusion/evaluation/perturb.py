@@ -79,7 +79,7 @@ def perturbed_inputs(perturbation: Perturbation, product_rows: Rows, num_product
         case "photos_dropped":
             return PerturbedInputs(photos=False)
         case "text_dropped":
-            return PerturbedInputs(product_text=_no_text)
+            return PerturbedInputs(product_text=no_text)
         case "typos":
             return PerturbedInputs(query_text=partial(_with_typo, seed))
         case "photos_shuffled":
@@ -180,16 +180,17 @@ def _keys_beside(letter: str) -> str:
     return keys.upper() if letter.isupper() else keys
 
 
+def no_text(product_id: str, text: str) -> str:
+    """The empty text, whatever the product's: a function by name, so that workers can be handed it."""
+    return ""
+
+
 def _misleading(seed: int, product_id: str, text: str) -> str:
     return mislead(text, _rng(seed, product_id))
 
 
 def _with_typo(seed: int, query_id: str, text: str) -> str:
     return typo(text, _rng(seed, query_id))
-
-
-def _no_text(product_id: str, text: str) -> str:
-    return ""
 
 
 def _permuted(rows: Rows, num_products: int, seed: int) -> Rows:
