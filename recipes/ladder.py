@@ -16,8 +16,8 @@ def main(
     output: str = "outputs/ladder",
     rungs: tuple[str, ...] | None = None,
     seeds: tuple[int, ...] = (0, 1, 2),
-    fusions: tuple[str, ...] = ("weighted_mean", "gated", "bilinear", "moe", "cross_attention"),
-    default_fusion: str = "cross_attention",
+    fusions: tuple[str, ...] = ("image_only", "weighted_mean", "bilinear", "moe", "cross_attention", "gated"),
+    default_fusion: str = "gated",
     larger_base: str | None = None,
     stage1_steps: int = 400,
     stage2_steps: int = 200,
@@ -61,14 +61,15 @@ def main(
         output: Folder for everything that is written.
         rungs: Rungs to run, e.g. [bm25,text_only,concat]; default: all. The others are "not run" in the table.
         seeds: Of training; a rung is the mean of its seeds.
-        fusions: Fusion kinds to compare beside text_only and concat, which are rungs of their own.
+        fusions: Fusion kinds to compare beside text_only and concat, which are rungs of their own; weighted_mean is
+            three rungs: text's share fixed at 0.9, at 0.1, and learned.
         default_fusion: The one of them that is also perturbed, routed and trained in one stage.
         larger_base: Model with a larger generic vision encoder, for the rung larger_generic; default: it is not run.
         stage1_steps: Optimizer steps of stage 1.
         stage2_steps: Optimizer steps of stage 2; rungs without a stage 1 have the sum of both.
         batch_size: Pairs of query and product per batch in stage 1.
-        stage2_batch_size: The same in stage 2, and in rungs without a stage 1.
-        extra_products: Further train products per batch, as negatives.
+        stage2_batch_size: The same in stage 2, and in the rungs over frozen encoders without a stage 1.
+        extra_products: Further train products per batch of stage 2, as negatives.
         stage1_optimization: Learning rates and schedule of stage 1. An encoder whose rate is 0 is frozen and its
             features are cached. The defaults suit tiny encoders trained from scratch.
         stage2_optimization: The same of stage 2.

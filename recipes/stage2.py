@@ -1,7 +1,7 @@
 """Stage 2: train a fusion network on top of aligned encoders."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 
@@ -24,6 +24,7 @@ def main(
     base: str = "outputs/stage1",
     output: str = "outputs/stage2",
     fusion: str | None = None,
+    fusion_config: dict[str, Any] | None = None,
     query_router: bool | None = None,
     steps: int = 200,
     batch_size: int = 64,
@@ -52,6 +53,8 @@ def main(
         output: Folder for everything that is written.
         fusion: Kind of fusion network: text_only, image_only, weighted_mean, concat, gated, bilinear, moe or
             cross_attention; default: the base's own.
+        fusion_config: Fields of the config that the fusion network reads, as JSON, e.g. {"fusion_text_weight": 0.1};
+            default: as in the base.
         query_router: Whether queries weigh the fused, text and photo view of a product, which are then indexed side by
             side; default: as in the base.
         steps: Optimizer steps.
@@ -79,7 +82,7 @@ def main(
     if run.complete:
         return print(f"{run.folder} is complete; delete it or give another --output to train again.")
     L.seed_everything(seed, verbose=False)
-    model, processor = load_base(base, fusion=fusion, query_router=query_router)
+    model, processor = load_base(base, fusion=fusion, fusion_config=fusion_config, query_router=query_router)
     products = load_catalogue(catalogue, base, run.folder)
     run.note(catalogue=str(Path(products.source).absolute()) if Path(products.source).exists() else products.source)
     data = MMFusionDataModule(

@@ -110,11 +110,29 @@ def test_rungs_get_the_same_budget_and_differ_in_what_their_name_says(tmp_path: 
     assert (naive["base"], concat["base"]) == (str(tmp_path / "given"), str(tmp_path / "seed0" / "stage1"))
     assert (naive["fusion"], concat["fusion"], one["fusion"]) == ("concat", "concat", "cross_attention")
     assert [flags["steps"] for flags in (text, text_only, naive, concat, one)] == ["30", "12", "42", "12", "42"]
-    assert [flags["batch_size"] for flags in (text, text_only, naive, one)] == ["8", "16", "16", "16"]
+    assert [flags["batch_size"] for flags in (text, text_only, naive, one)] == ["8", "16", "16", "8"]
     assert (one["optimization.text_learning_rate"], one["optimization.vision_learning_rate"]) == ("0.2", "0.3")
     assert (concat["modality_dropout"], concat["query_text_weight"]) == ("0.2", "0.5")
     assert {flags["seed"] for name, flags in plan.items() if name.startswith("seed0")} == {"0"}
     assert {flags["split"] for name, flags in plan.items() if name.startswith("val/")} == {"val"}
+
+
+def test_weighted_means_are_three_rungs_that_differ_in_the_share_of_the_text(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path, fusions=("weighted_mean", "gated"), default_fusion="gated", extra_products=7)
+    plan = planned(settings)
+    shares = {
+        name.removeprefix("seed0/"): json.loads(flags["fusion_config"])
+        for name, flags in plan.items()
+        if flags.get("fusion") == "weighted_mean"
+    }
+    assert shares == {
+        "weighted_mean_text_90": {"fusion_text_weight": 0.9},
+        "weighted_mean_text_10": {"fusion_text_weight": 0.1},
+        "weighted_mean_learned": {"fusion_text_weight": 0.5, "fusion_learned_weights": True},
+    }
+    given = {name: flags.get("extra_products", "") for name, flags in plan.items() if name.startswith("seed0/")}
+    assert given["seed0/gated"] == given["seed0/weighted_mean_learned"] == given["seed0/naive_concat"] == "7"
+    assert (given["seed0/stage1"], given["seed0/one_stage"]) == ("", "0")
 
 
 def test_each_state_of_the_vision_encoder_has_a_cache_of_its_own(tmp_path: Path) -> None:

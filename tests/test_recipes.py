@@ -74,6 +74,20 @@ def test_a_routed_model_is_trained_evaluated_indexed_and_searched(
         load_base(str(outputs / "stage1"), fusion="text_only", query_router=True)
 
 
+def test_fields_of_the_fusion_network_are_set_where_it_is_added(outputs: Path) -> None:
+    base = str(outputs / "stage1")
+    kind = load_base(base)[0].config.fusion
+    mean = load_base(base, fusion="weighted_mean", fusion_config={"fusion_text_weight": 0.1})[0]
+    assert (mean.config.fusion, mean.config.fusion_text_weight) == ("weighted_mean", 0.1)
+    narrow = load_base(base, fusion=kind, fusion_config={"fusion_hidden_size": 32})[0]
+    assert narrow.config.fusion_hidden_size == 32
+    assert all(bool(parameter.isfinite().all()) for parameter in narrow.parameters())
+    with pytest.raises(RunError, match="'embedding_dim'; the fields of fusion networks are fusion_hidden_size"):
+        load_base(base, fusion_config={"embedding_dim": 8})
+    with pytest.raises(ValueError, match="fusion_text_weight is 1.5"):
+        load_base(base, fusion_config={"fusion_text_weight": 1.5})
+
+
 def test_published_files_name_no_path_of_this_machine(outputs: Path) -> None:
     for path in (outputs / "stage2").glob("*.json"):
         if path.name != "run.json":

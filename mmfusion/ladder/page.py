@@ -16,7 +16,7 @@ from mmfusion.ladder.facts import hardware_line, versions_line
 from mmfusion.ladder.plan import LadderStep
 from mmfusion.ladder.record import load_step_record
 from mmfusion.ladder.run import duration
-from mmfusion.ladder.rungs import TEXT_ONLY
+from mmfusion.ladder.rungs import TEXT_ONLY, all_rungs
 from mmfusion.ladder.settings import LadderSettings
 
 _MIN_SEEDS = 3
@@ -130,7 +130,8 @@ def _find(row: Row, metric: str, column: str, value: str) -> Compared | None:
 
 def _against_other_fusions(settings: LadderSettings, results: Results) -> str:
     default = results.get((settings.default_fusion, "none"))
-    others = [name for name in ("concat", *settings.fusions) if name != settings.default_fusion]
+    others = [rung.name for rung in all_rungs(settings) if rung.fusion or rung.name == "concat"]
+    others.remove(settings.default_fusion)
     found = [(name, results[name, "none"]) for name in others if (name, "none") in results]
     if not default or not found:
         return ""
@@ -188,9 +189,10 @@ def _measured_with(settings: LadderSettings, steps: Sequence[LadderStep]) -> str
         f"- hardware: {hardware_line()} (where the table was written; steps of a resumed ladder may differ)",
         f"- versions: {versions_line()}",
         f"- commit: {', '.join(commits) or 'no step has finished'}",
-        f"- budget: stage 1 {settings.stage1_steps} steps of {settings.batch_size}, stage 2 {settings.stage2_steps} of "
-        f"{settings.stage2_batch_size}, extra products {settings.extra_products}; naive_concat, one_stage and "
-        f"larger_generic {settings.all_steps} steps of {settings.stage2_batch_size}",
+        f"- budget: stage 1 {settings.stage1_steps} steps of {settings.batch_size} pairs, stage 2 "
+        f"{settings.stage2_steps} of {settings.stage2_batch_size} with {settings.extra_products} extra products; "
+        f"naive_concat and larger_generic {settings.all_steps} steps of stage 2's size, one_stage {settings.all_steps} "
+        f"of stage 1's",
         f"- vision blocks frozen where the vision encoder is trained: {settings.freeze_vision_blocks}",
     ]
     seeds = list(dict.fromkeys(step.seed for step in steps))

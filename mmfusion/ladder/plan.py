@@ -139,8 +139,9 @@ class _Planner:
                 yield self._one_stage()
             case "routed" | "routed_equal_bytes":
                 yield from self._two_stages(ROUTED, self.settings.default_fusion, {"query_router": True})
-            case fusion:
-                yield from self._two_stages(fusion, fusion, {})
+            case name:
+                own = {"fusion_config": dict(self.rung.fusion_config)} if self.rung.fusion_config else {}
+                yield from self._two_stages(name, self.rung.fusion or name, own)
 
     def _text_only(self) -> Iterator[tuple[_Trained, LadderStep]]:
         blind = self._stage1(self.base, "stage1_text", replace(self.first, vision_learning_rate=0.0), NO_PHOTO_TERMS)
@@ -160,7 +161,10 @@ class _Planner:
             text_learning_rate=max(self.first.text_learning_rate, self.second.text_learning_rate),
             vision_learning_rate=max(self.first.vision_learning_rate, self.second.vision_learning_rate),
         )
-        return self._stage2(self.base, self.rung.name, self.settings.default_fusion, rates, self.settings.all_steps, {})
+        # Batches of stage 2 are large because frozen encoders are cached; here they are trained, as in stage 1.
+        small = {"batch_size": self.settings.batch_size, "extra_products": 0}
+        default, steps = self.settings.default_fusion, self.settings.all_steps
+        return self._stage2(self.base, self.rung.name, default, rates, steps, small)
 
     def _frozen_concat(self, base: _Trained) -> tuple[_Trained, LadderStep]:
         rates = replace(self.second, text_learning_rate=0.0, vision_learning_rate=0.0)
@@ -180,7 +184,8 @@ class _Planner:
     def _stage2(
         self, base: _Trained, name: str, fusion: str, optimization: Optimization, steps: int, own: dict[str, Any]
     ) -> tuple[_Trained, LadderStep]:
-        budget = {"fusion": fusion, "steps": steps, "batch_size": self.settings.stage2_batch_size}
+        sizes = {"batch_size": self.settings.stage2_batch_size, "extra_products": self.settings.extra_products}
+        budget = {"fusion": fusion, "steps": steps, **sizes}
         options = {**self.settings.stage2_options, **own}
         return self._train("stage2", base, name, optimization, budget, options)
 
@@ -200,7 +205,6 @@ class _Planner:
             "base": base.folder,
             "output": str(folder),
             **budget,
-            "extra_products": settings.extra_products,
             **_dotted("optimization", optimization),
             "freeze_vision_blocks": settings.freeze_vision_blocks,
             "feature_cache": str(settings.caches / (trained.cache or "photos")),

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from mmfusion.ladder.settings import LadderError, LadderSettings
 from mmfusion.model import VIEWS
 
 Expected = Literal["above", "below", "either"]
+
+# GCL weighs a photo 0.9 and its title 0.1; the other way round is common as well, so both stand beside a learned share.
+WEIGHTED_MEANS: dict[str, dict[str, Any]] = {
+    "weighted_mean_text_90": {"fusion_text_weight": 0.9},
+    "weighted_mean_text_10": {"fusion_text_weight": 0.1},
+    "weighted_mean_learned": {"fusion_text_weight": 0.5, "fusion_learned_weights": True},
+}
 
 TEXT_ONLY = "text_only"
 ROUTED = "routed"
@@ -26,6 +34,8 @@ class Rung:
         before: Name of the rung that it is compared with; None for the first.
         expected: Where the claim sees it, compared with `before`.
         deterministic: True where no seed plays a part, so that it is evaluated once.
+        fusion: Kind of fusion network of a rung that compares one after stage 1; "" for the others.
+        fusion_config: Fields of the config in which it differs from the base.
     """
 
     name: str
@@ -33,6 +43,8 @@ class Rung:
     before: str | None
     expected: Expected = "above"
     deterministic: bool = False
+    fusion: str = ""
+    fusion_config: Mapping[str, Any] = field(default_factory=dict)
 
 
 def all_rungs(settings: LadderSettings) -> list[Rung]:
@@ -43,7 +55,11 @@ def all_rungs(settings: LadderSettings) -> list[Rung]:
         Rung(TEXT_ONLY, "text only, fine-tuned", "bm25"),
         Rung("naive_concat", "concatenation over frozen encoders", TEXT_ONLY),
         Rung("concat", "concatenation after stage 1 (domain fine-tuned)", "naive_concat"),
-        *(_fusion(kind, default) for kind in sorted(settings.fusions, key=lambda kind: kind == default)),
+        *(
+            rung
+            for kind in sorted(settings.fusions, key=lambda kind: kind == default)
+            for rung in _fusions(kind, default)
+        ),
         Rung(ROUTED, f"{default} with a query router, thrice the bytes per product", default),
         Rung(
             ROUTED_EQUAL_BYTES,
@@ -95,8 +111,18 @@ def _missing(name: str, settings: LadderSettings) -> str | None:
     return None
 
 
-def _fusion(kind: str, default: str) -> Rung:
+def _fusions(kind: str, default: str) -> list[Rung]:
     if kind == "image_only":
-        return Rung(kind, "photo only, after stage 1", "concat", "either")
-    suffix = ", the default" if kind == default else ""
-    return Rung(kind, f"fusion {kind} after stage 1{suffix}", "concat")
+        return [Rung(kind, "photo only, after stage 1", "concat", "either", fusion=kind)]
+    if kind == "weighted_mean":
+        return [_weighted_mean(name, fields) for name, fields in WEIGHTED_MEANS.items()]
+    if kind == default:
+        return [Rung(kind, f"fusion {kind} after stage 1, the default", "concat", fusion=kind)]
+    return [Rung(kind, f"fusion {kind} after stage 1", "concat", "either", fusion=kind)]
+
+
+def _weighted_mean(name: str, fields: Mapping[str, Any]) -> Rung:
+    share = fields["fusion_text_weight"]
+    start = "learned from" if fields.get("fusion_learned_weights") else "fixed at"
+    title = f"weighted mean after stage 1, text's share {start} {share:.1f}"
+    return Rung(name, title, "concat", "either", fusion="weighted_mean", fusion_config=fields)

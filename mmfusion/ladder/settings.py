@@ -41,9 +41,9 @@ class LadderSettings:
         default_fusion: The one of them that is perturbed, routed and trained in one stage.
         stage1_steps: Optimizer steps of stage 1.
         stage2_steps: Optimizer steps of stage 2; rungs without a stage 1 have the sum of both.
-        batch_size: Pairs per batch of stage 1.
-        stage2_batch_size: Pairs per batch of stage 2.
-        extra_products: Further products per batch, as negatives.
+        batch_size: Pairs per batch of stage 1, and of training in one stage.
+        stage2_batch_size: Pairs per batch of stage 2, and of rungs over frozen encoders.
+        extra_products: Further products per batch of stage 2, as negatives.
         stage1_optimization: Learning rates and schedule of stage 1.
         stage2_optimization: The same of stage 2.
         stage1_options: Further flags of stage1.py, for every rung alike.
@@ -119,6 +119,8 @@ class LadderSettings:
             raise LadderError(f"fusions names {own[0]!r}, which is a rung of its own already; leave it out.")
         if len(set(self.fusions)) < len(self.fusions):
             raise LadderError(f"fusions is {list(self.fusions)}; name each kind once.")
+        if self.default_fusion == "weighted_mean":
+            raise LadderError("default_fusion is 'weighted_mean', which is three rungs; choose a fusion of one rung.")
         if self.default_fusion not in self.fusions:
             raise LadderError(
                 f"default_fusion is {self.default_fusion!r}, which is not among the fusions {list(self.fusions)}; "

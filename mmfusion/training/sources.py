@@ -1,7 +1,7 @@
 """Where a recipe gets its base model and its catalogue from."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.embedded import write_embedded_backbones, write_embedded_catalogue
 from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
+from mmfusion.model.configuration_mmfusion import own_fields
 from mmfusion.training.run import RunError, read_record
 
 log = logging.getLogger("mmfusion")
@@ -48,7 +49,11 @@ def starting_base(base: str | None, folder: Path) -> str:
 
 
 def load_base(
-    base: str, *, fusion: str | None = None, query_router: bool | None = None
+    base: str,
+    *,
+    fusion: str | None = None,
+    fusion_config: Mapping[str, Any] | None = None,
+    query_router: bool | None = None,
 ) -> tuple[MMFusionModel, MMFusionProcessor]:
     """Loads a model and its processor.
 
@@ -56,16 +61,18 @@ def load_base(
         base: Folder or Hub id of an mmfusion model.
         fusion: Kind of fusion network; None keeps the base's own. A new kind starts from initialised weights, and
             everything else must be in the checkpoint.
+        fusion_config: Fields of the config that begin with `fusion_`; weights of another shape start anew.
         query_router: Whether the query tower weighs views; None keeps the base's own. A new router starts even.
 
     Raises:
-        RunError: There is no such model, it is not an mmfusion model, or weights are missing or left over.
+        RunError: There is no such model, it is not an mmfusion model, weights are missing or left over, or
+            `fusion_config` names another field.
+        ValueError: A value is out of range.
     """
     _check_is_ours(base)
     config = MMFusionConfig.from_pretrained(base)
     renewed = []
-    if fusion is not None and fusion != config.fusion:
-        config.fusion = fusion
+    if _set_fusion(config, {**({} if fusion is None else {"fusion": fusion}), **_fusion_fields(fusion_config or {})}):
         renewed.append("fusion.")
     if query_router is not None and query_router != config.query_router:
         config.query_router = query_router
@@ -73,12 +80,30 @@ def load_base(
     config.check()
     # With output_loading_info the result is a pair, which transformers' types do not say.
     with _quiet_transformers():
-        loaded: Any = MMFusionModel.from_pretrained(base, config=config, output_loading_info=True)
+        loaded: Any = MMFusionModel.from_pretrained(
+            base, config=config, output_loading_info=True, ignore_mismatched_sizes=bool(renewed)
+        )
     model, info = loaded
     _check_leftovers(base, info, tuple(renewed))
     processor = MMFusionProcessor.from_pretrained(base)
     _check_same_text(base, model.config, processor)
     return model, processor
+
+
+def _fusion_fields(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    known = [name for name in own_fields() if name.startswith("fusion_")]
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise RunError(f"fusion_config names {unknown[0]!r}; the fields of fusion networks are {', '.join(known)}.")
+    return given
+
+
+def _set_fusion(config: MMFusionConfig, values: Mapping[str, Any]) -> bool:
+    """Sets fields, and says whether one of them was another."""
+    changed = {name: value for name, value in values.items() if getattr(config, name) != value}
+    for name, value in changed.items():
+        setattr(config, name, value)
+    return bool(changed)
 
 
 def _check_is_ours(base: str) -> None:
