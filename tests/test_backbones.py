@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 from PIL import Image
-from tiny_encoders import IMAGE, TEXT_ENCODERS, VISION_ENCODERS, mobilenet_v2, photos, siglip2, texts, tiny_model, vit
+from tiny_encoders import (
+    IMAGE,
+    TEXT_ENCODERS,
+    VISION_ENCODERS,
+    VOCABULARY,
+    mobilenet_v2,
+    photos,
+    siglip2,
+    texts,
+    tiny_model,
+    vit,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import MobileNetV2Config, MobileNetV2Model, PreTrainedConfig, Siglip2ImageProcessor
@@ -268,3 +279,30 @@ def test_activations_are_taken_in_evaluation_mode_and_leave_the_mode_as_it_was()
     modes = [module.training for module in model.modules()]
     assert torch.equal(model.get_vision_activations(pixels), expected)
     assert [module.training for module in model.modules()] == modes
+
+
+@pytest.mark.parametrize("name", TEXT_ENCODERS)
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_many_texts_are_encoded_by_length_as_they_are_one_by_one(name: str, side: str) -> None:
+    torch.manual_seed(0)
+    encoder = backbones.load_half(TEXT_ENCODERS[name](), "text", torch.float64).encoder.double().eval()
+    lengths = torch.randint(1, 12, (70,))
+    mask = (torch.arange(12) < lengths[:, None]).long()
+    mask = mask.flip(1) if side == "left" else mask
+    ids = torch.randint(5, VOCABULARY - 1, mask.shape) * mask
+    many = backbones.encode_text(encoder, ids, mask, "mean", None)
+    alone = [
+        backbones.encode_text(encoder, *row, "mean", None) for row in zip(ids.split(1), mask.split(1), strict=True)
+    ]
+    single = torch.cat([part.pooled for part in alone])
+    torch.testing.assert_close(many.pooled, single)
+    there = mask.bool()
+    torch.testing.assert_close(many.tokens[there], torch.cat([part.tokens for part in alone])[there])
+    for mine, other in zip(_gradients(encoder, many.pooled), _gradients(encoder, single), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def _gradients(encoder: nn.Module, pooled: Tensor) -> list[Tensor]:
+    weights = [value for value in encoder.parameters() if value.requires_grad]
+    found = torch.autograd.grad(pooled.square().sum(), weights, allow_unused=True, materialize_grads=True)
+    return list(found)

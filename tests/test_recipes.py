@@ -84,7 +84,7 @@ def test_fields_of_the_fusion_network_are_set_where_it_is_added(outputs: Path) -
     assert all(bool(parameter.isfinite().all()) for parameter in narrow.parameters())
     with pytest.raises(RunError, match="'embedding_dim'; the fields of fusion networks are fusion_hidden_size"):
         load_base(base, fusion_config={"embedding_dim": 8})
-    with pytest.raises(ValueError, match="fusion_text_weight is 1.5"):
+    with pytest.raises(ValueError, match=r"fusion_text_weight is 1\.5"):
         load_base(base, fusion_config={"fusion_text_weight": 1.5})
 
 
