@@ -1,0 +1,1 @@
+"""Models on the Hub: publishing and loading them, their cards and their checkpoints."""
