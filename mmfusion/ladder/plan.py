@@ -118,9 +118,14 @@ class _Planner:
         yield from (step for _, step in training)
         trained = training[-1][0] if training else self.base
         yield self._evaluation(trained, "none")
-        if self.rung.name in (TEXT_ONLY, self.settings.default_fusion):
-            for perturbation in self.settings.perturbations:
-                yield self._evaluation(trained, perturbation)
+        for perturbation in self._perturbations():
+            yield self._evaluation(trained, perturbation)
+
+    def _perturbations(self) -> list[Perturbation]:
+        if self.rung.name == self.settings.default_fusion:
+            return list(self.settings.perturbations)
+        # Photos mean nothing to a tower that reads text alone.
+        return [kind for kind in self.settings.perturbations if self.rung.name == TEXT_ONLY and "photos" not in kind]
 
     def _training(self) -> Iterator[tuple[_Trained, LadderStep]]:
         match self.rung.name:
