@@ -119,6 +119,8 @@ def main(
         label_source=label_source,
         provenance={
             "model": model_fingerprint(model, processor),
+            "baseline": baseline,
+            "catalogue": products.name,
             "split": split,
             "perturbation": perturb,
             "seed": seed,

@@ -141,6 +141,14 @@ class Catalogue:
             records = stream_from_folder(folder, columns, split)
         return batched(records, batch_size)
 
+    @property
+    def name(self) -> str:
+        """The Hub id, or the last part of the folder or URL: what may be told to others."""
+        is_folder = "://" in self.source or os.path.exists(os.path.expanduser(self.source))
+        if not is_folder and self.source.count("/") == 1:
+            return self.source
+        return os.path.basename(self.source.rstrip("/")) or self.source
+
     @functools.cached_property
     def product_ids(self) -> npt.NDArray[Any]:
         """Product ids by row, ``StringDType`` ``[num products]``; an element is a `str`."""

@@ -62,7 +62,7 @@ def average(by_seed: BySeed, name: str) -> Evaluation:
         slices=[_mean_slice(parts) for parts in zip(*(e.slices for e in evaluations), strict=True)],
         per_query=pa.table(columns),
         provenance={
-            **{key: first.provenance[key] for key in ("split", "perturbation") if key in first.provenance},
+            **{key: first.provenance[key] for key in ("catalogue", "split", "perturbation") if key in first.provenance},
             "seeds": [seed for seed in by_seed if seed is not None],
             "models": [evaluation.provenance.get("model") for evaluation in evaluations],
         },

@@ -1,0 +1,88 @@
+"""What must not travel with a card: folders, users and hosts of a machine are cut out, a token is refused."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+from huggingface_hub import get_token
+
+from mmfusion.hub.card_error import CardError
+
+_TOKEN = re.compile(r"\b(hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{16})\b")
+_URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>|]+", re.IGNORECASE)
+# A path that starts at a root or at a home, where a word begins: fractions and `a/b` are none.
+_PATH = re.compile(
+    r"(?:(?<=[\s'\"=,;(\[])|(?<=:)(?!//)|^)(?:~[\w.-]*|[A-Za-z]:)?[/\\](?:[^\s'\"/\\,;)\]]+[/\\])*[^\s'\"/\\,;)\]]*"
+)
+# Of a person or of a host; `recall@100` is neither.
+_ADDRESS = re.compile(r"\b[\w.+-]+@[A-Za-z][\w-]*(?:(?:\.[\w-]+)+|(?=:))")
+# Words that stand in prose and in commands, too.
+_COMMON_USERS = {"root", "user", "ubuntu", "admin", "runner", "main"}
+_SHORTEST_NAME = 4
+
+
+def public(value: Any) -> Any:
+    """A copy of JSON-like values in which paths keep their last part only, and users and hosts are cut out.
+
+    Args:
+        value: Any JSON value.
+
+    Returns:
+        The same structure; a path reads "…/name", a URL keeps its last part unless it is of a public model hub.
+    """
+    if isinstance(value, Mapping):
+        return {name: public(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [public(inner) for inner in value]
+    return public_text(value) if isinstance(value, str) else value
+
+
+def public_text(text: str) -> str:
+    """A text without folders, users and hosts of a machine."""
+    text = _URL.sub(lambda found: _short(found[0]), text)
+    if os.path.isabs(text) and " " in text and not re.search(r"\s-", text):
+        return _short(text)
+    text = _ADDRESS.sub("…", _PATH.sub(lambda found: _short(found[0]), text))
+    for name in _local_names():
+        text = re.sub(rf"\b{re.escape(name)}\b", "…", text)
+    return text
+
+
+def check_no_secret(text: str, place: str) -> None:
+    """Refuses a text that holds an access token.
+
+    Raises:
+        CardError: It does; the message names the line, and not the token.
+    """
+    known = {value for value in (get_token(), *_tokens_of_environment()) if value and len(value) >= 8}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if _TOKEN.search(line) or any(value in line for value in known):
+            raise CardError(
+                "this line holds an access token", f"{place}, line {number}", "take it out, and revoke the token"
+            )
+
+
+def _short(path: str) -> str:
+    if re.match(r"https?://(huggingface\.co|arxiv\.org|doi\.org|github\.com)/[^?#]*$", path):
+        return path
+    last = re.split(r"[/\\]", re.split(r"[?#]", path)[0].rstrip("/\\"))[-1]
+    return f"…/{last}" if last and not last.endswith(":") else path if len(path) <= 1 else "…"
+
+
+def _local_names() -> Iterator[str]:
+    names = {socket.gethostname(), socket.gethostname().split(".")[0]}
+    with suppress(OSError, KeyError):
+        names.add(getpass.getuser())
+    yield from (name for name in sorted(names) if len(name) >= _SHORTEST_NAME and name.lower() not in _COMMON_USERS)
+
+
+def _tokens_of_environment() -> Iterator[str]:
+    for name, value in os.environ.items():
+        if name.endswith(("TOKEN", "API_KEY", "SECRET", "PASSWORD")):
+            yield value
