@@ -51,7 +51,9 @@ def test_rare_things_are_extras(built_wheel: Path) -> None:
     assert (
         core_requirements(built_wheel)
         .keys()
-        .isdisjoint({"tensorboard", "wandb", "bm25s", "pytest", "torchvision", "lightning-sdk"})
+        .isdisjoint(
+            {"tensorboard", "wandb", "bm25s", "sentence-transformers", "pytest", "torchvision", "lightning-sdk"}
+        )
     )
 
 
@@ -68,7 +70,7 @@ def imported_packages(folder: Path) -> set[str]:
 
 
 def test_everything_that_is_imported_is_declared(built_wheel: Path) -> None:
-    extras = {"bm25s", "tensorboard", "wandb"}
+    extras = {"bm25s", "sentence-transformers", "tensorboard", "wandb"}
     declared = core_requirements(built_wheel).keys() | extras
     distributions = metadata.packages_distributions()
     for folder in ("mmfusion", "recipes"):
