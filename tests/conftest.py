@@ -17,6 +17,8 @@ import torch
 
 torch.set_num_threads(1)
 
+pytest_plugins = ["hub.fixtures"]
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from types import MappingProxyType
 
@@ -33,11 +33,12 @@ class Commit:
 
 @dataclass(frozen=True)
 class PullRequest:
-    """A proposed change; its commits are on the ref `refs/pr/<number>`."""
+    """A proposed change to a commit, the base; its own commits are on the ref `refs/pr/<number>`."""
 
     number: int
     title: str
     author: str
+    base: Commit
     status: str = "open"
 
 
@@ -132,8 +133,9 @@ class Repository:
     def open_pull_request(self, revision: str, title: str, author: str) -> PullRequest:
         """A new pull request that starts at a revision."""
         with self.lock:
-            pull = PullRequest(len(self.pull_requests) + 1, title, author)
-            self._pull_refs[pull.number] = self.commit(revision).oid
+            base = self.commit(revision)
+            pull = PullRequest(len(self.pull_requests) + 1, title, author, base)
+            self._pull_refs[pull.number] = base.oid
             self.pull_requests[pull.number] = pull
             return pull
 
@@ -186,8 +188,12 @@ class Repository:
             if number not in self.pull_requests:
                 raise RefusalError(404, f"Discussion {number} not found")
             pull = self.pull_requests[number]
-            commit = self.append("main", self.commit(f"refs/pr/{number}").files, pull.title, "", author)
-            self.pull_requests[number] = PullRequest(number, pull.title, pull.author, "merged")
+            base, proposed = pull.base.files, self.commit(f"refs/pr/{number}").files
+            removed = base.keys() - proposed.keys()
+            kept = {path: blob for path, blob in self.commit("main").files.items() if path not in removed}
+            changed = {path: blob for path, blob in proposed.items() if base.get(path) != blob}
+            commit = self.append("main", {**kept, **changed}, pull.title, "", author)
+            self.pull_requests[number] = replace(pull, status="merged")
             return commit
 
     def _ref(self, ref: str) -> tuple[str, str]:
