@@ -9,11 +9,15 @@ from mmfusion.data.datamodule import MMFusionDataModule
 from mmfusion.stages import Optimization, Stage2
 from mmfusion.training import (
     Hardware,
+    HubCheckpoints,
     build_trainer,
     cache_frozen,
+    continue_from_hub,
+    decisive,
     fit,
     load_base,
     load_catalogue,
+    note_catalogue,
     open_run,
     run_command,
 )
@@ -43,6 +47,9 @@ def main(
     validate_every: int = 100,
     log_to: Literal["csv", "tensorboard", "wandb"] = "csv",
     hardware: Hardware = Hardware(),
+    hub: HubCheckpoints = HubCheckpoints(),
+    resume: str | None = None,
+    trust_checkpoint: bool = False,
     seed: int = 0,
 ) -> None:
     """Trains the fusion network (and, gently, the encoders) and writes a model folder; run again to resume.
@@ -75,16 +82,21 @@ def main(
         validate_every: Optimizer steps between validations on the val split.
         log_to: Where curves go besides the CSV file.
         hardware: Devices, precision and workers.
+        hub: Where checkpoints are pushed while training goes on; default: nowhere.
+        resume: Run on the Hub to continue here with its own arguments, as hub:org/run or hub:org/run@revision.
+        trust_checkpoint: Whether that run may be somebody else's.
         seed: Of new weights, order of batches, choice of positives, and dropout.
     """
-    arguments = {name: value for name, value in locals().items() if name != "output"}
+    if resume:
+        return main(**continue_from_hub("stage2", main, locals()))
+    arguments = decisive(locals())
     run = open_run(output, "stage2", arguments)
     if run.complete:
         return print(f"{run.folder} is complete; delete it or give another --output to train again.")
     L.seed_everything(seed, verbose=False)
     model, processor = load_base(base, fusion=fusion, fusion_config=fusion_config, query_router=query_router)
     products = load_catalogue(catalogue, base, run.folder)
-    run.note(catalogue=str(Path(products.source).absolute()) if Path(products.source).exists() else products.source)
+    note_catalogue(run, products)
     data = MMFusionDataModule(
         products,
         processor,
@@ -113,6 +125,7 @@ def main(
         checkpoint_every=checkpoint_every,
         validate_every=validate_every,
         log_to=log_to,
+        hub=hub,
     )
     fit(run, trainer, stage, data, processor)
 

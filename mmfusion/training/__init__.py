@@ -1,23 +1,30 @@
-"""What recipes share: run folders, trainers, progress, curves, and where models and catalogues come from."""
+"""What recipes share: run folders, trainers, checkpoints, curves, and where models and catalogues come from."""
 
 from mmfusion.training.command import run_command
 from mmfusion.training.curves import draw_curves
 from mmfusion.training.features import cache_frozen, cache_pool
-from mmfusion.training.run import Run, RunError, open_run
-from mmfusion.training.sources import load_base, load_catalogue, starting_base
+from mmfusion.training.hub_checkpoints import HubCheckpoints, PushCheckpoints
+from mmfusion.training.hub_resume import continue_from_hub
+from mmfusion.training.run import Run, RunError, decisive, open_run
+from mmfusion.training.sources import load_base, load_catalogue, note_catalogue, starting_base
 from mmfusion.training.trainer import Hardware, build_trainer, fit
 
 __all__ = [
     "Hardware",
+    "HubCheckpoints",
+    "PushCheckpoints",
     "Run",
     "RunError",
     "build_trainer",
     "cache_frozen",
     "cache_pool",
+    "continue_from_hub",
+    "decisive",
     "draw_curves",
     "fit",
     "load_base",
     "load_catalogue",
+    "note_catalogue",
     "open_run",
     "run_command",
     "starting_base",

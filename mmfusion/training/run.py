@@ -15,6 +15,8 @@ from typing import Any
 from mmfusion.files import replace_text
 
 _RECORD = "run.json"
+# Where a run is written, and how it gets there, has no part in what comes out of it.
+_NOT_DECISIVE = ("output", "hub", "resume", "trust_checkpoint")
 _PACKAGES = ("torch", "lightning", "transformers", "huggingface_hub", "mmfusion")
 
 
@@ -45,7 +47,7 @@ class Run:
     def note(self, **facts: Any) -> None:
         """Adds facts to the record, on the first rank only."""
         self.record.update(facts)
-        if _is_first_rank():
+        if is_first_rank():
             _write(self.folder / _RECORD, self.record)
 
     def finish(self, **facts: Any) -> None:
@@ -69,22 +71,17 @@ def open_run(output: str | os.PathLike[str], recipe: str, arguments: Mapping[str
     logging.getLogger("mmfusion").setLevel(logging.INFO)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     folder = Path(output).absolute()
-    wanted = json.loads(json.dumps({name: _plain(value) for name, value in arguments.items()}))
+    wanted = as_recorded(arguments)
     record = read_record(folder)
     if record is not None and _saved_nothing(folder, record) and record["arguments"] != wanted:
         # Refused or interrupted before its first checkpoint: there is nothing to mix up.
         (folder / _RECORD).unlink()
         shutil.rmtree(folder / "embedded_base", ignore_errors=True)
-        return _start(folder, recipe, wanted)
+        return start_run(folder, recipe, wanted)
     if record is None:
         if folder.exists() and any(folder.iterdir()):
             raise RunError(f"The output folder {folder} holds files that no recipe wrote; give another --output.")
-        folder.mkdir(parents=True, exist_ok=True)
-        run = Run(
-            folder, {"recipe": recipe, "arguments": wanted, "complete": False, "started_at": time.time(), **_host()}
-        )
-        run.note()
-        return run
+        return start_run(folder, recipe, wanted)
     if record["recipe"] != recipe:
         raise RunError(
             f"The output folder {folder} belongs to {record['recipe']}, not {recipe}; give another --output."
@@ -101,10 +98,27 @@ def open_run(output: str | os.PathLike[str], recipe: str, arguments: Mapping[str
     return Run(folder, record)
 
 
-def _start(folder: Path, recipe: str, arguments: dict[str, Any]) -> Run:
+def decisive(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a recipe that determine its result: all but those that say where it goes and comes from."""
+    return {name: value for name, value in arguments.items() if name not in _NOT_DECISIVE}
+
+
+def as_recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as JSON values, as a record holds them."""
+    recorded: dict[str, Any] = json.loads(json.dumps({name: _plain(value) for name, value in arguments.items()}))
+    return recorded
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one that writes, as the launcher's environment tells before torch does."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"))
+
+
+def start_run(folder: Path, recipe: str, arguments: dict[str, Any], **facts: Any) -> Run:
+    """Makes a folder that of a run which is under way; `arguments` are JSON values."""
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {"recipe": recipe, "arguments": arguments, "complete": False, "started_at": time.time()}
-    run = Run(folder, {**facts, **_host()})
+    begun = {"recipe": recipe, "arguments": arguments, "complete": False, "started_at": time.time()}
+    run = Run(folder, {**begun, **_host(), **facts})
     run.note()
     return run
 
@@ -134,10 +148,6 @@ def _host() -> dict[str, Any]:
         "versions": {name: version(name) for name in _PACKAGES},
         "cpu_count": os.cpu_count(),
     }
-
-
-def _is_first_rank() -> bool:
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"))
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Where a recipe gets its base model and its catalogue from."""
 
+import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.embedded import write_embedded_backbones, write_embedded_catalogue
 from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
 from mmfusion.model.configuration_mmfusion import own_fields
-from mmfusion.training.run import RunError, read_record
+from mmfusion.training.run import Run, RunError, read_record
 
 log = logging.getLogger("mmfusion")
 
@@ -33,6 +34,35 @@ def load_catalogue(source: str | None, base: str | None, folder: Path, num_produ
     catalogue = Catalogue.load(source, cache_dir=folder / "cache" / "catalogue")
     log.info("%r", catalogue)
     return catalogue
+
+
+def note_catalogue(run: Run, catalogue: Catalogue) -> None:
+    """Notes in the record where the catalogue is and what is in it.
+
+    Raises:
+        RunError: The run began with another content: other products, queries, splits or judgements.
+    """
+    contents = _contents(catalogue)
+    if run.record.get("catalogue_contents") not in (None, contents):
+        raise RunError(
+            f"The catalogue {catalogue.source!r} is not the one that this run began with: ids, splits or judgements "
+            "differ; give the same --catalogue, or another --output to begin anew."
+        )
+    source = Path(catalogue.source)
+    place = str(source.absolute()) if source.exists() else catalogue.source
+    run.note(catalogue=place, catalogue_contents=contents)
+
+
+def _contents(catalogue: Catalogue) -> str:
+    """SHA-256 (hex) of ids, splits and judgements, in their order; texts and photos are not read."""
+    digest = hashlib.sha256()
+    for table, ids in ((catalogue.products, catalogue.product_ids), (catalogue.queries, catalogue.query_ids)):
+        digest.update("\0".join(map(str, ids)).encode())
+        if "split" in table.column_names:
+            digest.update("\0".join(map(str, table.select_columns(["split"])[:]["split"])).encode())
+    for column in (catalogue.qrels.query, catalogue.qrels.product, catalogue.qrels.grade):
+        digest.update(column.tobytes())
+    return digest.hexdigest()
 
 
 def starting_base(base: str | None, folder: Path) -> str:

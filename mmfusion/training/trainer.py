@@ -1,5 +1,6 @@
 """The Lightning trainer of the recipes: steps as the budget, exact resume, CSV logs."""
 
+import pickle
 import time
 import warnings
 from dataclasses import dataclass
@@ -7,22 +8,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from mmfusion.data.datamodule import MMFusionDataModule
 from mmfusion.model import MMFusionProcessor
 from mmfusion.stages import RandomState, Stage
 from mmfusion.training.curves import draw_curves
+from mmfusion.training.hub_checkpoints import HubCheckpoints, PushCheckpoints
+from mmfusion.training.movable_checkpoint import MovableCheckpoint
 from mmfusion.training.progress import StepProgress
-from mmfusion.training.run import Run
+from mmfusion.training.run import Run, RunError
 
-# Lightning and torch warn of what is meant to be so here: frozen parts in evaluation mode, few workers, short epochs.
+# Lightning and torch warn of what is meant to be so here: frozen parts in evaluation mode, few workers, short epochs,
+# checkpoints that are there to be resumed, perhaps without pushing them any more.
 _EXPECTED_WARNINGS = (
     r"Found \d+ module\(s\) in eval mode",
     r".*does not have many workers",
     r"The number of training batches \(\d+\) is smaller than the logging interval",
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r"Checkpoint directory .* exists and is not empty",
+    r"Be aware that when using `ckpt_path`.*\['PushCheckpoints'\]",
 )
 
 
@@ -56,6 +62,7 @@ def build_trainer(
     checkpoint_every: int,
     validate_every: int,
     log_to: Literal["csv", "tensorboard", "wandb"] = "csv",
+    hub: HubCheckpoints | None = None,
 ) -> L.Trainer:
     """A trainer that writes below `run.folder` only.
 
@@ -67,6 +74,7 @@ def build_trainer(
         checkpoint_every: Optimizer steps between checkpoints for resuming; the last two are kept.
         validate_every: Optimizer steps between validations.
         log_to: Where curves go besides the CSV file.
+        hub: Where checkpoints are pushed in the background; by default they stay in the run folder.
     """
     for name, value in (("steps", steps), ("accumulate", accumulate), ("checkpoint_every", checkpoint_every)):
         if value < 1:
@@ -93,7 +101,8 @@ def build_trainer(
             StepProgress(),
             RandomState(),
             LearningRateMonitor("step"),
-            ModelCheckpoint(
+            *([PushCheckpoints(run, hub)] if hub is not None and hub.repo is not None else []),
+            MovableCheckpoint(
                 run.checkpoints,
                 filename="{step}",
                 monitor="step",
@@ -117,7 +126,13 @@ def fit(
     with warnings.catch_warnings():
         for expected in _EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=expected)
-        trainer.fit(stage, datamodule=data, ckpt_path=checkpoint)
+        try:
+            trainer.fit(stage, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise RunError(
+                f"{checkpoint} is refused: it is damaged, or holds more than tensors and plain values, which could run "
+                "code; delete it to resume from the one before, or to begin anew."
+            ) from error
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
         stage.model.save_pretrained(run.folder)
