@@ -6,6 +6,11 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from .errors_mmfusion import HubError, explained
+
+# Raised when a field is added or changes its meaning, so that older code says what it is that it cannot read.
+SCHEMA_VERSION = 1
+
 FUSION_KINDS = (
     *("text_only", "image_only", "weighted_mean", "concat"),
     *("gated", "bilinear", "moe", "cross_attention"),
@@ -50,12 +55,15 @@ class MMFusionConfig(PreTrainedConfig):
         matryoshka_dims: Shorter widths, each below `embedding_dim`, that the losses train the first components for.
         query_router: Whether the query tower weighs the views of a product: vectors to search and to index are then
             three views side by side, 3 * `embedding_dim` wide, and compared by inner product.
+        query_only: Whether the model is the query tower alone: text encoder of queries, projection and router. That is
+            what a search front end loads; it embeds no product.
         freeze_batch_norm: Keeps BatchNorm statistics of the backbones fixed in training mode.
         logit_scale_init: Initial inverse temperature of the contrastive losses, > 0.
         initializer_range: Standard deviation of new weights.
+        schema_version: Version of this list of fields, from 1 to `SCHEMA_VERSION`.
 
     Raises:
-        ValueError: A value is outside its range, or a key is unknown (a misspelling, or a newer version's field).
+        ValueError: A value is outside its range, a key is unknown (a misspelling), or the schema is newer.
     """
 
     model_type = "mmfusion"
@@ -88,11 +96,14 @@ class MMFusionConfig(PreTrainedConfig):
     product_template: str = "{title}"
     matryoshka_dims: list[int] = dataclasses.field(default_factory=list)
     query_router: bool = False
+    query_only: bool = False
     freeze_batch_norm: bool = True
     logit_scale_init: float = 20.0
     initializer_range: float = 0.02
+    schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:
+        self._check_schema()
         self.text_config = _sub_config(self.text_config, "bert")
         self.vision_config = _sub_config(self.vision_config, "vit")
         super().__post_init__(**kwargs)
@@ -109,9 +120,25 @@ class MMFusionConfig(PreTrainedConfig):
             )
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Loads a config from a folder or the Hub, as `PreTrainedConfig.from_pretrained` does.
+
+        Raises:
+            HubError: It cannot be fetched, or it is no config of an mmfusion model.
+        """
+        with explained(pretrained_model_name_or_path, kwargs.get("revision")):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         # transformers sets overrides (`from_pretrained(…, fusion="concat")`) after the constructor has checked the
         # rest, and drops those that it does not know.
+        found = config_dict.get("model_type", cls.model_type)
+        if found != cls.model_type:
+            raise HubError(
+                f"{config_dict.get('_name_or_path') or 'This'} is a {found!r} model, not an mmfusion model; load it "
+                "with AutoModel, or make an mmfusion model of encoders with MMFusionModel.from_backbones."
+            )
         result: Any = super().from_dict(config_dict, **kwargs)
         unused = kwargs.get("return_unused_kwargs", False)
         config = result[0] if unused else result
@@ -152,6 +179,15 @@ class MMFusionConfig(PreTrainedConfig):
             _check(name, getattr(self, name), isinstance(getattr(self, name), str), "a string")
         self._check_vectors()
 
+    def _check_schema(self) -> None:
+        version = self.schema_version
+        _check("schema_version", version, _is_count(version, 1), "an integer of at least 1")
+        if version > SCHEMA_VERSION:
+            raise HubError(
+                f"The config has schema_version {version}, and this mmfusion reads up to {SCHEMA_VERSION}: a newer "
+                "mmfusion wrote it; upgrade mmfusion, or load a revision of that time."
+            )
+
     def _check_vectors(self) -> None:
         dims = self.matryoshka_dims
         valid = isinstance(dims, (list, tuple)) and all(_is_count(dim, 1) and dim < self.embedding_dim for dim in dims)
@@ -174,7 +210,10 @@ class MMFusionConfig(PreTrainedConfig):
 
 _FUSION_SIZES = ("fusion_hidden_size", "fusion_layers", "fusion_heads", "fusion_latents", "fusion_experts")
 
-_SWITCHES = ("share_text_encoder", "role_embedding", "freeze_batch_norm", "query_router", "fusion_learned_weights")
+_SWITCHES = (
+    *("share_text_encoder", "role_embedding", "freeze_batch_norm", "query_router", "query_only"),
+    "fusion_learned_weights",
+)
 
 # Keys that transformers itself writes into or passes through a config, none of them ours.
 _FOREIGN_KEYS = frozenset(

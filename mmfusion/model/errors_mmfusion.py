@@ -1,6 +1,8 @@
 """One line for whatever goes wrong between this machine and the Hub: which it is, and what to do."""
 
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from json import JSONDecodeError
 from typing import Any
 
@@ -45,9 +47,31 @@ def explain(error: BaseException, repo: str, revision: str | None = None) -> Hub
     return explained
 
 
-def recognise(error: BaseException, repo: str, revision: str | None = None) -> str | None:
-    """The line of [`explain`] if the error, or what caused it, is one that has such a line; otherwise None."""
-    causes = list(_causes(error))
+@contextmanager
+def explained(repo: Any, revision: str | None = None) -> Iterator[None]:
+    """Turns errors inside that have a line into a [`HubError`] of that line; all others pass as they are."""
+    handled = sys.exc_info()[1]
+    try:
+        yield
+    except HubError:
+        raise
+    except Exception as error:
+        text = recognise(error, str(repo), revision, until=handled)
+        if text is None:
+            raise
+        raise HubError(text) from error
+
+
+def recognise(
+    error: BaseException, repo: str, revision: str | None = None, until: BaseException | None = None
+) -> str | None:
+    """The line of [`explain`] if the error, or what caused it, is one that has such a line; otherwise None.
+
+    Args:
+        error, repo, revision: As for [`explain`].
+        until: An error that was being handled before the failing call began, and did not cause it.
+    """
+    causes = list(_causes(error, until))
     for describe in (_of_the_hub, _of_the_connection, _of_the_files):
         for cause in causes:
             text = describe(cause, repo, revision)
@@ -56,10 +80,10 @@ def recognise(error: BaseException, repo: str, revision: str | None = None) -> s
     return None
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def _causes(error: BaseException | None, until: BaseException | None) -> Iterator[BaseException]:
     """The error, and what it was raised from, outermost first."""
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
+    while error is not None and error is not until and id(error) not in seen:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
@@ -110,19 +134,19 @@ def _of_status(error: HfHubHTTPError, repo: str) -> str:
 
 
 def _of_the_connection(error: BaseException, repo: str, revision: str | None) -> str | None:
-    if "Consistency check failed" in str(error) or _is_a(error, "RemoteProtocolError", "ReadError"):
-        return f"The download of {repo} broke off before its end; run it again, what has arrived is kept."
-    if isinstance(error, OfflineModeIsEnabled) or (isinstance(error, LocalEntryNotFoundError) and constants.is_offline_mode()):
+    # The HTTP library is httpx in one supported version of huggingface_hub and httpx2 in another, hence the names.
+    broken = _is_a(error, "RemoteProtocolError", "ReadError", "WriteError")
+    if broken or "Consistency check failed" in str(error):
+        return f"The transfer of {repo} broke off before its end; run it again, what has arrived is kept."
+    absent = isinstance(error, LocalEntryNotFoundError)
+    if isinstance(error, OfflineModeIsEnabled) or (absent and constants.is_offline_mode()):
         return (
             f"{repo} is not in the cache and HF_HUB_OFFLINE=1 forbids to fetch it; load it once online, or unset the "
             "variable."
         )
-    # The HTTP library is httpx in one supported version of huggingface_hub and httpx2 in another, hence the names.
-    if isinstance(error, LocalEntryNotFoundError | ConnectionError) or _is_a(error, "TransportError"):
-        return (
-            f"The Hub at {constants.ENDPOINT} cannot be reached and {repo} is not in the cache; check the network and "
-            "try again."
-        )
+    if absent or isinstance(error, ConnectionError) or _is_a(error, "TransportError"):
+        missing = f", and {repo} is not in the cache" if absent else ""
+        return f"The Hub at {constants.ENDPOINT} cannot be reached{missing}; check the network and try again."
     return None
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
+from transformers.utils import is_accelerate_available
 
 from .backbones_mmfusion import (
     Encoded,
@@ -30,11 +31,13 @@ from .backbones_mmfusion import (
     vision_state_size,
 )
 from .configuration_mmfusion import MMFusionConfig
+from .errors_mmfusion import explained
 from .fusion_mmfusion import FUSIONS, TEXT, Fusion, FusionSizes, ProductViews
 from .inputs_mmfusion import check_mask, check_photos, mask_of_photos, not_empty
 from .output_mmfusion import MMFusionOutput
 from .vectors_mmfusion import VIEWS, QueryRouter, routed_products, routed_queries, shorten
 from .views_mmfusion import Projection, Residual, VisionNeck
+from .weights_mmfusion import HUB_ARGUMENTS, fetch_weights
 
 _Texts = tuple[Tensor, Tensor, Tensor | None]
 _Photos = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -58,6 +61,37 @@ class MMFusionPreTrainedModel(PreTrainedModel):
         # the one that initialises a layer inside it. Ours checks each parameter, so that nothing needs passing over.
         super()._initialize_weights(module, is_custom_code=False)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Loads a model from a folder or the Hub, as `PreTrainedModel.from_pretrained` does, from safetensors alone.
+
+        Args:
+            pretrained_model_name_or_path: Folder, or Hub id (`org/name`).
+            args, kwargs: As for transformers: `revision`, `subfolder`, `cache_dir`, `token`, `dtype`, `device_map` …
+
+        Raises:
+            HubError: There is no such model, it cannot be fetched, or it holds its weights as pickles. One line says
+                which, and what to do.
+        """
+        source = pretrained_model_name_or_path
+        if source is None or kwargs.get("gguf_file"):
+            return super().from_pretrained(source, *args, **kwargs)
+        with explained(source, kwargs.get("revision")):
+            if not isinstance(kwargs.get("config"), PreTrainedConfig):
+                # A repository of another kind is to be called that, whatever its weights are.
+                hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+                cls.config_class.from_pretrained(kwargs.get("config") or source, **hub)
+            fetch_weights(source, kwargs)
+            kwargs.update(use_safetensors=True, force_download=False)
+            device = None if is_accelerate_available() else _single_device(kwargs.get("device_map"))
+            if device is None:
+                return super().from_pretrained(source, *args, **kwargs)
+            # transformers wants accelerate for any device_map, even for one that maps all to one device.
+            del kwargs["device_map"]
+            loaded: Any = super().from_pretrained(source, *args, **kwargs)
+            (loaded[0] if isinstance(loaded, tuple) else loaded).to(device)
+            return loaded
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # Parameters that a checkpoint lacks come back as uninitialised memory unless they are covered here.
@@ -71,7 +105,8 @@ class MMFusionPreTrainedModel(PreTrainedModel):
             if module.roles is not None:
                 init.zeros_(module.roles.weight)
             for projection in (module.query_projection, module.text_projection, module.image_projection):
-                init.orthogonal_(projection.weight)
+                if projection is not None:
+                    init.orthogonal_(projection.weight)
 
 
 class MMFusionModel(MMFusionPreTrainedModel):
@@ -83,37 +118,54 @@ class MMFusionModel(MMFusionPreTrainedModel):
         >>> query = model.get_query_features(**processor(queries=["red floral dress"]))  # doctest: +SKIP
     """
 
+    # Those of the product tower are None in a query-only model; `_needs_products` stands before each use.
+    text_model: PreTrainedModel
+    query_model: PreTrainedModel | None
+    vision_model: PreTrainedModel
+    vision_neck: VisionNeck | None
+    text_projection: Projection
+    image_projection: Projection
+    fusion: Fusion
+
     def __init__(self, config: MMFusionConfig) -> None:
         super().__init__(config)
-        self.text_model = new_encoder(config.text_config)
-        self.query_model = None if config.share_text_encoder else new_encoder(config.text_config)
-        self.vision_model = new_encoder(config.vision_config)
+        # A query-only model is a subset of the modules of the whole, under the same names: the weights of the whole
+        # load into it, whether its towers share an encoder or not.
+        shared, whole = config.share_text_encoder, not config.query_only
+        self.text_model = new_encoder(config.text_config) if shared or whole else None  # type: ignore[assignment]
+        self.query_model = None if shared else new_encoder(config.text_config)
+        text_hidden = hidden_size(config.text_config)
+        self.vision_model, self.vision_neck, self.vision_state_size = None, None, 0  # type: ignore[assignment]
+        sizes = self._add_vision(config, text_hidden) if whole else None
         if config.role_embedding:
-            check_takes_embeddings(self.text_model)
-        text_hidden, pooled_size = hidden_size(config.text_config), hidden_size(config.vision_config)
-        token_size, neck_size = pooled_size, 0
-        self.vision_state_size, self.vision_neck = pooled_size, None
-        if config.vision_feature_layers:
-            token_size, neck_size = config.neck_hidden_size, config.neck_hidden_size * config.neck_heads
-            self.vision_state_size = vision_state_size(self.vision_model, config.vision_feature_layers)
-            self.vision_neck = VisionNeck(
-                self.vision_state_size, pooled_size, config.neck_hidden_size, config.neck_heads
-            )
-        image_hidden = pooled_size + neck_size
+            check_takes_embeddings(self.text_encoder("query"))
         self.roles = nn.Embedding(2, text_hidden) if config.role_embedding else None
         perceptron = (config.projection_hidden_size, config.projection_dropout)
         self.query_projection = Projection(text_hidden, config.embedding_dim, *perceptron)
-        self.text_projection = Projection(text_hidden, config.embedding_dim, *perceptron)
-        self.image_projection = Projection(image_hidden, config.embedding_dim, *perceptron)
-        self.fusion = FUSIONS[config.fusion](config, FusionSizes(text_hidden, image_hidden, token_size))
+        self.text_projection, self.image_projection, self.fusion = None, None, None  # type: ignore[assignment]
+        if sizes is not None:
+            self.text_projection = Projection(sizes.text, config.embedding_dim, *perceptron)
+            self.image_projection = Projection(sizes.image, config.embedding_dim, *perceptron)
+            self.fusion = FUSIONS[config.fusion](config, sizes)
         self.query_router = QueryRouter(text_hidden) if config.query_router else None
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale_init)))
         self.frozen_vision_blocks = 0
         self.post_init()
-        freeze_unread(self.text_model, config.text_pooling)
-        freeze_unread(self.vision_model, config.image_pooling)
-        if self.query_model is not None:
-            freeze_unread(self.query_model, config.text_pooling)
+        for encoder in (self.text_model, self.query_model):
+            if encoder is not None:
+                freeze_unread(encoder, config.text_pooling)
+        if self.vision_model is not None:
+            freeze_unread(self.vision_model, config.image_pooling)
+
+    def _add_vision(self, config: MMFusionConfig, text_hidden: int) -> FusionSizes:
+        self.vision_model = new_encoder(config.vision_config)
+        self.vision_state_size = hidden_size(config.vision_config)
+        if not config.vision_feature_layers:
+            return FusionSizes(text_hidden, self.vision_state_size, self.vision_state_size)
+        pooled_size, slots = self.vision_state_size, (config.neck_hidden_size, config.neck_heads)
+        self.vision_state_size = vision_state_size(self.vision_model, config.vision_feature_layers)
+        self.vision_neck = VisionNeck(self.vision_state_size, pooled_size, *slots)
+        return FusionSizes(text_hidden, pooled_size + slots[0] * slots[1], slots[0])
 
     @classmethod
     def from_backbones(
@@ -138,6 +190,8 @@ class MMFusionModel(MMFusionPreTrainedModel):
         text_half, vision_half = load_half(text, "text", dtype), load_half(vision, "vision", dtype)
         width = hidden_size(text_half.encoder.config) if text_half.projection is None else len(text_half.projection)
         config.setdefault("embedding_dim", width)
+        if config.get("query_only"):
+            raise ValueError("A model is assembled whole; drop query_only=True, and take the query tower out later.")
         model = cls(
             MMFusionConfig(
                 text_config=_portable(text_half.encoder.config),
@@ -174,6 +228,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
     @property
     def num_vision_blocks(self) -> int:
         """Blocks of the vision encoder."""
+        self._needs_products("num_vision_blocks")
         return len(vision_blocks(self.vision_model))
 
     def freeze_vision(self, blocks: int) -> None:
@@ -185,6 +240,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         Raises:
             ValueError: The encoder has fewer blocks.
         """
+        self._needs_products("freeze_vision")
         if blocks:
             freeze_vision_prefix(self.vision_model, blocks)
         self.frozen_vision_blocks = blocks
@@ -198,6 +254,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         Returns:
             (photos, …) float; the trailing shape is the encoder's own.
         """
+        self._needs_products("get_vision_activations")
         with evaluating(self.vision_model):
             return vision_activations(
                 self.vision_model,
@@ -209,12 +266,15 @@ class MMFusionModel(MMFusionPreTrainedModel):
 
     def vision_prefix_state(self) -> Iterator[tuple[str, Tensor]]:
         """Parameters and buffers of the frozen part of the vision encoder, by a name that is unique and stable."""
+        self._needs_products("vision_prefix_state")
         for index, module in enumerate(vision_prefix(self.vision_model, self.frozen_vision_blocks)):
             for name, value in module.state_dict().items():
                 yield f"{index}.{name}", value
 
     def text_encoder(self, role: Literal["query", "product"]) -> PreTrainedModel:
         """The encoder of queries or of product texts; both are one where they share it."""
+        if role == "product":
+            self._needs_products("the text encoder of products")
         return self.text_model if role == "product" or self.query_model is None else self.query_model
 
     @torch.no_grad()
@@ -329,6 +389,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
 
         A product with neither text nor photo is embedded as the empty text, with weight 1 on text.
         """
+        self._needs_products("embedding products")
         check_mask(input_ids, attention_mask)
         photos = (pixel_values, photo_mask, vision_activations)
         views = self._views((input_ids, attention_mask, text_states), photos, views_only)
@@ -386,7 +447,14 @@ class MMFusionModel(MMFusionPreTrainedModel):
         return output if return_dict else output.to_tuple()
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.text_model.get_input_embeddings()
+        return self.text_encoder("query" if self.config.query_only else "product").get_input_embeddings()
+
+    def _needs_products(self, what: str) -> None:
+        if self.config.query_only:
+            raise ValueError(
+                f"This model is the query tower alone (query_only): it has no product tower, which {what} needs. Load "
+                'the whole model, from the same repository without subfolder="query".'
+            )
 
     def _role(self, role: Literal["query", "product"]) -> Tensor | None:
         return None if self.roles is None else self.roles.weight[0 if role == "query" else 1]
@@ -455,6 +523,18 @@ class MMFusionModel(MMFusionPreTrainedModel):
         width = weight.shape[1] if self.vision_neck is None else self.config.neck_hidden_size
         tokens, pooled = weight.new_zeros(products, 1, width), weight.new_zeros(products, weight.shape[1])
         return Encoded(tokens, pooled), torch.zeros(products, 1, dtype=torch.bool, device=weight.device)
+
+
+def _single_device(device_map: Any) -> torch.device | None:
+    """The device of a `device_map` that names one for the whole model; None for all others."""
+    if isinstance(device_map, dict) and list(device_map) == [""]:
+        device_map = device_map[""]
+    if device_map is None or isinstance(device_map, dict) or device_map in _PLACED_BY_ACCELERATE:
+        return None
+    return torch.device(device_map)
+
+
+_PLACED_BY_ACCELERATE = ("auto", "balanced", "balanced_low_0", "sequential", "disk")
 
 
 def _portable(config: PreTrainedConfig) -> dict[str, Any]:

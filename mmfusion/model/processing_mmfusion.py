@@ -20,6 +20,8 @@ from transformers import (
 # transformers 5.17 hides this class behind torchvision at the top level, although it needs none for the PIL backend.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+from .errors_mmfusion import explained
+
 PHOTO_COLUMN = "image"
 
 
@@ -85,6 +87,16 @@ class MMFusionProcessor(ProcessorMixin):
                 if hasattr(image_processor, switch):
                     setattr(image_processor, switch, False)
         return cls(image_processor, AutoTokenizer.from_pretrained(text), **{**_text_fields(text), **fields})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Loads a processor from a folder or the Hub, as `ProcessorMixin.from_pretrained` does.
+
+        Raises:
+            HubError: There is no such processor or it cannot be fetched; one line says which, and what to do.
+        """
+        with explained(pretrained_model_name_or_path, kwargs.get("revision")):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -25,8 +25,9 @@ def processor_fields(processor: MMFusionProcessor) -> dict[str, Any]:
 
 
 def _stable(fields: dict[str, Any]) -> dict[str, Any]:
-    # Where a model was loaded from and by which version says nothing about its vectors.
-    dropped = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
+    # Where a model was loaded from, by which version and by whose code says nothing about its vectors.
+    versions = ("transformers_version", "schema_version", "query_only")
+    dropped = ("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", *versions)
     return {
         name: _stable(value) if isinstance(value, dict) else value
         for name, value in fields.items()
