@@ -1,4 +1,4 @@
-"""What must not travel with a card: folders, users and hosts of a machine are cut out, a token is refused."""
+"""What must not travel with a card: folders, users, hosts and tokens are cut out of what a machine wrote down."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SHORTEST_NAME = 4
 
 
 def public(value: Any) -> Any:
-    """A copy of JSON-like values in which paths keep their last part only, and users and hosts are cut out.
+    """A copy of JSON-like values in which paths keep their last part only, and users, hosts and tokens are cut out.
 
     Args:
         value: Any JSON value.
@@ -44,8 +44,8 @@ def public(value: Any) -> Any:
 
 
 def public_text(text: str) -> str:
-    """A text without folders, users and hosts of a machine."""
-    text = _URL.sub(lambda found: _short(found[0]), text)
+    """A text without folders, users and hosts of a machine, and without tokens."""
+    text = _URL.sub(lambda found: _short(found[0]), _TOKEN.sub("…", text))
     if os.path.isabs(text) and " " in text and not re.search(r"\s-", text):
         return _short(text)
     text = _ADDRESS.sub("…", _PATH.sub(lambda found: _short(found[0]), text))
