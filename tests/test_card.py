@@ -23,6 +23,7 @@ from mmfusion.hub.card_facts import fingerprint_of
 from mmfusion.hub.card_private import public_text
 from mmfusion.hub.card_snippets import python_snippets
 from mmfusion.hub.errors import HubError
+from mmfusion.hub.publish import publish
 from mmfusion.ladder import LadderSettings
 from mmfusion.ladder.compare import compare
 from mmfusion.ladder.rungs import all_rungs
@@ -302,12 +303,23 @@ def test_no_folder_user_host_or_token_of_the_runs_is_in_the_card(
         log_to=f"https://ada:{TOKEN}@example.org/log",
         note="run by adalovelace on trainbox7, from ada@trainbox7.lan:/srv/data",
         token=TOKEN,
+        password="open sesame",
         fusion_config={"path": "/opt/weights/clip"},
     )
     text = write_card(model, results=[results]).read_text()
     training = section(text, "Training recipe")
     assert "…/cache" in training and "…/clip" in training and "…/shop" in training
-    for private in ("/home", "adalovelace", "trainbox7", "secret-bucket", "Signature", TOKEN, "/opt", "/srv"):
+    for private in (
+        "/home",
+        "adalovelace",
+        "trainbox7",
+        "secret-bucket",
+        "Signature",
+        TOKEN,
+        "open sesame",
+        "/opt",
+        "/srv",
+    ):
         assert private not in text, private
     assert str(model.parent) not in text
 
@@ -552,15 +564,26 @@ def test_snippets_name_repository_revision_and_columns_of_the_template(model: Pa
     assert sum('"brand": ""' in snippet.code for snippet in snippets) == 4
 
 
-def test_the_snippet_for_our_package_runs_as_written(
+def test_every_snippet_runs_as_written_and_all_give_the_same_scores(
     model: Path, hub: LoopbackHub, hub_client_environment: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = hub.unique()
-    text = write_card(model, repo=name).read_text()
-    hub.create_repo(name, {path.name: path.read_bytes() for path in model.iterdir()})
-    (snippet,) = (one for one in python_snippets(text) if one.heading == "With mmfusion installed")
-    exec(compile(snippet.code, "README.md", "exec"), {})
-    assert capsys.readouterr().out.startswith("tensor([[")
+    publish(model, name)
+    card = load_card(name)
+    scores: dict[str, list[float]] = {}
+    for snippet in python_snippets(card.text):
+        values: dict[str, Any] = {}
+        exec(compile(snippet.code, f"README.md, {snippet.heading}", "exec"), values)
+        queries, products = values["query_vectors"], values.get("product_vectors")
+        assert products is None or len(products) == len(values["products"])
+        scores[snippet.heading] = np.asarray(queries @ (queries if products is None else products).T)[0].tolist()
+    front_end = scores.pop("A search front end: the query tower alone")
+    assert front_end == pytest.approx([1.0], abs=1e-5)
+    assert len(scores) == 4
+    first = scores["With mmfusion installed"]
+    assert all(found == pytest.approx(first, abs=1e-5) for found in scores.values())
+    printed = capsys.readouterr().out
+    assert f"{max(first):.3f} {{" in printed and "tensor([[" in printed
 
 
 def test_a_card_is_loaded_from_the_hub_by_revision(

@@ -14,6 +14,7 @@ from mmfusion.hub.card_error import CardError
 from mmfusion.hub.card_markdown import NOT_STATED, table
 from mmfusion.hub.card_private import public
 from mmfusion.hub.card_results import read_json
+from mmfusion.hub.recipe_config import without_secrets
 
 _RECORD = "run.json"
 _REMEDY = "copy the run.json that the recipe wrote, or leave it out"
@@ -46,14 +47,14 @@ def read_runs(folder: str | Path) -> list[TrainingRun]:
     current: Path | None = Path(folder)
     while current is not None and (current / _RECORD).is_file() and len(runs) < _MOST_STAGES:
         path = current / _RECORD
-        record = read_json(path, _REMEDY)
+        record = without_secrets(read_json(path, _REMEDY))
         for name, kind in (("recipe", str), ("arguments", dict)):
             if not isinstance(record.get(name), kind):
                 found = record.get(name)
                 raise CardError(
                     f"the value is {found!r} where a {kind.__name__} is expected", f"{path}, field {name!r}", _REMEDY
                 )
-        runs.insert(0, TrainingRun(record["recipe"], _flat(record["arguments"]), record))
+        runs.insert(0, TrainingRun(record["recipe"], _flat(without_secrets(record["arguments"])), record))
         base = record["arguments"].get("base")
         current = Path(base) if isinstance(base, str) else None
     return runs
