@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 import torch
 from bare_environment import build_bare_environment, run_bare
+from hub.server import LoopbackHub
 from PIL import Image
 from tiny_encoders import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, ViTImageProcessorPil
 
-from mmfusion import MMFusionModel, MMFusionProcessor
+from mmfusion import MMFusionConfig, MMFusionModel, MMFusionProcessor
 from mmfusion.hub.errors import HubError
+from mmfusion.hub.query_only import write_query_tower
 from mmfusion.hub.sentence_transformers_files import write_sentence_transformers_files
 
 sentence_transformers = pytest.importorskip("sentence_transformers", minversion="6")
@@ -281,26 +283,25 @@ from pathlib import Path
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 
-folder, out = map(Path, sys.argv[1:])
+name, out = sys.argv[1], Path(sys.argv[2])
 product = {"text": "red dress", "image": Image.open(out / "photo.png").convert("RGB")}
+model = SentenceTransformer(name, revision="main", trust_remote_code=True, device="cpu")
+model.save_pretrained(str(out / "saved"))
 for step in ("loaded", "again"):
-    model = SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
     np.savez(out / f"{step}.npz", query=model.encode_query(["red acme"]), product=model.encode_document([product]))
-    folder = out / "saved"
-    if step == "loaded":
-        model.save_pretrained(str(folder))
+    model = SentenceTransformer(str(out / "saved"), trust_remote_code=True, device="cpu", local_files_only=True)
 assert "mmfusion" not in sys.modules
 """
 
 
-def test_it_is_the_same_where_mmfusion_is_not_installed_and_after_saving(
-    folder_of: Callable[[str], Path], tmp_path: Path
+def test_it_loads_by_name_where_mmfusion_is_not_installed_and_again_after_saving(
+    folder_of: Callable[[str], Path], hub: LoopbackHub, tmp_path: Path
 ) -> None:
-    folder, photo = folder_of("routed"), _photo(9)
+    folder, name, photo = folder_of("routed"), hub.unique(), _photo(9)
+    hub.create_repo(name, {path.name: path.read_bytes() for path in folder.iterdir()}, private=True)
     photo.save(tmp_path / "photo.png")
     python = build_bare_environment(tmp_path / "bare")
-    environment = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PATH": ""}
-    run_bare(python, BARE, str(folder), str(tmp_path), environment=environment, cwd=tmp_path)
+    run_bare(python, BARE, name, str(tmp_path), environment=hub.environment(tmp_path / "home"), cwd=tmp_path)
     for step in ("loaded", "again"):
         found = np.load(tmp_path / f"{step}.npz")
         _assert_same(found["query"], _query_vectors(folder, ["red acme"]))
@@ -308,8 +309,11 @@ def test_it_is_the_same_where_mmfusion_is_not_installed_and_after_saving(
     saved = tmp_path / "saved"
     entry = json.loads((saved / "modules.json").read_text("utf-8"))
     assert [module["type"] for module in entry] == ["sentence_transformers_mmfusion.MMFusionTowers"]
+    code = json.loads((saved / "config.json").read_text("utf-8"))["auto_map"]
+    assert code["AutoModel"] == "modeling_mmfusion.MMFusionModel", (
+        "it is to name the file beside it, not the repository"
+    )
     _assert_same(_query_vectors(saved, QUERIES), _query_vectors(folder, QUERIES))
-    assert set(json.loads((saved / "config.json").read_text("utf-8"))["auto_map"]) == {"AutoConfig", "AutoModel"}
 
 
 def test_saving_again_keeps_the_settings_and_the_card(folder_of: Callable[[str], Path], tmp_path: Path) -> None:
@@ -335,6 +339,22 @@ def test_gradients_reach_both_towers(folder_of: Callable[[str], Path]) -> None:
         towers = model.transformers_model
         grads = towers.query_projection.weight.grad, towers.image_projection.weight.grad
         assert [grad is not None for grad in grads] == [task == "query", task == "document"]
+
+
+def test_the_query_tower_alone_encodes_queries(folder_of: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = folder_of("routed")
+    whole, processor = _original(folder)
+    write_query_tower(whole, processor, tmp_path)
+    write_sentence_transformers_files(tmp_path, MMFusionConfig.from_pretrained(tmp_path))
+    model = _load(tmp_path)
+    assert model.modalities == ["text"] and model.similarity_fn_name == "dot"
+    _assert_same(model.encode_query(QUERIES), _query_vectors(folder, QUERIES))
+    _assert_same(model.encode(QUERIES), _query_vectors(folder, QUERIES))
+    for product in ("red dress", {"title": "red dress", "image": _photo(1)}):
+        with pytest.raises(ValueError, match="query tower alone"):
+            model.encode_document([product])
+    with pytest.raises(ValueError, match="'image' is not supported"):
+        model.encode_document([_photo(1)])
 
 
 # --- Refusals ------------------------------------------------------------------------------------------------------
