@@ -12,7 +12,7 @@ def main(
     output: str | None = None,
     notes: str | None = None,
     repo: str = DEFAULT_REPO,
-    revision: str = "main",
+    revision: str | None = None,
     dataset: str | None = None,
     base_model: list[str] | None = None,
     datasets: list[str] | None = None,
@@ -31,7 +31,8 @@ def main(
         output: The file; default: README.md in the folder of the model.
         notes: Markdown file with prose of your own (what made the difference, what is doubtful), put in as it is.
         repo: Hub id for the snippets.
-        revision: Branch, tag or commit for the snippets.
+        revision: Branch, tag or commit for the snippets (default: the tag that publish.py puts on these weights), or of
+            the card to show (default: main).
         dataset: Name of the catalogue of results that do not say (those of older versions).
         base_model: Hub ids of the encoders; default: those that base.py was given.
         datasets: Hub ids of the training data; default: the one that stage 1 and 2 were given.
@@ -41,7 +42,7 @@ def main(
         show: Hub id or folder of a model whose metrics are printed; nothing is written.
     """
     if show is not None:
-        print(load_card(show, revision=None if revision == "main" else revision).table())
+        print(load_card(show, revision=revision).table())
         return
     path = write_card(
         model,

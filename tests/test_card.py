@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hub.server import LoopbackHub
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 
 from mmfusion.evaluation import Evaluation, Slice, paired_bootstrap
 from mmfusion.evaluation.numbers import interval, percent
@@ -493,7 +493,8 @@ def write_synthetic_ladder(
     save(typos, folder / "test")
     rows = compare(all_rungs(settings), found, {"larger_generic": "no --larger_base was given"}, num_resamples=200)
     (folder / "ladder.test.csv").write_text(ladder_csv(rows, found))
-    (folder / "ladder.test.md").write_text("| gated: fusion gated after stage 1, the default | 2 |\n")
+    page = "| gated: fusion gated after stage 1, the default | 2 |\n\n- hardware: 2 cores\n- else: /srv/x\n"
+    (folder / "ladder.test.md").write_text(page)
     return found
 
 
@@ -511,7 +512,7 @@ def test_the_ladder_is_that_of_its_file_and_the_model_is_found_on_it(
     assert row[6].startswith("+") and "[" in row[6]
     assert "out of order" in cells(ladder, "concat")[-1]
     assert cells(ladder, "larger_generic")[-1] == "not run: no --larger_base was given"
-    assert SYNTHETIC in ladder
+    assert SYNTHETIC in ladder and "- hardware: 2 cores" in ladder and "- else" not in ladder
     perturbed = section(text, "Perturbed inputs")
     assert cells(perturbed, "gated, typos")[2] == percent(found["gated", "typos"][1].means["ndcg@10"])
     # The model-index has the weights of this repository, not the mean over seeds.
@@ -568,12 +569,17 @@ def test_every_snippet_runs_as_written_and_all_give_the_same_scores(
     model: Path, hub: LoopbackHub, hub_client_environment: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = hub.unique()
-    publish(model, name)
+    tag = publish(model, name).tag
+    later = {**json.loads((model / "config.json").read_text()), "initializer_range": 0.5}
+    HfApi().upload_file(path_or_fileobj=json.dumps(later).encode(), path_in_repo="config.json", repo_id=name)
     card = load_card(name)
+    assert all(f'repo, revision = "{name}", "{tag}"' in snippet.code for snippet in python_snippets(card.text))
     scores: dict[str, list[float]] = {}
     for snippet in python_snippets(card.text):
         values: dict[str, Any] = {}
         exec(compile(snippet.code, f"README.md, {snippet.heading}", "exec"), values)
+        if hasattr(values["model"], "config"):
+            assert values["model"].config.initializer_range != 0.5, "the revision is not pinned"
         queries, products = values["query_vectors"], values.get("product_vectors")
         assert products is None or len(products) == len(values["products"])
         scores[snippet.heading] = np.asarray(queries @ (queries if products is None else products).T)[0].tolist()
@@ -589,8 +595,6 @@ def test_every_snippet_runs_as_written_and_all_give_the_same_scores(
 def test_a_card_is_loaded_from_the_hub_by_revision(
     model: Path, results: Path, hub: LoopbackHub, hub_client_environment: Path
 ) -> None:
-    from huggingface_hub import HfApi
-
     name = hub.unique()
     measured = write_card(model, results=[results], repo=name).read_bytes()
     hub.create_repo(name, {"README.md": measured})

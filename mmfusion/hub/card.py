@@ -12,8 +12,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_downloa
 from huggingface_hub.constants import REPOCARD_NAME
 
 from mmfusion.evaluation.numbers import percent
+from mmfusion.files import replace_text
 from mmfusion.hub.card_error import CardError
-from mmfusion.hub.card_facts import ModelFacts, fingerprint_of, read_facts
+from mmfusion.hub.card_facts import ModelFacts, fingerprint_of, read_facts, weights_tag
 from mmfusion.hub.card_ladder import Ladder, ladder_section, perturbed_rungs, read_ladders
 from mmfusion.hub.card_markdown import NOT_MEASURED, table
 from mmfusion.hub.card_metadata import card_metadata
@@ -53,7 +54,7 @@ def write_card(
     ladder: str | Path | None = None,
     output: str | Path | None = None,
     repo: str = DEFAULT_REPO,
-    revision: str = "main",
+    revision: str | None = None,
     notes: str | Path | None = None,
     dataset: str | None = None,
     base_model: Sequence[str] = (),
@@ -71,7 +72,7 @@ def write_card(
         ladder: Output folder of recipes/ladder.py. Without `results`, those of this model in it are taken.
         output: The file; default: README.md in the folder. Only a card that was written here is replaced.
         repo: Hub id for the snippets.
-        revision: Branch, tag or commit for the snippets.
+        revision: Branch, tag or commit for the snippets; default: the tag that publishing puts on these weights.
         notes: Markdown file of the author, put into its place as it is.
         dataset: Name of the catalogue of results that do not say.
         base_model: Hub ids of the encoders; default: those that the recipes name.
@@ -89,11 +90,11 @@ def write_card(
     """
     output = Path(folder) / REPOCARD_NAME if output is None else Path(output)
     _check_replaceable(output)
-    if not _REVISION.fullmatch(revision):
+    if revision is not None and not _REVISION.fullmatch(revision):
         raise CardError(f"the value is {revision!r}", "field 'revision'", "give a branch, a tag or a commit")
     facts, runs = read_facts(folder), read_runs(folder)
     ladders = read_ladders(ladder) if ladder is not None else []
-    fingerprint = fingerprint_of(folder) if results or ladders else ""
+    fingerprint = fingerprint_of(folder)
     given = list(results) or [file for found in ladders for file in found.files.get(fingerprint, [])]
     measured, left_out = sort_results(read_results(given, dataset=dataset), fingerprint, facts.vector_bytes)
     data = card_metadata(
@@ -108,7 +109,7 @@ def write_card(
     places = {
         "title": repo.split("/")[-1],
         "repo": repo,
-        "revision": revision,
+        "revision": revision or weights_tag(fingerprint),
         "products": example_products(facts),
         "results": results_section(measured, left_out),
         "ladder": ladder_section(ladders, fingerprint),
@@ -123,7 +124,7 @@ def write_card(
     text = _fill(Path(template) if template is not None else _template_path(), data, places)
     check_no_secret(text, str(output))
     output.parent.mkdir(parents=True, exist_ok=True)
-    ModelCard(text).save(output)
+    replace_text(output, text)
     return output
 
 

@@ -58,6 +58,14 @@ def read_facts(folder: str | Path) -> ModelFacts:
     return ModelFacts(config, _parameters(folder), columns)
 
 
+def weights_tag(fingerprint: str) -> str:
+    """Name of the tag that publishing puts on the commit of these weights; a card's snippets are pinned to it.
+
+    A commit hash cannot stand in a file of that commit, and a branch moves.
+    """
+    return f"weights-{fingerprint[:12]}"
+
+
 def fingerprint_of(folder: str | Path) -> str:
     """Fingerprint of the model in a folder; loads its weights."""
     # Imported here, as it brings FAISS along, which a card without results does not need.

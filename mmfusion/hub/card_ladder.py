@@ -35,6 +35,7 @@ class Ladder:
         conditions: What the numbers were measured over.
         models: Rung and seed ("" for one without seed) by fingerprint of the model.
         files: Results of single seeds by fingerprint of the model.
+        measured_with: Lines of its page on hardware, versions, commits and budget.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class Ladder:
     conditions: str
     models: dict[str, tuple[str, str]]
     files: dict[str, list[Path]]
+    measured_with: tuple[str, ...]
 
     def select(self, **cells: str) -> list[dict[str, str]]:
         """Rows with these cells."""
@@ -150,6 +152,8 @@ def _notes(ladder: Ladder) -> Iterator[str]:
         yield "**One seed only: read with care.**"
     if ladder.conditions:
         yield f"Measured over: {ladder.conditions}."
+    if ladder.measured_with:
+        yield public_text("\n".join(ladder.measured_with))
 
 
 def _mean(ladder: Ladder, rung: str, perturbation: str, metric: str) -> str:
@@ -174,7 +178,11 @@ def _read(path: Path, split: str) -> Ladder:
         for name in ("mean", *_COLUMNS[9:]):
             if row[name]:
                 _check_cell(row[name], 0 if name == "mean" else -1, f"{path}, row {number}, column {name!r}")
-    return _with_results(Ladder(path, split, rows, _titles(path.with_suffix(".md")), "", "", {}, {}))
+    page = path.with_suffix(".md")
+    text = page.read_text("utf-8") if page.is_file() else ""
+    titles = dict(re.findall(r"^\| (\w+): ([^|]+?) \|", text, flags=re.MULTILINE))
+    facts = tuple(re.findall(r"^- (?:hardware|versions|commit|budget): .*", text, flags=re.MULTILINE))
+    return _with_results(Ladder(path, split, rows, titles, "", "", {}, {}, facts))
 
 
 def _check_cell(text: str, low: int, place: str) -> None:
@@ -183,12 +191,6 @@ def _check_cell(text: str, low: int, place: str) -> None:
     except ValueError:
         value = text
     check_number(value, low, 1, place, _AGAIN)
-
-
-def _titles(page: Path) -> dict[str, str]:
-    if not page.is_file():
-        return {}
-    return dict(re.findall(r"^\| (\w+): ([^|]+?) \|", page.read_text("utf-8"), flags=re.MULTILINE))
 
 
 def _with_results(ladder: Ladder) -> Ladder:

@@ -22,8 +22,8 @@ _PATH = re.compile(
 )
 # Of a person or of a host; `recall@100` is neither.
 _ADDRESS = re.compile(r"\b[\w.+-]+@[A-Za-z][\w-]*(?:(?:\.[\w-]+)+|(?=:))")
-# Words that stand in prose and in commands, too.
-_COMMON_USERS = {"root", "user", "ubuntu", "admin", "runner", "main"}
+# Words of commands, too.
+_COMMON_NAMES = {"localhost", "root", "user", "ubuntu", "admin", "runner", "main", "test", "train", "data", "model"}
 _SHORTEST_NAME = 4
 
 
@@ -40,15 +40,18 @@ def public(value: Any) -> Any:
         return {name: public(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [public(inner) for inner in value]
-    return public_text(value) if isinstance(value, str) else value
+    return _without_names(public_text(value)) if isinstance(value, str) else value
 
 
 def public_text(text: str) -> str:
-    """A text without folders, users and hosts of a machine, and without tokens."""
+    """A text without folders of a machine, addresses and tokens."""
     text = _URL.sub(lambda found: _short(found[0]), _TOKEN.sub("…", text))
     if os.path.isabs(text) and " " in text and not re.search(r"\s-", text):
         return _short(text)
-    text = _ADDRESS.sub("…", _PATH.sub(lambda found: _short(found[0]), text))
+    return _ADDRESS.sub("…", _PATH.sub(lambda found: _short(found[0]), text))
+
+
+def _without_names(text: str) -> str:
     for name in _local_names():
         text = re.sub(rf"\b{re.escape(name)}\b", "…", text)
     return text
@@ -79,7 +82,7 @@ def _local_names() -> Iterator[str]:
     names = {socket.gethostname(), socket.gethostname().split(".")[0]}
     with suppress(OSError, KeyError):
         names.add(getpass.getuser())
-    yield from (name for name in sorted(names) if len(name) >= _SHORTEST_NAME and name.lower() not in _COMMON_USERS)
+    yield from (name for name in sorted(names) if len(name) >= _SHORTEST_NAME and name.lower() not in _COMMON_NAMES)
 
 
 def _tokens_of_environment() -> Iterator[str]:

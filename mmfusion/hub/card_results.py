@@ -119,7 +119,7 @@ def _read(path: Path, dataset: str | None) -> Result:
     return Result(
         path=path,
         evaluation=evaluation,
-        dataset=named or dataset or "",
+        dataset=" ".join((named or dataset or "").split()),
         split=split,
         perturbation=_text(provenance, "perturbation", path) or "none",
         model="" if provenance.get("baseline", "none") != "none" else _text(provenance, "model", path),
