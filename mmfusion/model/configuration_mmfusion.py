@@ -130,15 +130,27 @@ class MMFusionConfig(PreTrainedConfig):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        # transformers takes an absent config.json for a default one, merely warns of another type, and then trips over
+        # its fields.
+        source = pretrained_model_name_or_path
+        fields, unused = super().get_config_dict(source, **kwargs)
+        if "model_type" not in fields:
+            raise HubError(
+                f"{source} is not an mmfusion model: it has no config.json with a model_type; check name, revision and "
+                "subfolder."
+            )
+        if fields["model_type"] != cls.model_type:
+            raise HubError(
+                f"{source} is a {fields['model_type']!r} model, not an mmfusion model; load it with AutoModel, or make "
+                "an mmfusion model of its encoders with MMFusionModel.from_backbones."
+            )
+        return fields, unused
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         # transformers sets overrides (`from_pretrained(…, fusion="concat")`) after the constructor has checked the
         # rest, and drops those that it does not know.
-        found = config_dict.get("model_type", cls.model_type)
-        if found != cls.model_type:
-            raise HubError(
-                f"{config_dict.get('_name_or_path') or 'This'} is a {found!r} model, not an mmfusion model; load it "
-                "with AutoModel, or make an mmfusion model of encoders with MMFusionModel.from_backbones."
-            )
         result: Any = super().from_dict(config_dict, **kwargs)
         unused = kwargs.get("return_unused_kwargs", False)
         config = result[0] if unused else result

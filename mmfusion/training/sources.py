@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.embedded import write_embedded_backbones, write_embedded_catalogue
 from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
 from mmfusion.model.configuration_mmfusion import own_fields
+from mmfusion.model.errors_mmfusion import explain
 from mmfusion.training.run import Run, RunError, read_record
 
 log = logging.getLogger("mmfusion")
@@ -143,9 +145,9 @@ def _check_is_ours(base: str) -> None:
             "folder or a Hub id (org/name) of an mmfusion model."
         )
     try:
-        found, _ = MMFusionConfig.get_config_dict(base)
+        found, _ = PreTrainedConfig.get_config_dict(base)
     except OSError as error:
-        raise RunError(f"--base {base!r} cannot be read: {str(error).splitlines()[0]}") from error
+        raise RunError(f"--base {base!r} cannot be read: {explain(error, base)}") from error
     if found.get("model_type") != MMFusionConfig.model_type:
         raise RunError(
             f"--base {base!r} is a {found.get('model_type')!r} model, not an mmfusion model; make one from encoders "
