@@ -301,7 +301,8 @@ def test_it_loads_by_name_where_mmfusion_is_not_installed_and_again_after_saving
     hub.create_repo(name, {path.name: path.read_bytes() for path in folder.iterdir()}, private=True)
     photo.save(tmp_path / "photo.png")
     python = build_bare_environment(tmp_path / "bare")
-    run_bare(python, BARE, name, str(tmp_path), environment=hub.environment(tmp_path / "home"), cwd=tmp_path)
+    said = run_bare(python, BARE, name, str(tmp_path), environment=hub.environment(tmp_path / "home"), cwd=tmp_path)
+    assert "custom code" not in said, "the caller has said so, and is not to be asked again"
     for step in ("loaded", "again"):
         found = np.load(tmp_path / f"{step}.npz")
         _assert_same(found["query"], _query_vectors(folder, ["red acme"]))
@@ -388,6 +389,8 @@ def test_inputs_of_another_kind_are_refused(folder_of: Callable[[str], Path]) ->
         model.encode(["dress"], task="classification")
     with pytest.raises(ValueError, match=r"processor takes none.*max_seq_length"):
         model.encode(["dress"], processing_kwargs={"text": {"max_length": 4}})
+    with pytest.raises(ValueError, match=r"no 'token_embeddings'; the vectors .* 'sentence_embedding'"):
+        model.encode(["dress"], output_value="token_embeddings")
     with pytest.raises(ValueError, match="backend='torch' only"):
         _load(folder_of("plain"), backend="onnx")
 

@@ -88,7 +88,7 @@ class MMFusionTowers(InputModule):
             model_name_or_path: Folder or Hub id.
             subfolder: Folder within it.
             token, cache_folder, revision, local_files_only: As `SentenceTransformer` takes them.
-            trust_remote_code: Unused: whoever runs this has already let the code in, and it loads its own siblings.
+            trust_remote_code: Whether the caller lets the repository's code in.
             model_kwargs: Further arguments of `MMFusionModel.from_pretrained`, e.g. `dtype`.
             processor_kwargs: Further arguments of `MMFusionProcessor.from_pretrained`.
             config_kwargs: Fields of the configuration to replace.
@@ -100,7 +100,7 @@ class MMFusionTowers(InputModule):
         """
         if backend != "torch":
             raise ValueError(f"backend is {backend!r}; an mmfusion model runs with backend='torch' only.")
-        source = {
+        source: dict[str, Any] = {
             "subfolder": subfolder,
             "token": token,
             "cache_dir": cache_folder,
@@ -110,6 +110,8 @@ class MMFusionTowers(InputModule):
         model = MMFusionModel.from_pretrained(
             model_name_or_path, **{**source, **(config_kwargs or {}), **(model_kwargs or {})}
         )
+        # transformers reads the config once more for the tokenizer, and would ask at the terminal.
+        source["trust_remote_code"] = trust_remote_code
         processor = MMFusionProcessor.from_pretrained(model_name_or_path, **{**source, **(processor_kwargs or {})})
         return cls(model, processor)
 
@@ -285,6 +287,9 @@ class _Features(dict[str, Any]):
     def __init__(self, features: Mapping[str, Any], vectors: Tensor, cut: Callable[[Tensor, int], Tensor]) -> None:
         super().__init__({**features, VECTORS: vectors})
         self.cut = cut
+
+    def __missing__(self, name: str) -> Any:
+        raise ValueError(f"There is no {name!r}; the vectors of an mmfusion model are its {VECTORS!r}.")
 
     def __setitem__(self, name: str, value: Any) -> None:
         whole = self[VECTORS]
