@@ -157,18 +157,17 @@ def test_stage_2_with_frozen_encoders_continues_exactly_without_its_base(
     assert_same_weights(tmp_path / "another machine's whole", tmp_path / "run")
 
 
-def test_an_interrupted_continuation_goes_on_from_its_own_folder_without_the_hub(
-    trained: SimpleNamespace, on_hub: Callable[..., Any], hub: LoopbackHub, tmp_path: Path
+def test_a_continuation_goes_on_from_its_own_folder_without_the_hub(
+    on_hub: Callable[..., Any], hub: LoopbackHub, tmp_path: Path
 ) -> None:
     on_hub()
-    there = {"output": str(tmp_path / "run"), "resume": "hub:org/run"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mmfusion.stages.Stage1.training_step", interrupted)
-        with pytest.raises(InterruptedHereError):
-            recipe("stage1")(**there)
+    first = fetch(tmp_path / "run", "hub:org/run")
     hub.reset()
-    recipe("stage1")(**there)
-    assert_same_weights(trained.folder, tmp_path / "run")
+    assert fetch(tmp_path / "run", "hub:org/run") == first and not hub.requests
+    with pytest.raises(RunError, match="--steps is 9"):
+        fetch(tmp_path / "run", "hub:org/run", steps=9)
+    with pytest.raises(RunError, match="holds something else than the run hub:org/other@checkpoints"):
+        fetch(tmp_path / "run", "hub:org/other")
 
 
 class InterruptedHereError(Exception):

@@ -137,6 +137,7 @@ class PushCheckpoints(L.Callback):
         step = int(checkpoint.stem.split("=")[1])
         if step == self._offered:
             return
+        self._offered = step
         with _never_fatal("last checkpoint"):
             folder = self.pending / f"last-{step}"
             folder.mkdir(parents=True, exist_ok=True)
@@ -145,7 +146,6 @@ class PushCheckpoints(L.Callback):
             described = sorted((self.pending / MODEL_FOLDER).iterdir())
             files = {CHECKPOINT: folder / CHECKPOINT} | {f"{MODEL_FOLDER}/{path.name}": path for path in described}
             self._push.offer(Snapshot("last", step, files, folder, portable_record(self.run.record)))
-            self._offered = step
 
     def _finish(self) -> None:
         if self._push is None:
