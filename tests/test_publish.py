@@ -162,7 +162,7 @@ def test_shards_load_and_those_of_the_version_before_go(hub: LoopbackHub, repo: 
 def test_a_branch_and_a_pull_request_leave_main_alone(hub: LoopbackHub, repo: str, model_folder: Path) -> None:
     publish(model_folder, repo)
     before = hub.repo(repo).commit().oid
-    publish(model_folder, repo, revision="v2", message="Second")
+    publish(model_folder, repo, revision="v2", message="Second", max_shard_size="300KB")
     request = publish(model_folder, repo, create_pr=True, max_shard_size="300KB")
     assert request.url is not None and request.url.startswith(f"{hub.endpoint}/{repo}/discussions/")
     assert publish(model_folder, repo).commit == before, "the same files again are no new commit"
