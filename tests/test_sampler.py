@@ -110,3 +110,16 @@ def test_row_sampler_covers_all_rows_once_over_ranks_shortest_first() -> None:
     assert sorted(np.concatenate([*ranks[0], *ranks[1]])) == list(rows)
     lengths = LENGTHS[np.concatenate(list(RowSampler(rows, LENGTHS, batch_size=5)))]
     assert (np.diff(lengths) >= 0).all()
+
+
+@pytest.mark.parametrize(("rows", "ranks"), [(9, 2), (9, 4), (5, 4), (4, 4), (3, 1)])
+def test_each_rank_validates_although_there_are_fewer_batches_than_ranks(rows: int, ranks: int) -> None:
+    given = np.arange(rows)
+    samplers = [RowSampler(given, None, batch_size=8, num_replicas=ranks, rank=rank) for rank in range(ranks)]
+    assert all(len(sampler) >= 1 for sampler in samplers)
+    assert sorted(np.concatenate([batch for sampler in samplers for batch in sampler]).tolist()) == given.tolist()
+
+
+def test_fewer_rows_than_ranks_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 queries or products to validate on for 4 ranks"):
+        RowSampler(np.arange(3), None, batch_size=8, num_replicas=4)

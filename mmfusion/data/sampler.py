@@ -135,6 +135,9 @@ class RowSampler(RowsSampler):
         super().__init__(num_replicas, rank)
         ordered = rows if lengths is None else rows[np.argsort(lengths[rows], kind="stable")]
         batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+        if len(batches) < num_replicas:
+            # A rank without a batch would not come to where all ranks gather.
+            batches = _a_batch_for_each(ordered, num_replicas)
         self.batches = batches[rank::num_replicas]
 
     def __len__(self) -> int:
@@ -142,6 +145,15 @@ class RowSampler(RowsSampler):
 
     def __iter__(self) -> Iterator[Rows]:
         return iter(self.batches)
+
+
+def _a_batch_for_each(rows: Rows, num_replicas: int) -> list[Rows]:
+    if len(rows) < num_replicas:
+        raise ValueError(
+            f"There are {len(rows)} queries or products to validate on for {num_replicas} ranks; use fewer devices, or a "
+            "larger val split."
+        )
+    return list(np.array_split(rows, num_replicas))
 
 
 class ResumableLoader(DataLoader[Any]):
