@@ -150,8 +150,8 @@ class RowSampler(RowsSampler):
 def _a_batch_for_each(rows: Rows, num_replicas: int) -> list[Rows]:
     if len(rows) < num_replicas:
         raise ValueError(
-            f"There are {len(rows)} queries or products to validate on for {num_replicas} ranks; use fewer devices, or a "
-            "larger val split."
+            f"There are {len(rows)} queries or products to validate on for {num_replicas} ranks; use fewer devices, or "
+            "a larger val split."
         )
     return list(np.array_split(rows, num_replicas))
 
