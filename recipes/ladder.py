@@ -50,6 +50,7 @@ def main(
     num_products: int = 2000,
     keep_working_files: bool = False,
     dry_run: bool = False,
+    table_only: bool = False,
 ) -> None:
     """Writes ladder.<split>.md, .csv and .png; run again to go on where it stopped.
 
@@ -87,6 +88,7 @@ def main(
         num_products: Size of the embedded catalogue.
         keep_working_files: Keeps checkpoints and copies of the catalogue in the folders of finished trainings.
         dry_run: Prints the commands and does nothing.
+        table_only: Writes the table of what is finished and runs nothing, e.g. while another process runs the rest.
     """
     settings = LadderSettings(
         output=Path(output).absolute(),
@@ -121,7 +123,7 @@ def main(
         num_products=num_products,
     )
     checkout = Path(__file__).resolve().parent.parent
-    run_ladder(settings, checkout, keep_working_files=keep_working_files, dry_run=dry_run)
+    run_ladder(settings, checkout, keep_working_files=keep_working_files, dry_run=dry_run, table_only=table_only)
 
 
 def _absolute(source: str | None) -> str | None:

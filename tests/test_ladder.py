@@ -298,6 +298,22 @@ def test_finished_steps_are_skipped_and_a_changed_model_is_evaluated_again(stand
         run_steps(steps, stand_ins)
 
 
+def test_a_table_alone_runs_nothing_and_shows_what_is_finished(
+    stand_ins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_in(tmp_path / "out", rungs=("text_only", "concat"), perturbations=())
+    text_only = [step for step in plan_ladder(settings) if step.rung == "text_only"]
+    run_steps(text_only, stand_ins)
+    calls(stand_ins)
+    done = evaluation("text_only", around(0.5))
+    monkeypatch.setattr("mmfusion.ladder.collect.Evaluation.load", lambda folder, name: done)
+    run_ladder(settings, stand_ins, table_only=True)
+    assert calls(stand_ins) == []
+    page = (tmp_path / "out" / "ladder.val.md").read_text()
+    assert "| text_only: text only, fine-tuned | 1 | 5" in page and "not run: not run yet" in page
+    assert "ladder.val.md" in capsys.readouterr().out
+
+
 def test_a_failing_step_stops_with_the_end_of_its_log_and_is_run_again(stand_ins: Path, tmp_path: Path) -> None:
     steps = plan_ladder(settings_in(tmp_path / "out", rungs=("naive_concat",)))
     (stand_ins / "recipes" / "broken").touch()

@@ -9,6 +9,7 @@ from mmfusion.ladder.collect import collect
 from mmfusion.ladder.compare import compare
 from mmfusion.ladder.page import markdown_page
 from mmfusion.ladder.plan import LadderStep, plan_ladder
+from mmfusion.ladder.record import is_finished
 from mmfusion.ladder.run import StepFailedError, run_steps
 from mmfusion.ladder.rungs import all_rungs, reasons_not_run
 from mmfusion.ladder.settings import LadderSettings
@@ -16,7 +17,12 @@ from mmfusion.ladder.write import write_ladder
 
 
 def run_ladder(
-    settings: LadderSettings, checkout: Path, *, keep_working_files: bool = False, dry_run: bool = False
+    settings: LadderSettings,
+    checkout: Path,
+    *,
+    keep_working_files: bool = False,
+    dry_run: bool = False,
+    table_only: bool = False,
 ) -> None:
     """Runs every step that is not finished, then writes the table; after a failure the table of what is finished.
 
@@ -25,6 +31,7 @@ def run_ladder(
         checkout: Folder that holds recipes/.
         keep_working_files: Keeps checkpoints and copies of the catalogue of finished trainings.
         dry_run: Prints the commands and does nothing.
+        table_only: Writes the table of what is finished and runs nothing.
 
     Raises:
         SystemExit: With 1 and the end of the log, where a step failed.
@@ -34,6 +41,8 @@ def run_ladder(
     if dry_run:
         return _print_plan(settings, steps)
     settings.output.mkdir(parents=True, exist_ok=True)
+    if table_only:
+        return _show(_write(settings, steps, [step for step in steps if is_finished(step)], None))
     write_embedded_inputs(settings)
     finished: list[LadderStep] = []
     failed: StepFailedError | None = None
@@ -41,10 +50,13 @@ def run_ladder(
         run_steps(steps, checkout, keep_working_files=keep_working_files, after=finished.append)
     except StepFailedError as error:
         failed = error
-    paths = _write(settings, steps, finished, failed)
-    print(f"{paths[0].read_text().split('## ')[0]}\nladder: {', '.join(str(path) for path in paths)}", flush=True)
+    _show(_write(settings, steps, finished, failed))
     if failed is not None:
         raise SystemExit(f"StepFailedError: {failed}")
+
+
+def _show(paths: list[Path]) -> None:
+    print(f"{paths[0].read_text().split('## ')[0]}\nladder: {', '.join(str(path) for path in paths)}", flush=True)
 
 
 def _write(
