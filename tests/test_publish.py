@@ -20,6 +20,7 @@ from mmfusion.hub.errors import HubError
 from mmfusion.hub.publish import publish
 from mmfusion.hub.query_only import query_tower, write_query_tower
 from mmfusion.hub.recipe_config import recipe_config
+from mmfusion.retrieval.fingerprint import model_fingerprint
 
 PLANTED = (TOKEN, USER, HOST, PLACE, "secret-project", "0123456789abcdef")
 
@@ -241,6 +242,8 @@ def test_the_query_tower_gives_the_same_queries(config: dict[str, Any], dtype: t
     assert tower.dtype == dtype and tower.config.query_only
     assert torch.equal(embed_queries(tower, again), embed_queries(model, processor))
     assert tower.vision_model is None and tower.fusion is None
+    # An index of the whole model's products takes queries from a model of the same fingerprint only.
+    assert model_fingerprint(tower, again) == model_fingerprint(model, processor)
     assert tower.num_parameters() < 0.6 * model.num_parameters()
     assert set(tower.state_dict()) < set(model.state_dict())
     if dtype == torch.float32:

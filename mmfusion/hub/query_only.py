@@ -36,6 +36,11 @@ def write_query_tower(model: MMFusionModel, processor: MMFusionProcessor, folder
     Returns:
         The folder.
     """
-    query_tower(model).save_pretrained(folder)
+    # Imported here, as it brings FAISS along.
+    from mmfusion.retrieval.fingerprint import model_fingerprint
+
+    tower = query_tower(model)
+    tower.config.query_tower_of = model_fingerprint(model, processor)
+    tower.save_pretrained(folder)
     processor.save_pretrained(folder)
     return Path(folder)

@@ -57,6 +57,8 @@ class MMFusionConfig(PreTrainedConfig):
             three views side by side, 3 * `embedding_dim` wide, and compared by inner product.
         query_only: Whether the model is the query tower alone: text encoder of queries, projection and router. That is
             what a search front end loads; it embeds no product.
+        query_tower_of: Fingerprint of the whole model that a query tower was taken from, by which an index of that
+            model's products knows it.
         freeze_batch_norm: Keeps BatchNorm statistics of the backbones fixed in training mode.
         logit_scale_init: Initial inverse temperature of the contrastive losses, > 0.
         initializer_range: Standard deviation of new weights.
@@ -97,6 +99,7 @@ class MMFusionConfig(PreTrainedConfig):
     matryoshka_dims: list[int] = dataclasses.field(default_factory=list)
     query_router: bool = False
     query_only: bool = False
+    query_tower_of: str = ""
     freeze_batch_norm: bool = True
     logit_scale_init: float = 20.0
     initializer_range: float = 0.02
@@ -187,7 +190,7 @@ class MMFusionConfig(PreTrainedConfig):
             _check(name, value, _is_number(value) and value > 0.0, "a finite number above 0")
         for name in _SWITCHES:
             _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "True or False")
-        for name in ("query_prompt", "product_prompt", "product_template"):
+        for name in ("query_prompt", "product_prompt", "product_template", "query_tower_of"):
             _check(name, getattr(self, name), isinstance(getattr(self, name), str), "a string")
         self._check_vectors()
 

@@ -8,7 +8,12 @@ from mmfusion.model import MMFusionModel, MMFusionProcessor
 
 
 def model_fingerprint(model: MMFusionModel, processor: MMFusionProcessor) -> str:
-    """SHA-256 (hex) of weights, config and preprocessing: equal if and only if vectors are comparable."""
+    """SHA-256 (hex) of weights, config and preprocessing: equal if and only if vectors are comparable.
+
+    That of a query tower by itself is that of the model that it was taken from.
+    """
+    if model.config.query_only and model.config.query_tower_of:
+        return model.config.query_tower_of
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode() + value.float().cpu().numpy().tobytes())
@@ -26,7 +31,7 @@ def processor_fields(processor: MMFusionProcessor) -> dict[str, Any]:
 
 def _stable(fields: dict[str, Any]) -> dict[str, Any]:
     # Where a model was loaded from, by which version and by whose code says nothing about its vectors.
-    versions = ("transformers_version", "schema_version", "query_only")
+    versions = ("transformers_version", "schema_version", "query_only", "query_tower_of")
     dropped = ("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", *versions)
     return {
         name: _stable(value) if isinstance(value, dict) else value
