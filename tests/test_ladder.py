@@ -32,10 +32,9 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 def settings_in(folder: Path, **changes: Any) -> LadderSettings:
-    return LadderSettings(
-        output=folder,
-        **{"seeds": (0,), "base": str(folder / "given"), "vision_blocks": 4, "embedding_dim": 32, **changes},
-    )
+    given: dict[str, Any] = {"seeds": (0,), "base": str(folder / "given"), "vision_blocks": 4, "embedding_dim": 32}
+    kinds: dict[str, Any] = {"fusions": ("cross_attention",), "default_fusion": "cross_attention"}
+    return LadderSettings(output=folder, **{**given, **kinds, **changes})
 
 
 def planned(settings: LadderSettings) -> dict[str, dict[str, str]]:

@@ -167,7 +167,7 @@ def test_nested_config_without_a_type_is_an_error() -> None:
 
 def test_default_config_can_be_built_and_printed() -> None:
     assert isinstance(MMFusionConfig().text_config, BertConfig)
-    assert "cross_attention" in repr(MMFusionConfig())
+    assert "gated" in repr(MMFusionConfig())
 
 
 def test_config_on_disk_names_no_local_path(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_stages_leave_model_processor_logs_and_curves(outputs: Path) -> None:
             assert (outputs / name / file).stat().st_size > 0, f"{name}/{file}"
         assert (outputs / name / "logs" / "version_0" / "metrics.csv").is_file()
         assert json.loads((outputs / name / "run.json").read_text())["complete"]
-    assert MMFusionModel.from_pretrained(outputs / "stage2").config.fusion == "cross_attention"
+    assert MMFusionModel.from_pretrained(outputs / "stage2").config.fusion == "gated"
 
 
 def test_a_routed_model_is_trained_evaluated_indexed_and_searched(
@@ -111,13 +111,13 @@ def test_a_new_process_reproduces_the_embeddings_bit_for_bit(outputs: Path, tmp_
 
 
 def test_evaluation_covers_every_product_of_the_split_and_says_so(outputs: Path) -> None:
-    result = Evaluation.load(outputs / "evaluation", "cross_attention")
+    result = Evaluation.load(outputs / "evaluation", "gated")
     products = pq.read_table(outputs / "stage1" / "embedded_catalogue" / "products.parquet", columns=["split"])
     assert result.num_products == products.column("split").to_pylist().count("test")
     assert result.pool == "split" and result.relevant_grade == 3
     assert set(result.means) == {"recall@10", "recall@100", "ndcg@10"}
     for suffix in (".json", ".md", ".png", ".slices.csv", ".per_query.parquet"):
-        assert (outputs / "evaluation" / f"cross_attention{suffix}").is_file()
+        assert (outputs / "evaluation" / f"gated{suffix}").is_file()
 
 
 def test_evaluation_from_cached_features_equals_that_from_photos(outputs: Path, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_evaluation_from_cached_features_equals_that_from_photos(outputs: Path, 
     agreement = json.loads((tmp_path / "evaluation" / "cached.weights.json").read_text())
     assert agreement["num_products"] > 0 and -1 <= agreement["balance"] <= 1
     cached = Evaluation.load(tmp_path / "evaluation", "cached")
-    plain = Evaluation.load(outputs / "evaluation", "cross_attention")
+    plain = Evaluation.load(outputs / "evaluation", "gated")
     assert cached.means == pytest.approx(plain.means, abs=1e-6)
     assert cached.provenance["model"] == plain.provenance["model"]
 
@@ -150,7 +150,7 @@ def test_perturbed_evaluations_are_named_after_what_was_done(outputs: Path, tmp_
     options = {"base": str(outputs / "stage2"), "output": str(tmp_path)}
     cached = {"freeze_vision_blocks": 1, "feature_cache": str(tmp_path / "features")}
     recipe("evaluate")(**options, **cached, perturb="photos_dropped", seed=3)
-    result = Evaluation.load(tmp_path, "cross_attention.photos_dropped")
+    result = Evaluation.load(tmp_path, "gated.photos_dropped")
     assert (result.provenance["perturbation"], result.provenance["seed"]) == ("photos_dropped", 3)
     assert not (tmp_path / "features").exists()
     recipe("evaluate")(**options, **cached, perturb="misleading_titles", name="misled")

@@ -72,8 +72,8 @@ class LadderSettings:
     embedding_dim: int | None = None
     rungs: tuple[str, ...] | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
-    fusions: tuple[str, ...] = ("cross_attention",)
-    default_fusion: str = "cross_attention"
+    fusions: tuple[str, ...] = ("gated",)
+    default_fusion: str = "gated"
     stage1_steps: int = 400
     stage2_steps: int = 200
     batch_size: int = 64

@@ -74,7 +74,7 @@ class MMFusionConfig(PreTrainedConfig):
     text_config: Any = None
     vision_config: Any = None
     embedding_dim: int = 256
-    fusion: str = "cross_attention"
+    fusion: str = "gated"
     fusion_hidden_size: int = 256
     fusion_layers: int = 2
     fusion_heads: int = 4
