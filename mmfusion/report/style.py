@@ -23,7 +23,8 @@ table { border-collapse: separate; border-spacing: 0;
   font-size: .92rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 caption { text-align: start; color: var(--muted); font-size: .87rem; padding-bottom: .3rem; }
 th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: end; white-space: nowrap; }
-thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; white-space: normal; overflow-wrap: break-word; max-width: 9rem; }
+thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; white-space: normal; max-width: 9rem;
+  overflow-wrap: break-word; }
 th:first-child { text-align: start; position: sticky; inset-inline-start: 0; background: var(--paper); }
 tbody th { font-weight: 600; white-space: normal; overflow-wrap: anywhere; min-width: 7.5rem; max-width: 20rem; }
 tbody th .count { display: block; font-size: .8rem; }
