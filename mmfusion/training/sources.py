@@ -183,7 +183,8 @@ def _quiet_transformers() -> Iterator[None]:
 
 def _check_leftovers(base: str, info: dict[str, Any], may_differ: tuple[str, ...]) -> None:
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        keys = sorted(str(key) for key in info.get(kind) or ())
+        # Keys of another shape come with both shapes.
+        keys = sorted(key if isinstance(key, str) else str(key[0]) for key in info.get(kind) or ())
         allowed = [key for key in keys if key.startswith(may_differ)]
         if kind == "missing_keys" and allowed:
             log.info("new weights, initialised: %s", ", ".join(allowed))
