@@ -55,7 +55,7 @@ def build_model(folder: Path, **config: Any) -> tuple[MMFusionModel, MMFusionPro
         fusion_dropout=0.0,
         projection_dropout=0.0,
         initializer_range=0.2,
-        **config,
+        **{"fusion": "cross_attention", **config},
     )
     torch.nn.init.normal_(model.fusion.correction.weight, std=0.1)
     return model, processor
