@@ -82,7 +82,8 @@ def perturbed_rungs(ladders: Sequence[Ladder]) -> str:
         if not keys:
             continue
         rows = [["rung, perturbation", *map(metric_title, METRICS)]]
-        for rung, perturbation in sorted({(rung, "none") for rung, _ in keys} | keys.keys(), key=lambda key: key[0]):
+        plain = {(rung, "none") for rung, _ in keys}
+        for rung, perturbation in sorted(plain | keys.keys(), key=lambda key: (key[0], key[1] != "none", key[1])):
             cells = [_mean(ladder, rung, perturbation, metric) for metric in METRICS]
             rows.append([f"{rung}, {'as they are' if perturbation == 'none' else perturbation}", *cells])
         parts.append(f"Rungs of the ladder, {ladder.split} split, means over seeds:\n\n{table(rows)}")
