@@ -21,4 +21,9 @@ def points(difference: float) -> str:
 
 def interval(found: PairedDifference) -> str:
     """A difference in points with its interval, such as "+6.1 [+4.2, +8.0]"."""
-    return f"{points(found.difference)} [{points(found.low)}, {points(found.high)}]"
+    return interval_of(found.difference, found.low, found.high)
+
+
+def interval_of(difference: float, low: float, high: float) -> str:
+    """The same of three numbers."""
+    return f"{points(difference)} [{points(low)}, {points(high)}]"

@@ -16,11 +16,10 @@ from mmfusion.files import replace_text
 from mmfusion.hub.card_error import CardError
 from mmfusion.hub.card_facts import ModelFacts, fingerprint_of, read_facts, weights_tag
 from mmfusion.hub.card_ladder import Ladder, ladder_section, perturbed_rungs, read_ladders
-from mmfusion.hub.card_markdown import NOT_MEASURED, table
 from mmfusion.hub.card_metadata import card_metadata
 from mmfusion.hub.card_private import check_no_secret
 from mmfusion.hub.card_prose import data_section, label_notice, limits_section, summary
-from mmfusion.hub.card_results import read_results
+from mmfusion.hub.card_results import NOT_MEASURED, read_results
 from mmfusion.hub.card_snippets import example_products
 from mmfusion.hub.card_tables import (
     Measured,
@@ -40,6 +39,7 @@ from mmfusion.hub.card_training import (
     training_section,
 )
 from mmfusion.hub.errors import explain
+from mmfusion.markdown import table
 
 WRITTEN = "Written by recipes/card.py"
 DEFAULT_REPO = "org/mm-ecom"

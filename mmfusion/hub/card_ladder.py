@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mmfusion.evaluation.numbers import metric_title, percent, points
+from mmfusion.evaluation.numbers import interval_of, metric_title, percent
 from mmfusion.hub.card_error import CardError
-from mmfusion.hub.card_markdown import NOT_MEASURED, table
 from mmfusion.hub.card_private import public_text
-from mmfusion.hub.card_results import METRICS, check_number, read_json
+from mmfusion.hub.card_results import METRICS, NOT_MEASURED, check_number, read_json
+from mmfusion.markdown import table
 
 _COLUMNS = (
     *("rung", "perturbation", "column", "value", "metric", "seed", "mean", "status", "before"),
@@ -129,10 +129,7 @@ def _holds_zero(row: dict[str, str]) -> bool:
 
 def _interval(row: dict[str, str], part: str) -> str:
     ends = [row[f"{part}_{end}"] for end in ("difference", "low", "high")]
-    if not all(ends):
-        return "–"
-    difference, low, high = map(float, ends)
-    return f"{points(difference)} [{points(low)}, {points(high)}]"
+    return interval_of(*map(float, ends)) if all(ends) else "–"
 
 
 def _which(ladder: Ladder, fingerprint: str | None) -> str:

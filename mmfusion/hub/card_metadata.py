@@ -15,10 +15,10 @@ from mmfusion.hub.card_facts import ModelFacts
 from mmfusion.hub.card_private import public_text
 from mmfusion.hub.card_results import METRICS, Result
 from mmfusion.hub.card_tables import Measured
+from mmfusion.hub.card_training import HUB_ID
 
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|multilingual")
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _TASK = ("information-retrieval", "Product retrieval")
 
 
@@ -47,11 +47,11 @@ def card_metadata(
         CardError: A value is none that the Hub takes.
     """
     for name, values, pattern in (
-        ("base_model", base_model, _HUB_ID),
-        ("datasets", datasets, _HUB_ID),
+        ("base_model", base_model, HUB_ID),
+        ("datasets", datasets, HUB_ID),
         ("language", language, _LANGUAGE),
         ("license", [license], _LICENSE),
-        ("repo", [repo], _HUB_ID),
+        ("repo", [repo], HUB_ID),
     ):
         for value in values:
             if not pattern.fullmatch(value):

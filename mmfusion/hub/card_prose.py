@@ -8,10 +8,11 @@ from huggingface_hub import ModelCardData
 
 from mmfusion.hub.card_facts import ModelFacts
 from mmfusion.hub.card_ladder import Ladder
-from mmfusion.hub.card_markdown import NOT_STATED, cell
 from mmfusion.hub.card_private import public_text
+from mmfusion.hub.card_results import NOT_STATED
 from mmfusion.hub.card_tables import Measured
 from mmfusion.hub.card_training import TrainingRun, catalogues_of, seeds_of
+from mmfusion.markdown import cell
 
 _MADE_BY_PROGRAM = ("synthetic", "generated", "derived", "no human")
 

@@ -17,6 +17,8 @@ from mmfusion.evaluation.evaluation import CONDITIONS
 from mmfusion.hub.card_error import CardError
 
 METRICS = ("recall@100", "ndcg@10")
+NOT_MEASURED = "Not measured."
+NOT_STATED = "Not stated."
 _REQUIRED = tuple(
     field.name
     for field in dataclasses.fields(Evaluation)

@@ -9,9 +9,9 @@ from mmfusion.evaluation import Evaluation, format_table, paired_bootstrap
 from mmfusion.evaluation.numbers import interval, metric_title, percent
 from mmfusion.evaluation.report import format_product_slices
 from mmfusion.hub.card_error import CardError
-from mmfusion.hub.card_markdown import NOT_MEASURED, table
 from mmfusion.hub.card_private import public_text
-from mmfusion.hub.card_results import METRICS, Result
+from mmfusion.hub.card_results import METRICS, NOT_MEASURED, Result
+from mmfusion.markdown import table
 
 _PERTURBATIONS = {
     "misleading_titles": "a wrong colour word is put into each title",

@@ -11,14 +11,14 @@ from typing import Any
 
 from mmfusion.evaluation.numbers import percent
 from mmfusion.hub.card_error import CardError
-from mmfusion.hub.card_markdown import NOT_STATED, table
 from mmfusion.hub.card_private import public
-from mmfusion.hub.card_results import read_json
+from mmfusion.hub.card_results import NOT_STATED, read_json
 from mmfusion.hub.recipe_config import without_secrets
+from mmfusion.markdown import table
 
 _RECORD = "run.json"
 _REMEDY = "copy the run.json that the recipe wrote, or leave it out"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _MOST_STAGES = 16
 
 
@@ -54,7 +54,7 @@ def read_runs(folder: str | Path) -> list[TrainingRun]:
                 raise CardError(
                     f"the value is {found!r} where a {kind.__name__} is expected", f"{path}, field {name!r}", _REMEDY
                 )
-        runs.insert(0, TrainingRun(record["recipe"], _flat(without_secrets(record["arguments"])), record))
+        runs.insert(0, TrainingRun(record["recipe"], _flat(record["arguments"]), record))
         base = record["arguments"].get("base")
         current = Path(base) if isinstance(base, str) else None
     return runs
@@ -62,7 +62,7 @@ def read_runs(folder: str | Path) -> list[TrainingRun]:
 
 def hub_id(value: Any) -> str | None:
     """The Hub id that a recipe's argument names; None for a folder or nothing."""
-    is_id = isinstance(value, str) and _HUB_ID.fullmatch(value) and not Path(value).exists()
+    is_id = isinstance(value, str) and HUB_ID.fullmatch(value) and not Path(value).exists()
     return value if is_id else None
 
 

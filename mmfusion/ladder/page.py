@@ -18,6 +18,7 @@ from mmfusion.ladder.record import load_step_record
 from mmfusion.ladder.run import duration
 from mmfusion.ladder.rungs import TEXT_ONLY, all_rungs
 from mmfusion.ladder.settings import LadderSettings
+from mmfusion.markdown import table as markdown_table
 
 _MIN_SEEDS = 3
 _Key = tuple[str, Perturbation]
@@ -82,7 +83,7 @@ def _ladder_table(rows: Sequence[Row]) -> str:
             found = row.get(metric)
             cells += [percent(found.mean), _interval(found.before), _interval(found.text_only)]
         table.append([*cells, row.before or "–", _order(row)])
-    return _table(table)
+    return markdown_table(table)
 
 
 def _order(row: Row) -> str:
@@ -118,7 +119,8 @@ def _by_kind(rows: Sequence[Row]) -> str:
             found = [_find(row, metric, *part) for part in parts for metric in METRICS]
             table.append([row.rung.name, *(_interval(one.text_only if one else None) for one in found)])
     column = parts[0][0]
-    return f"## By {column} of query\n\n{format_table(means, slice_by=column).split(chr(10) * 2)[0]}\n\n{_table(table)}"
+    values = format_table(means, slice_by=column).split("\n\n")[0]
+    return f"## By {column} of query\n\n{values}\n\n{markdown_table(table)}"
 
 
 def _find(row: Row, metric: str, column: str, value: str) -> Compared | None:
@@ -138,7 +140,7 @@ def _against_other_fusions(settings: LadderSettings, results: Results) -> str:
     table = [["", *(metric_title(metric) for metric in METRICS)]]
     for name, other in found:
         table.append([f"against {name}", *(_interval(difference(default, other, metric)) for metric in METRICS)])
-    return f"## {settings.default_fusion}, the default, against the other kinds\n\n{_table(table)}"
+    return f"## {settings.default_fusion}, the default, against the other kinds\n\n{markdown_table(table)}"
 
 
 def _perturbed(settings: LadderSettings, results: Results) -> str:
@@ -158,7 +160,9 @@ def _perturbed(settings: LadderSettings, results: Results) -> str:
     gains = [["difference", *(metric_title(metric) for metric in METRICS)]]
     for first, second, found in perturbed_differences(results, pairs):
         gains.append([f"{_named(first)} against {_named(second)}", *(_interval(found[metric]) for metric in METRICS)])
-    return f"## Perturbed inputs\n\n{_table(values)}" + (f"\n\n{_table(gains)}" if len(gains) > 1 else "")
+    return f"## Perturbed inputs\n\n{markdown_table(values)}" + (
+        f"\n\n{markdown_table(gains)}" if len(gains) > 1 else ""
+    )
 
 
 def _named(key: _Key) -> str:
@@ -178,7 +182,7 @@ def _seeds(rows: Sequence[Row]) -> str:
         if row.seeds:
             by_seed = [row.get(metric).by_seed for metric in METRICS]
             table.append([row.rung.name, *(" / ".join(percent(v.get(seed)) for v in by_seed) for seed in seeds)])
-    return f"## Seed by seed\n\n{_table(table)}" if len(table) > 1 else ""
+    return f"## Seed by seed\n\n{markdown_table(table)}" if len(table) > 1 else ""
 
 
 def _measured_with(settings: LadderSettings, steps: Sequence[LadderStep]) -> str:
@@ -203,7 +207,7 @@ def _measured_with(settings: LadderSettings, steps: Sequence[LadderStep]) -> str
             own = [records[step].seconds for step in records if (_run_name(step), step.seed) == (name, seed)]
             cells.append(duration(sum(own)) if own else "–")
         table.append([name, *cells])
-    return "\n".join(lines) + f"\n\n{_table(table)}"
+    return "\n".join(lines) + f"\n\n{markdown_table(table)}"
 
 
 def _run_name(step: LadderStep) -> str:
@@ -235,9 +239,3 @@ def _word(argument: str, names: dict[str, str]) -> str:
         if inside and Path(value).is_absolute():
             return names[value] + argument[len(value) :]
     return shlex.quote(argument)
-
-
-def _table(rows: list[list[str]]) -> str:
-    cells = [[" ".join(cell.replace("|", r"\|").split()) for cell in row] for row in rows]
-    rule = ["---", *["---:"] * (len(rows[0]) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], rule, *cells[1:]])

@@ -135,7 +135,7 @@ def _of_status(error: HfHubHTTPError, repo: str) -> str:
 
 def _of_the_connection(error: BaseException, repo: str, revision: str | None) -> str | None:
     # The HTTP library is httpx in one supported version of huggingface_hub and httpx2 in another, hence the names.
-    broken = _is_a(error, "RemoteProtocolError", "ReadError", "WriteError")
+    broken = is_a(error, "RemoteProtocolError", "ReadError", "WriteError")
     if broken or "Consistency check failed" in str(error):
         return f"The transfer of {repo} broke off before its end; run it again, what has arrived is kept."
     absent = isinstance(error, LocalEntryNotFoundError)
@@ -144,14 +144,14 @@ def _of_the_connection(error: BaseException, repo: str, revision: str | None) ->
             f"{repo} is not in the cache and HF_HUB_OFFLINE=1 forbids to fetch it; load it once online, or unset the "
             "variable."
         )
-    if absent or isinstance(error, ConnectionError) or _is_a(error, "TransportError"):
+    if absent or isinstance(error, ConnectionError) or is_a(error, "TransportError"):
         missing = f", and {repo} is not in the cache" if absent else ""
         return f"The Hub at {constants.ENDPOINT} cannot be reached{missing}; check the network and try again."
     return None
 
 
 def _of_the_files(error: BaseException, repo: str, revision: str | None) -> str | None:
-    if _is_a(error, "SafetensorError"):
+    if is_a(error, "SafetensorError"):
         return (
             f"The weights of {repo} are truncated or damaged ({_first_line(error)}); fetch them again with "
             "force_download=True, or copy the folder again."
@@ -173,7 +173,8 @@ def _file_of(error: BaseException) -> str:
     return str(url).partition("/resolve/")[2].partition("/")[2] or _first_line(error)
 
 
-def _is_a(error: BaseException, *names: str) -> bool:
+def is_a(error: BaseException, *names: str) -> bool:
+    """Whether the class of an error, or one that it comes from, has one of these names."""
     return any(base.__name__ in names for base in type(error).__mro__)
 
 

@@ -121,23 +121,24 @@ def _check_digest(source: str | os.PathLike[str], path: Path) -> None:
     blob = path.resolve()
     if blob.parent.name != "blobs" or not re.fullmatch("[0-9a-f]{64}", blob.name):
         return
-    with open(blob, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
-    if digest.hexdigest() != blob.name:
+    found = sha256_of(blob)
+    if found != blob.name:
         # Left in the cache it would be taken for whole by the next load.
         path.unlink()
         blob.unlink(missing_ok=True)
         raise HubError(
-            f"{path.name} of {source} was damaged on its way (SHA-256 {digest.hexdigest()[:12]}… where the Hub has "
+            f"{path.name} of {source} was damaged on its way (SHA-256 {found[:12]}… where the Hub has "
             f"{blob.name[:12]}…) and is removed from the cache; load it again."
         )
 
 
-def _digest(file: Any) -> Any:
+def sha256_of(path: Path) -> str:
+    """SHA-256 (hex) of a file, read block by block."""
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _refuse(source: str | os.PathLike[str], arguments: Mapping[str, Any]) -> None:

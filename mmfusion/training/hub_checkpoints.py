@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -24,7 +23,8 @@ from huggingface_hub.utils import (
 from transformers.utils import logging as transformers_logging
 
 from mmfusion.data.datamodule import MMFusionDataModule
-from mmfusion.hub.errors import HubError, explain
+from mmfusion.files import link_or_copy
+from mmfusion.hub.errors import HubError, explain, is_a
 from mmfusion.stages import Stage
 from mmfusion.training.background_push import BackgroundPush, Snapshot
 from mmfusion.training.hub_record import BEST_FOLDER, CHECKPOINT, MODEL_FOLDER, RECORD, portable_record
@@ -142,7 +142,7 @@ class PushCheckpoints(L.Callback):
             folder = self.pending / f"last-{step}"
             folder.mkdir(parents=True, exist_ok=True)
             # Lightning deletes old checkpoints, perhaps in the middle of a push: this is a second name for the file.
-            _link(checkpoint, folder / CHECKPOINT)
+            link_or_copy(checkpoint, folder / CHECKPOINT)
             described = sorted((self.pending / MODEL_FOLDER).iterdir())
             files = {CHECKPOINT: folder / CHECKPOINT} | {f"{MODEL_FOLDER}/{path.name}": path for path in described}
             self._push.offer(Snapshot("last", step, files, folder, portable_record(self.run.record)))
@@ -185,7 +185,7 @@ class PushCheckpoints(L.Callback):
             api.super_squash_history(self.repo, branch=self.hub.branch, commit_message=message)
 
     def _reason(self, error: Exception) -> str:
-        if any(base.__name__ == "TransportError" for base in type(error).__mro__):
+        if is_a(error, "TransportError"):
             return f"the Hub cannot be reached ({type(error).__name__})"
         return without_tokens(str(explain(error, self.repo, self.hub.branch)))
 
@@ -261,14 +261,6 @@ def _save_processor(trainer: L.Trainer, folder: Path) -> None:
     data = trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(data, MMFusionDataModule)
     data.processor.save_pretrained(folder)
-
-
-def _link(source: Path, target: Path) -> None:
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 @contextmanager

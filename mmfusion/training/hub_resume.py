@@ -1,6 +1,5 @@
 """`--resume hub:org/run@revision`: a training that began on another machine goes on here, exactly."""
 
-import hashlib
 import json
 import os
 import pickle
@@ -16,8 +15,10 @@ import torch
 from huggingface_hub import HfApi, hf_hub_download
 
 from mmfusion.data.embedded import write_embedded_catalogue
+from mmfusion.files import link_or_copy
 from mmfusion.hub.errors import HubError, explain
 from mmfusion.model import MMFusionConfig, MMFusionModel
+from mmfusion.model.weights_mmfusion import sha256_of
 from mmfusion.training.hub_record import CHECKPOINT, MODEL_FOLDER, RECORD
 from mmfusion.training.merged_arguments import merged_arguments
 from mmfusion.training.run import RunError, as_recorded, decisive, is_first_rank, read_record, start_run
@@ -101,7 +102,7 @@ def _fetch(
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "checkpoints").mkdir(parents=True)
-    _link(checkpoint, partial / "checkpoints" / f"step={record['checkpoint']['step']}.ckpt")
+    link_or_copy(checkpoint, partial / "checkpoints" / f"step={record['checkpoint']['step']}.ckpt")
     _write_base(address, commit, names, checkpoint, partial / "base")
     arguments |= {"base": str(folder / "base"), "catalogue": _catalogue(given, record, address, partial, folder)}
     facts = {"resumed_from": str(address), "resumed_commit": commit, "base_reference": record.get("base_reference")}
@@ -172,21 +173,12 @@ def _read_record(address: HubAddress, commit: str) -> dict[str, Any]:
 def _download_checkpoint(address: HubAddress, commit: str, expected: Mapping[str, Any]) -> Path:
     for anew in (False, True):
         path = _download(address, commit, CHECKPOINT, anew=anew)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
-        if digest.hexdigest() == expected["sha256"]:
+        if sha256_of(path) == expected["sha256"]:
             return path
     raise HubError(
         f"{CHECKPOINT} of {address} arrived damaged, twice (its SHA-256 is not the one in {RECORD}); try again, or "
         "name another revision."
     )
-
-
-def _digest(file: Any) -> Any:
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest
 
 
 def _write_base(address: HubAddress, commit: str, names: list[str], checkpoint: Path, folder: Path) -> None:
@@ -250,11 +242,3 @@ def _wait_for(folder: Path) -> None:
                 "folder that all of them see."
             )
         time.sleep(0.5)
-
-
-def _link(source: Path, target: Path) -> None:
-    # The file in the Hub's cache is a link to a blob: the blob is what stays.
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -6,13 +6,14 @@ import hashlib
 import hmac
 import secrets
 import threading
+from collections.abc import Mapping
 from urllib.parse import quote
 
 from hub.accounts import Account, Accounts
 from hub.faults import Faults
 from hub.messages import Request
 from hub.refusals import RefusalError, repository_not_found
-from hub.repository import Repository
+from hub.repository import Commit, Repository
 from hub.traffic import Traffic
 
 KINDS = {"models": "model", "datasets": "dataset", "spaces": "space"}
@@ -41,26 +42,37 @@ class HubState:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self._secret = secrets.token_bytes(32)
 
-    def repository(self, request: Request, kinds: str, namespace: str, name: str) -> Repository:
-        """The repository that a path names, if the account may know of it.
+    def repository(self, request: Request, values: Mapping[str, str]) -> Repository:
+        """The repository that the `kinds`, `namespace` and `name` of a path name, if the account may know of it.
 
         Raises:
             RefusalError: not found.
         """
-        repository = self.repositories.get((KINDS.get(kinds, kinds), f"{namespace}/{name}"))
+        kinds = values["kinds"]
+        repository = self.repositories.get((KINDS.get(kinds, kinds), f"{values['namespace']}/{values['name']}"))
         if repository is None:
             raise repository_not_found(authenticated=request.account is not None)
         self.accounts.check_read(request.account, repository)
         return repository
 
-    def writable(self, request: Request, kinds: str, namespace: str, name: str) -> tuple[Repository, Account]:
+    def content(self, request: Request, values: Mapping[str, str]) -> tuple[Repository, Commit]:
+        """The repository that a path names and the commit of its `revision`, if the account may read the files.
+
+        Raises:
+            RefusalError: not found, or gated.
+        """
+        repository = self.repository(request, values)
+        self.accounts.check_content(request.account, repository)
+        return repository, repository.commit(values["revision"])
+
+    def writable(self, request: Request, values: Mapping[str, str]) -> tuple[Repository, Account]:
         """The repository that a path names and the account, if that may write to it.
 
         Raises:
             RefusalError: not found, or no right to write.
         """
-        repository = self.repository(request, kinds, namespace, name)
-        return repository, self.accounts.check_write(request.account, namespace)
+        repository = self.repository(request, values)
+        return repository, self.accounts.check_write(request.account, values["namespace"])
 
     def signed(self, method: str, path: str) -> str:
         """The URL of a path (unquoted) of the storage that anybody who knows it may use with this method."""

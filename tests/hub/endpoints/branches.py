@@ -49,10 +49,10 @@ def delete_tag(state: HubState, request: Request, values: dict[str, str]) -> Ans
 @route("POST", "/api/{kinds}/{namespace}/{name}/super-squash/{branch}")
 def squash(state: HubState, request: Request, values: dict[str, str]) -> Answer:
     """One commit in place of a branch's history."""
-    repository, account = state.writable(request, values["kinds"], values["namespace"], values["name"])
+    repository, account = state.writable(request, values)
     message = str(request.json().get("message") or "Super-squash")
     return json_answer({"commitId": repository.squash(values["branch"], message, account.name).oid})
 
 
 def _writable(state: HubState, request: Request, values: dict[str, str]) -> Repository:
-    return state.writable(request, values["kinds"], values["namespace"], values["name"])[0]
+    return state.writable(request, values)[0]

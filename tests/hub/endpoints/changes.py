@@ -21,7 +21,7 @@ from hub.state import HubState
 @route("POST", "/api/{kinds}/{namespace}/{name}/preupload/{revision}")
 def preupload(state: HubState, request: Request, values: dict[str, str]) -> Answer:
     """Which of the files are to go to the large file storage, and what is there under their names."""
-    repository, _ = state.writable(request, values["kinds"], values["namespace"], values["name"])
+    repository, _ = state.writable(request, values)
     commit = repository.commit(values["revision"])
     patterns = _large_patterns(commit)
     found = []
@@ -37,7 +37,7 @@ def preupload(state: HubState, request: Request, values: dict[str, str]) -> Answ
 @route("POST", "/api/{kinds}/{namespace}/{name}/commit/{revision}")
 def commit(state: HubState, request: Request, values: dict[str, str]) -> Answer:
     """Put all of the changes on top of a branch, or on a new pull request, or none of them anywhere."""
-    repository, account = state.writable(request, values["kinds"], values["namespace"], values["name"])
+    repository, account = state.writable(request, values)
     lines = _lines(request.body)
     header = next((line["value"] for line in lines if line["key"] == "header"), None)
     if header is None or not header.get("summary"):

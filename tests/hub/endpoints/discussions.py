@@ -12,7 +12,7 @@ from hub.state import HubState
 @route("GET", "/api/{kinds}/{namespace}/{name}/discussions")
 def discussions(state: HubState, request: Request, values: dict[str, str]) -> Answer:
     """All pull requests (this Hub has no other discussions)."""
-    repository = state.repository(request, **values)
+    repository = state.repository(request, values)
     found = [_described(repository, pull) for pull in repository.pull_requests.values()]
     page = int(request.query.get("p", ["0"])[0])
     return json_answer({"discussions": [] if page else found, "count": len(found), "start": 0})
@@ -21,7 +21,7 @@ def discussions(state: HubState, request: Request, values: dict[str, str]) -> An
 @route("GET", "/api/{kinds}/{namespace}/{name}/discussions/{number}")
 def discussion(state: HubState, request: Request, values: dict[str, str]) -> Answer:
     """One pull request."""
-    repository = state.repository(request, values["kinds"], values["namespace"], values["name"])
+    repository = state.repository(request, values)
     pull = repository.pull_requests.get(int(values["number"]))
     if pull is None:
         raise RefusalError(404, f"Discussion {values['number']} not found")
@@ -32,7 +32,7 @@ def discussion(state: HubState, request: Request, values: dict[str, str]) -> Ans
 @route("POST", "/api/{kinds}/{namespace}/{name}/discussions/{number}/merge")
 def merge(state: HubState, request: Request, values: dict[str, str]) -> Answer:
     """The change of a pull request becomes part of the main branch."""
-    repository, account = state.writable(request, values["kinds"], values["namespace"], values["name"])
+    repository, account = state.writable(request, values)
     commit = repository.merge(int(values["number"]), account.name)
     event = {
         "id": commit.oid,

@@ -10,7 +10,7 @@ from hub.state import HubState
 @route("GET", "/api/{kinds}/{namespace}/{name}/commits/{revision}")
 def commits(state: HubState, request: Request, values: dict[str, str]) -> Answer:
     """The history, the newest first, in pages."""
-    repository = state.repository(request, values["kinds"], values["namespace"], values["name"])
+    repository = state.repository(request, values)
     page = int(request.query.get("p", ["0"])[0])
     with repository.lock:
         history = repository.commits(values["revision"])
@@ -33,7 +33,7 @@ def commits(state: HubState, request: Request, values: dict[str, str]) -> Answer
 @route("GET", "/api/{kinds}/{namespace}/{name}/refs")
 def refs(state: HubState, request: Request, values: dict[str, str]) -> Answer:
     """Branches, tags and, if asked for, pull requests."""
-    repository = state.repository(request, **values)
+    repository = state.repository(request, values)
     branches = [_ref(name, f"refs/heads/{name}", oid) for name, oid in repository.branches.items()]
     tags = [_ref(name, f"refs/tags/{name}", oid) for name, oid in repository.tags.items()]
     found: dict[str, object] = {"branches": branches, "tags": tags, "converts": []}

@@ -25,7 +25,7 @@ def information(state: HubState, request: Request, values: dict[str, str]) -> An
 @route("GET", "/api/{kinds}/{namespace}/{name}/revision/{revision}")
 def information_at(state: HubState, request: Request, values: dict[str, str]) -> Answer:
     """A repository at a revision, open to everybody who may know of it even when its files are gated."""
-    repository = state.repository(request, values["kinds"], values["namespace"], values["name"])
+    repository = state.repository(request, values)
     with repository.lock:
         commit = repository.commit(values["revision"])
         everything = _described(repository, commit, with_blobs=request.flag("blobs"))
@@ -44,9 +44,7 @@ def tree(state: HubState, request: Request, values: dict[str, str]) -> Answer:
 @route("GET", "/api/{kinds}/{namespace}/{name}/tree/{revision}/{path...}")
 def tree_below(state: HubState, request: Request, values: dict[str, str]) -> Answer:
     """The files and folders of a folder."""
-    repository = state.repository(request, values["kinds"], values["namespace"], values["name"])
-    state.accounts.check_content(request.account, repository)
-    commit = repository.commit(values["revision"])
+    _, commit = state.content(request, values)
     folder = values["path"].strip("/")
     below = folder + "/" if folder else ""
     if folder and not any(path.startswith(below) for path in commit.files):
@@ -59,9 +57,7 @@ def tree_below(state: HubState, request: Request, values: dict[str, str]) -> Ans
 @route("POST", "/api/{kinds}/{namespace}/{name}/paths-info/{revision}")
 def paths_info(state: HubState, request: Request, values: dict[str, str]) -> Answer:
     """The named files and folders; those that are not there are left out."""
-    repository = state.repository(request, values["kinds"], values["namespace"], values["name"])
-    state.accounts.check_content(request.account, repository)
-    commit = repository.commit(values["revision"])
+    _, commit = state.content(request, values)
     as_json = "json" in request.headers.get("content-type", "")
     payload = request.json() if as_json else parse_qs(request.body.decode())
     detailed = "true" in str(payload.get("expand", "")).lower()

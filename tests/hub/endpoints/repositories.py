@@ -53,7 +53,7 @@ def create(state: HubState, request: Request, values: dict[str, str]) -> Answer:
 def delete(state: HubState, request: Request, values: dict[str, str]) -> Answer:
     """A repository is gone."""
     kind, namespace, name = _named(request, request.json())
-    state.writable(request, kind, namespace, name)
+    state.writable(request, {"kinds": kind, "namespace": namespace, "name": name})
     with state.lock:
         del state.repositories[kind, f"{namespace}/{name}"]
     return json_answer({})
@@ -62,7 +62,7 @@ def delete(state: HubState, request: Request, values: dict[str, str]) -> Answer:
 @route("PUT", "/api/{kinds}/{namespace}/{name}/settings")
 def change_settings(state: HubState, request: Request, values: dict[str, str]) -> Answer:
     """Make a repository private, public or gated."""
-    repository, _ = state.writable(request, **values)
+    repository, _ = state.writable(request, values)
     payload = request.json()
     if "private" in payload or "visibility" in payload:
         repository.private = bool(payload.get("private")) or payload.get("visibility") == "private"
@@ -74,7 +74,7 @@ def change_settings(state: HubState, request: Request, values: dict[str, str]) -
 @route("GET", "/api/{kinds}/{namespace}/{name}/auth-check")
 def check_access(state: HubState, request: Request, values: dict[str, str]) -> Answer:
     """Whether the account may read the files."""
-    state.accounts.check_content(request.account, state.repository(request, **values))
+    state.accounts.check_content(request.account, state.repository(request, values))
     return json_answer({})
 
 

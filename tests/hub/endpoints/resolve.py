@@ -22,9 +22,7 @@ def resolve_of_model(state: HubState, request: Request, values: dict[str, str]) 
 @route("GET", "/{kinds}/{namespace}/{name}/resolve/{revision}/{path...}")
 def resolve(state: HubState, request: Request, values: dict[str, str]) -> Answer:
     """A file at a revision, whole or a range of it; a large one by its address on the storage."""
-    repository = state.repository(request, values["kinds"], values["namespace"], values["name"])
-    state.accounts.check_content(request.account, repository)
-    commit = repository.commit(values["revision"])
+    repository, commit = state.content(request, values)
     path = values["path"]
     blob = commit.files.get(path)
     if blob is None:

@@ -23,7 +23,7 @@ def batch_of_model(state: HubState, request: Request, values: dict[str, str]) ->
 @route("POST", "/{kinds}/{namespace}/{git}/info/lfs/objects/batch")
 def batch(state: HubState, request: Request, values: dict[str, str]) -> Answer:
     """The same for data sets and spaces."""
-    repository, _ = state.writable(request, values["kinds"], values["namespace"], values["git"].removesuffix(".git"))
+    repository = _to_write(state, request, values)
     payload = request.json()
     if payload.get("operation") != "upload":
         raise bad_request(f"This storage has no operation {payload.get('operation')!r}")
@@ -41,7 +41,7 @@ def verify_of_model(state: HubState, request: Request, values: dict[str, str]) -
 @route("POST", "/{kinds}/{namespace}/{git}/info/lfs/objects/verify")
 def verify(state: HubState, request: Request, values: dict[str, str]) -> Answer:
     """The same for data sets and spaces."""
-    repository, _ = state.writable(request, values["kinds"], values["namespace"], values["git"].removesuffix(".git"))
+    repository = _to_write(state, request, values)
     payload = request.json()
     repository.large_files.verify(payload["oid"], payload["size"])
     return json_answer({"success": True})
@@ -70,6 +70,10 @@ def complete(state: HubState, request: Request, values: dict[str, str]) -> Answe
     parts: list[dict[str, Any]] = sorted(request.json()["parts"], key=lambda part: part["partNumber"])
     files.complete(values["oid"], [part["etag"] for part in parts])
     return json_answer({"success": True})
+
+
+def _to_write(state: HubState, request: Request, values: dict[str, str]) -> Repository:
+    return state.writable(request, {**values, "name": values["git"].removesuffix(".git")})[0]
 
 
 def _where(state: HubState, repository: Repository, oid: str, size: int, multipart: bool) -> dict[str, Any]:

@@ -1,11 +1,8 @@
-"""Tables, and the words for what is missing."""
+"""Markdown tables, whatever their cells hold."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-NOT_MEASURED = "Not measured."
-NOT_STATED = "Not stated."
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
