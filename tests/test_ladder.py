@@ -476,7 +476,7 @@ def test_two_rungs_from_the_command_line(tmp_path: Path) -> None:
 def test_a_whole_ladder_on_the_embedded_encoders(tmp_path: Path) -> None:
     pytest.importorskip("bm25s")
     output = tmp_path / "out"
-    options = ["--fusions", "[cross_attention]", "--num_products", "60", "--seeds", "[0]", "--output", str(output)]
+    options = ["--fusions", "[gated]", "--num_products", "60", "--seeds", "[0]", "--output", str(output)]
     budget = ["--stage1_steps", "2", "--stage2_steps", "1", "--batch_size", "8", "--stage2_batch_size", "8"]
     done = ladder([*options, *budget])
     assert done.returncode == 0, done.stdout + done.stderr
