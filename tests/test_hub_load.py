@@ -48,6 +48,20 @@ def repo(hub: LoopbackHub, hub_client_environment: Path, published: dict[str, by
     return name
 
 
+@pytest.fixture
+def unreachable(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of a Hub that is gone, and no pauses before the client asks it again."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with LoopbackHub() as gone:
+        return gone.endpoint
+
+
+def go_to(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the client ask the Hub at another address."""
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+
+
 def load(source: str | Path, **where: Any) -> tuple[Any, Any]:
     return MMFusionModel.from_pretrained(source, **where), MMFusionProcessor.from_pretrained(source, **where)
 
@@ -125,6 +139,14 @@ def test_a_model_in_the_cache_loads_offline(
     assert equal(embed(*load(repo)), embed(*load(model_folder)))
     assert not hub.requests
     assert "HF_HUB_OFFLINE=1" in one_line(lambda: MMFusionModel.from_pretrained("org/never-loaded"))
+
+
+def test_a_model_in_the_cache_loads_while_the_hub_is_away(
+    repo: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch, unreachable: str
+) -> None:
+    load(repo)
+    go_to(unreachable, monkeypatch)
+    assert equal(embed(*load(repo)), embed(*load(model_folder)))
 
 
 # --- Where it is not -----------------------------------------------------------------------------------------------
@@ -226,6 +248,35 @@ def test_weights_in_a_pickle_are_refused_with_the_reason(
 
 
 @pytest.mark.parametrize("where", ["folder", "hub"])
+@pytest.mark.parametrize("whole", [True, False], ids=["beside a model", "alone"])
+@pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.safetensors"])
+def test_an_adapter_is_refused_with_the_reason(
+    hub: LoopbackHub,
+    hub_client_environment: Path,
+    published: dict[str, bytes],
+    tmp_path: Path,
+    where: str,
+    whole: bool,
+    name: str,
+) -> None:
+    adapter = {"adapter_config.json": b'{"peft_type": "LORA", "base_model_name_or_path": "org/base"}', name: b"weights"}
+    source = plant(hub, tmp_path, {**(published if whole else {}), **adapter}, where)
+    hub.reset_counters()
+    line = one_line(lambda: MMFusionModel.from_pretrained(source))
+    assert line.startswith(f"{source} holds a PEFT adapter") and "merge_and_unload" in line
+    assert ("in a pickle (adapter_model.bin)" in line and "can run code" in line) == name.endswith(".bin")
+    assert not any(name in path for path in hub.bytes_sent), "the adapter is not even fetched"
+
+
+def test_an_adapter_that_auto_model_turned_away_from_is_refused_too(model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
+    # Where peft is installed, AutoModel passes on the base of an adapter, and the adapter in this argument.
+    given = {"adapter_kwargs": {"_adapter_model_path": str(tmp_path)}}
+    line = one_line(lambda: MMFusionModel.from_pretrained(model_folder, **given))
+    assert line.startswith(f"{tmp_path} holds a PEFT adapter;")
+
+
+@pytest.mark.parametrize("where", ["folder", "hub"])
 @pytest.mark.parametrize(
     "shard", ["../../outside.safetensors", "/etc/outside.safetensors", "a\\..\\b.safetensors", "x.bin"]
 )
@@ -285,16 +336,11 @@ def test_a_repository_that_cannot_be_read_is_one_line(
         load_base("org/mm-ecmo")
 
 
-def test_no_network_is_one_line(
-    hub: LoopbackHub, hub_client_environment: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with LoopbackHub() as gone:
-        address = gone.endpoint
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+@pytest.mark.usefixtures("hub_client_environment")
+def test_no_network_is_one_line(unreachable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_to(unreachable, monkeypatch)
     line = one_line(lambda: MMFusionModel.from_pretrained("org/mm-ecom"))
-    assert f"{address} cannot be reached" in line and "check the network" in line
+    assert f"{unreachable} cannot be reached" in line and "check the network" in line
 
 
 def test_a_damaged_download_is_refused_and_fetched_again(

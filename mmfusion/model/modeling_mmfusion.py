@@ -37,7 +37,7 @@ from .inputs_mmfusion import check_mask, check_photos, mask_of_photos, not_empty
 from .output_mmfusion import MMFusionOutput
 from .vectors_mmfusion import VIEWS, QueryRouter, routed_products, routed_queries, shorten
 from .views_mmfusion import Projection, Residual, VisionNeck
-from .weights_mmfusion import HUB_ARGUMENTS, fetch_weights
+from .weights_mmfusion import HUB_ARGUMENTS, fetch_weights, refuse_adapter
 
 _Texts = tuple[Tensor, Tensor, Tensor | None]
 _Photos = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -70,13 +70,14 @@ class MMFusionPreTrainedModel(PreTrainedModel):
             args, kwargs: As for transformers: `revision`, `subfolder`, `cache_dir`, `token`, `dtype`, `device_map` …
 
         Raises:
-            HubError: There is no such model, it cannot be fetched, or it holds its weights as pickles. One line says
+            HubError: There is no such model, it cannot be fetched, or it holds pickles or a PEFT adapter. One line says
                 which, and what to do.
         """
         source = pretrained_model_name_or_path
         if source is None or kwargs.get("gguf_file"):
             return super().from_pretrained(source, *args, **kwargs)
         with explained(source, kwargs.get("revision")):
+            refuse_adapter(source, kwargs)
             if not isinstance(kwargs.get("config"), PreTrainedConfig):
                 # A repository of another kind is to be called that, whatever its weights are.
                 hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}

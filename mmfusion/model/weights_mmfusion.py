@@ -15,6 +15,7 @@ from .errors_mmfusion import HubError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 # Formats that run code when they are read, or that transformers would read by way of one that does.
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".npy", ".npz", ".joblib")
 
@@ -48,6 +49,33 @@ def fetch_weights(source: str | os.PathLike[str], arguments: Mapping[str, Any]) 
     for shard in shards(index):
         if find(shard) is None:
             raise HubError(f"{source} lacks {shard}, which its {names[1]} names; the upload or copy is not whole.")
+
+
+def refuse_adapter(source: str | os.PathLike[str], arguments: Mapping[str, Any]) -> None:
+    """Refuses a PEFT adapter, by itself or beside a model.
+
+    Where peft is installed, transformers would apply it, from a pickle if need be; elsewhere it would leave it out
+    without a word, and vectors would be others.
+
+    Args:
+        source: Folder or Hub id.
+        arguments: Keyword arguments of `from_pretrained`.
+
+    Raises:
+        HubError: There is an adapter.
+    """
+    # AutoModel turns to the base of an adapter before it asks us.
+    named = (arguments.get("adapter_kwargs") or {}).get("_adapter_model_path")
+    # Where the Hub cannot be asked, what is in the cache is loaded, or its absence explained, by what comes next.
+    if named is None and _find(source, ADAPTER, arguments, _raise_exceptions_for_connection_errors=False) is None:
+        return
+    source = named or source
+    pickles = [name for name in pickles_among(_names(source, arguments)) if name.startswith("adapter_")]
+    reason = f" in a pickle ({pickles[0]}), and reading one can run code that came with it" if pickles else ""
+    raise HubError(
+        f"{_where(source, arguments)} holds a PEFT adapter{reason}; adapters are not applied here. Apply it to its "
+        "base with peft, merge it (merge_and_unload) and load what save_pretrained writes then."
+    )
 
 
 def shards(index: Path) -> list[str]:
@@ -90,8 +118,8 @@ def _variant(name: str, variant: str | None) -> str:
     return name if variant is None else name.replace("model.", f"model.{variant}.", 1)
 
 
-def _find(source: str | os.PathLike[str], name: str, arguments: Mapping[str, Any]) -> Path | None:
-    given = {key: arguments[key] for key in HUB_ARGUMENTS if arguments.get(key) is not None}
+def _find(source: str | os.PathLike[str], name: str, arguments: Mapping[str, Any], **options: Any) -> Path | None:
+    given = {key: arguments[key] for key in HUB_ARGUMENTS if arguments.get(key) is not None} | options
 
     def look(**more: Any) -> str | None:
         found: str | None = cached_file(
@@ -142,9 +170,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _refuse(source: str | os.PathLike[str], arguments: Mapping[str, Any]) -> None:
-    folder = arguments.get("subfolder") or ""
-    where = f"{source}/{folder}" if folder else f"{source}"
-    found = pickles_among(_names(source, folder, arguments))
+    where, found = _where(source, arguments), pickles_among(_names(source, arguments))
     if found:
         raise HubError(
             f"{where} holds its weights as {found[0]} and not as safetensors; reading a pickle can run code that came "
@@ -153,7 +179,14 @@ def _refuse(source: str | os.PathLike[str], arguments: Mapping[str, Any]) -> Non
     raise HubError(f"{where} holds no weights: neither {WEIGHTS} nor {INDEX}; check the revision and the subfolder.")
 
 
-def _names(source: str | os.PathLike[str], folder: str, arguments: Mapping[str, Any]) -> list[str]:
+def _where(source: str | os.PathLike[str], arguments: Mapping[str, Any]) -> str:
+    folder = arguments.get("subfolder")
+    return f"{source}/{folder}" if folder else f"{source}"
+
+
+def _names(source: str | os.PathLike[str], arguments: Mapping[str, Any]) -> list[str]:
+    """Names of the files beside the weights, cached or not."""
+    folder = arguments.get("subfolder") or ""
     if Path(source).is_dir():
         return os.listdir(Path(source) / folder)
     names = HfApi(token=arguments.get("token")).list_repo_files(str(source), revision=arguments.get("revision"))
