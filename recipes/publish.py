@@ -49,8 +49,10 @@ def main(
         print(f"{file.size:>15,}  {file.name}")
     for name in published.removed:
         print(f"{'deleted':>15}  {name}")
-    total = sum(file.size for file in published.files)
-    print(f"{total:>15,}  bytes in {len(published.files)} files")
+    print(f"{published.bytes:>15,}  bytes in {len(published.files)} files")
+    if query := published.query_bytes:
+        whole = published.bytes - query
+        print(f"{query:>15,}  of them in query/, for a search front end: {query / whole:.1%} of the model beside it")
     if published.url is None:
         print(f"dry run: nothing was sent to {published.repo}")
     else:

@@ -68,6 +68,10 @@ def test_a_dry_run_lists_files_and_sizes_and_sends_nothing(
     (line,) = [line for line in printed.splitlines() if line.endswith("  model.safetensors")]
     size = int(line.split()[0].replace(",", ""))
     assert size == pytest.approx((model_folder / "model.safetensors").stat().st_size, rel=0.01)
+    rows = [line.split() for line in printed.splitlines()]
+    sizes = {row[1]: int(row[0].replace(",", "")) for row in rows if len(row) == 2}
+    query = sum(size for name, size in sizes.items() if name.startswith("query/"))
+    assert f"{query / (sum(sizes.values()) - query):.1%} of the model beside it" in printed
     assert "dry run" in printed
 
 

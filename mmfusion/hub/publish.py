@@ -40,6 +40,16 @@ class Published:
     commit: str | None = None
     tag: str | None = None
 
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def query_bytes(self) -> int:
+        """Size of the files of the query tower by itself; 0 if there is none."""
+        return sum(file.size for file in self.files if file.name.startswith(f"{QUERY_FOLDER}/"))
+
 
 def publish(
     model: str | Path,
