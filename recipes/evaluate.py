@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from mmfusion.data.qrels import Qrels
 from mmfusion.data.tables import ProductTable, QueryTable, Rows
 from mmfusion.evaluation import Evaluation, evaluate_rankings, format_comparison, modality_agreement, rank, rank_bm25
 from mmfusion.evaluation.perturb import Perturbation, PerturbedInputs, no_text, perturbed_inputs
+from mmfusion.evaluation.routing import PROVENANCE, format_router_weights, router_weights
+from mmfusion.evaluation.slices import take
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.retrieval.embedding import EmbeddedProducts, FloatArray, embed_products, embed_queries
 from mmfusion.retrieval.fingerprint import model_fingerprint
@@ -104,6 +106,8 @@ def main(
         _, columns = rank(queries, embedded.embeds, PLACES, products.product_ids[product_rows])
         ranked = _rows(columns.numpy(), product_rows)
     qrels = products.split_qrels(split) if pool == "split" else products.qrels
+    sliced_by = query_slices if query_slices is not None else _kind(products)
+    routed = baseline == "none" and model.config.query_router
     result = evaluate_rankings(
         ranked,
         query_rows,
@@ -113,7 +117,7 @@ def main(
         product_rows=product_rows,
         relevant_grade=relevant_grade or int(qrels.grade.max()),
         pool=pool,
-        query_slices=query_slices if query_slices is not None else _kind(products),
+        query_slices=sliced_by,
         product_slices=product_slices or [],
         name=name or _name(baseline if baseline != "none" else model.config.fusion, perturb),
         label_source=label_source,
@@ -125,6 +129,7 @@ def main(
             "perturbation": perturb,
             "seed": seed,
             "bytes_per_product": None if baseline != "none" else embedded.embeds.shape[1] * 4,
+            **({PROVENANCE: router_weights(queries, _columns(products, sliced_by, query_rows))} if routed else {}),
         },
     )
     result.save(folder)
@@ -142,6 +147,8 @@ def main(
         print(agreement)
     text = format_comparison([*(Evaluation.load(folder, other) for other in compare or []), result])
     (folder / f"{result.name}.comparison.md").write_text(text)
+    if routed:
+        print(f"what the router weighs, per cent:\n\n{format_router_weights([result])}\n")
     print(f"{text}\nresults: {folder.absolute()}")
 
 
@@ -163,6 +170,10 @@ def _pool(pool: str, split: str) -> str | None:
 
 def _kind(products: Catalogue) -> list[str]:
     return ["kind"] if "kind" in products.queries.column_names else []
+
+
+def _columns(products: Catalogue, names: list[str], rows: Rows) -> dict[str, list[Any]]:
+    return {name: take(products.queries, name, rows, what="query") for name in names}
 
 
 def _name(ranker: str, perturbation: Perturbation) -> str:

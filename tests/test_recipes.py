@@ -59,7 +59,11 @@ def test_a_routed_model_is_trained_evaluated_indexed_and_searched(
     model, _ = load_base(routed)
     assert model.query_router is not None and model.config.vector_dim == 3 * model.config.embedding_dim
     recipe("evaluate")(base=routed, output=str(tmp_path / "evaluation"), name="routed")
-    assert Evaluation.load(tmp_path / "evaluation", "routed").means["recall@100"] > 0
+    result = Evaluation.load(tmp_path / "evaluation", "routed")
+    assert result.means["recall@100"] > 0
+    kinds = {f"kind={part.value}" for part in result.slices if part.column == "kind"}
+    assert set(result.provenance["router_weights"]) == {"all", *kinds}
+    assert "| queries | fused | text | image |" in capsys.readouterr().out
     dim = model.config.embedding_dim
     recipe("evaluate")(base=routed, output=str(tmp_path / "evaluation"), name="short", truncate_dim=dim // 3)
     sizes = [

@@ -10,13 +10,14 @@ from mmfusion.evaluation import PairedDifference, format_table
 from mmfusion.evaluation.numbers import interval, metric_title, percent
 from mmfusion.evaluation.perturb import Perturbation
 from mmfusion.evaluation.report import format_product_slices
+from mmfusion.evaluation.routing import format_router_weights
 from mmfusion.ladder.collect import Results, average
 from mmfusion.ladder.compare import METRICS, Compared, Row, difference, perturbed_differences
 from mmfusion.ladder.facts import hardware_line, versions_line
 from mmfusion.ladder.plan import LadderStep
 from mmfusion.ladder.record import load_step_record
 from mmfusion.ladder.run import duration
-from mmfusion.ladder.rungs import TEXT_ONLY, all_rungs
+from mmfusion.ladder.rungs import ROUTED, TEXT_ONLY, all_rungs
 from mmfusion.ladder.settings import LadderSettings
 from mmfusion.markdown import table as markdown_table
 
@@ -40,6 +41,7 @@ def markdown_page(settings: LadderSettings, rows: Sequence[Row], results: Result
         _order_notes(rows),
         _by_kind(rows),
         _against_other_fusions(settings, results),
+        _router_weights(results),
         _perturbed(settings, results),
         _product_slices(rows),
         _seeds(rows),
@@ -128,6 +130,11 @@ def _find(row: Row, metric: str, column: str, value: str) -> Compared | None:
         return row.get(metric, column, value)
     except KeyError:
         return None
+
+
+def _router_weights(results: Results) -> str:
+    weights = format_router_weights(list(results.get((ROUTED, "none"), {}).values()))
+    return weights and f"## What the query router weighs, per cent\n\n{weights}"
 
 
 def _against_other_fusions(settings: LadderSettings, results: Results) -> str:
