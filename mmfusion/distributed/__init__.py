@@ -1,5 +1,6 @@
-"""Communication between ranks that keeps gradients."""
+"""Communication between ranks."""
 
 from mmfusion.distributed.gather import all_gather_rows, all_reduce_sum, world_size
+from mmfusion.distributed.ring import ring_shift
 
-__all__ = ["all_gather_rows", "all_reduce_sum", "world_size"]
+__all__ = ["all_gather_rows", "all_reduce_sum", "ring_shift", "world_size"]

@@ -6,26 +6,24 @@ import torch
 from torch import Tensor, nn
 
 from mmfusion.distributed import all_gather_rows, all_reduce_sum, world_size
+from mmfusion.losses.chunked import sum_over_pairs, with_gradients
 from mmfusion.losses.functional import graded_contrastive
-
-Grades = Callable[[Tensor, Tensor], Tensor]
-MAX_LOGIT_SCALE = 100.0
+from mmfusion.losses.inputs import Grades, all_true, at_least_float32, checked_levels, clipped_scale
 
 
 class GradedContrastiveLoss(nn.Module):
     """Symmetric contrastive loss between left and right items, with negatives gathered from all ranks.
 
-    Each rank scores its own left items against all right items and its own right items against all left items. The
-    result is scaled so that the mean over ranks, which DDP takes of the gradients, is the loss of one process on the
-    global batch.
+    Each rank scores its own left items against all right items and its own right items against all left items, a chunk
+    of its own at a time: memory grows with the items, not with their pairs. The result is scaled so that the mean over
+    ranks, which DDP takes of the gradients, is the loss of one process on the global batch.
     """
 
-    def __init__(self, levels: Sequence[int]) -> None:
-        """Args: levels: Positive grades, each at least 1."""
+    def __init__(self, levels: Sequence[int], *, chunk_rows: int | None = None) -> None:
+        """Args: levels: Positive grades, each at least 1. chunk_rows: Items at once; None chooses by memory."""
         super().__init__()
-        if not levels or min(levels) < 1:
-            raise ValueError(f"levels is {list(levels)}; give at least one positive grade, all of them at least 1.")
-        self.levels = tuple(sorted(levels))
+        self.levels = checked_levels(levels)
+        self.chunk_rows = chunk_rows
 
     def forward(
         self,
@@ -53,30 +51,37 @@ class GradedContrastiveLoss(nn.Module):
         Returns:
             Scalar, at least float32; 0 with zero gradient if no item has a positive.
         """
-        left, right, logit_scale = (_at_least_float32(value) for value in (left, right, logit_scale))
-        scale = logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
-        left_mask, right_mask = _all_true(left_mask, left), _all_true(right_mask, right)
+        left, right, logit_scale = (at_least_float32(value) for value in (left, right, logit_scale))
+        scale = clipped_scale(logit_scale)
+        left_mask, right_mask = all_true(left_mask, left), all_true(right_mask, right)
         all_left, all_left_rows, all_left_mask = _gather(left, left_rows, left_mask)
         all_right, all_right_rows, all_right_mask = _gather(right, right_rows, right_mask)
-        forward_logits = _masked(scale * left @ all_right.T, left_mask, all_right_mask)
-        backward_logits = _masked(scale * right @ all_left.T, right_mask, all_left_mask)
-        terms = (
-            graded_contrastive(forward_logits, grades(left_rows, all_right_rows), self.levels),
-            graded_contrastive(backward_logits, grades(all_left_rows, right_rows).T, self.levels),
+        forward = self._mean(
+            left, all_right, left_mask, all_right_mask, lambda own: grades(left_rows[own], all_right_rows), scale
         )
-        return (
-            0.5
-            * world_size()
-            * sum((total / all_reduce_sum(count).clamp_min(1) for total, count in terms), start=left.new_zeros(()))
+        backward = self._mean(
+            right, all_left, right_mask, all_left_mask, lambda own: grades(all_left_rows, right_rows[own]).T, scale
         )
+        return 0.5 * world_size() * (forward + backward)
 
+    def _mean(
+        self,
+        own: Tensor,
+        others: Tensor,
+        own_mask: Tensor,
+        others_mask: Tensor,
+        grades_of: Callable[[slice], Tensor],
+        scale: Tensor,
+    ) -> Tensor:
+        """This rank's part of the mean over the items of all ranks that have a positive among the others."""
 
-def _at_least_float32(value: Tensor) -> Tensor:
-    return value.to(torch.promote_types(value.dtype, torch.float32))
+        def block(rows: slice, own: Tensor, others: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+            logits = _masked(scale * own @ others.T, own_mask[rows], others_mask)
+            return graded_contrastive(logits, grades_of(rows), self.levels)
 
-
-def _all_true(mask: Tensor | None, items: Tensor) -> Tensor:
-    return torch.ones(len(items), dtype=torch.bool, device=items.device) if mask is None else mask
+        pairs = sum_over_pairs(block, own, others, [scale], self.chunk_rows)
+        total = with_gradients(pairs.total, [own, others, scale], pairs.gradients)
+        return total / all_reduce_sum(pairs.counted).clamp_min(1)
 
 
 def _gather(embeds: Tensor, rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The graded multi-positive contrastive loss as a function of logits and grades."""
+"""Graded losses with several positives per row, as functions of logits and grades."""
 
 from collections.abc import Sequence
 
@@ -47,3 +47,32 @@ def graded_contrastive(logits: Tensor, grades: Tensor, levels: Sequence[int]) ->
         loss, weight = loss + gain * term, weight + gain
     has_positive = weight > 0
     return (loss[has_positive] / weight[has_positive]).sum(), has_positive.sum()
+
+
+def graded_sigmoid(logits: Tensor, grades: Tensor, levels: Sequence[int]) -> Tensor:
+    """Sum over all pairs of the binary cross-entropy of a match, SigLIP's loss (arXiv:2303.15343) for graded pairs.
+
+    The label of a pair is the linear gain of nDCG, `g / max(levels)`: 1 for the highest grade, 0 for "not relevant",
+    and between them for a near miss, whose score is to settle between both. Each pair is judged by itself, so that
+    several positives of a query do not compete. With one level this is SigLIP's formula.
+
+    Args:
+        logits: (rows, candidates) float similarities times the logit scale plus the bias; -inf excludes a pair.
+        grades: (rows, candidates) int, 0 for "not relevant", as is a grade that is not in `levels`.
+        levels: Positive grades, each at least 1.
+
+    Returns:
+        Scalar, at least float32.
+
+    Example:
+        >>> logits = torch.tensor([[2.0, -1.0]])
+        >>> round(graded_sigmoid(logits, torch.tensor([[1, 0]]), levels=[1]).item(), 4)
+        0.4402
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    excluded = torch.isneginf(logits)
+    label = torch.zeros_like(logits)
+    for level in levels:
+        label = label.masked_fill(grades == level, level / max(levels))
+    logits = logits.masked_fill(excluded, 0.0)
+    return (F.softplus(logits) - label * logits).masked_fill(excluded, 0.0).sum()
