@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Pairs that are looked at together: 16 MiB of float32 for each matrix that the formula of a block needs.
-MAX_PAIRS = 2**22
+# Pairs that are looked at together: 8 MiB of float32 for each matrix that the formula of a block needs.
+MAX_PAIRS = 2**21
 
 # From (which rows, these rows (r, D), all columns (C, D), scalars …) to the sum over the pairs and a count.
 Block = Callable[..., tuple[Tensor, Tensor]]

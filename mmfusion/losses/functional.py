@@ -35,14 +35,16 @@ def graded_contrastive(logits: Tensor, grades: Tensor, levels: Sequence[int]) ->
     loss, weight = logits.new_zeros(len(logits)), logits.new_zeros(len(logits))
     # Not isfinite: a NaN must reach the loss, where it is noticed, rather than count as excluded.
     usable = ~torch.isneginf(logits)
+    # A row whose candidates are all positives has nothing to be ranked above: softplus(-inf) is its exact 0.
+    floor = torch.finfo(logits.dtype).min
+    finite = logits.clamp_min(floor)
     for level in levels:
+        # Positives are few: only theirs of all margins are computed.
         positive = (grades == level) & usable
+        row, candidate = positive.nonzero(as_tuple=True)
         count = positive.sum(1)
-        rest = logits.masked_fill(grades >= level, float("-inf"))
-        # A row whose candidates are all positives has nothing to be ranked above: softplus(-inf) is its exact 0.
-        floor = torch.finfo(logits.dtype).min
-        margin = torch.logsumexp(rest.clamp_min(floor), dim=1, keepdim=True) - logits.masked_fill(~usable, 0.0)
-        term = F.softplus(margin).masked_fill(~positive, 0.0).sum(1) / count.clamp_min(1)
+        margin = finite.masked_fill(grades >= level, floor).logsumexp(1)[row] - logits[row, candidate]
+        term = torch.zeros_like(loss).index_add(0, row, F.softplus(margin)) / count.clamp_min(1)
         gain = (count > 0) * (level / max(levels))
         loss, weight = loss + gain * term, weight + gain
     has_positive = weight > 0
