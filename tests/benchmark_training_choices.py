@@ -46,6 +46,7 @@ class NearMisses(PairSampler):
 
     def __init__(self, qrels: Qrels, lengths: Any, **arguments: Any) -> None:
         super().__init__(qrels, lengths, **arguments)
+        self._misses = arguments["extra_products"]
         levels = np.unique(qrels.grade)
         assert len(levels) > 1, "near misses need two grades"
         keep = qrels.grade == levels[-2]
@@ -56,7 +57,7 @@ class NearMisses(PairSampler):
             rng = np.random.default_rng([self.seed, self.epoch, index, 2])
             drawn = batch.products[: len(batch.queries)]
             near = np.setdiff1d(self._miss_products[np.isin(self._miss_queries, batch.queries)], drawn)
-            size = min(self._extra, len(near))
+            size = min(self._misses, len(near))
             yield PairRows(batch.queries, np.concatenate([drawn, rng.choice(near, size, replace=False)]))
 
 

@@ -8,10 +8,10 @@ import numpy.typing as npt
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
+from mmfusion.data.further_products import FurtherProducts, Negatives
+from mmfusion.data.pair_batches import pair_batches
 from mmfusion.data.qrels import Qrels
 from mmfusion.data.tables import PairRows, Rows
-
-_BUCKET_BATCHES = 16
 
 
 class RowsSampler(DistributedSampler[Any]):
@@ -29,10 +29,10 @@ class PairSampler(RowsSampler):
     """Batches of queries, each with one of its products, and further products; yields this rank's part of each.
 
     An epoch visits every query once, in an order drawn from (seed, epoch), with one product of the highest grade the
-    query has, drawn anew. Within a window of 16 global batches pairs are sorted by the length of the product text, so
-    that a batch needs little padding. The incomplete last batch is dropped. The global batch depends on
-    `batch_size * num_replicas` alone: two ranks of 64 see what one of 128 sees. Further products are drawn evenly from
-    the pool for each batch: negatives for most queries, and positives or near misses for some.
+    query has, drawn anew. Batches are made by [`pair_batches`] and come in random order. The incomplete last batch is
+    dropped. The global batch depends on `batch_size * num_replicas` alone: two ranks of 64 see what one of 128 sees.
+    Further products are mined negatives of the queries, and products drawn evenly from the pool for each batch:
+    negatives for most queries, and positives or near misses for some.
     """
 
     def __init__(
@@ -46,6 +46,10 @@ class PairSampler(RowsSampler):
         rank: int = 0,
         pool: Rows | None = None,
         extra_products: int = 0,
+        groups: Rows | None = None,
+        keys: Rows | None = None,
+        negatives: Negatives | None = None,
+        negatives_per_query: int = 0,
     ) -> None:
         """Prepares the sampler.
 
@@ -58,20 +62,37 @@ class PairSampler(RowsSampler):
             rank: This rank.
             pool: Product rows that further products are drawn from, all different; None: products with a judgement.
             extra_products: Further products per rank and batch, at least 0; no more than the pool holds are drawn.
+            groups: (number of products,) group of each product by row; batches are of one group where a group fills
+                them. None: groups are not looked at.
+            keys: (number of products, kinds) int64, see [`product_keys`]: no product comes twice in a global batch,
+                nor two that are equal in one of them. A pair that would be waits for a later batch of the epoch; where
+                none has room for it, its query is left out of the epoch. None: products are not compared.
+            negatives: Mined negatives of queries, products of the pool.
+            negatives_per_query: Of these per query and batch, at least 0; random products take the place of missing
+                ones.
 
         Raises:
-            ValueError: The batch size is below 2, or larger than the number of queries with a positive; or
-                `extra_products` is negative.
+            ValueError: The batch size is below 2, or no full batch can be made; or another number is negative.
         """
         super().__init__(num_replicas, rank)
         self.batch_size = batch_size
         self.seed = seed
         self.start_batch = 0
         self.lengths = lengths
-        self._pool = np.unique(qrels.product) if pool is None else pool
-        self._extra = min(extra_products, len(self._pool) // num_replicas)
-        if extra_products < 0:
-            raise ValueError(f"extra_products is {extra_products}; give at least 0.")
+        self._groups, self._keys = groups, keys
+        for name, value in (("extra_products", extra_products), ("negatives_per_query", negatives_per_query)):
+            if value < 0:
+                raise ValueError(f"{name} is {value}; give at least 0.")
+        pool = np.unique(qrels.product) if pool is None else pool
+        self._further = FurtherProducts(
+            pool,
+            seed=seed,
+            ranks=num_replicas,
+            extra=extra_products,
+            negatives=negatives,
+            per_query=negatives_per_query,
+            keys=keys,
+        )
         best = np.zeros(int(qrels.query.max(initial=-1)) + 1, dtype=np.int64)
         np.maximum.at(best, qrels.query, qrels.grade)
         top = (qrels.grade == best[qrels.query]) & (qrels.grade > 0)
@@ -81,43 +102,49 @@ class PairSampler(RowsSampler):
             raise ValueError(
                 f"batch_size is {batch_size}; a contrastive batch needs at least 2 pairs: one alone has no negatives."
             )
+        self._planned: tuple[int, list[PairRows]] = (-1, [])
         if len(self) == 0:
+            self._refuse()
+
+    def _refuse(self) -> None:
+        size = f"one global batch of {self.batch_size} x {self.num_replicas} rank(s)"
+        if len(self._queries) < self.batch_size * self.num_replicas:
             raise ValueError(
-                f"The train split has {len(self._queries)} queries with a relevant product, fewer than one global "
-                f"batch of {batch_size} x {num_replicas} rank(s); give a smaller batch_size."
+                f"The train split has {len(self._queries)} queries with a relevant product, fewer than {size}; give a "
+                "smaller batch_size."
             )
+        raise ValueError(
+            f"The products of {len(self._queries)} train queries do not fill {size} without duplicates; give a smaller "
+            "batch_size, or fewer kinds of duplicates in no_duplicates."
+        )
 
     def __len__(self) -> int:
-        """Batches per epoch."""
-        return len(self._queries) // (self.batch_size * self.num_replicas)
+        """Batches of this epoch; another epoch may have a few more or less where duplicates are avoided."""
+        return len(self.epoch_batches())
 
     def __iter__(self) -> Iterator[PairRows]:
         start, self.start_batch = self.start_batch, 0
         own = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
-        for index, (queries, products) in enumerate(self._epoch_batches()[start:], start):
-            yield PairRows(queries[own], np.concatenate([products[own], self._further(index)]))
+        for index, (queries, products) in enumerate(self.epoch_batches()[start:], start):
+            further = self._further.draw(self.epoch, index, queries, products)
+            part = len(further) // self.num_replicas
+            further = further[self.rank * part : (self.rank + 1) * part]
+            yield PairRows(queries[own], np.concatenate([products[own], further]))
 
-    def _further(self, index: int) -> Rows:
-        # A generator per batch, so that a run that continues in mid-epoch need not draw what it skips.
-        rng = np.random.default_rng([self.seed, self.epoch, index, 1])
-        drawn = rng.choice(len(self._pool), self._extra * self.num_replicas, replace=False)
-        return self._pool[drawn[self.rank * self._extra : (self.rank + 1) * self._extra]]
+    def epoch_batches(self) -> list[PairRows]:
+        """The pairs of the global batches of this epoch, without further products."""
+        if self._planned[0] != self.epoch:
+            self._planned = self.epoch, self._plan()
+        return self._planned[1]
 
-    def _epoch_batches(self) -> list[PairRows]:
+    def _plan(self) -> list[PairRows]:
         rng = np.random.default_rng([self.seed, self.epoch])
         order = rng.permutation(len(self._queries))
         drawn = (rng.random(len(order)) * self._count[order]).astype(np.int64)
         queries, products = self._queries[order], self._products[self._first[order] + drawn]
         size = self.batch_size * self.num_replicas
-        order = _bucket(self.lengths[products], size * _BUCKET_BATCHES)
-        batches = [order[start : start + size] for start in range(0, len(self) * size, size)]
+        batches = pair_batches(products, self.lengths[products], size, groups=self._groups, keys=self._keys)
         return [PairRows(queries[batches[i]], products[batches[i]]) for i in rng.permutation(len(batches))]
-
-
-def _bucket(lengths: npt.NDArray[np.int64], window: int) -> Rows:
-    """Order that sorts by length within consecutive windows."""
-    starts = range(0, len(lengths), window)
-    return np.concatenate([start + np.argsort(lengths[start : start + window], kind="stable") for start in starts])
 
 
 class RowSampler(RowsSampler):
@@ -174,7 +201,8 @@ class ResumableLoader(DataLoader[Any]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        return {"yielded": self._yielded}
+        # Of this epoch's length, as the one that restores it does not know yet which epoch it is in.
+        return {"yielded": self._yielded % len(self)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self._resume_at = state["yielded"] % len(self)
+        self._resume_at = state["yielded"]
