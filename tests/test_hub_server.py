@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -310,3 +313,16 @@ def test_a_card_with_wrong_metadata_is_refused_in_a_commit(
 def test_the_client_is_the_unpatched_one(hub: LoopbackHub, api: HfApi) -> None:
     assert constants.ENDPOINT == hub.endpoint == api.endpoint
     assert api.whoami()["name"] == hub.user
+
+
+def test_a_hub_runs_by_itself_until_it_is_interrupted() -> None:
+    command = [sys.executable, "-m", "hub"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        export, *settings = process.stdout.readline().split()
+        values = dict(setting.split("=", 1) for setting in settings)
+        assert export == "export" and Path(values["HF_HOME"]).is_dir()
+        account = HfApi(endpoint=values["HF_ENDPOINT"], token=values["HF_TOKEN"]).whoami()
+        process.send_signal(signal.SIGINT)
+    assert account["name"] == "ada" and process.returncode == 0 and not Path(values["HF_HOME"]).exists()

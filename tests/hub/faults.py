@@ -1,9 +1,9 @@
-"""What can go wrong on the way, on demand: refused, cut, stalled, corrupted and truncated transfers."""
+"""What can go wrong on the way, on demand: refused, cut, held, stalled, corrupted and truncated transfers."""
 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -11,11 +11,13 @@ class Fault:
     """One thing that goes wrong with the next requests that match.
 
     Args:
-        action: "status", "cut", "stall", "corrupt" or "truncate".
-        value: HTTP status, bytes let through, seconds, (unused), bytes kept.
+        action: "status", "cut", "hold", "stall", "corrupt" or "truncate".
+        value: HTTP status, bytes let through (twice), seconds, (unused), bytes kept.
         times: how many requests it still befalls.
         method: only requests of this method (None: of any).
         path_contains: only requests whose path holds this text (None: any path).
+        reached: set once a request is held.
+        released: ends the waiting of a request that is held.
     """
 
     action: str
@@ -23,6 +25,8 @@ class Fault:
     times: int
     method: str | None
     path_contains: str | None
+    reached: threading.Event = field(default_factory=threading.Event)
+    released: threading.Event = field(default_factory=threading.Event)
 
     def befalls(self, method: str, path: str) -> bool:
         """Whether a request is one of those that it is for."""

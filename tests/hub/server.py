@@ -165,6 +165,16 @@ class LoopbackHub:
         """
         self._state.faults.add(Fault("cut", count, n, method, path_contains))
 
+    def hold_after(self, count: int, path_contains: str | None = None, *, method: str | None = None) -> Fault:
+        """Stop to read the next upload that matches after more than `count` bytes, and drop it once it is released.
+
+        Returns:
+            What to wait for (`.reached`), and what to set in the end (`.released`).
+        """
+        hold = Fault("hold", count, 1, method, path_contains)
+        self._state.faults.add(hold)
+        return hold
+
     def stall(self, seconds: float, path_contains: str | None = None, *, method: str | None = None, n: int = 1) -> None:
         """Answer the next `n` requests that match only after some seconds."""
         self._state.faults.add(Fault("stall", seconds, n, method, path_contains))

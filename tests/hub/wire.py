@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from hub import endpoints  # noqa: F401 (registers the routes)
-from hub.faults import flip_a_byte
+from hub.faults import Fault, flip_a_byte
 from hub.messages import Answer, Request, json_answer
 from hub.refusals import RefusalError
 from hub.routes import find
@@ -73,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
                 time.sleep(stall.value)
             cut = state.faults.take("cut", self.command, self.path)
             allowed = None if cut is None else int(cut.value)
-            body = self._read_body(allowed)
+            body = self._read_body(allowed, state.faults.take("hold", self.command, self.path))
             if allowed is not None:
                 allowed -= len(body)
             answer, user = self._answer(body)
@@ -103,10 +103,15 @@ class Handler(BaseHTTPRequestHandler):
         except RefusalError as refusal:
             return json_answer(refusal.body, status=refusal.status, headers=refusal.headers()), user
 
-    def _read_body(self, allowed: int | None) -> bytes:
+    def _read_body(self, allowed: int | None, hold: Fault | None) -> bytes:
         received = bytearray()
         for chunk in self._body_chunks():
             received += chunk
+            if hold is not None and len(received) > hold.value:
+                self._count_received(len(received))
+                hold.reached.set()
+                hold.released.wait()
+                raise _CutError
             if allowed is not None and len(received) > allowed:
                 self._count_received(allowed)
                 raise _CutError
