@@ -33,6 +33,8 @@ def main(
     steps: int = 200,
     batch_size: int = 64,
     extra_products: int = 0,
+    no_duplicates: str | None = None,
+    group_by: str | None = None,
     accumulate: int = 1,
     optimization: Optimization = Optimization(learning_rate=1e-3, text_learning_rate=3e-4, vision_learning_rate=3e-4),
     fused_weight: float = 1.0,
@@ -67,6 +69,10 @@ def main(
         steps: Optimizer steps.
         batch_size: Pairs of query and product per device and batch, at least 2.
         extra_products: Further train products per device and batch, as negatives; cheap where encoders are frozen.
+        no_duplicates: What no two products of a batch, over all devices, share: product, photo and title, or some of
+            them, separated by commas; default: they are not compared.
+        group_by: Product column, e.g. category, that is of one value in a batch as far as a value has enough queries:
+            harder negatives; default: batches are mixed.
         accumulate: Batches per optimizer step.
         optimization: Learning rates and schedule; an encoder whose rate is 0 is frozen and its features are cached.
         fused_weight: Weight of the loss between queries and fused vectors.
@@ -107,6 +113,8 @@ def main(
         dev_fraction=dev_fraction,
         dev_by=dev_by,
         extra_products=extra_products,
+        no_duplicates=no_duplicates,
+        group_by=group_by,
     )
     cache_frozen(model, data, optimization, freeze_vision_blocks, Path(feature_cache or run.folder / "feature_cache"))
     stage = Stage2(

@@ -8,16 +8,16 @@ from zlib import crc32
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-
 from mmfusion.data.catalogue import Catalogue, CatalogueError
 from mmfusion.data.feature_cache import FeatureCache, build_feature_cache
+from mmfusion.data.product_keys import group_keys, product_keys
 from mmfusion.data.qrels import Qrels
 from mmfusion.data.sampler import PairSampler, ResumableLoader, RowSampler, RowsSampler
 from mmfusion.data.tables import PairTable, ProductTable, QueryTable, Rows, text_lengths
 from mmfusion.data.text_cache import build_text_cache
 from mmfusion.model import MMFusionModel, MMFusionProcessor
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 
 class MMFusionDataModule(L.LightningDataModule):
@@ -44,6 +44,8 @@ class MMFusionDataModule(L.LightningDataModule):
         dev_fraction: float = 0.0,
         dev_by: str | None = None,
         extra_products: int = 0,
+        no_duplicates: str | None = None,
+        group_by: str | None = None,
     ) -> None:
         """Prepares the splits.
 
@@ -60,9 +62,12 @@ class MMFusionDataModule(L.LightningDataModule):
                 attributes asked for; default: the query text.
             extra_products: Train products per device and step beside those that belong to the queries; more negatives
                 are cheap where encoders are frozen and cached.
+            no_duplicates: What no two products of a global batch share: product, photo and title, or some of them,
+                separated by commas; None: they are not compared.
+            group_by: Product column that is of one value in a batch, as far as a value has enough queries.
 
         Raises:
-            CatalogueError: The train split has no judged query.
+            CatalogueError: The train split has no judged query, or there is no such column or kind of duplicate.
         """
         super().__init__()
         self.catalogue = catalogue
@@ -70,6 +75,8 @@ class MMFusionDataModule(L.LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.extra_products = extra_products
+        self._keys = None if no_duplicates is None else product_keys(catalogue, no_duplicates.split(","))
+        self._groups = None if group_by is None else group_keys(catalogue, group_by)
         self.photos = photos
         self.num_workers = num_workers
         self.seed = seed
@@ -150,6 +157,8 @@ class MMFusionDataModule(L.LightningDataModule):
             rank=rank,
             pool=self.train_rows,
             extra_products=self.extra_products,
+            groups=self._groups,
+            keys=self._keys,
         )
         return ResumableLoader(PairTable(self._queries, self._train_products), sampler=sampler, **self._loading())
 

@@ -1,0 +1,113 @@
+"""What tells products of one training batch apart: their photo, their title, or the value of a column."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mmfusion.data.catalogue import Catalogue, CatalogueError
+from mmfusion.data.embedded.folder import atomic_path
+
+IntArray = npt.NDArray[np.int64]
+
+KINDS = ("product", "photo", "title")
+_ROWS = 1_000
+
+
+def product_keys(catalogue: Catalogue, kinds: Sequence[str]) -> IntArray:
+    """Keys by which two products are alike: equal in one column, they are duplicates of that kind.
+
+    Titles are compared without case and outer blanks. Of several photos the first one counts, by the bytes of its file:
+    further ones, such as a size chart, are shared by products that are not alike. A photo that is stored as a path is
+    told apart by its path.
+
+    Args:
+        catalogue: Its products.
+        kinds: Of `KINDS`, at least one.
+
+    Returns:
+        int64 (number of products, kinds other than product, which is a key by itself), at least 0; -1 where the product
+        lacks a photo or a title.
+
+    Raises:
+        CatalogueError: A kind is unknown.
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise CatalogueError(f"no_duplicates names {kind!r}", "", f"Use one or more of {', '.join(KINDS)}.")
+    made = {"photo": _photo_keys, "title": _title_keys}
+    columns = [make(catalogue) for kind, make in made.items() if kind in kinds]
+    return np.array(columns, dtype=np.int64).reshape(len(columns), len(catalogue.products)).T
+
+
+def group_keys(catalogue: Catalogue, column: str) -> IntArray:
+    """Number of each product's value of a column, int64 (number of products,); null is a value of its own, -1.
+
+    Raises:
+        CatalogueError: There is no such column, or its values are lists or structs.
+    """
+    table = catalogue.products
+    if column not in table.column_names:
+        raise CatalogueError(
+            f"group_by names the column {column!r}",
+            f"products of {catalogue.source}",
+            f"Use one of {', '.join(name for name in table.column_names if name != 'image')}.",
+        )
+    values = table.data.column(column)
+    if str(values.type).startswith(("list", "large_list", "struct", "map")):
+        raise CatalogueError(
+            f"group_by names {column!r}, whose values are {values.type}",
+            f"products of {catalogue.source}",
+            "Use a column with one text or number per product.",
+        )
+    return _numbered(values)
+
+
+def _title_keys(catalogue: Catalogue) -> IntArray:
+    titles = pc.utf8_lower(pc.utf8_trim_whitespace(catalogue.products.data.column("title")))
+    return _numbered(pc.if_else(pc.equal(titles, ""), pa.scalar(None, titles.type), titles))
+
+
+def _numbered(values: Any) -> IntArray:
+    codes = values.combine_chunks().dictionary_encode().indices
+    numbers: IntArray = pc.fill_null(codes.cast("int64"), -1).to_numpy(zero_copy_only=False)
+    return numbers
+
+
+def _photo_keys(catalogue: Catalogue) -> IntArray:
+    if "image" not in catalogue.products.column_names:
+        return np.full(len(catalogue.products), -1, dtype=np.int64)
+    place = _beside(catalogue)
+    if place is not None and place.exists():
+        return np.asarray(np.load(place), dtype=np.int64)
+    keys = _hash_photos(catalogue)
+    if place is not None:
+        with atomic_path(place) as path, path.open("wb") as file:
+            np.save(file, keys)
+    return keys
+
+
+def _beside(catalogue: Catalogue) -> Path | None:
+    """File of the hashes beside the memory-mapped table, whose name changes with its content; None in memory."""
+    files = catalogue.products.cache_files
+    return Path(f"{files[0]['filename']}.photos.npy") if len(files) == 1 else None
+
+
+def _hash_photos(catalogue: Catalogue) -> IntArray:
+    batches = catalogue.products.select_columns(["image"]).data.table.to_batches(max_chunksize=_ROWS)
+    return np.array([_hash(image) for batch in batches for image in batch.column(0).to_pylist()], dtype=np.int64)
+
+
+def _hash(image: Any) -> int:
+    photos = image if isinstance(image, list) else [image]
+    for photo in photos:
+        told_by = None if photo is None else photo.get("bytes") or (photo.get("path") or "").encode()
+        if told_by:
+            # 63 bits: of a million photos two collide with a probability of 5e-8, and then a pair waits for a batch.
+            return int.from_bytes(hashlib.blake2b(told_by, digest_size=8).digest(), "little") >> 1
+    return -1
