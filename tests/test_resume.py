@@ -1,10 +1,13 @@
-"""Exact resume: a training killed in mid-epoch ends with the weights of one that was left alone."""
+"""Exact resume: a training that was killed or stopped at any moment ends like one that was left alone."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,9 @@ from safetensors.torch import load_file
 from mmfusion.data.embedded import write_embedded_catalogue
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-STEPS, CHECKPOINT_EVERY = 14, 3
+CHECKPOINT_EVERY = 3
+# EX_TEMPFAIL: the same command goes on.
+STOPPED = 75
 
 
 @pytest.fixture(scope="module")
@@ -22,54 +27,98 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_embedded_catalogue(tmp_path_factory.mktemp("resume") / "catalogue", num_products=120)
 
 
-def command(catalogue: Path, output: Path) -> list[str]:
-    # Dropout, shuffling, a worker and accumulation, over several epochs of 42 queries, so that the kill lands in the
-    # middle of one.
-    return [
-        *(sys.executable, str(CHECKOUT / "recipes" / "stage1.py"), "--catalogue", str(catalogue)),
-        *("--output", str(output), "--steps", str(STEPS), "--batch_size", "6", "--accumulate", "2"),
-        *("--checkpoint_every", str(CHECKPOINT_EVERY), "--validate_every", "4", "--hardware.num_workers", "1"),
-    ]
+@pytest.fixture(scope="module")
+def whole(catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """The folder of a training of so many steps that nothing interrupted."""
+
+    @cache
+    def run(steps: int) -> Path:
+        training = Training(catalogue, tmp_path_factory.mktemp("whole") / "run", steps)
+        training.run()
+        return training.output
+
+    return run
 
 
-def run(catalogue: Path, output: Path) -> str:
-    done = subprocess.run(command(catalogue, output), env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+class Training:
+    """A recipe in a process of its own: dropout, shuffling, a worker and accumulation, over epochs of 42 queries."""
+
+    def __init__(self, catalogue: Path, output: Path, steps: int) -> None:
+        self.output = output
+        self.command = [
+            *(sys.executable, str(CHECKOUT / "recipes" / "stage1.py"), "--catalogue", str(catalogue)),
+            *("--output", str(output), "--steps", str(steps), "--batch_size", "6", "--accumulate", "2"),
+            *("--checkpoint_every", str(CHECKPOINT_EVERY), "--validate_every", "4", "--hardware.num_workers", "1"),
+        ]
+
+    def run(self) -> str:
+        done = subprocess.run(self.command, env=environment(), capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def run_until(self, step: int, delay: float, number: signal.Signals) -> tuple[int, str]:
+        """Runs until `delay` seconds after the checkpoint of a step, or until the next one, and sends a signal."""
+        process = subprocess.Popen(
+            self.command,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 300
+        while self.last_step() < step:
+            assert process.poll() is None and time.monotonic() < deadline, f"ended before the checkpoint of step {step}"
+            time.sleep(0.002)
+        until = time.monotonic() + delay
+        while self.last_step() < step + CHECKPOINT_EVERY and time.monotonic() < until:
+            time.sleep(0.002)
+        # To workers as well, as schedulers do.
+        os.killpg(process.pid, number)
+        _, said = process.communicate(timeout=300)
+        return process.returncode, said
+
+    def last_step(self) -> int:
+        found = (self.output / "checkpoints").glob("step=*.ckpt")
+        return max((int(path.stem.split("=")[1]) for path in found), default=0)
 
 
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def kill_after_checkpoint(catalogue: Path, output: Path, step: int) -> None:
-    process = subprocess.Popen(
-        command(catalogue, output),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 240
-    while not (output / "checkpoints" / f"step={step}.ckpt").exists():
-        assert process.poll() is None and time.monotonic() < deadline, f"ended before the checkpoint of step {step}"
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, other))
+    assert first.keys() == second.keys()
+    assert not [name for name in first if not torch.equal(first[name], second[name])]
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_training_killed_at_random_steps_ends_with_the_same_weights(
+    catalogue: Path, whole: Callable[[int], Path], tmp_path: Path, kills: int
+) -> None:
+    # A kill costs at most what lies between two checkpoints, and leaves the training at most two of them further.
+    steps = 2 * CHECKPOINT_EVERY * (kills + 1)
+    killed = Training(catalogue, tmp_path / "killed", steps)
+    moments = random.Random(0)
+    for _ in range(kills):
+        next_checkpoint = killed.last_step() // CHECKPOINT_EVERY * CHECKPOINT_EVERY + CHECKPOINT_EVERY
+        code, _ = killed.run_until(next_checkpoint, moments.uniform(0, 1.5), signal.SIGKILL)
+        assert code == -signal.SIGKILL
+        assert not (killed.output / "model.safetensors").exists()
+    # From a checkpoint, not anew: that would end with the same weights as well.
+    last = killed.last_step()
+    assert f"resuming from step={last}.ckpt" in killed.run()
+    assert_same_weights(whole(steps), killed.output)
 
 
-@pytest.mark.parametrize("step", [3, pytest.param(6, marks=pytest.mark.slow), pytest.param(12, marks=pytest.mark.slow)])
-def test_killed_and_resumed_training_ends_with_the_same_weights(catalogue: Path, tmp_path: Path, step: int) -> None:
-    run(catalogue, tmp_path / "whole")
-    kill_after_checkpoint(catalogue, tmp_path / "killed", step)
-    assert not (tmp_path / "killed" / "model.safetensors").exists()
-    # From the checkpoint, not anew: that would end with the same weights as well.
-    assert f"resuming from step={step}" in run(catalogue, tmp_path / "killed")
-    whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
-    assert whole.keys() == killed.keys()
-    differing = [name for name in whole if not torch.equal(whole[name], killed[name])]
-    assert not differing
+def test_a_training_that_is_asked_to_stop_writes_a_checkpoint_and_goes_on_from_there(
+    catalogue: Path, whole: Callable[[int], Path], tmp_path: Path
+) -> None:
+    stopped = Training(catalogue, tmp_path / "stopped", 18)
+    code, said = stopped.run_until(CHECKPOINT_EVERY, 0.3, signal.SIGTERM)
+    assert code == STOPPED, said
+    last = stopped.last_step()
+    assert f"SIGTERM: training stops after step {last}, which is in a checkpoint; run the same command" in said
+    assert f"resuming from step={last}.ckpt" in stopped.run()
+    assert_same_weights(whole(18), stopped.output)

@@ -8,6 +8,9 @@ from zlib import crc32
 import lightning as L
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
 from mmfusion.data.catalogue import Catalogue, CatalogueError
 from mmfusion.data.feature_cache import FeatureCache, build_feature_cache
 from mmfusion.data.product_keys import group_keys, product_keys
@@ -15,9 +18,8 @@ from mmfusion.data.qrels import Qrels
 from mmfusion.data.sampler import PairSampler, ResumableLoader, RowSampler, RowsSampler
 from mmfusion.data.tables import PairTable, ProductTable, QueryTable, Rows, text_lengths
 from mmfusion.data.text_cache import build_text_cache
+from mmfusion.data.workers import leave_stopping_to_training
 from mmfusion.model import MMFusionModel, MMFusionProcessor
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 
 class MMFusionDataModule(L.LightningDataModule):
@@ -183,6 +185,7 @@ class MMFusionDataModule(L.LightningDataModule):
         return {
             "batch_size": None,
             "num_workers": self.num_workers,
+            "worker_init_fn": leave_stopping_to_training,
             "generator": torch.Generator().manual_seed(self.seed),
             "pin_memory": torch.cuda.is_available(),
             "persistent_workers": False,

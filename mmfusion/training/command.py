@@ -7,8 +7,9 @@ from collections.abc import Callable
 from jsonargparse import auto_cli
 
 from mmfusion.stages import NonFiniteLossError
+from mmfusion.training.full_disk import DiskFullError
 
-_REFUSALS = (ValueError, FileExistsError, FileNotFoundError, NonFiniteLossError)
+_REFUSALS = (ValueError, FileExistsError, FileNotFoundError, NonFiniteLossError, DiskFullError)
 
 
 def run_command(main: Callable[..., None], *, as_positional: bool = False) -> None:

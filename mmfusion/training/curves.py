@@ -8,11 +8,11 @@ def read_metrics(logs: Path) -> dict[str, dict[int, float]]:
     """Values by metric and step. A resumed run has several files; where they overlap, the later one counts."""
     values: dict[str, dict[int, float]] = {}
     for path in sorted(logs.glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1])):
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                for name, value in row.items():
-                    if value and name not in ("epoch", "step"):
-                        values.setdefault(name, {})[int(row["step"])] = float(value)
+        # What follows the last line break was cut off by a kill.
+        for row in csv.DictReader(path.read_text("utf-8").rpartition("\n")[0].splitlines()):
+            for name, value in row.items():
+                if value and name not in ("epoch", "step"):
+                    values.setdefault(name, {})[int(row["step"])] = float(value)
     return values
 
 

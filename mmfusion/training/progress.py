@@ -29,3 +29,8 @@ class StepProgress(L.Callback):
 
     def on_train_end(self, *_: Any) -> None:
         self.bar.close()
+
+    def on_exception(self, *_: Any) -> None:
+        # What is said next begins on a line of its own.
+        if hasattr(self, "bar"):
+            self.bar.close()

@@ -12,7 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mmfusion.files import replace_text
+from mmfusion.files import is_partial, replace_text
+from mmfusion.training.checkpoint_files import list_checkpoints
 
 _RECORD = "run.json"
 # Where a run is written, and how it gets there, has no part in what comes out of it.
@@ -40,8 +41,8 @@ class Run:
         return self.folder / "checkpoints"
 
     def latest_checkpoint(self) -> Path | None:
-        """The checkpoint with the most steps, or None; files are renamed into place, so each is whole."""
-        found = sorted(self.checkpoints.glob("step=*.ckpt"), key=lambda path: int(path.stem.split("=")[1]))
+        """The checkpoint with the most steps, or None; see `last_good_checkpoint` for one to resume from."""
+        found = list_checkpoints(self.checkpoints)
         return found[-1] if found else None
 
     def note(self, **facts: Any) -> None:
@@ -79,7 +80,7 @@ def open_run(output: str | os.PathLike[str], recipe: str, arguments: Mapping[str
         shutil.rmtree(folder / "embedded_base", ignore_errors=True)
         return start_run(folder, recipe, wanted)
     if record is None:
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and not all(map(is_partial, folder.iterdir())):
             raise RunError(f"The output folder {folder} holds files that no recipe wrote; give another --output.")
         return start_run(folder, recipe, wanted)
     if record["recipe"] != recipe:

@@ -1,6 +1,6 @@
 """The Lightning trainer of the recipes: steps as the budget, exact resume, CSV logs."""
 
-import pickle
+import shutil
 import time
 import warnings
 from dataclasses import dataclass
@@ -12,13 +12,19 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from mmfusion.data.datamodule import MMFusionDataModule
-from mmfusion.model import MMFusionProcessor
+from mmfusion.files import move_files
+from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.stages import RandomState, Stage
+from mmfusion.training.checkpoint_files import last_good_checkpoint
+from mmfusion.training.checkpoint_fits import check_fits
+from mmfusion.training.checkpoint_io import WholeCheckpointIO
 from mmfusion.training.curves import draw_curves
+from mmfusion.training.full_disk import full_disk_ends
 from mmfusion.training.hub_checkpoints import HubCheckpoints, PushCheckpoints
-from mmfusion.training.movable_checkpoint import MovableCheckpoint
 from mmfusion.training.progress import StepProgress
-from mmfusion.training.run import Run, RunError
+from mmfusion.training.resume_checkpoint import ResumeCheckpoint
+from mmfusion.training.run import Run, is_first_rank
+from mmfusion.training.stop_on_signal import StopOnSignal
 
 # Lightning and torch warn of what is meant to be so here: frozen parts in evaluation mode, few workers, short epochs,
 # checkpoints that are there to be resumed, perhaps without pushing them any more.
@@ -79,6 +85,7 @@ def build_trainer(
     for name, value in (("steps", steps), ("accumulate", accumulate), ("checkpoint_every", checkpoint_every)):
         if value < 1:
             raise ValueError(f"{name} is {value}; give at least 1.")
+    checkpoints = ResumeCheckpoint(run.checkpoints, every=checkpoint_every)
     return L.Trainer(
         default_root_dir=run.folder,
         accelerator=hardware.accelerator,
@@ -102,16 +109,10 @@ def build_trainer(
             RandomState(),
             LearningRateMonitor("step"),
             *([PushCheckpoints(run, hub)] if hub is not None and hub.repo is not None else []),
-            MovableCheckpoint(
-                run.checkpoints,
-                filename="{step}",
-                monitor="step",
-                mode="max",
-                save_top_k=2,
-                every_n_train_steps=checkpoint_every,
-                save_on_train_epoch_end=False,
-            ),
+            checkpoints,
+            StopOnSignal(checkpoints),
         ],
+        plugins=[WholeCheckpointIO()],
     )
 
 
@@ -119,28 +120,36 @@ def fit(
     run: Run, trainer: L.Trainer, stage: Stage, data: MMFusionDataModule, processor: MMFusionProcessor
 ) -> dict[str, float]:
     """Trains or resumes, saves model, processor and curves into the run folder, and returns the last metrics."""
-    checkpoint = run.latest_checkpoint()
+    checkpoint = last_good_checkpoint(run.checkpoints, set_aside=is_first_rank())
     if checkpoint is not None:
+        check_fits(checkpoint, stage.state_dict())
         print(f"resuming from {checkpoint.name}", flush=True)
     started = time.time()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), full_disk_ends(run.folder):
         for expected in _EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=expected)
-        try:
-            trainer.fit(stage, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise RunError(
-                f"{checkpoint} is refused: it is damaged, or holds more than tensors and plain values, which could run "
-                "code; delete it to resume from the one before, or to begin anew."
-            ) from error
+        trainer.fit(stage, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
-        stage.model.save_pretrained(run.folder)
-        processor.save_pretrained(run.folder)
-        draw_curves(run.folder / "logs", run.folder / "curves.png")
-        run.finish(metrics=metrics, fit_seconds=round(time.time() - started, 1), steps=trainer.global_step)
+        with full_disk_ends(run.folder):
+            _save_whole(run.folder, stage.model, processor)
+            draw_curves(run.folder / "logs", run.folder / "curves.png")
+            run.finish(metrics=metrics, fit_seconds=round(time.time() - started, 1), steps=trainer.global_step)
         _print_table(metrics, run.folder)
     return metrics
+
+
+def _save_whole(folder: Path, model: MMFusionModel, processor: MMFusionProcessor) -> None:
+    """Saves the model so that a kill leaves no half of it: `config.json`, which makes a folder a model, comes last."""
+    partial = folder / ".model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        move_files(partial, folder, last=["config.json"])
+    finally:
+        # Of no use to anybody, and on a full disk the room is needed.
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _loggers(run: Run, log_to: str) -> list[Logger]:
