@@ -63,8 +63,10 @@ class Stage(L.LightningModule):
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         terms = self.terms(batch)
         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
-        if not torch.isfinite(loss):
-            self._stop(batch, {name: float(value.detach()) for name, (_, value) in terms.items()})
+        finite = bool(torch.isfinite(loss))
+        # Ranks agree, as one that ends alone leaves the others waiting for its gradients.
+        if not self.trainer.strategy.reduce_boolean_decision(finite):
+            self._stop(batch, finite, {name: float(value.detach()) for name, (_, value) in terms.items()})
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["query_rows"]))
         logged = {f"train/{name}": value.detach() for name, (_, value) in terms.items()}
         logged["train/logit_scale"] = self.model.logit_scale.detach().exp()
@@ -139,7 +141,9 @@ class Stage(L.LightningModule):
         # trainable parameter on each rank, and optimizers should see the same parameters in every step.
         return 0.0 * torch.stack([p.sum() for p in self.model.parameters() if p.requires_grad]).sum()
 
-    def _stop(self, batch: TrainBatch, values: dict[str, float]) -> None:
+    def _stop(self, batch: TrainBatch, finite: bool, values: dict[str, float]) -> None:
+        if finite:
+            raise NonFiniteLossError(f"The loss of another rank is not finite at step {self.global_step}; see there.")
         ids = self._data.catalogue.product_ids[batch["product_rows"].cpu().numpy()][:8]
         raise NonFiniteLossError(
             f"The loss is not finite at step {self.global_step} on rank {self.global_rank} ({values}); first products "
