@@ -36,6 +36,8 @@ def main(
     no_duplicates: str | None = None,
     group_by: str | None = None,
     accumulate: int = 1,
+    micro_batch: int = 0,
+    loss: Literal["contrastive", "sigmoid"] = "contrastive",
     optimization: Optimization = Optimization(learning_rate=1e-3, text_learning_rate=3e-4, vision_learning_rate=3e-4),
     fused_weight: float = 1.0,
     query_text_weight: float = 0.2,
@@ -74,6 +76,10 @@ def main(
         group_by: Product column, e.g. category, that is of one value in a batch as far as a value has enough queries:
             harder negatives; default: batches are mixed.
         accumulate: Batches per optimizer step.
+        micro_batch: Queries or products whose activations are held at a time, so that a large batch fits into memory:
+            towers run twice, with the same dropout, and gradients are those of the whole batch. 0 holds all.
+        loss: Over the pairs of a batch: contrastive (softmax over all candidates), or sigmoid (each pair by itself;
+            ranks pass negatives on instead of gathering them).
         optimization: Learning rates and schedule; an encoder whose rate is 0 is frozen and its features are cached.
         fused_weight: Weight of the loss between queries and fused vectors.
         query_text_weight: Weight of the regularising loss between queries and product texts.
@@ -124,6 +130,8 @@ def main(
         query_text_weight=query_text_weight,
         query_image_weight=query_image_weight,
         modality_dropout=modality_dropout,
+        loss=loss,
+        micro_batch=micro_batch,
     )
     trainer = build_trainer(
         run,

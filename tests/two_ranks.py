@@ -1,6 +1,6 @@
 """Trains two steps of a stage through Lightning and saves the gradients; run by test_distributed.py as a script.
 
-Usage: two_ranks.py CATALOGUE OUTPUT STAGE DEVICES
+Usage: two_ranks.py CATALOGUE OUTPUT STAGE DEVICES MICRO_BATCH
 """
 
 import sys
@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel
 
 from mmfusion.data.catalogue import Catalogue
@@ -21,13 +22,28 @@ GLOBAL_BATCH = 12
 
 
 class Gradients(L.Callback):
-    """Saves what the optimizer sees, on the first rank."""
+    """Saves what the optimizer sees, on the first rank, and counts what ranks synchronise."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.steps: list[dict[str, torch.Tensor]] = []
+        self.synchronised = 0
+
+    def on_train_start(self, trainer: L.Trainer, _: object) -> None:
+        if trainer.world_size > 1:
+            trainer.strategy.model.register_comm_hook(None, self.all_reduce)
+
+    def all_reduce(self, state: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        """What DDP does with a bucket of gradients, counted."""
+        self.synchronised += bucket.buffer().numel()
+        mean = bucket.buffer() / dist.get_world_size()
+        return dist.all_reduce(mean, async_op=True).get_future().then(lambda done: done.value()[0])
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, _: object) -> None:
+        if trainer.world_size > 1:
+            wanted = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+            assert self.synchronised == wanted, f"{self.synchronised} gradients were synchronised, not {wanted} once."
+            self.synchronised = 0
         self.steps.append({n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None})
         if trainer.is_global_zero:
             torch.save(self.steps, self.path)
@@ -57,16 +73,19 @@ def build_model(folder: Path, **config: Any) -> tuple[MMFusionModel, MMFusionPro
         initializer_range=0.2,
         **{"fusion": "cross_attention", **config},
     )
-    torch.nn.init.normal_(model.fusion.correction.weight, std=0.1)
+    for parameter in model.fusion.parameters():
+        if parameter.ndim >= 2 and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
     return model, processor
 
 
-def main(catalogue: str, output: str, stage_name: str, devices: int) -> None:
+def main(catalogue: str, output: str, stage_name: str, devices: int, micro_batch: int, **config: Any) -> None:
     folder = Path(output)
-    model, processor = build_model(folder / "backbones")
+    model, processor = build_model(folder / "backbones", **config)
     table = Catalogue.load(catalogue, cache_dir=folder / "cache")
     data = MMFusionDataModule(table, processor, batch_size=GLOBAL_BATCH // devices, seed=3)
-    stage = Stage1(model) if stage_name == "stage1" else Stage2(model, modality_dropout=0.0)
+    options = {"micro_batch": micro_batch}
+    stage = Stage1(model, **options) if stage_name == "stage1" else Stage2(model, modality_dropout=0.0, **options)
     trainer = L.Trainer(
         default_root_dir=folder,
         accelerator="cpu",
@@ -79,11 +98,11 @@ def main(catalogue: str, output: str, stage_name: str, devices: int) -> None:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[Gradients(folder / f"{stage_name}-{devices}.pt")],
+        callbacks=[Gradients(folder / f"{stage_name}-{devices}-{micro_batch}.pt")],
     )
     trainer.fit(stage, datamodule=data)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))

@@ -45,17 +45,20 @@ def sum_over_pairs(
         chunk_rows: Rows at once, at least 1; None takes as many as make `MAX_PAIRS` pairs.
     """
     size = chunk_rows or max(1, MAX_PAIRS // max(1, len(columns)))
-    # Leaves of their own, as the gradient of a slice would be as large as all rows for each chunk.
-    parts = [_leaf(part) for part in rows.split(size)]
-    others = [_leaf(value) for value in (columns, *scalars)]
-    total, counted, start = rows.new_zeros(()), torch.zeros((), dtype=torch.int64, device=rows.device), 0
+    # One buffer: a gradient for each chunk that stays would break up the heap that the next chunk could reuse.
+    of_rows, others = torch.zeros_like(rows), [_leaf(value) for value in (columns, *scalars)]
+    total, counted = rows.new_zeros(()), torch.zeros((), dtype=torch.int64, device=rows.device)
     with torch.autocast(rows.device.type, enabled=False):
-        for part in parts:
-            value, of_block = block(slice(start, start + len(part)), part, *others)
+        for start in range(0, len(rows), size):
+            own = slice(start, min(start + size, len(rows)))
+            part = _leaf(rows[own])
+            value, of_block = block(own, part, *others)
             if value.requires_grad:
                 value.backward()
-            total, counted, start = total + value.detach(), counted + of_block, start + len(part)
-    return PairSum(total, counted, (torch.cat([_gradient(part) for part in parts]), *map(_gradient, others)))
+                of_rows[own] = _gradient(part)
+            total += value.detach()
+            counted += of_block
+    return PairSum(total, counted, (of_rows, *map(_gradient, others)))
 
 
 def with_gradients(value: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:

@@ -63,9 +63,13 @@ class MixtureOfExperts(Fusion):
         return Fused(
             weighted_views(views, weights) + zero_unless(mixed[:, 2:], fuses),
             weights,
-            self.balance_weight * load_imbalance(load),
+            self.penalty(load),
             load,
         )
+
+    def penalty(self, load: Tensor) -> Tensor:
+        """Weighted imbalance of the load (experts,) of a batch: what is added to the loss."""
+        return self.balance_weight * load_imbalance(load)
 
 
 class Expert(nn.Module):

@@ -1,6 +1,6 @@
 """What both stages share: losses over train judgements, parameter groups, schedule and validation by ranking."""
 
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -8,12 +8,18 @@ from torch import Tensor
 
 from mmfusion.data.batch import TrainBatch
 from mmfusion.data.datamodule import MMFusionDataModule
-from mmfusion.losses import GradedContrastiveLoss
+from mmfusion.losses import GradedContrastiveLoss, GradedSigmoidLoss
 from mmfusion.model import MMFusionModel, MMFusionOutput
+from mmfusion.stages.gradient_cache import check_rows_are_independent, embed_in_micro_batches
 from mmfusion.stages.optimization import Optimization, freeze_by_rate, parameter_groups, warmup_cosine
 from mmfusion.stages.validation import Embeddings, ranking_metrics
 
 QUERIES, PRODUCTS = 0, 1
+LossName = Literal["contrastive", "sigmoid"]
+LOSSES: dict[str, type[GradedContrastiveLoss] | type[GradedSigmoidLoss]] = {
+    "contrastive": GradedContrastiveLoss,
+    "sigmoid": GradedSigmoidLoss,
+}
 
 
 class NonFiniteLossError(RuntimeError):
@@ -27,11 +33,32 @@ class Stage(L.LightningModule):
         model: The model in training; hand it on with `model.save_pretrained`, as a `.ckpt` is for resuming only.
     """
 
-    def __init__(self, model: MMFusionModel, optimization: Optimization | None = None) -> None:
-        """Takes a model; `optimization` defaults to [`Optimization`]'s defaults."""
+    def __init__(
+        self,
+        model: MMFusionModel,
+        optimization: Optimization | None = None,
+        *,
+        loss: LossName = "contrastive",
+        micro_batch: int = 0,
+    ) -> None:
+        """Takes a model.
+
+        Args:
+            model: Model to train.
+            optimization: Learning rates and schedule; default: [`Optimization`]'s defaults.
+            loss: Over all pairs of two sets: `contrastive` ([`GradedContrastiveLoss`]) or `sigmoid`
+                ([`GradedSigmoidLoss`]).
+            micro_batch: Rows of which activations are held at a time ([`embed_in_micro_batches`]); 0 holds all.
+        """
         super().__init__()
+        if loss not in LOSSES:
+            raise ValueError(f"loss is {loss!r}; give one of {', '.join(LOSSES)}.")
+        if micro_batch < 0:
+            raise ValueError(f"micro_batch is {micro_batch}; give a number of rows, or 0 to embed a batch at once.")
         self.model = model
         self.optimization = optimization or Optimization()
+        self.loss = loss
+        self.micro_batch = micro_batch
         freeze_by_rate(model, self.optimization)
         self._collected: tuple[Embeddings, Embeddings] = (Embeddings(), Embeddings())
         # from_pretrained gives a model in evaluation mode, and Lightning keeps the mode it finds.
@@ -49,8 +76,9 @@ class Stage(L.LightningModule):
         # Here rather than in __init__, as the judgements belong to the data, and a stage can be built without any.
         levels = self._data.levels
         self.relevant_grade = max(levels)
-        self.graded_loss = GradedContrastiveLoss(levels)
-        self.pair_loss = GradedContrastiveLoss([1])
+        self.graded_loss, self.pair_loss = LOSSES[self.loss](levels), LOSSES[self.loss]([1])
+        if self.micro_batch:
+            check_rows_are_independent(self.model)
 
     def train(self, mode: bool = True) -> "Stage":
         """Sets training mode; frozen encoders stay in evaluation mode, as their dropout would only be noise."""
@@ -96,6 +124,10 @@ class Stage(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         groups = parameter_groups(self.model, self.optimization)
+        biases = [*self.graded_loss.parameters(), *self.pair_loss.parameters()]
+        if biases:
+            rate = self.optimization.learning_rate
+            groups.append({"params": biases, "lr": rate, "weight_decay": 0.0, "name": "loss"})
         optimizer = torch.optim.AdamW(groups, lr=self.optimization.learning_rate, fused=self.device.type == "cuda")
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = warmup_cosine(optimizer, steps, self.optimization)
@@ -112,6 +144,12 @@ class Stage(L.LightningModule):
                 f"{type(data).__name__}; call trainer.fit(stage, datamodule=MMFusionDataModule(…))."
             )
         return data
+
+    def embed(self, inputs: dict[str, Tensor], **options: Any) -> Any:
+        """The model's output for a training batch, an [`MMFusionOutput`], all at once or in micro-batches."""
+        if self.micro_batch:
+            return embed_in_micro_batches(self.model, inputs, self.micro_batch, **options)
+        return self.model(**inputs, **options)
 
     def judged(self, query_rows: Tensor, product_rows: Tensor) -> Tensor:
         """Train grades (A, B) int64 between query rows (A,) and product rows (B,)."""
@@ -139,7 +177,7 @@ class Stage(L.LightningModule):
     def _anchor(self) -> Tensor:
         # A batch without a single photo leaves the vision encoder out of the graph; DDP wants a gradient from each
         # trainable parameter on each rank, and optimizers should see the same parameters in every step.
-        return 0.0 * torch.stack([p.sum() for p in self.model.parameters() if p.requires_grad]).sum()
+        return 0.0 * torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum()
 
     def _stop(self, batch: TrainBatch, finite: bool, values: dict[str, float]) -> None:
         if finite:

@@ -5,7 +5,7 @@ from torch import Tensor
 from mmfusion.data.batch import TrainBatch
 from mmfusion.model import MMFusionModel, MMFusionOutput
 from mmfusion.stages.optimization import Optimization
-from mmfusion.stages.stage import Stage, model_inputs
+from mmfusion.stages.stage import LossName, Stage, model_inputs
 
 
 class Stage1(Stage):
@@ -24,6 +24,8 @@ class Stage1(Stage):
         query_text_weight: float = 1.0,
         query_image_weight: float = 1.0,
         title_image_weight: float = 0.3,
+        loss: LossName = "contrastive",
+        micro_batch: int = 0,
     ) -> None:
         """Takes a model.
 
@@ -33,8 +35,9 @@ class Stage1(Stage):
             query_text_weight: Weight of the graded loss between queries and product texts, at least 0.
             query_image_weight: Weight of the graded loss between queries and photos; 0 leaves photos out.
             title_image_weight: Weight of the loss that pairs each title with its own photo; 0 leaves it out.
+            loss, micro_batch: As in [`Stage`].
         """
-        super().__init__(model, optimization)
+        super().__init__(model, optimization, loss=loss, micro_batch=micro_batch)
         self.weights = {
             "query_text": query_text_weight,
             "query_image": query_image_weight,
@@ -49,7 +52,7 @@ class Stage1(Stage):
                     part.requires_grad_(False)
 
     def terms(self, batch: TrainBatch) -> dict[str, tuple[float, Tensor]]:
-        output = self.model(**model_inputs(batch), views_only=True)
+        output = self.embed(model_inputs(batch), views_only=True)
         has_text, has_image = output.modality_present.unbind(1)
         queries, values = output.query_view_embeds, {}
         if self.weights["query_text"]:

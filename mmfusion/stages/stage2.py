@@ -6,7 +6,7 @@ from torch import Tensor
 from mmfusion.data.batch import TrainBatch
 from mmfusion.model import VIEWS, MMFusionModel, MMFusionOutput
 from mmfusion.stages.optimization import Optimization
-from mmfusion.stages.stage import Stage, model_inputs
+from mmfusion.stages.stage import LossName, Stage, model_inputs
 
 
 class Stage2(Stage):
@@ -25,6 +25,8 @@ class Stage2(Stage):
         query_text_weight: float = 0.2,
         query_image_weight: float = 0.2,
         modality_dropout: float = 0.1,
+        loss: LossName = "contrastive",
+        micro_batch: int = 0,
     ) -> None:
         """Takes a model.
 
@@ -36,8 +38,9 @@ class Stage2(Stage):
             query_image_weight: Weight of the same for the photo view, at least 0.
             modality_dropout: Share of products that lose their text or (as often) their photo in a training step,
                 in [0, 1); only products that have both lose one.
+            loss, micro_batch: As in [`Stage`].
         """
-        super().__init__(model, optimization)
+        super().__init__(model, optimization, loss=loss, micro_batch=micro_batch)
         self.weights = {"fused": fused_weight, "query_text": query_text_weight, "query_image": query_image_weight}
         self.modality_dropout = modality_dropout
         if fused_weight <= 0 or min(self.weights.values()) < 0:
@@ -46,7 +49,7 @@ class Stage2(Stage):
             raise ValueError(f"modality_dropout is {modality_dropout}; give a number in [0, 1).")
 
     def terms(self, batch: TrainBatch) -> dict[str, tuple[float, Tensor]]:
-        output = self.model(**drop_modalities(model_inputs(batch), self.modality_dropout))
+        output = self.embed(drop_modalities(model_inputs(batch), self.modality_dropout))
         has_text, has_image = output.modality_present.unbind(1)
         queries, values = output.query_view_embeds, {"fused": self.fused_term(output, batch)}
         if self.weights["query_text"]:
