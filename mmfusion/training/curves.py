@@ -3,6 +3,9 @@
 import csv
 from pathlib import Path
 
+# Parts of the names of what else training logs: shares, and the logit scale.
+_NO_LOSSES = ("logit_scale", "weight", "expert_load", "accuracy")
+
 
 def read_metrics(logs: Path) -> dict[str, dict[int, float]]:
     """Values by metric and step. A resumed run has several files; where they overlap, the later one counts."""
@@ -24,7 +27,7 @@ def draw_curves(logs: Path, picture: Path) -> None:
     from matplotlib import pyplot as plt
 
     values = read_metrics(logs)
-    losses = {name: points for name, points in values.items() if name.startswith("train/") and "logit" not in name}
+    losses = {name: points for name, points in values.items() if name.startswith("train/") and _is_loss(name)}
     metrics = {name: points for name, points in values.items() if name.startswith("val/")}
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for name, points in losses.items():
@@ -41,3 +44,7 @@ def draw_curves(logs: Path, picture: Path) -> None:
         axes.grid(alpha=0.3)
     figure.savefig(picture, dpi=120)
     plt.close(figure)
+
+
+def _is_loss(name: str) -> bool:
+    return not any(part in name for part in _NO_LOSSES)

@@ -21,9 +21,11 @@ from mmfusion.training.checkpoint_io import WholeCheckpointIO
 from mmfusion.training.curves import draw_curves
 from mmfusion.training.full_disk import full_disk_ends
 from mmfusion.training.hub_checkpoints import HubCheckpoints, PushCheckpoints
+from mmfusion.training.in_batch_accuracy import InBatchAccuracy
 from mmfusion.training.progress import StepProgress
 from mmfusion.training.resume_checkpoint import ResumeCheckpoint
 from mmfusion.training.run import Run, is_first_rank
+from mmfusion.training.step_statistics import FetchTimer, StepStatistics
 from mmfusion.training.stop_on_signal import StopOnSignal
 
 # Lightning and torch warn of what is meant to be so here: frozen parts in evaluation mode, few workers, short epochs,
@@ -85,7 +87,7 @@ def build_trainer(
     for name, value in (("steps", steps), ("accumulate", accumulate), ("checkpoint_every", checkpoint_every)):
         if value < 1:
             raise ValueError(f"{name} is {value}; give at least 1.")
-    checkpoints = ResumeCheckpoint(run.checkpoints, every=checkpoint_every)
+    fetches, checkpoints = FetchTimer(), ResumeCheckpoint(run.checkpoints, every=checkpoint_every)
     return L.Trainer(
         default_root_dir=run.folder,
         accelerator=hardware.accelerator,
@@ -108,11 +110,14 @@ def build_trainer(
             StepProgress(),
             RandomState(),
             LearningRateMonitor("step"),
+            StepStatistics(fetches),
+            InBatchAccuracy(),
             *([PushCheckpoints(run, hub)] if hub is not None and hub.repo is not None else []),
             checkpoints,
             StopOnSignal(checkpoints),
         ],
         plugins=[WholeCheckpointIO()],
+        profiler=fetches,
     )
 
 
