@@ -111,7 +111,8 @@ def _batches(
 ) -> Iterator[dict[str, Any]]:
     sampler = RowSampler(rows, lengths, batch_size=batch_size)
     loader = DataLoader(table, batch_size=None, sampler=sampler, num_workers=num_workers)
-    with tqdm(total=len(rows), desc="embedding", unit=unit) as bar:
+    # Below another bar, this one vanishes when it is full.
+    with tqdm(total=len(rows), desc="embedding", unit=unit, leave=None) as bar:
         for batch in loader:
             yield {name: value.to(model.device, non_blocking=True) for name, value in batch.items()}
             bar.update(len(next(iter(batch.values()))))

@@ -201,10 +201,27 @@ class ProductIndex:
         Raises:
             ValueError: k is below 1, or the embeddings have another dimension, a NaN, or come from another model.
         """
-        if k < 1:
-            raise ValueError(f"k={k}: ask for at least one hit")
         if model_fingerprint is not None:
             self.check_model(model_fingerprint)
+        scores, rows = self.search_rows(query_embeds, k)
+        return [self._hits(*one) for one in zip(scores, rows, strict=True)]
+
+    def search_rows(self, query_embeds: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Find products as `search` does, but by their place in the index: for many queries and many hits.
+
+        Args:
+            query_embeds: float [Q, D], numpy or tensor.
+            k: hits wanted, at least 1.
+
+        Returns:
+            Scores float32 and places int64, both [Q, min(k, N)], best first in FAISS's order; place -1 where an index
+            that is not exact found no more.
+
+        Raises:
+            ValueError: k is below 1, or the embeddings have another dimension or a NaN.
+        """
+        if k < 1:
+            raise ValueError(f"k={k}: ask for at least one hit")
         queries = as_float32(query_embeds, what="query embeddings")
         if queries.shape[1] != self.description.dimension:
             raise ValueError(
@@ -212,7 +229,7 @@ class ProductIndex:
                 f"queries with the model that built the index ({self.description.model_fingerprint!r})"
             )
         scores, rows = self._index.search(queries, min(k, len(self)))
-        return [self._hits(*one) for one in zip(scores, rows, strict=True)]
+        return scores, rows
 
     def _hits(self, scores: np.ndarray, rows: np.ndarray) -> list[Hit]:
         found = [(float(score), self._product(int(row))) for score, row in zip(scores, rows, strict=True) if row >= 0]

@@ -1,6 +1,5 @@
 """Where a recipe gets its base model and its catalogue from."""
 
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from mmfusion.data.catalogue import Catalogue
+from mmfusion.data.catalogue_contents import contents_digest
 from mmfusion.data.embedded import write_embedded_backbones, write_embedded_catalogue
 from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
 from mmfusion.model.configuration_mmfusion import own_fields
@@ -44,7 +44,7 @@ def note_catalogue(run: Run, catalogue: Catalogue) -> None:
     Raises:
         RunError: The run began with another content: other products, queries, splits or judgements.
     """
-    contents = _contents(catalogue)
+    contents = contents_digest(catalogue)
     if run.record.get("catalogue_contents") not in (None, contents):
         raise RunError(
             f"The catalogue {catalogue.source!r} is not the one that this run began with: ids, splits or judgements "
@@ -53,18 +53,6 @@ def note_catalogue(run: Run, catalogue: Catalogue) -> None:
     source = Path(catalogue.source)
     place = str(source.absolute()) if source.exists() else catalogue.source
     run.note(catalogue=place, catalogue_contents=contents)
-
-
-def _contents(catalogue: Catalogue) -> str:
-    """SHA-256 (hex) of ids, splits and judgements, in their order; texts and photos are not read."""
-    digest = hashlib.sha256()
-    for table, ids in ((catalogue.products, catalogue.product_ids), (catalogue.queries, catalogue.query_ids)):
-        digest.update("\0".join(map(str, ids)).encode())
-        if "split" in table.column_names:
-            digest.update("\0".join(map(str, table.select_columns(["split"])[:]["split"])).encode())
-    for column in (catalogue.qrels.query, catalogue.qrels.product, catalogue.qrels.grade):
-        digest.update(column.tobytes())
-    return digest.hexdigest()
 
 
 def starting_base(base: str | None, folder: Path) -> str:

@@ -1,0 +1,166 @@
+"""A table of mined hard negatives: written by recipes/mine.py, read by the data module."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mmfusion.data.catalogue import Catalogue
+from mmfusion.data.catalogue_contents import contents_digest
+from mmfusion.files import replace_text, whole_file
+
+TABLE, MANIFEST = "hard_negatives.parquet", "hard_negatives.json"
+SCHEMA = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("product_id", pa.string()),
+        ("rank", pa.int32()),
+        ("score", pa.float32()),
+        ("positive_score", pa.float32()),
+    ]
+)
+_VERSION = 1
+_REMEDY = "mine again with recipes/mine.py"
+
+IntArray = npt.NDArray[np.int64]
+
+
+class HardNegativesError(ValueError):
+    """A table of hard negatives cannot be used with this catalogue."""
+
+
+class HardNegatives:
+    """Hard negatives of train queries.
+
+    Attributes:
+        digest: SHA-256 (hex) of all pairs; what a checkpoint remembers of the table.
+    """
+
+    def __init__(self, queries: IntArray, products: IntArray) -> None:
+        """Takes (n,) query rows and the (n,) product rows that are their negatives; the order of a query's is kept."""
+        order = np.argsort(queries, kind="stable")
+        self._queries, self._products = queries[order], products[order]
+        self.digest = hashlib.sha256(self._queries.tobytes() + self._products.tobytes()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._queries)
+
+    def of(self, query: int) -> IntArray:
+        """Product rows of a query row, int64 (n,), hardest first; none for a query without."""
+        first, last = np.searchsorted(self._queries, [query, query + 1])
+        return self._products[first:last]
+
+    @classmethod
+    def load(cls, folder: str | Path, catalogue: Catalogue) -> "HardNegatives":
+        """Reads a table and checks it against the catalogue.
+
+        Args:
+            folder: What recipes/mine.py wrote.
+            catalogue: The one that it was mined from.
+
+        Raises:
+            FileNotFoundError: There is no such table.
+            HardNegativesError: It is damaged, of another catalogue, or holds an id that is not one of a train query and
+                a train product, or a product that is judged at the best grade of its query.
+        """
+        folder = Path(folder)
+        for name in (MANIFEST, TABLE):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(
+                    f"hard_negatives: {folder} is no folder of mined negatives: {name} is missing; make one with "
+                    "recipes/mine.py"
+                )
+        manifest, table = _read_manifest(folder / MANIFEST), _read_table(folder / TABLE)
+        if manifest["catalogue_contents"] != contents_digest(catalogue):
+            raise HardNegativesError(
+                f"{folder} was mined from another catalogue ({manifest['catalogue']}) than {catalogue.source}: ids, "
+                f"splits or judgements differ; give that catalogue, or {_REMEDY}"
+            )
+        count = manifest["counts"]["negatives"]
+        if len(table) != count:
+            raise HardNegativesError(f"{folder / TABLE} has {len(table)} rows, but {MANIFEST} says {count}; {_REMEDY}")
+        queries = _rows(folder, table, "query_id", catalogue.queries, catalogue.query_rows("train"))
+        products = _rows(folder, table, "product_id", catalogue.products, catalogue.product_rows("train"))
+        _check_grades(folder, table, catalogue, queries, products)
+        return cls(queries, products)
+
+
+def write_hard_negatives(folder: Path, table: pa.Table, catalogue: Catalogue, **facts: Any) -> dict[str, Any]:
+    """Writes a table (`SCHEMA`) and then its manifest, each whole or not at all, and returns the manifest.
+
+    Args:
+        folder: Folder that exists.
+        table: Rows grouped by query, hardest first.
+        catalogue: What it was mined from.
+        facts: Further facts for the manifest, JSON values; `counts` is added to.
+    """
+    with whole_file(folder / TABLE) as file:
+        pq.write_table(table, file)
+    counts = {**facts.pop("counts", {}), "negatives": len(table)}
+    manifest = {
+        "schema_version": _VERSION,
+        "catalogue": catalogue.name,
+        "catalogue_contents": contents_digest(catalogue),
+        **facts,
+        "counts": counts,
+    }
+    replace_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    return manifest
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        version = manifest["schema_version"]
+        _ = manifest["catalogue"], manifest["catalogue_contents"], manifest["counts"]["negatives"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise HardNegativesError(f"{path} is damaged ({error!r}); {_REMEDY}") from error
+    if version != _VERSION:
+        raise HardNegativesError(f"{path} has schema version {version}, this mmfusion reads {_VERSION}; {_REMEDY}")
+    return manifest
+
+
+def _read_table(path: Path) -> pa.Table:
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise HardNegativesError(f"{path} is damaged ({error}); {_REMEDY}") from error
+    if not table.schema.equals(SCHEMA):
+        raise HardNegativesError(f"{path} has the columns {table.schema.names}, not {SCHEMA.names}; {_REMEDY}")
+    return table
+
+
+def _rows(folder: Path, table: pa.Table, column: str, owner: Any, train: IntArray) -> IntArray:
+    """Rows of ids in the catalogue's table."""
+    known = owner.data.column(column).combine_chunks()
+    ids = table.column(column).cast(known.type)
+    rows: IntArray = pc.fill_null(pc.index_in(ids, value_set=known), -1).to_numpy().astype(np.int64)
+    kind = column.removesuffix("_id")
+    for wrong, what in ((rows < 0, "is not in the catalogue"), (~np.isin(rows, train), "is not in the train split")):
+        if wrong.any():
+            at = int(wrong.argmax())
+            raise HardNegativesError(
+                f"{folder / TABLE}, row {at}: {kind} {ids[at].as_py()!r} {what} ({int(wrong.sum())} such rows); "
+                f"{_REMEDY}"
+            )
+    return rows
+
+
+def _check_grades(folder: Path, table: pa.Table, catalogue: Catalogue, queries: IntArray, products: IntArray) -> None:
+    qrels = catalogue.split_qrels("train")
+    best = np.zeros(len(catalogue.queries), dtype=np.int64)
+    np.maximum.at(best, qrels.query, qrels.grade)
+    wrong = qrels.grades_of(queries, products[:, None])[:, 0] >= np.maximum(best[queries], 1)
+    if wrong.any():
+        at = int(wrong.argmax())
+        query, product = (table.column(name)[at].as_py() for name in ("query_id", "product_id"))
+        raise HardNegativesError(
+            f"{folder / TABLE}, row {at}: product {product!r} is judged at the best grade of query {query!r}, so "
+            f"it is no negative; {_REMEDY}"
+        )
