@@ -35,6 +35,8 @@ def main(
     extra_products: int = 0,
     no_duplicates: str | None = None,
     group_by: str | None = None,
+    hard_negatives: str | None = None,
+    negatives_per_query: int | None = None,
     accumulate: int = 1,
     micro_batch: int = 0,
     loss: Literal["contrastive", "sigmoid"] = "contrastive",
@@ -75,6 +77,8 @@ def main(
             them, separated by commas; default: they are not compared.
         group_by: Product column, e.g. category, that is of one value in a batch as far as a value has enough queries:
             harder negatives; default: batches are mixed.
+        hard_negatives: Folder that mine.py wrote, for mined negatives of the queries; default: none.
+        negatives_per_query: Mined negatives per query and batch, as further products; default: 1.
         accumulate: Batches per optimizer step.
         micro_batch: Queries or products whose activations are held at a time, so that a large batch fits into memory:
             towers run twice, with the same dropout, and gradients are those of the whole batch. 0 holds all.
@@ -121,6 +125,8 @@ def main(
         extra_products=extra_products,
         no_duplicates=no_duplicates,
         group_by=group_by,
+        hard_negatives=hard_negatives,
+        negatives_per_query=negatives_per_query,
     )
     cache_frozen(model, data, optimization, freeze_vision_blocks, Path(feature_cache or run.folder / "feature_cache"))
     stage = Stage2(

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmfusion.data.catalogue import Catalogue, CatalogueError
 from mmfusion.data.feature_cache import FeatureCache, build_feature_cache
+from mmfusion.data.hard_negatives import HardNegatives
 from mmfusion.data.product_keys import group_keys, product_keys
 from mmfusion.data.qrels import Qrels
 from mmfusion.data.sampler import PairSampler, ResumableLoader, RowSampler, RowsSampler
@@ -48,6 +49,8 @@ class MMFusionDataModule(L.LightningDataModule):
         extra_products: int = 0,
         no_duplicates: str | None = None,
         group_by: str | None = None,
+        hard_negatives: str | None = None,
+        negatives_per_query: int | None = None,
     ) -> None:
         """Prepares the splits.
 
@@ -67,9 +70,13 @@ class MMFusionDataModule(L.LightningDataModule):
             no_duplicates: What no two products of a global batch share: product, photo and title, or some of them,
                 separated by commas; None: they are not compared.
             group_by: Product column that is of one value in a batch, as far as a value has enough queries.
+            hard_negatives: Folder that recipes/mine.py wrote for this catalogue; None: no mined negatives.
+            negatives_per_query: Mined negatives of each query in a batch, as further products; default: 1.
 
         Raises:
             CatalogueError: The train split has no judged query, or there is no such column or kind of duplicate.
+            FileNotFoundError: There are no such mined negatives.
+            ValueError: They are of another catalogue, or their number is given without them or below 1.
         """
         super().__init__()
         self.catalogue = catalogue
@@ -79,6 +86,8 @@ class MMFusionDataModule(L.LightningDataModule):
         self.extra_products = extra_products
         self._keys = None if no_duplicates is None else product_keys(catalogue, no_duplicates.split(","))
         self._groups = None if group_by is None else group_keys(catalogue, group_by)
+        self._negatives = None if hard_negatives is None else HardNegatives.load(hard_negatives, catalogue)
+        self._negatives_per_query = _per_query(hard_negatives, negatives_per_query)
         self.photos = photos
         self.num_workers = num_workers
         self.seed = seed
@@ -161,6 +170,8 @@ class MMFusionDataModule(L.LightningDataModule):
             extra_products=self.extra_products,
             groups=self._groups,
             keys=self._keys,
+            negatives=self._negatives,
+            negatives_per_query=self._negatives_per_query,
         )
         return ResumableLoader(PairTable(self._queries, self._train_products), sampler=sampler, **self._loading())
 
@@ -207,6 +218,17 @@ class MMFusionDataModule(L.LightningDataModule):
         if "split" in self.catalogue.queries.column_names:
             return train, self.catalogue.split_qrels("val")
         return train, train.restrict(query_rows=np.empty(0, dtype=np.int64))
+
+
+def _per_query(hard_negatives: str | None, count: int | None) -> int:
+    if hard_negatives is None and count is not None:
+        raise ValueError(
+            f"negatives_per_query is {count} but there are no mined negatives; give hard_negatives, the folder that "
+            "recipes/mine.py wrote, or leave negatives_per_query out."
+        )
+    if count is not None and count < 1:
+        raise ValueError(f"negatives_per_query is {count}; give at least 1, or leave hard_negatives out.")
+    return 0 if hard_negatives is None else count or 1
 
 
 def _fold(catalogue: Catalogue, fraction: float, column: str) -> Any:

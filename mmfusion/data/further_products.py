@@ -9,7 +9,9 @@ IntArray = npt.NDArray[np.int64]
 
 
 class Negatives(Protocol):
-    """Hard negatives by query."""
+    """Hard negatives by query; `digest` tells one table from another."""
+
+    digest: str
 
     def of(self, query: int) -> IntArray:
         """Product rows (n,) of a query row; none for a query without."""

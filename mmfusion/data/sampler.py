@@ -79,6 +79,7 @@ class PairSampler(RowsSampler):
         self.seed = seed
         self.start_batch = 0
         self.lengths = lengths
+        self.negatives = negatives
         self._groups, self._keys = groups, keys
         for name, value in (("extra_products", extra_products), ("negatives_per_query", negatives_per_query)):
             if value < 0:
@@ -200,9 +201,18 @@ class ResumableLoader(DataLoader[Any]):
             self._yielded += 1
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         # Of this epoch's length, as the one that restores it does not know yet which epoch it is in.
-        return {"yielded": self._yielded % len(self)}
+        return {"yielded": self._yielded % len(self), **self._sources()}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state.get("negatives") != self._sources().get("negatives"):
+            raise ValueError(
+                "The checkpoint was written by a training with other mined negatives, or with none; give the same "
+                "--hard_negatives to resume, or another --output to begin anew."
+            )
         self._resume_at = state["yielded"]
+
+    def _sources(self) -> dict[str, str]:
+        assert isinstance(self.sampler, PairSampler)
+        return {} if self.sampler.negatives is None else {"negatives": self.sampler.negatives.digest}

@@ -13,7 +13,7 @@ from mmfusion.data.embedded.folder import RECORD_NAME
 RECORD, CHECKPOINT, MODEL_FOLDER, BEST_FOLDER = "run.json", "last.ckpt", "model", "best"
 
 # Arguments that name places and services of one machine; they never travel.
-LOCAL_ARGUMENTS = ("catalogue", "base", "feature_cache", "log_to")
+LOCAL_ARGUMENTS = ("catalogue", "base", "feature_cache", "hard_negatives", "log_to")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
