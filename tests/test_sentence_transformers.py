@@ -366,7 +366,7 @@ def test_inputs_of_another_kind_are_refused(folder_of: Callable[[str], Path]) ->
     for item, reason in (
         ("https://example.com/dress.jpg", r"address of a photo.*opens no files and no URLs.*Image\.open"),
         ("data:image/png;base64,AAAA", "address of a photo"),
-        ({"text": "dress", "image": "dress.jpg"}, "photo of product 0 is a str; give PIL images"),
+        ({"text": "dress", "image": "dress.jpg"}, "photo of product 0 is the text 'dress.jpg'; nothing is opened"),
         (_photo(1).convert("L"), r"mode L; give photo\.convert"),
         (np.zeros((8, 8, 3), np.uint8), "A product is a ndarray"),
         ({"text": 5}, "text of a product is a int, 5"),

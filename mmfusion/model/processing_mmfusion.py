@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from string import Formatter
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from .errors_mmfusion import explained
 
 PHOTO_COLUMN = "image"
+PhotoLoader = Callable[[str], Image.Image]
 
 
 class MMFusionProcessor(ProcessorMixin):
@@ -118,13 +119,17 @@ class MMFusionProcessor(ProcessorMixin):
         return [_image_processor(pretrained_model_name_or_path, **kwargs), tokenizer]
 
     def __call__(
-        self, queries: str | Sequence[str] | None = None, products: Sequence[Mapping[str, Any]] | None = None
+        self,
+        queries: str | Sequence[str] | None = None,
+        products: Sequence[Mapping[str, Any]] | None = None,
+        photo_loader: PhotoLoader | None = None,
     ) -> BatchFeature:
         """Inputs for the model.
 
         Args:
             queries: One query or several.
             products: Mappings with the columns of the template and, under `image`, a PIL image, several, or None.
+            photo_loader: Gives the RGB image of a photo that is a text: its URL, say. By default texts are refused.
 
         Returns:
             For queries alone `input_ids`, `attention_mask` (arguments of `get_query_features`); for products alone the
@@ -139,7 +144,7 @@ class MMFusionProcessor(ProcessorMixin):
         if products is None:
             assert queries is not None
             return self.encode_queries([queries] if isinstance(queries, str) else queries)
-        features = self.encode_products(products)
+        features = self.encode_products(products, photo_loader)
         if queries is None:
             return features
         text = self.encode_queries([queries] if isinstance(queries, str) else queries)
@@ -155,14 +160,22 @@ class MMFusionProcessor(ProcessorMixin):
                 )
         return self._tokenize([self.query_prompt + clean(query) for query in queries], self.max_query_length)
 
-    def encode_products(self, products: Sequence[Mapping[str, Any]]) -> BatchFeature:
+    def encode_products(
+        self, products: Sequence[Mapping[str, Any]], photo_loader: PhotoLoader | None = None
+    ) -> BatchFeature:
         """`input_ids`, `attention_mask` (P, length) int64, and, if any product has a photo, those of photos.
 
         A product without text has an attention mask of zeros. `pixel_values` is (P, photos, channels, height, width)
         float32 and `photo_mask` (P, photos) bool.
         """
         features = self.encode_product_texts([self.product_text(product) for product in products])
-        features.update(self.encode_photos([photos_of(product.get(PHOTO_COLUMN)) for product in products]))
+        photos = [photos_of(product.get(PHOTO_COLUMN)) for product in products]
+        if photo_loader is not None:
+            photos = [
+                [photo_loader(photo) if isinstance(photo, str) else photo for photo in own[: self.max_photos]]
+                for own in photos
+            ]
+        features.update(self.encode_photos(photos))
         return features
 
     def encode_product_texts(self, texts: Sequence[str]) -> BatchFeature:
@@ -283,6 +296,11 @@ def _text_fields(source: str) -> dict[str, Any]:
 
 
 def _check_photo(photo: Any, position: int) -> None:
+    if isinstance(photo, str):
+        raise ValueError(
+            f"A photo of product {position} is the text {photo[:60]!r}; nothing is opened or fetched unasked. Give PIL "
+            "images, or the processor a photo_loader (mmfusion.hub.PhotoFetcher() for URLs)."
+        )
     if not isinstance(photo, Image.Image):
         raise ValueError(
             f"A photo of product {position} is a {type(photo).__name__}; give PIL images, e.g. Image.open(path)."
