@@ -538,6 +538,7 @@ def test_a_record_travels_without_places_of_its_machine(tmp_path: Path) -> None:
         "base": str(tmp_path),
         "catalogue": str(tmp_path),
         "feature_cache": "/x",
+        "hard_negatives": "/y",
         "log_to": "wandb",
         "steps": 3,
     }
