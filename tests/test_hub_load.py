@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from bare_environment import build_bare_environment, run_bare
 from hub.server import LoopbackHub
@@ -128,6 +130,39 @@ def test_the_query_tower_moves_only_its_share_of_the_bytes(
     with capsys.disabled():
         print(f"\nquery tower: {sum(moved.values()):,} of {whole:,} bytes moved ({share:.0%})")
     assert share < 0.6
+
+
+def test_new_weights_of_a_base_are_one_line_and_others_an_error(
+    hub: LoopbackHub, repo: str, published: dict[str, bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="mmfusion")
+    model, _ = load_base(repo, fusion="cross_attention")
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "mmfusion"]
+    new = {name for name, _ in model.named_parameters() if name.startswith("fusion.")}
+    assert new and set(line.removeprefix("new weights, initialised: ").split(", ")) == new
+    assert all(value.isfinite().all() and value.abs().max() < 100 for value in model.parameters())
+    tensors = safetensors.torch.load(published["model.safetensors"])
+    lacking = {name: value for name, value in tensors.items() if name != "query_projection.weight"}
+    for weights, complaint in (
+        (lacking, "missing keys: query_projection.weight"),
+        ({**tensors, "surplus": torch.ones(1)}, "unexpected keys: surplus"),
+    ):
+        content = safetensors.torch.save(weights, {"format": "pt"})
+        other = plant(hub, tmp_path, {**published, "model.safetensors": content}, "hub")
+        with pytest.raises(RunError, match=rf"^--base '{other}' has {complaint}; the checkpoint is not whole\.$"):
+            load_base(other, fusion="cross_attention")
+
+
+def test_nothing_else_of_a_repository_is_read(hub: LoopbackHub, repo: str) -> None:
+    strange = ("training_args.bin", "optimizer.pt", "tokenizer.pickle", "hubconf.py", "notes.txt", "data.csv", "x.onnx")
+    hub.repo(repo).plant(dict.fromkeys(strange, b"nothing that anybody has to read"))
+    hub.reset_counters()
+    load(repo)
+    load(repo, subfolder="query")
+    asked = {seen.path.partition("/resolve/")[2].partition("/")[2] for seen in hub.requests if "/resolve/" in seen.path}
+    # Where mmfusion is installed, its code is not fetched either.
+    assert asked and {Path(name).suffix for name in asked} <= {".json", ".safetensors", ".txt", ".jinja", ".model"}
+    assert not asked & set(strange)
 
 
 def test_a_model_in_the_cache_loads_offline(
