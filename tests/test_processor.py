@@ -211,9 +211,12 @@ def test_without_any_photo_there_are_no_pixels() -> None:
     assert set(batch) == {"input_ids", "attention_mask"}
 
 
-@pytest.mark.parametrize("photo", ["photo.jpg", b"\xff\xd8", {"bytes": b"", "path": None}, 3])
-def test_what_is_no_photo_is_an_error(photo: Any) -> None:
-    with pytest.raises(ValueError, match=f"product 1.*{type(photo).__name__}"):
+@pytest.mark.parametrize(
+    ("photo", "said"),
+    [("photo.jpg", "'photo.jpg'"), (b"\xff\xd8", "bytes"), ({"bytes": b"", "path": None}, "dict"), (3, "int")],
+)
+def test_what_is_no_photo_is_an_error(photo: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=f"product 1.*{said}"):
         _processor()(products=[{"title": "a"}, {"title": "b", "image": photo}])
 
 
