@@ -44,6 +44,7 @@ class MMFusionDataModule(L.LightningDataModule):
         dev_fraction: float = 0.0,
         dev_by: str | None = None,
         extra_products: int = 0,
+        photo_views: int = 1,
     ) -> None:
         """Prepares the splits.
 
@@ -60,6 +61,7 @@ class MMFusionDataModule(L.LightningDataModule):
                 attributes asked for; default: the query text.
             extra_products: Train products per device and step beside those that belong to the queries; more negatives
                 are cheap where encoders are frozen and cached.
+            photo_views: Views of each photo to train with, at least 1, see [`photo_view`].
 
         Raises:
             CatalogueError: The train split has no judged query.
@@ -70,6 +72,7 @@ class MMFusionDataModule(L.LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.extra_products = extra_products
+        self.photo_views = photo_views
         self.photos = photos
         self.num_workers = num_workers
         self.seed = seed
@@ -121,9 +124,13 @@ class MMFusionDataModule(L.LightningDataModule):
     def _open_caches(self) -> None:
         splits = (("train", self._train_products, self.train_rows), ("val", self._val_products, self.val_rows))
         for name, table, rows in splits:
-            if self._vision_cache and table.photos and table.cache is None and len(rows):
+            if self._vision_cache and table.photos and not table.caches and len(rows):
                 model, folder = self._vision_cache
-                table.cache = self._cache(model, table, rows, folder / name)
+                views = self.photo_views if table is self._train_products else 1
+                names = [name, *(f"{name}_view{view}" for view in range(1, views))]
+                table.caches = tuple(
+                    self._cache(model, table, rows, folder / own, view) for view, own in enumerate(names)
+                )
             if self._text_cache and table.text_cache is None and len(rows):
                 model, folder = self._text_cache
                 texts = ProductTable(self.catalogue, self.processor, photos=False)
@@ -133,9 +140,9 @@ class MMFusionDataModule(L.LightningDataModule):
             asked = np.union1d(self.train_qrels.query, self.val_qrels.query)
             self._queries.text_cache = build_text_cache(folder, model, self._queries, asked, "query")
 
-    def _cache(self, model: MMFusionModel, table: ProductTable, rows: Rows, folder: Path) -> FeatureCache:
+    def _cache(self, model: MMFusionModel, table: ProductTable, rows: Rows, folder: Path, view: int) -> FeatureCache:
         return build_feature_cache(
-            folder, model, table, rows, batch_size=self.eval_batch_size, num_workers=self.num_workers
+            folder, model, table, rows, batch_size=self.eval_batch_size, num_workers=self.num_workers, view=view
         )
 
     def train_dataloader(self) -> ResumableLoader:
@@ -150,6 +157,7 @@ class MMFusionDataModule(L.LightningDataModule):
             rank=rank,
             pool=self.train_rows,
             extra_products=self.extra_products,
+            photo_views=self.photo_views if self.photos else 1,
         )
         return ResumableLoader(PairTable(self._queries, self._train_products), sampler=sampler, **self._loading())
 

@@ -46,6 +46,7 @@ class PairSampler(RowsSampler):
         rank: int = 0,
         pool: Rows | None = None,
         extra_products: int = 0,
+        photo_views: int = 1,
     ) -> None:
         """Prepares the sampler.
 
@@ -58,6 +59,7 @@ class PairSampler(RowsSampler):
             rank: This rank.
             pool: Product rows that further products are drawn from, all different; None: products with a judgement.
             extra_products: Further products per rank and batch, at least 0; no more than the pool holds are drawn.
+            photo_views: Views of the photos that a batch is drawn to show one of, at least 1; see [`photo_view`].
 
         Raises:
             ValueError: The batch size is below 2, or larger than the number of queries with a positive; or
@@ -68,8 +70,11 @@ class PairSampler(RowsSampler):
         self.seed = seed
         self.start_batch = 0
         self.lengths = lengths
+        self._photo_views = photo_views
         self._pool = np.unique(qrels.product) if pool is None else pool
         self._extra = min(extra_products, len(self._pool) // num_replicas)
+        if photo_views < 1:
+            raise ValueError(f"photo_views is {photo_views}; give at least 1, which is the photos as they are.")
         if extra_products < 0:
             raise ValueError(f"extra_products is {extra_products}; give at least 0.")
         best = np.zeros(int(qrels.query.max(initial=-1)) + 1, dtype=np.int64)
@@ -94,8 +99,12 @@ class PairSampler(RowsSampler):
     def __iter__(self) -> Iterator[PairRows]:
         start, self.start_batch = self.start_batch, 0
         own = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
-        for index, (queries, products) in enumerate(self._epoch_batches()[start:], start):
-            yield PairRows(queries[own], np.concatenate([products[own], self._further(index)]))
+        for index, (queries, products, _) in enumerate(self._epoch_batches()[start:], start):
+            products = np.concatenate([products[own], self._further(index)])
+            yield PairRows(queries[own], products, self._view(index))
+
+    def _view(self, index: int) -> int:
+        return int(np.random.default_rng([self.seed, self.epoch, index, 2]).integers(self._photo_views))
 
     def _further(self, index: int) -> Rows:
         # A generator per batch, so that a run that continues in mid-epoch need not draw what it skips.
