@@ -100,11 +100,11 @@ def test_training_on_cached_views_equals_training_on_photos(tower: Any, catalogu
         model.load_state_dict(start)
         torch.manual_seed(0)
         frozen = Optimization(text_learning_rate=0, vision_learning_rate=0)
-        data = MMFusionDataModule(catalogue, processor, batch_size=8, photo_views=views, seed=1)
+        data = MMFusionDataModule(catalogue, processor, batch_size=8, photo_views=views, seed=2)
         stage = Stage2(model, frozen)
         if cached:
             cache_frozen(model, data, frozen, 0, tmp_path / "features")
-        fit(stage, data, max_steps=3)
+        fit(stage, data)
         ends.append({name: value.clone() for name, value in model.state_dict().items()})
     assert_same_ends(ends[0], ends[1])
     assert any(not torch.allclose(value, ends[2][name], atol=1e-5) for name, value in ends[0].items())
