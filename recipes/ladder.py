@@ -24,6 +24,7 @@ def main(
     batch_size: int = 64,
     stage2_batch_size: int = 64,
     extra_products: int = 0,
+    photo_views: int = 1,
     stage1_optimization: Optimization = Optimization(
         learning_rate=1e-3, text_learning_rate=1e-3, vision_learning_rate=1e-3
     ),
@@ -71,6 +72,7 @@ def main(
         batch_size: Pairs of query and product per batch in stage 1.
         stage2_batch_size: The same in stage 2, and in the rungs over frozen encoders without a stage 1.
         extra_products: Further train products per batch of stage 2, as negatives.
+        photo_views: Views of each photo to train with: it as it is, and crops, perhaps mirrored.
         stage1_optimization: Learning rates and schedule of stage 1. An encoder whose rate is 0 is frozen and its
             features are cached. The defaults suit tiny encoders trained from scratch.
         stage2_optimization: The same of stage 2.
@@ -107,6 +109,7 @@ def main(
         batch_size=batch_size,
         stage2_batch_size=stage2_batch_size,
         extra_products=extra_products,
+        photo_views=photo_views,
         stage1_optimization=stage1_optimization,
         stage2_optimization=stage2_optimization,
         stage1_options=stage1_options or {},

@@ -42,6 +42,7 @@ def main(
     query_text_weight: float = 1.0,
     query_image_weight: float = 1.0,
     title_image_weight: float = 0.3,
+    photo_views: int = 1,
     freeze_vision_blocks: int = 0,
     feature_cache: str | None = None,
     dev_fraction: float = 0.0,
@@ -82,6 +83,8 @@ def main(
         query_image_weight: Weight of the loss between queries and photos; with title_image_weight also 0, photos are
             not read at all.
         title_image_weight: Weight of the loss that pairs titles with their photos.
+        photo_views: Views of each photo to train with: it as it is, and others that are cropped and perhaps mirrored.
+            Features of frozen encoders are cached for each.
         freeze_vision_blocks: Lowest blocks of the vision encoder to freeze where its rate is above 0.
             0 trains all from photos.
         feature_cache: Folder for features of frozen encoders and blocks, which are computed once, to share it among
@@ -122,6 +125,7 @@ def main(
         group_by=group_by,
         hard_negatives=hard_negatives,
         negatives_per_query=negatives_per_query,
+        photo_views=photo_views,
     )
     cache_frozen(model, data, optimization, freeze_vision_blocks, Path(feature_cache or run.folder / "feature_cache"))
     stage = Stage1(

@@ -45,6 +45,7 @@ def main(
     query_text_weight: float = 0.2,
     query_image_weight: float = 0.2,
     modality_dropout: float = 0.1,
+    photo_views: int = 1,
     freeze_vision_blocks: int = 0,
     feature_cache: str | None = None,
     dev_fraction: float = 0.0,
@@ -89,6 +90,8 @@ def main(
         query_text_weight: Weight of the regularising loss between queries and product texts.
         query_image_weight: Weight of the regularising loss between queries and photos.
         modality_dropout: Share of products that lose their text or their photo in a step.
+        photo_views: Views of each photo to train with: it as it is, and others that are cropped and perhaps mirrored.
+            Features of frozen encoders are cached for each.
         freeze_vision_blocks: Lowest blocks of the vision encoder to freeze where its rate is above 0; 0 trains all.
         feature_cache: Folder for features of frozen encoders and blocks, which are computed once, to share it among
             runs; default: in the output folder.
@@ -127,6 +130,7 @@ def main(
         group_by=group_by,
         hard_negatives=hard_negatives,
         negatives_per_query=negatives_per_query,
+        photo_views=photo_views,
     )
     cache_frozen(model, data, optimization, freeze_vision_blocks, Path(feature_cache or run.folder / "feature_cache"))
     stage = Stage2(

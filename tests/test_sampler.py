@@ -23,7 +23,7 @@ def sampler(**options: int) -> PairSampler:
 def test_every_pair_is_a_best_match_and_every_query_comes_once_an_epoch() -> None:
     judged, seen = qrels(), []
     for pair in sampler():
-        for query, product in zip(*pair, strict=True):
+        for query, product in zip(pair.queries, pair.products, strict=True):
             products, grades = judged.for_query(query)
             assert grades[list(products).index(product)] == grades.max()
             seen.append(query)

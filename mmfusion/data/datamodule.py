@@ -51,6 +51,7 @@ class MMFusionDataModule(L.LightningDataModule):
         group_by: str | None = None,
         hard_negatives: str | None = None,
         negatives_per_query: int | None = None,
+        photo_views: int = 1,
     ) -> None:
         """Prepares the splits.
 
@@ -72,6 +73,7 @@ class MMFusionDataModule(L.LightningDataModule):
             group_by: Product column that is of one value in a batch, as far as a value has enough queries.
             hard_negatives: Folder that recipes/mine.py wrote for this catalogue; None: no mined negatives.
             negatives_per_query: Mined negatives of each query in a batch, as further products; default: 1.
+            photo_views: Views of each photo to train with, at least 1, see [`photo_view`].
 
         Raises:
             CatalogueError: The train split has no judged query, or there is no such column or kind of duplicate.
@@ -88,6 +90,7 @@ class MMFusionDataModule(L.LightningDataModule):
         self._groups = None if group_by is None else group_keys(catalogue, group_by)
         self._negatives = None if hard_negatives is None else HardNegatives.load(hard_negatives, catalogue)
         self._negatives_per_query = _per_query(hard_negatives, negatives_per_query)
+        self.photo_views = photo_views
         self.photos = photos
         self.num_workers = num_workers
         self.seed = seed
@@ -139,9 +142,13 @@ class MMFusionDataModule(L.LightningDataModule):
     def _open_caches(self) -> None:
         splits = (("train", self._train_products, self.train_rows), ("val", self._val_products, self.val_rows))
         for name, table, rows in splits:
-            if self._vision_cache and table.photos and table.cache is None and len(rows):
+            if self._vision_cache and table.photos and not table.caches and len(rows):
                 model, folder = self._vision_cache
-                table.cache = self._cache(model, table, rows, folder / name)
+                views = self.photo_views if table is self._train_products else 1
+                names = [name, *(f"{name}_view{view}" for view in range(1, views))]
+                table.caches = tuple(
+                    self._cache(model, table, rows, folder / own, view) for view, own in enumerate(names)
+                )
             if self._text_cache and table.text_cache is None and len(rows):
                 model, folder = self._text_cache
                 texts = ProductTable(self.catalogue, self.processor, photos=False)
@@ -151,9 +158,9 @@ class MMFusionDataModule(L.LightningDataModule):
             asked = np.union1d(self.train_qrels.query, self.val_qrels.query)
             self._queries.text_cache = build_text_cache(folder, model, self._queries, asked, "query")
 
-    def _cache(self, model: MMFusionModel, table: ProductTable, rows: Rows, folder: Path) -> FeatureCache:
+    def _cache(self, model: MMFusionModel, table: ProductTable, rows: Rows, folder: Path, view: int) -> FeatureCache:
         return build_feature_cache(
-            folder, model, table, rows, batch_size=self.eval_batch_size, num_workers=self.num_workers
+            folder, model, table, rows, batch_size=self.eval_batch_size, num_workers=self.num_workers, view=view
         )
 
     def train_dataloader(self) -> ResumableLoader:
@@ -172,6 +179,7 @@ class MMFusionDataModule(L.LightningDataModule):
             keys=self._keys,
             negatives=self._negatives,
             negatives_per_query=self._negatives_per_query,
+            photo_views=self.photo_views if self.photos else 1,
         )
         return ResumableLoader(PairTable(self._queries, self._train_products), sampler=sampler, **self._loading())
 

@@ -41,11 +41,11 @@ class FeatureCache:
 
 
 class _Photos(Dataset[Any]):
-    def __init__(self, table: Any) -> None:
-        self.table = table
+    def __init__(self, table: Any, view: int) -> None:
+        self.table, self.view = table, view
 
     def __getitem__(self, rows: npt.NDArray[np.int64]) -> tuple[list[int], Tensor | None]:
-        photos = [own[: self.table.processor.max_photos] for own in self.table.decode(rows)]
+        photos = [own[: self.table.processor.max_photos] for own in self.table.decode(rows, self.view)]
         flat = [photo for own in photos for photo in own]
         return [len(own) for own in photos], self.table.processor.pixel_values(flat) if flat else None
 
@@ -58,6 +58,7 @@ def build_feature_cache(
     *,
     batch_size: int = 64,
     num_workers: int = 0,
+    view: int = 0,
 ) -> FeatureCache:
     """Computes the activations below `model.frozen_vision_blocks`, or opens the cache if it is there.
 
@@ -68,24 +69,25 @@ def build_feature_cache(
         rows: Product rows to cache.
         batch_size: Products per forward pass.
         num_workers: Processes that decode photos.
+        view: Which view of the photos, see [`photo_view`].
 
     Raises:
         FeatureCacheError: The folder holds a cache of another model, processor or set of photos.
     """
     folder, rows = Path(folder), np.unique(rows)
-    key = _key(model, table.processor, table.catalogue, rows)
+    key = _key(model, table.processor, table.catalogue, rows, view)
     cache = open_cache(folder, rows, key)
     if cache is None:
-        cache = write_cache(folder, rows, key, _blocks(model, table, rows, batch_size, num_workers))
+        cache = write_cache(folder, rows, key, _blocks(model, table, rows, batch_size, num_workers, view))
     return FeatureCache(cache)
 
 
 @torch.no_grad()
 def _blocks(
-    model: MMFusionModel, table: Any, rows: npt.NDArray[np.int64], batch_size: int, num_workers: int
+    model: MMFusionModel, table: Any, rows: npt.NDArray[np.int64], batch_size: int, num_workers: int, view: int
 ) -> Iterator[tuple[list[int], npt.NDArray[np.float32] | None]]:
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    loader = DataLoader(_Photos(table), batch_size=None, sampler=batches, num_workers=num_workers)
+    loader = DataLoader(_Photos(table, view), batch_size=None, sampler=batches, num_workers=num_workers)
     with tqdm(total=len(rows), desc="caching frozen vision features", unit="product") as bar:
         for own, pixels in loader:
             activations = None if pixels is None else model.get_vision_activations(pixels.to(model.device))
@@ -93,10 +95,12 @@ def _blocks(
             bar.update(len(own))
 
 
-def _key(model: MMFusionModel, processor: MMFusionProcessor, catalogue: Any, rows: npt.NDArray[np.int64]) -> str:
+def _key(
+    model: MMFusionModel, processor: MMFusionProcessor, catalogue: Any, rows: npt.NDArray[np.int64], view: int
+) -> str:
     """Hash of everything that the activations depend on: frozen weights, preprocessing, and the photos themselves."""
     read = (model.frozen_vision_blocks, model.config.image_pooling, list(model.config.vision_feature_layers))
-    digest = hashlib.sha256(str(read).encode())
+    digest = hashlib.sha256(str((*read, view) if view else read).encode())
     for name, value in model.vision_prefix_state():
         digest.update(name.encode() + value.float().cpu().numpy().tobytes())
     digest.update(json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str).encode())

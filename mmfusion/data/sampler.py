@@ -50,6 +50,7 @@ class PairSampler(RowsSampler):
         keys: Rows | None = None,
         negatives: Negatives | None = None,
         negatives_per_query: int = 0,
+        photo_views: int = 1,
     ) -> None:
         """Prepares the sampler.
 
@@ -70,6 +71,7 @@ class PairSampler(RowsSampler):
             negatives: Mined negatives of queries, products of the pool.
             negatives_per_query: Of these per query and batch, at least 0; random products take the place of missing
                 ones.
+            photo_views: Views of the photos that a batch is drawn to show one of, at least 1; see [`photo_view`].
 
         Raises:
             ValueError: The batch size is below 2, or no full batch can be made; or another number is negative.
@@ -94,6 +96,9 @@ class PairSampler(RowsSampler):
             per_query=negatives_per_query,
             keys=keys,
         )
+        self._photo_views = photo_views
+        if photo_views < 1:
+            raise ValueError(f"photo_views is {photo_views}; give at least 1, which is the photos as they are.")
         best = np.zeros(int(qrels.query.max(initial=-1)) + 1, dtype=np.int64)
         np.maximum.at(best, qrels.query, qrels.grade)
         top = (qrels.grade == best[qrels.query]) & (qrels.grade > 0)
@@ -126,11 +131,14 @@ class PairSampler(RowsSampler):
     def __iter__(self) -> Iterator[PairRows]:
         start, self.start_batch = self.start_batch, 0
         own = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
-        for index, (queries, products) in enumerate(self.epoch_batches()[start:], start):
+        for index, (queries, products, _) in enumerate(self.epoch_batches()[start:], start):
             further = self._further.draw(self.epoch, index, queries, products)
             part = len(further) // self.num_replicas
             further = further[self.rank * part : (self.rank + 1) * part]
-            yield PairRows(queries[own], np.concatenate([products[own], further]))
+            yield PairRows(queries[own], np.concatenate([products[own], further]), self._view(index))
+
+    def _view(self, index: int) -> int:
+        return int(np.random.default_rng([self.seed, self.epoch, index, 2]).integers(self._photo_views))
 
     def epoch_batches(self) -> list[PairRows]:
         """The pairs of the global batches of this epoch, without further products."""

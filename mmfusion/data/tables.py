@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
+from mmfusion.data.augment import photo_view
 from mmfusion.data.batch import ProductBatch, QueryBatch, TrainBatch
 from mmfusion.data.catalogue import Catalogue, CatalogueError
 from mmfusion.data.feature_cache import FeatureCache
@@ -21,10 +22,11 @@ Rewrite = Callable[[str, str], str]
 
 
 class PairRows(NamedTuple):
-    """Rows of the queries and the products of one training batch."""
+    """Rows of the queries and the products of one training batch, and which view of their photos it shows."""
 
     queries: Rows
     products: Rows
+    view: int = 0
 
 
 class QueryTable(Dataset[QueryBatch]):
@@ -98,7 +100,7 @@ class ProductTable(Dataset[ProductBatch]):
     ) -> None:
         self.catalogue = catalogue
         self.processor = processor
-        self.cache = cache
+        self.caches: tuple[FeatureCache, ...] = () if cache is None else (cache,)
         self.text_cache = text_cache
         self.photos = photos and "image" in catalogue.products.column_names
         self.photo_of = photo_of
@@ -117,6 +119,10 @@ class ProductTable(Dataset[ProductBatch]):
                 )
 
     def __getitem__(self, rows: Rows) -> ProductBatch:
+        return self.read_view(rows, 0)
+
+    def read_view(self, rows: Rows, view: int) -> ProductBatch:
+        """A batch that shows one of the views of the photos, see [`photo_view`]."""
         features = self.processor.encode_product_texts(self.texts(rows))
         batch = ProductBatch(
             product_rows=torch.from_numpy(np.asarray(rows)),
@@ -127,7 +133,8 @@ class ProductTable(Dataset[ProductBatch]):
             batch["product_text_states"] = self.text_cache.states(rows, features["attention_mask"])
         if self.photos:
             shown = np.asarray(rows) if self.photo_of is None else self.photo_of[rows]
-            found = self.cache[shown] if self.cache else self.processor.encode_photos(self.decode(shown))
+            cached = self.caches[view][shown] if self.caches else None
+            found = self.processor.encode_photos(self.decode(shown, view)) if cached is None else cached
             batch.update(cast(ProductBatch, found))
         return batch
 
@@ -145,11 +152,12 @@ class ProductTable(Dataset[ProductBatch]):
             return texts
         return [self.rewrite(name, text) for name, text in zip(table["product_id"], texts, strict=True)]
 
-    def decode(self, rows: Rows) -> list[list[Any]]:
+    def decode(self, rows: Rows, view: int = 0) -> list[list[Any]]:
         """Readable photos of products as RGB images; bad ones are logged by the reader and left out."""
         table = self.catalogue.products.select_columns(["product_id", "image"])[np.asarray(rows).tolist()]
         return [
-            self.read(product_id, image) for product_id, image in zip(table["product_id"], table["image"], strict=True)
+            [photo_view(photo, product_id, view) for photo in self.read(product_id, image)]
+            for product_id, image in zip(table["product_id"], table["image"], strict=True)
         ]
 
 
@@ -161,7 +169,7 @@ class PairTable(Dataset[TrainBatch]):
         self.products = products
 
     def __getitem__(self, pairs: PairRows) -> TrainBatch:
-        return cast(TrainBatch, {**self.queries[pairs.queries], **self.products[pairs.products]})
+        return cast(TrainBatch, {**self.queries[pairs.queries], **self.products.read_view(pairs.products, pairs.view)})
 
 
 def text_lengths(

@@ -211,6 +211,8 @@ class _Planner:
             "output": str(folder),
             **budget,
             **_dotted("optimization", optimization),
+            # Not a difference between towers that see and the one that reads: it has no photo to look at.
+            **({} if self.rung.name == TEXT_ONLY else {"photo_views": settings.photo_views}),
             "freeze_vision_blocks": settings.freeze_vision_blocks,
             "feature_cache": str(settings.caches / (trained.cache or "photos")),
             "checkpoint_every": settings.checkpoint_every,

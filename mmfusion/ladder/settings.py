@@ -44,6 +44,7 @@ class LadderSettings:
         batch_size: Pairs per batch of stage 1, and of training in one stage.
         stage2_batch_size: Pairs per batch of stage 2, and of rungs over frozen encoders.
         extra_products: Further products per batch of stage 2, as negatives.
+        photo_views: Views of each photo to train with, in rungs that see.
         stage1_optimization: Learning rates and schedule of stage 1.
         stage2_optimization: The same of stage 2.
         stage1_options: Further flags of stage1.py, for every rung alike.
@@ -79,6 +80,7 @@ class LadderSettings:
     batch_size: int = 64
     stage2_batch_size: int = 64
     extra_products: int = 0
+    photo_views: int = 1
     stage1_optimization: Optimization = field(default_factory=Optimization)
     stage2_optimization: Optimization = field(default_factory=Optimization)
     stage1_options: dict[str, Any] = field(default_factory=dict)
