@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import json
 import os
 import re
 import shutil
@@ -54,8 +55,9 @@ def copied(whole: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def train(catalogue: Path, output: Path) -> None:
-    importlib.import_module("recipes.stage1").main(catalogue=str(catalogue), output=str(output), **TRAINING)
+def train(catalogue: Path, output: Path, **options: Any) -> None:
+    arguments = {"catalogue": str(catalogue), "output": str(output), **TRAINING, **options}
+    importlib.import_module("recipes.stage1").main(**arguments)
 
 
 def checkpoints(run: Path) -> list[str]:
@@ -166,7 +168,20 @@ def test_a_checkpoint_of_another_architecture_is_refused(catalogue: Path, copied
     assert "step=9.ckpt" in checkpoints(copied)
 
 
-# --- a kill at the end
+# --- a kill before the first checkpoint, and one at the end
+
+
+def test_a_training_killed_before_its_first_checkpoint_begins_anew_alike(
+    catalogue: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Stage1, "on_train_batch_start", killed)
+        train(catalogue, tmp_path / "run")
+    train(catalogue, tmp_path / "run")
+    assert_same_weights(whole, tmp_path / "run")
 
 
 def test_no_half_of_a_model_is_ever_in_the_run_folder(
@@ -185,6 +200,24 @@ def test_no_half_of_a_model_is_ever_in_the_run_folder(
     train(catalogue, copied)
     assert_same_weights(whole, copied)
     assert names(copied) == names(whole)
+
+
+def test_a_training_killed_after_its_last_step_still_says_how_well_it_does(
+    catalogue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    steps = {"steps": 3, "validate_every": 3}
+    train(catalogue, tmp_path / "whole", **steps)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MMFusionModel, "save_pretrained", killed)
+        train(catalogue, tmp_path / "killed", **steps)
+    train(catalogue, tmp_path / "killed", **steps)
+    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
+    whole, resumed = (json.loads((tmp_path / name / "run.json").read_text())["metrics"] for name in ("whole", "killed"))
+    scores = {name: value for name, value in whole.items() if name.startswith("val/")}
+    assert scores and {name: resumed[name] for name in scores} == scores
 
 
 # --- a full disk

@@ -58,7 +58,10 @@ class Stage2(Stage):
             values["query_image"] = self.query_term(queries, output.image_embeds, batch, has_image)
         both = output.modality_present.all(1)
         if both.any():
-            self.log("train/image_weight", output.modality_weights[both, 1].mean().detach(), batch_size=len(both))
+            # A spread of 0 is a gate that looks at no product.
+            share = output.modality_weights[both, 1].detach()
+            gate = {"train/image_weight": share.mean(), "train/image_weight_spread": share.std(correction=0)}
+            self.log_dict(gate, batch_size=len(both))
         terms = {name: (self.weights[name], value) for name, value in values.items()}
         if output.query_weights is not None:
             for name, weight in zip(VIEWS, output.query_weights.detach().mean(0), strict=True):

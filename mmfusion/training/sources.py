@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities.seed import isolate_rng
 from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
@@ -16,6 +17,7 @@ from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
 from mmfusion.model.configuration_mmfusion import own_fields
 from mmfusion.model.errors_mmfusion import explain
 from mmfusion.training.run import Run, RunError, read_record
+from mmfusion.training.save_whole import save_whole
 
 log = logging.getLogger("mmfusion")
 
@@ -61,10 +63,12 @@ def starting_base(base: str | None, folder: Path) -> str:
         return base
     target = folder / "embedded_base"
     if not (target / "config.json").exists():
-        backbones = write_embedded_backbones(folder / "embedded_backbones")
-        model = MMFusionModel.from_backbones(str(backbones.text), str(backbones.vision), fusion_hidden_size=128)
-        MMFusionProcessor.from_backbones(str(backbones.text), str(backbones.vision)).save_pretrained(target)
-        model.save_pretrained(target)
+        # A run that was killed before its first checkpoint finds the base, and must draw what the first one drew.
+        with isolate_rng():
+            backbones = write_embedded_backbones(folder / "embedded_backbones")
+            model = MMFusionModel.from_backbones(str(backbones.text), str(backbones.vision), fusion_hidden_size=128)
+            processor = MMFusionProcessor.from_backbones(str(backbones.text), str(backbones.vision))
+        save_whole(target, model, processor)
     return str(target)
 
 

@@ -1,6 +1,5 @@
 """The Lightning trainer of the recipes: steps as the budget, exact resume, CSV logs."""
 
-import shutil
 import time
 import warnings
 from dataclasses import dataclass
@@ -12,10 +11,9 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from mmfusion.data.datamodule import MMFusionDataModule
-from mmfusion.files import move_files
-from mmfusion.model import MMFusionModel, MMFusionProcessor
+from mmfusion.model import MMFusionProcessor
 from mmfusion.stages import RandomState, Stage
-from mmfusion.training.checkpoint_files import last_good_checkpoint
+from mmfusion.training.checkpoint_files import last_good_checkpoint, step_of
 from mmfusion.training.checkpoint_fits import check_fits
 from mmfusion.training.checkpoint_io import WholeCheckpointIO
 from mmfusion.training.curves import draw_curves
@@ -25,6 +23,7 @@ from mmfusion.training.in_batch_accuracy import InBatchAccuracy
 from mmfusion.training.progress import StepProgress
 from mmfusion.training.resume_checkpoint import ResumeCheckpoint
 from mmfusion.training.run import Run, is_first_rank
+from mmfusion.training.save_whole import save_whole
 from mmfusion.training.step_statistics import FetchTimer, StepStatistics
 from mmfusion.training.stop_on_signal import StopOnSignal
 
@@ -134,27 +133,17 @@ def fit(
         for expected in _EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=expected)
         trainer.fit(stage, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        if checkpoint is not None and step_of(checkpoint) == trainer.max_steps:
+            # Interrupted when it was done but for the last validation, which fit leaves out then.
+            trainer.validate(stage, datamodule=data, verbose=False)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
         with full_disk_ends(run.folder):
-            _save_whole(run.folder, stage.model, processor)
+            save_whole(run.folder, stage.model, processor)
             draw_curves(run.folder / "logs", run.folder / "curves.png")
             run.finish(metrics=metrics, fit_seconds=round(time.time() - started, 1), steps=trainer.global_step)
         _print_table(metrics, run.folder)
     return metrics
-
-
-def _save_whole(folder: Path, model: MMFusionModel, processor: MMFusionProcessor) -> None:
-    """Saves the model so that a kill leaves no half of it: `config.json`, which makes a folder a model, comes last."""
-    partial = folder / ".model.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        model.save_pretrained(partial)
-        processor.save_pretrained(partial)
-        move_files(partial, folder, last=["config.json"])
-    finally:
-        # Of no use to anybody, and on a full disk the room is needed.
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _loggers(run: Run, log_to: str) -> list[Logger]:
