@@ -264,6 +264,8 @@ def test_bf16_mixed_trains_with_finite_losses(tower: Any, catalogue: Catalogue) 
     data = MMFusionDataModule(catalogue, processor, batch_size=8)
     trainer = fit(Stage2(model), data, precision="bf16-mixed")
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
+    assert 0.0 < trainer.callback_metrics["train/image_weight"] < 1.0
+    assert 0.0 < trainer.callback_metrics["train/image_weight_spread"] < 0.5
     assert all(value.dtype == before[name].dtype for name, value in model.state_dict().items())
     assert any(name.startswith("fusion.") for name in changed(model, before))
 
