@@ -79,9 +79,12 @@ def open_run(output: str | os.PathLike[str], recipe: str, arguments: Mapping[str
         (folder / _RECORD).unlink()
         shutil.rmtree(folder / "embedded_base", ignore_errors=True)
         return start_run(folder, recipe, wanted)
-    if record is None:
-        if folder.exists() and not all(map(is_partial, folder.iterdir())):
+    if record is None and folder.exists() and not all(map(is_partial, folder.iterdir())):
+        # What came between two looks is the record of the first rank.
+        record = read_record(folder)
+        if record is None:
             raise RunError(f"The output folder {folder} holds files that no recipe wrote; give another --output.")
+    if record is None:
         return start_run(folder, recipe, wanted)
     if record["recipe"] != recipe:
         raise RunError(
