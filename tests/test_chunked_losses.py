@@ -32,7 +32,7 @@ def of_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dic
     command = [sys.executable, two_ranks_losses.__file__, str(folder)]
     ranks = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(2)]
     for rank in ranks:
-        _, errors = rank.communicate(timeout=120)
+        _, errors = rank.communicate(timeout=300)
         assert rank.returncode == 0, errors
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
