@@ -37,7 +37,7 @@ from .inputs_mmfusion import check_mask, check_photos, mask_of_photos, not_empty
 from .output_mmfusion import MMFusionOutput
 from .vectors_mmfusion import VIEWS, QueryRouter, routed_products, routed_queries, shorten
 from .views_mmfusion import Projection, Residual, VisionNeck
-from .weights_mmfusion import HUB_ARGUMENTS, fetch_weights, refuse_adapter
+from .weights_mmfusion import HUB_ARGUMENTS, align_weights, fetch_weights, refuse_adapter
 
 _Texts = tuple[Tensor, Tensor, Tensor | None]
 _Photos = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -85,12 +85,14 @@ class MMFusionPreTrainedModel(PreTrainedModel):
             fetch_weights(source, kwargs)
             kwargs.update(use_safetensors=True, force_download=False)
             device = None if is_accelerate_available() else _single_device(kwargs.get("device_map"))
-            if device is None:
-                return super().from_pretrained(source, *args, **kwargs)
-            # transformers wants accelerate for any device_map, even for one that maps all to one device.
-            del kwargs["device_map"]
+            if device is not None:
+                # transformers wants accelerate for any device_map, even for one that maps all to one device.
+                del kwargs["device_map"]
             loaded: Any = super().from_pretrained(source, *args, **kwargs)
-            (loaded[0] if isinstance(loaded, tuple) else loaded).to(device)
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            align_weights(model)
+            if device is not None:
+                model.to(device)
             return loaded
 
     @torch.no_grad()

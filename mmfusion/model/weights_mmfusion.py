@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import HfApi
+from torch import nn
 from transformers.utils import cached_file
 
 from .errors_mmfusion import HubError
@@ -18,6 +20,9 @@ INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 # Formats that run code when they are read, or that transformers would read by way of one that does.
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".npy", ".npz", ".joblib")
+
+# What torch's own allocator gives to tensors on a CPU.
+_ALIGNMENT_BYTES = 64
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
 
@@ -192,3 +197,15 @@ def _names(source: str | os.PathLike[str], arguments: Mapping[str, Any]) -> list
     names = HfApi(token=arguments.get("token")).list_repo_files(str(source), revision=arguments.get("revision"))
     prefix = f"{folder}/" if folder else ""
     return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+
+
+@torch.no_grad()
+def align_weights(model: nn.Module) -> None:
+    """Copies weights on the CPU that do not begin where torch's own would.
+
+    safetensors are read in place, wherever a tensor begins in its file. Some kernels round the last bit otherwise
+    there, and a loaded model would not give the vectors of the one that was saved.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT_BYTES:
+            tensor.data = tensor.data.clone()
