@@ -21,7 +21,7 @@ OUT_OF_MEMORY = ("can't allocate memory", "MemoryError", "bad_alloc", "Cannot al
 
 
 def cell(catalogue: Path, folder: Path, batch: int, micro_batch: int, steps: int, limit: float, seed: int) -> Any:
-    """Trains a few steps and returns peak GiB, CPU and clock seconds of the last step, GiB of a batch, and the last loss."""
+    """Trains a few steps and returns peak GiB, CPU and clock seconds and loss of the last step, and GiB of a batch."""
     resource.setrlimit(resource.RLIMIT_DATA, (int(limit * GIB), int(limit * GIB)))
     # After the limit, so that all of the process is under it.
     import lightning as L
