@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -163,7 +164,10 @@ def test_windows_margins_grades_and_caps_are_those_of_a_slow_twin(settings: dict
 def test_a_killed_mining_goes_on_with_two_processes_and_gives_the_same_table(folder: Path) -> None:
     given = arguments(folder, "killed")
     script = KILLED.replace("{arguments}", repr(given))
-    done = subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, capture_output=True, timeout=240)
+    # As many threads as here: with others, the last bit of an embedding may round otherwise.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, timeout=240)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     (work,) = (folder / "killed" / "cache").glob("mining_*")
     whole = {path.name: path.stat().st_mtime_ns for path in work.glob("shard-*")}

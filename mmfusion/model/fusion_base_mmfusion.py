@@ -111,7 +111,12 @@ def weighted_views(views: ProductViews, weights: Tensor) -> Tensor:
 
 def masked_softmax(logits: Tensor, present: Tensor) -> Tensor:
     """Softmax over the present modalities, (P, 2) and (P, 2) bool -> (P, 2): exactly 0 for a missing one."""
-    return logits.float().masked_fill(~present, float("-inf")).softmax(-1).to(logits.dtype)
+    return at_least_float32(logits).masked_fill(~present, float("-inf")).softmax(-1).to(logits.dtype)
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision as float32, in which a softmax is exact enough; anything else as it is."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def zero_unless(values: Tensor, there: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from .fusion_base_mmfusion import (
     FusionSizes,
     PooledInput,
     ProductViews,
+    at_least_float32,
     masked_softmax,
     weighted_views,
     zero_unless,
@@ -53,7 +54,7 @@ class MixtureOfExperts(Fusion):
         text = self.moe_text(views.text_pooled, views.present[:, TEXT])
         image = self.moe_image(views.image_pooled, views.present[:, IMAGE])
         both = torch.cat([text, image, text * image], dim=-1)
-        shares = self.router(both).float().softmax(-1)
+        shares = at_least_float32(self.router(both)).softmax(-1)
         hidden = self.dropout(both)
         outputs = torch.stack([expert(hidden) for expert in self.experts], dim=1)
         mixed = (shares.to(outputs.dtype).unsqueeze(-1) * outputs).sum(1)
