@@ -167,6 +167,33 @@ def test_a_sigmoid_loss_trains_its_bias_which_is_no_part_of_the_model(folder: Pa
     assert not any("logit_bias" in name for name in model.state_dict())
 
 
+class SaveFirstStep(L.Callback):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == 1:
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_bias(folder: Path, tmp_path: Path) -> None:
+    catalogue = Catalogue.load(folder / "catalogue", cache_dir=folder / "cache")
+    biases = []
+    for checkpoint in (None, tmp_path / "one.ckpt"):
+        model, processor = build_model(folder / "backbones")
+        stage = Stage2(model.float(), loss="sigmoid", modality_dropout=0.0)
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        callbacks: list[L.Callback] = [SaveFirstStep(tmp_path / "one.ckpt")]
+        trainer = L.Trainer(accelerator="cpu", max_steps=2, limit_val_batches=0, callbacks=callbacks, **quiet)
+        data = MMFusionDataModule(catalogue, processor, batch_size=8)
+        trainer.fit(stage, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        biases.append(stage.graded_loss.logit_bias.item())
+    whole, resumed = biases
+    saved = torch.load(tmp_path / "one.ckpt", weights_only=True)["state_dict"]["graded_loss.logit_bias"].item()
+    assert resumed == pytest.approx(whole, abs=1e-6)
+    assert abs(resumed - saved) > 1e-4
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"loss": "hinge"}, "loss is 'hinge'; give one of contrastive, sigmoid"), ({"micro_batch": -1}, "is -1")],
