@@ -19,7 +19,7 @@ from mmfusion.data.qrels import Qrels
 from mmfusion.data.sampler import PairSampler, ResumableLoader, RowSampler, RowsSampler
 from mmfusion.data.tables import PairTable, ProductTable, QueryTable, Rows, text_lengths
 from mmfusion.data.text_cache import build_text_cache
-from mmfusion.data.workers import leave_stopping_to_training
+from mmfusion.data.workers import WorkersLoader
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 
 
@@ -196,7 +196,7 @@ class MMFusionDataModule(L.LightningDataModule):
     def _eval_loader(self, table: Dataset[Any], rows: Rows, lengths: Rows | None) -> DataLoader[Any]:
         world, rank = self._place()
         sampler: RowsSampler = RowSampler(rows, lengths, batch_size=self.eval_batch_size, num_replicas=world, rank=rank)
-        return DataLoader(table, sampler=sampler, **self._loading())
+        return WorkersLoader(table, sampler=sampler, **self._loading())
 
     def _loading(self) -> dict[str, Any]:
         # A generator of its own keeps the making of an iterator from drawing on the global random state, which
@@ -204,7 +204,6 @@ class MMFusionDataModule(L.LightningDataModule):
         return {
             "batch_size": None,
             "num_workers": self.num_workers,
-            "worker_init_fn": leave_stopping_to_training,
             "generator": torch.Generator().manual_seed(self.seed),
             "pin_memory": torch.cuda.is_available(),
             "persistent_workers": False,

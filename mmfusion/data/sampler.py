@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from mmfusion.data.further_products import FurtherProducts, Negatives
 from mmfusion.data.pair_batches import pair_batches
 from mmfusion.data.qrels import Qrels
 from mmfusion.data.tables import PairRows, Rows
+from mmfusion.data.workers import WorkersLoader
 
 
 class RowsSampler(DistributedSampler[Any]):
@@ -192,7 +192,7 @@ def _a_batch_for_each(rows: Rows, num_replicas: int) -> list[Rows]:
     return list(np.array_split(rows, num_replicas))
 
 
-class ResumableLoader(DataLoader[Any]):
+class ResumableLoader(WorkersLoader):
     """A loader over a [`PairSampler`] that continues in mid-epoch; Lightning saves and restores its state."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
