@@ -47,9 +47,11 @@ class Traffic:
         with self._lock:
             self.bytes_received[key] += count
 
-    def answered(self, seen: Seen) -> None:
-        """Note a request."""
+    def answered(self, seen: Seen, instead_of: Seen | None = None) -> None:
+        """Note a request, in the place of what was noted of it before."""
         with self._lock:
+            if instead_of is not None and instead_of in self.requests:
+                self.requests.remove(instead_of)
             self.requests.append(seen)
 
     def reset(self) -> None:

@@ -67,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         state = self.server.state
         user: str | None = None
-        status = 0
+        seen: Seen | None = None
         try:
             if (stall := state.faults.take("stall", self.command, self.path)) is not None:
                 time.sleep(stall.value)
@@ -77,13 +77,13 @@ class Handler(BaseHTTPRequestHandler):
             if allowed is not None:
                 allowed -= len(body)
             answer, user = self._answer(body)
-            status = answer.status
+            # Before it is sent: a client that has its answer may look at once.
+            seen = Seen(self.command, self.path, answer.status, user)
+            state.traffic.answered(seen)
             self._send(answer, allowed)
         except (_CutError, ConnectionError, TimeoutError):
-            status = 0
+            state.traffic.answered(Seen(self.command, self.path, 0, user), instead_of=seen)
             self.close_connection = True
-        finally:
-            state.traffic.answered(Seen(self.command, self.path, status, user))
 
     def _answer(self, body: bytes) -> tuple[Answer, str | None]:
         state = self.server.state
