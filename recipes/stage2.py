@@ -19,6 +19,7 @@ from mmfusion.training import (
     load_catalogue,
     note_catalogue,
     open_run,
+    preflight,
     run_command,
 )
 
@@ -57,6 +58,7 @@ def main(
     hub: HubCheckpoints = HubCheckpoints(),
     resume: str | None = None,
     trust_checkpoint: bool = False,
+    dry_run: bool = False,
     seed: int = 0,
 ) -> None:
     """Trains the fusion network (and, gently, the encoders) and writes a model folder; run again to resume.
@@ -104,12 +106,14 @@ def main(
         hub: Where checkpoints are pushed while training goes on; default: nowhere.
         resume: Run on the Hub to continue here with its own arguments, as hub:org/run or hub:org/run@revision.
         trust_checkpoint: Whether that run may be somebody else's.
+        dry_run: Whether to take one step with the largest batch, print the plan (parameters, tokens and photos per
+            step, memory, time, disk), and write nothing. If memory runs out, it names a micro_batch that fits.
         seed: Of new weights, order of batches, choice of positives, and dropout.
     """
     if resume:
         return main(**continue_from_hub("stage2", main, locals()))
     arguments = decisive(locals())
-    run = open_run(output, "stage2", arguments)
+    run = open_run(output, "stage2", arguments, dry_run=dry_run)
     if run.complete:
         return print(f"{run.folder} is complete; delete it or give another --output to train again.")
     L.seed_everything(seed, verbose=False)
@@ -143,6 +147,8 @@ def main(
         loss=loss,
         micro_batch=micro_batch,
     )
+    if dry_run:
+        return preflight(run, hardware, stage, data, steps=steps, accumulate=accumulate, validate_every=validate_every)
     trainer = build_trainer(
         run,
         hardware,

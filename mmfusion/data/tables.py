@@ -5,12 +5,14 @@ from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from torch.utils.data import Dataset
 
 from mmfusion.data.augment import photo_view
 from mmfusion.data.batch import ProductBatch, QueryBatch, TrainBatch
 from mmfusion.data.catalogue import Catalogue, CatalogueError
+from mmfusion.data.catalogue_schema import is_list
 from mmfusion.data.feature_cache import FeatureCache
 from mmfusion.data.photos import PhotoReader
 from mmfusion.data.text_cache import TextCache
@@ -185,3 +187,21 @@ def text_lengths(
         if values is not None and (str(values.type) in ("string", "large_string")):
             total += pc.fill_null(pc.utf8_length(values), 0).to_numpy()
     return total
+
+
+def photo_counts(catalogue: Catalogue, most: int) -> npt.NDArray[np.int64]:
+    """Photos of each product by row, at most `most`, int64 (products,); none is read, so that bad ones count."""
+    import pyarrow.compute as pc
+
+    table = catalogue.products
+    if "image" not in table.column_names:
+        return np.zeros(len(table), dtype=np.int64)
+    column = table.data.column("image")
+    if is_list(column.type):
+        counts = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+    else:
+        counts = pc.is_valid(column).to_numpy()
+        if pa.types.is_struct(column.type):
+            fields = [pc.struct_field(column, field.name) for field in column.type]
+            counts = counts & np.any([pc.is_valid(field).to_numpy() for field in fields], axis=0)
+    return np.minimum(counts.astype(np.int64), most)

@@ -59,7 +59,7 @@ def parameter_groups(model: MMFusionModel, settings: Optimization) -> list[dict[
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((_part(name), parameter.ndim >= 2), []).append(parameter)
+            groups.setdefault((part_of(name), parameter.ndim >= 2), []).append(parameter)
     return [
         {
             "params": parameters,
@@ -86,6 +86,7 @@ def warmup_cosine(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
 
-def _part(name: str) -> str:
+def part_of(name: str) -> str:
+    """`text`, `vision` or `head`: where a parameter of the model, by its name, belongs."""
     prefix = name.split(".", 1)[0]
     return {"text_model": "text", "query_model": "text", "vision_model": "vision"}.get(prefix, "head")

@@ -2,6 +2,7 @@
 
 from mmfusion.training.command import run_command
 from mmfusion.training.curves import draw_curves
+from mmfusion.training.dry_run import preflight
 from mmfusion.training.features import cache_frozen, cache_pool
 from mmfusion.training.hub_checkpoints import HubCheckpoints, PushCheckpoints
 from mmfusion.training.hub_resume import continue_from_hub
@@ -26,6 +27,7 @@ __all__ = [
     "load_catalogue",
     "note_catalogue",
     "open_run",
+    "preflight",
     "run_command",
     "starting_base",
 ]

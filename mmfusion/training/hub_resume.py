@@ -75,6 +75,11 @@ def continue_from_hub(recipe: str, main: Callable[..., None], given: Mapping[str
         RunError: An argument contradicts the run, or the output folder holds something else.
     """
     address, folder = HubAddress.parse(given["resume"]), Path(given["output"]).absolute()
+    if given.get("dry_run"):
+        raise RunError(
+            f"--dry_run writes nothing, and --resume {address} fetches a run into {folder}; resume without --dry_run, "
+            "stop, and rehearse the same arguments without --resume."
+        )
     if not is_first_rank():
         _wait_for(folder)
     record = read_record(folder)

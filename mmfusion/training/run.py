@@ -5,7 +5,9 @@ import logging
 import os
 import platform
 import shutil
+import tempfile
 import time
+import weakref
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import version
@@ -17,7 +19,7 @@ from mmfusion.training.checkpoint_files import list_checkpoints
 
 _RECORD = "run.json"
 # Where a run is written, and how it gets there, has no part in what comes out of it.
-_NOT_DECISIVE = ("output", "hub", "resume", "trust_checkpoint")
+_NOT_DECISIVE = ("output", "hub", "resume", "trust_checkpoint", "dry_run")
 _PACKAGES = ("torch", "lightning", "transformers", "huggingface_hub", "mmfusion")
 
 
@@ -27,10 +29,18 @@ class RunError(ValueError):
 
 @dataclass
 class Run:
-    """An output folder. `complete` is True if a run with the same arguments has finished in it already."""
+    """An output folder.
+
+    Attributes:
+        folder: Where everything is written.
+        record: What `run.json` holds.
+        rehearsal_of: Of a dry run, the output folder that it leaves alone; `folder` is a temporary one then.
+        complete: Whether a run with the same arguments has finished in it already.
+    """
 
     folder: Path
     record: dict[str, Any]
+    rehearsal_of: Path | None = None
 
     @property
     def complete(self) -> bool:
@@ -57,13 +67,16 @@ class Run:
         self.note(complete=True, seconds_since_start=seconds, **facts)
 
 
-def open_run(output: str | os.PathLike[str], recipe: str, arguments: Mapping[str, Any]) -> Run:
+def open_run(
+    output: str | os.PathLike[str], recipe: str, arguments: Mapping[str, Any], *, dry_run: bool = False
+) -> Run:
     """Starts a run in a folder, or picks up the one that was started there with the same arguments.
 
     Args:
         output: Folder, created if missing.
         recipe: Name of the recipe.
         arguments: Everything that determines the result, JSON-like values and dataclasses.
+        dry_run: Leaves the folder as it is; the run is in a temporary one, which goes with the run.
 
     Raises:
         RunError: The folder holds something else: other files, another recipe, or a run with other arguments.
@@ -73,19 +86,28 @@ def open_run(output: str | os.PathLike[str], recipe: str, arguments: Mapping[str
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     folder = Path(output).absolute()
     wanted = as_recorded(arguments)
+    record, stale = _record_to_continue(folder, recipe, wanted)
+    if dry_run:
+        return _rehearsal(folder, record or _begun(recipe, wanted))
+    if stale:
+        (folder / _RECORD).unlink()
+        shutil.rmtree(folder / "embedded_base", ignore_errors=True)
+    return start_run(folder, recipe, wanted) if record is None else Run(folder, record)
+
+
+def _record_to_continue(folder: Path, recipe: str, wanted: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:
+    """The record of the run in a folder, None if one begins there, and whether what is there is to be removed first."""
     record = read_record(folder)
     if record is not None and _saved_nothing(folder, record) and record["arguments"] != wanted:
         # Refused or interrupted before its first checkpoint: there is nothing to mix up.
-        (folder / _RECORD).unlink()
-        shutil.rmtree(folder / "embedded_base", ignore_errors=True)
-        return start_run(folder, recipe, wanted)
+        return None, True
     if record is None and folder.exists() and not all(map(is_partial, folder.iterdir())):
         # What came between two looks is the record of the first rank.
         record = read_record(folder)
         if record is None:
             raise RunError(f"The output folder {folder} holds files that no recipe wrote; give another --output.")
     if record is None:
-        return start_run(folder, recipe, wanted)
+        return None, False
     if record["recipe"] != recipe:
         raise RunError(
             f"The output folder {folder} belongs to {record['recipe']}, not {recipe}; give another --output."
@@ -99,7 +121,15 @@ def open_run(output: str | os.PathLike[str], recipe: str, arguments: Mapping[str
             f"The output folder {folder} was made with other arguments ({was}); repeat them to resume, give another "
             "--output, or delete the folder."
         )
-    return Run(folder, record)
+    return record, False
+
+
+def _rehearsal(folder: Path, record: dict[str, Any]) -> Run:
+    temporary = Path(tempfile.mkdtemp(prefix="mmfusion_dry_run_"))
+    run = Run(temporary, dict(record), rehearsal_of=folder)
+    # At the end of the process at the latest, and also where the recipe refuses something in between.
+    weakref.finalize(run, shutil.rmtree, temporary, ignore_errors=True)
+    return run
 
 
 def decisive(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,10 +151,13 @@ def is_first_rank() -> bool:
 def start_run(folder: Path, recipe: str, arguments: dict[str, Any], **facts: Any) -> Run:
     """Makes a folder that of a run which is under way; `arguments` are JSON values."""
     folder.mkdir(parents=True, exist_ok=True)
-    begun = {"recipe": recipe, "arguments": arguments, "complete": False, "started_at": time.time()}
-    run = Run(folder, {**begun, **_host(), **facts})
+    run = Run(folder, {**_begun(recipe, arguments), **facts})
     run.note()
     return run
+
+
+def _begun(recipe: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    return {"recipe": recipe, "arguments": arguments, "complete": False, "started_at": time.time(), **_host()}
 
 
 def _saved_nothing(folder: Path, record: dict[str, Any]) -> bool:

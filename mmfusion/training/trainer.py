@@ -29,7 +29,7 @@ from mmfusion.training.stop_on_signal import StopOnSignal
 
 # Lightning and torch warn of what is meant to be so here: frozen parts in evaluation mode, few workers, short epochs,
 # checkpoints that are there to be resumed, perhaps without pushing them any more.
-_EXPECTED_WARNINGS = (
+EXPECTED_WARNINGS = (
     r"Found \d+ module\(s\) in eval mode",
     r".*does not have many workers",
     r"The number of training batches \(\d+\) is smaller than the logging interval",
@@ -130,7 +130,7 @@ def fit(
         print(f"resuming from {checkpoint.name}", flush=True)
     started = time.time()
     with warnings.catch_warnings(), full_disk_ends(run.folder):
-        for expected in _EXPECTED_WARNINGS:
+        for expected in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=expected)
         trainer.fit(stage, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if checkpoint is not None and step_of(checkpoint) == trainer.max_steps:
