@@ -42,6 +42,11 @@ class StepForecast(NamedTuple):
         held = self.activations.of(min(micro_batch, products))
         return held + 2 * self.gradients + self.embeddings * (pairs + products) + loss_bytes(pairs, products)
 
+    def with_gaps(self, factor: float, pairs: int, products: int, micro_batch: int) -> int:
+        """Bytes, where everything that comes and goes takes `factor` times its size."""
+        fixed = self.activations.fixed
+        return int(fixed + factor * (self.of(pairs, products, micro_batch) - fixed))
+
 
 def loss_bytes(pairs: int, products: int) -> int:
     """Most bytes that a loss between so many queries and products takes."""

@@ -30,6 +30,9 @@ from mmfusion.training.trainer import Hardware
 
 # Of what is there, the rest is for what is not measured: fragmentation, and other processes.
 _USABLE = 0.95
+# What a suggestion may take more than foretold, as freed blocks of main memory do not fit what comes next: a first
+# attempt that fails leaves more such gaps than training would ever make.
+_GAPS = 1.5
 # Micro-batches that are tried, each half of the one before.
 _ATTEMPTS = 4
 _FEWER_DATA = (
@@ -208,7 +211,7 @@ class _Rehearsal:
         except ValueError as error:
             return f"{_FEWER_DATA}; --micro_batch would help, but {error}"
         size = _power_below(min(self.micro_batch, products) if self.micro_batch else products)
-        while forecast is not None and size > 1 and forecast.of(pairs, products, size) > usable:
+        while forecast is not None and size > 1 and forecast.with_gaps(_GAPS, pairs, products, size) > usable:
             size //= 2
         for _ in range(_ATTEMPTS):
             if size < 1 or (forecast is not None and forecast.of(pairs, products, size) > self.capacity):
