@@ -59,7 +59,11 @@ class LargestBatch:
     def __init__(self, data: RehearsalData, ranks: int) -> None:
         self.data, self.ranks = data, ranks
         loader = MMFusionDataModule.train_dataloader(data)
-        assert isinstance(loader.sampler, PairSampler)
+        if not isinstance(loader.sampler, PairSampler):
+            raise ValueError(
+                f"--dry_run cannot look ahead in batches of a {type(loader.sampler).__name__}; rehearse with the "
+                "catalogue, or a part of it, copied to disk: without --stream."
+            )
         self.sampler = loader.sampler
         processor = data.processor
         limits = processor.max_query_length, processor.max_product_length

@@ -104,8 +104,8 @@ class _Rehearsal:
         self.ranks = local * hardware.num_nodes
         self.host = HostMemory()
         self.memory: Memory = CudaMemory() if on_cuda(hardware) else self.host
-        # The ranks of a machine share its main memory.
-        self.host_capacity = self.host.used() + (self.host.capacity() - self.host.used()) // local
+        self.local = local
+        self.host_capacity = self._host_capacity()
         self.capacity = self.host_capacity if self.memory is self.host else self.memory.capacity()
         self.data = RehearsalData(data, self.ranks)
         self.trials = Trials(stage, self.data, hardware, self.memory, self.capacity, self.folder)
@@ -128,6 +128,10 @@ class _Rehearsal:
         if measured.trial is not None:
             self._validate()
         return refusal
+
+    def _host_capacity(self) -> int:
+        # The ranks of a machine share its main memory.
+        return self.host.used() + (self.host.capacity() - self.host.used()) // self.local
 
     def room(self) -> str:
         """What main memory there is."""
@@ -171,8 +175,11 @@ class _Rehearsal:
 
     def _step(self, batch: TrainBatch) -> str | None:
         measured, pairs, products = self.measured, len(batch["query_rows"]), len(batch["product_rows"])
+        forecast = self._foretell(batch, pairs, products)
+        if self.memory is self.host:
+            # A limit counts what the heap has mapped, of which small steps leave some behind.
+            self.capacity = measured.capacity = self.trials.capacity = min(self.capacity, self._host_capacity())
         usable = int(_USABLE * self.capacity) - measured.reserve
-        forecast = self._foretell(batch, pairs, products, usable)
         if forecast is not None:
             measured.foretold = forecast.of(pairs, products, self.micro_batch)
             if measured.foretold <= usable:
@@ -185,7 +192,7 @@ class _Rehearsal:
         has = f"{in_words(usable)} of {in_words(self.capacity)} may be used ({self.memory.bound_by()})"
         return f"out of memory: a step with {asked} needs {needed}, and {has}. {self._remedy(batch, forecast, usable)}"
 
-    def _foretell(self, batch: TrainBatch, pairs: int, products: int, usable: int) -> StepForecast | None:
+    def _foretell(self, batch: TrainBatch, pairs: int, products: int) -> StepForecast | None:
         """From steps with a few pairs; None if even they do not fit."""
         held = min(self.micro_batch or pairs, pairs)
 
@@ -195,7 +202,7 @@ class _Rehearsal:
             return None if trial is None else trial.peak - loss_bytes(count, len(part["product_rows"]))
 
         start = max(1, min(8, held // 4))
-        found = foretell(measure, start, max(start, held // 2), usable)
+        found = foretell(measure, start, max(start, held // 2), int(_USABLE * self.capacity))
         if found is None:
             return None
         by_product = Forecast(found.fixed, found.per_row * pairs / products)
