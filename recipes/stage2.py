@@ -51,6 +51,8 @@ def main(
     feature_cache: str | None = None,
     dev_fraction: float = 0.0,
     dev_by: str | None = None,
+    stream: bool = False,
+    shuffle_buffer: int = 4096,
     checkpoint_every: int = 100,
     validate_every: int = 100,
     log_to: Literal["csv", "tensorboard", "wandb"] = "csv",
@@ -99,6 +101,9 @@ def main(
             runs; default: in the output folder.
         dev_fraction: Share of train queries held out for validation instead of the val split, from 0 to below 1.
         dev_by: Query column whose values stay together in that fold; default: the query text.
+        stream: Whether products are read where they lie, for catalogues larger than memory and disk: nothing is
+            cached, and an epoch visits each product that a query asks for rather than each query.
+        shuffle_buffer: Products that each worker of a stream holds to draw from, beside a row group.
         checkpoint_every: Optimizer steps between checkpoints.
         validate_every: Optimizer steps between validations on the val split.
         log_to: Where curves go besides the CSV file.
@@ -118,7 +123,7 @@ def main(
         return print(f"{run.folder} is complete; delete it or give another --output to train again.")
     L.seed_everything(seed, verbose=False)
     model, processor = load_base(base, fusion=fusion, fusion_config=fusion_config, query_router=query_router)
-    products = load_catalogue(catalogue, base, run.folder)
+    products = load_catalogue(catalogue, base, run.folder, stream=stream)
     note_catalogue(run, products)
     data = MMFusionDataModule(
         products,
@@ -135,6 +140,7 @@ def main(
         hard_negatives=hard_negatives,
         negatives_per_query=negatives_per_query,
         photo_views=photo_views,
+        shuffle_buffer=shuffle_buffer,
     )
     cache_frozen(model, data, optimization, freeze_vision_blocks, Path(feature_cache or run.folder / "feature_cache"))
     stage = Stage2(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,13 +114,15 @@ def read_batches(folder: Folder, path: str, schema: pa.Schema) -> Iterator[Batch
     start = 0
     with reading(place, remedy), folder.fs.open(path, "rb") as handle:
         file = pq.ParquetFile(handle, buffer_size=1 << 20, pre_buffer=False)
-        for record_batch in file.iter_batches(_batch_rows(file.metadata), columns=schema.names):
+        for record_batch in file.iter_batches(_batch_rows(file.metadata, schema.names), columns=schema.names):
             table = pa.Table.from_batches([record_batch]).select(schema.names).cast(schema)
             yield Batch(table, start)
             start += len(table)
 
 
-def _batch_rows(metadata: pq.FileMetaData) -> int:
-    """Rows that take about `_BATCH_BYTES` together."""
-    size = sum(metadata.row_group(at).total_byte_size for at in range(metadata.num_row_groups))
+def _batch_rows(metadata: pq.FileMetaData, columns: Sequence[str]) -> int:
+    """Rows of which these columns take about `_BATCH_BYTES` together."""
+    groups = [metadata.row_group(at) for at in range(metadata.num_row_groups)]
+    parts = [group.column(at) for group in groups for at in range(group.num_columns)]
+    size = sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] in columns)
     return int(min(max(_BATCH_BYTES * metadata.num_rows // max(size, 1), 1), _MAX_BATCH_ROWS))

@@ -14,12 +14,20 @@ from mmfusion.data.catalogue_files import Folder, read_batches
 from mmfusion.data.catalogue_schema import read_schemas, target_schema
 
 
-def load_from_folder(folder: Folder, table: str, cache_dir: str) -> datasets.Dataset:
-    """One table of a folder, memory-mapped from a conversion in ``cache_dir`` that is made where it is missing."""
+def load_from_folder(
+    folder: Folder, table: str, cache_dir: str, columns: Sequence[str] | None = None
+) -> datasets.Dataset:
+    """One table of a folder, memory-mapped from a conversion in ``cache_dir`` that is made where it is missing.
+
+    Of ``columns`` alone, which the table has, or of all.
+    """
     files = folder.files(table)
     schema, fingerprint = read_schemas(folder, table, files)
     place = f"catalogue {folder.name!r}, table {table!r}"
-    mapped = os.path.join(cache_dir, f"{table}-{fingerprint}.arrow")
+    if columns is not None:
+        schema = pa.schema([schema.field(column) for column in columns])
+    part = "" if columns is None else f"-{'-'.join(columns)}"
+    mapped = os.path.join(cache_dir, f"{table}-{fingerprint}{part}.arrow")
     if not os.path.exists(mapped):
         with reading(f"cache folder {cache_dir!r}", "Give a folder that can be written to."):
             os.makedirs(cache_dir, exist_ok=True)

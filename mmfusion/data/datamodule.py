@@ -17,6 +17,10 @@ from mmfusion.data.hard_negatives import HardNegatives
 from mmfusion.data.product_keys import group_keys, product_keys
 from mmfusion.data.qrels import Qrels
 from mmfusion.data.sampler import PairSampler, ResumableLoader, RowSampler, RowsSampler
+from mmfusion.data.stream_loaders import ResumableStreamLoader, StreamLoader, log_stream, refuse_with_stream
+from mmfusion.data.stream_sampler import StreamRowSampler, StreamSampler
+from mmfusion.data.streamed_catalogue import StreamedCatalogue
+from mmfusion.data.streamed_tables import StreamedProductTable, StreamedTable
 from mmfusion.data.tables import PairTable, ProductTable, QueryTable, Rows, text_lengths
 from mmfusion.data.text_cache import build_text_cache
 from mmfusion.data.workers import WorkersLoader
@@ -52,6 +56,7 @@ class MMFusionDataModule(L.LightningDataModule):
         hard_negatives: str | None = None,
         negatives_per_query: int | None = None,
         photo_views: int = 1,
+        shuffle_buffer: int = 4096,
     ) -> None:
         """Prepares the splits.
 
@@ -74,13 +79,19 @@ class MMFusionDataModule(L.LightningDataModule):
             hard_negatives: Folder that recipes/mine.py wrote for this catalogue; None: no mined negatives.
             negatives_per_query: Mined negatives of each query in a batch, as further products; default: 1.
             photo_views: Views of each photo to train with, at least 1, see [`photo_view`].
+            shuffle_buffer: Products that each worker holds to draw from where the catalogue is a
+                [`StreamedCatalogue`], at least 1; see [`StreamSampler`].
 
         Raises:
             CatalogueError: The train split has no judged query, or there is no such column or kind of duplicate.
             FileNotFoundError: There are no such mined negatives.
-            ValueError: They are of another catalogue, or their number is given without them or below 1.
+            ValueError: They are of another catalogue, or their number is given without them or below 1; or an option
+                cannot be had from a stream.
         """
         super().__init__()
+        if isinstance(catalogue, StreamedCatalogue):
+            refuse_with_stream(locals())
+        self.shuffle_buffer = shuffle_buffer
         self.catalogue = catalogue
         self.processor = processor
         self.batch_size = batch_size
@@ -104,9 +115,14 @@ class MMFusionDataModule(L.LightningDataModule):
         self._vision_cache: tuple[MMFusionModel, Path] | None = None
         self._text_cache: tuple[MMFusionModel, Path] | None = None
         self._queries = QueryTable(catalogue, processor)
-        self._train_products = ProductTable(catalogue, processor, photos=photos)
+        self._train_products = self._product_table()
         # A fold of train queries is judged over train products: one table, so that nothing is cached twice.
-        self._val_products = self._train_products if dev_fraction else ProductTable(catalogue, processor, photos=photos)
+        self._val_products = self._train_products if dev_fraction else self._product_table()
+
+    @property
+    def streamed(self) -> bool:
+        """Whether products are read from where they lie rather than from a copy on disk."""
+        return isinstance(self.catalogue, StreamedCatalogue)
 
     @property
     def levels(self) -> list[int]:
@@ -165,6 +181,8 @@ class MMFusionDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         world, rank = self._place()
+        if isinstance(self._train_products, StreamedProductTable):
+            return self._stream_loader(self._train_products)
         lengths = text_lengths(self.catalogue, self.processor.template_columns)
         sampler = PairSampler(
             self.train_qrels,
@@ -187,11 +205,43 @@ class MMFusionDataModule(L.LightningDataModule):
         """Two loaders: val queries that are judged, and all products of the val pool."""
         if not len(self.val_qrels) or not len(self.val_rows):
             return []
+        queries = self._eval_loader(self._queries, np.unique(self.val_qrels.query), None)
+        if isinstance(self._val_products, StreamedProductTable):
+            return [queries, self._val_stream_loader(self._val_products)]
         lengths = text_lengths(self.catalogue, self.processor.template_columns)
-        return [
-            self._eval_loader(self._queries, np.unique(self.val_qrels.query), None),
-            self._eval_loader(self._val_products, self.val_rows, lengths),
-        ]
+        return [queries, self._eval_loader(self._val_products, self.val_rows, lengths)]
+
+    def _product_table(self) -> ProductTable:
+        table = StreamedProductTable if self.streamed else ProductTable
+        return table(self.catalogue, self.processor, photos=self.photos)  # type: ignore[arg-type]
+
+    def _stream_loader(self, products: StreamedProductTable) -> ResumableLoader:
+        sampler = StreamSampler(
+            self.train_qrels,
+            products.shards.starts,
+            batch_size=self.batch_size,
+            shuffle_buffer=self.shuffle_buffer,
+            seed=self.seed,
+            photo_views=self.photo_views if self.photos else 1,
+            **self._readers(),
+        )
+        if sampler.rank == 0:
+            log_stream(sampler)
+        table = StreamedTable(PairTable(self._queries, products), products)
+        return ResumableStreamLoader(table, agree=self._agree, sampler=sampler, **self._loading())
+
+    def _val_stream_loader(self, products: StreamedProductTable) -> DataLoader[Any]:
+        sampler = StreamRowSampler(
+            self.val_rows, products.shards.starts, batch_size=self.eval_batch_size, **self._readers()
+        )
+        return StreamLoader(StreamedTable(products, products), agree=self._agree, sampler=sampler, **self._loading())
+
+    def _readers(self) -> dict[str, int]:
+        world, rank = self._place()
+        return {"readers": max(self.num_workers, 1), "num_replicas": world, "rank": rank}
+
+    def _agree(self, well: bool) -> bool:
+        return well if self.trainer is None else bool(self.trainer.strategy.reduce_boolean_decision(well))
 
     def _eval_loader(self, table: Dataset[Any], rows: Rows, lengths: Rows | None) -> DataLoader[Any]:
         world, rank = self._place()

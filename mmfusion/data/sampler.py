@@ -25,7 +25,22 @@ class RowsSampler(DistributedSampler[Any]):
         self.epoch = epoch
 
 
-class PairSampler(RowsSampler):
+class ResumableSampler(RowsSampler):
+    """A sampler of as many batches in each epoch, which can begin one in the middle.
+
+    Attributes:
+        start_batch: Where the next epoch begins; only that one.
+    """
+
+    start_batch = 0
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """What, beside the arguments of a run, the batches depend on; kept in checkpoints."""
+        return {}
+
+
+class PairSampler(ResumableSampler):
     """Batches of queries, each with one of its products, and further products; yields this rank's part of each.
 
     An epoch visits every query once, in an order drawn from (seed, epoch), with one product of the highest grade the
@@ -79,7 +94,6 @@ class PairSampler(RowsSampler):
         super().__init__(num_replicas, rank)
         self.batch_size = batch_size
         self.seed = seed
-        self.start_batch = 0
         self.lengths = lengths
         self.negatives = negatives
         self._groups, self._keys = groups, keys
@@ -137,6 +151,10 @@ class PairSampler(RowsSampler):
             further = further[self.rank * part : (self.rank + 1) * part]
             yield PairRows(queries[own], np.concatenate([products[own], further]), self._view(index))
 
+    @property
+    def sources(self) -> dict[str, str]:
+        return {} if self.negatives is None else {"negatives": self.negatives.digest}
+
     def _view(self, index: int) -> int:
         return int(np.random.default_rng([self.seed, self.epoch, index, 2]).integers(self._photo_views))
 
@@ -193,7 +211,7 @@ def _a_batch_for_each(rows: Rows, num_replicas: int) -> list[Rows]:
 
 
 class ResumableLoader(WorkersLoader):
-    """A loader over a [`PairSampler`] that continues in mid-epoch; Lightning saves and restores its state."""
+    """A loader over a [`ResumableSampler`] that continues in mid-epoch; Lightning saves and restores its state."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -202,7 +220,7 @@ class ResumableLoader(WorkersLoader):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # Workers read ahead, so the sampler's own position says nothing: what counts is what was handed out.
-        assert isinstance(self.sampler, PairSampler)
+        assert isinstance(self.sampler, ResumableSampler)
         self.sampler.start_batch = self._yielded = self._resume_at
         self._resume_at = 0
         for batch in super().__iter__():
@@ -219,8 +237,14 @@ class ResumableLoader(WorkersLoader):
                 "The checkpoint was written by a training with other mined negatives, or with none; give the same "
                 "--hard_negatives to resume, or another --output to begin anew."
             )
+        if state.get("stream") != self._sources().get("stream"):
+            raise ValueError(
+                f"The checkpoint was written by a training that read {state.get('stream', 'no stream')}, and this one "
+                f"reads {self._sources().get('stream', 'none')}; give the same --stream, --shuffle_buffer, devices, "
+                "workers and files to resume, or another --output to begin anew."
+            )
         self._resume_at = state["yielded"]
 
     def _sources(self) -> dict[str, str]:
-        assert isinstance(self.sampler, PairSampler)
-        return {} if self.sampler.negatives is None else {"negatives": self.sampler.negatives.digest}
+        assert isinstance(self.sampler, ResumableSampler)
+        return self.sampler.sources

@@ -104,14 +104,20 @@ class ProductTable(Dataset[ProductBatch]):
         self.processor = processor
         self.caches: tuple[FeatureCache, ...] = () if cache is None else (cache,)
         self.text_cache = text_cache
-        self.photos = photos and "image" in catalogue.products.column_names
+        self.photos = photos and "image" in self.column_names
         self.photo_of = photo_of
         self.rewrite = rewrite
         self.read = PhotoReader(max_photos=processor.max_photos, root=catalogue.photo_root)
         self._check_template()
 
+    @property
+    def column_names(self) -> list[str]:
+        """Columns that products have."""
+        names: list[str] = self.catalogue.products.column_names
+        return names
+
     def _check_template(self) -> None:
-        known = {*self.catalogue.products.column_names, "description"} - {"image"}
+        known = {*self.column_names, "description"} - {"image"}
         for column in self.processor.template_columns:
             if column not in known:
                 raise CatalogueError(
@@ -143,8 +149,8 @@ class ProductTable(Dataset[ProductBatch]):
     def texts(self, rows: Rows) -> list[str]:
         """Product texts as the template renders them, rewritten if asked for."""
         columns = ["product_id", *self.processor.template_columns]
-        present = [column for column in dict.fromkeys(columns) if column in self.catalogue.products.column_names]
-        table = self.catalogue.products.select_columns(present)[np.asarray(rows).tolist()]
+        present = [column for column in dict.fromkeys(columns) if column in self.column_names]
+        table = self._columns(present, rows)
         blank = {column: "" for column in columns}
         texts = [
             self.processor.product_text({**blank, **dict(zip(present, values, strict=True))})
@@ -156,11 +162,16 @@ class ProductTable(Dataset[ProductBatch]):
 
     def decode(self, rows: Rows, view: int = 0) -> list[list[Any]]:
         """Readable photos of products as RGB images; bad ones are logged by the reader and left out."""
-        table = self.catalogue.products.select_columns(["product_id", "image"])[np.asarray(rows).tolist()]
+        table = self._columns(["product_id", "image"], rows)
         return [
             [photo_view(photo, product_id, view) for photo in self.read(product_id, image)]
             for product_id, image in zip(table["product_id"], table["image"], strict=True)
         ]
+
+    def _columns(self, names: Sequence[str], rows: Rows) -> dict[str, list[Any]]:
+        """Values of some columns, undecoded, in the order of the rows."""
+        values: dict[str, list[Any]] = self.catalogue.products.select_columns(names)[np.asarray(rows).tolist()]
+        return values
 
 
 class PairTable(Dataset[TrainBatch]):

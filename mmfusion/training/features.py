@@ -1,5 +1,6 @@
 """What a recipe computes once rather than in each step: features of encoders that it does not train."""
 
+import logging
 from pathlib import Path
 
 from mmfusion.data.catalogue import Catalogue
@@ -9,11 +10,16 @@ from mmfusion.data.tables import ProductTable, Rows
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.stages import Optimization
 
+log = logging.getLogger("mmfusion")
+
 
 def cache_frozen(
     model: MMFusionModel, data: MMFusionDataModule, optimization: Optimization, blocks: int, folder: Path
 ) -> None:
     """Freezes the lower part of the vision encoder and has the data module cache all that is frozen.
+
+    Of a streamed catalogue nothing is cached, as that would take the disk that it is streamed to spare: frozen
+    encoders run in each step.
 
     Args:
         model: Model to train.
@@ -26,6 +32,11 @@ def cache_frozen(
         blocks = model.num_vision_blocks
     if data.photos and blocks:
         model.freeze_vision(blocks)
+    if data.streamed:
+        if (data.photos and blocks) or optimization.text_learning_rate == 0:
+            log.info("frozen encoders run in each step, as features of a streamed catalogue are not cached")
+        return
+    if data.photos and blocks:
         data.cache_vision(model, folder)
     if optimization.text_learning_rate == 0 and model.config.text_pooling != "pooler":
         data.cache_text(model, folder)

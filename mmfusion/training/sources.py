@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.catalogue_contents import contents_digest
 from mmfusion.data.embedded import write_embedded_backbones, write_embedded_catalogue
+from mmfusion.data.streamed_catalogue import StreamedCatalogue
 from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
 from mmfusion.model.configuration_mmfusion import own_fields
 from mmfusion.model.errors_mmfusion import explain
@@ -22,7 +23,9 @@ from mmfusion.training.save_whole import save_whole
 log = logging.getLogger("mmfusion")
 
 
-def load_catalogue(source: str | None, base: str | None, folder: Path, num_products: int = 2000) -> Catalogue:
+def load_catalogue(
+    source: str | None, base: str | None, folder: Path, num_products: int = 2000, *, stream: bool = False
+) -> Catalogue:
     """Loads a catalogue; without a source the one that the base was trained on, or else the embedded one.
 
     Args:
@@ -30,12 +33,13 @@ def load_catalogue(source: str | None, base: str | None, folder: Path, num_produ
         base: Folder of the base model, or None.
         folder: Output folder of the run; the memory-mapped tables and the embedded catalogue go there.
         num_products: Size of the embedded catalogue.
+        stream: Leaves texts and photos of products where they are.
     """
     if source is None and base is not None:
         source = (read_record(Path(base)) or {}).get("catalogue")
     if source is None:
         source = str(write_embedded_catalogue(folder / "embedded_catalogue", num_products=num_products))
-    catalogue = Catalogue.load(source, cache_dir=folder / "cache" / "catalogue")
+    catalogue = (StreamedCatalogue if stream else Catalogue).load(source, cache_dir=folder / "cache" / "catalogue")
     log.info("%r", catalogue)
     return catalogue
 
