@@ -92,7 +92,7 @@ def main(
         freeze_vision_blocks: Lowest blocks of the vision encoder to freeze where its rate is above 0.
             0 trains all from photos.
         feature_cache: Folder for features of frozen encoders and blocks, which are computed once, to share it among
-            runs; default: in the output folder.
+            runs; default: in the output folder. Not used with stream.
         dev_fraction: Share of train queries held out for validation instead of the val split, from 0 to below 1.
         dev_by: Query column whose values stay together in that fold; default: the query text.
         stream: Whether products are read where they lie, for catalogues larger than memory and disk: nothing is

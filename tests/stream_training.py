@@ -1,11 +1,11 @@
 """Runs stage 1 and writes down which products each step of it was given; run by test_stream_recipe.py as a script.
 
-Usage: stream_training.py LOG [FLAGS OF stage1.py]; a line of LOG.RANK is a JSON list of step, epoch and product rows.
+Usage: STREAM_LOG=LOG stream_training.py [FLAGS OF stage1.py]; a line of LOG.RANK is a JSON list of step, epoch and
+product rows.
 """
 
 import json
 import os
-import sys
 from typing import Any
 
 import flaky_files  # noqa: F401
@@ -29,5 +29,5 @@ def write_down(path: str) -> None:
 
 
 if __name__ == "__main__":
-    write_down(sys.argv.pop(1))
+    write_down(os.environ["STREAM_LOG"])
     run_command(main)

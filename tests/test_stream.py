@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,7 +29,10 @@ from mmfusion.data.stream_loaders import raise_together
 from mmfusion.data.streamed_catalogue import StreamedCatalogue
 from mmfusion.data.streamed_tables import ReadError, StreamedProductTable
 from mmfusion.data.tables import PairTable, ProductTable, QueryTable
-from mmfusion.model import MMFusionProcessor
+from mmfusion.model import MMFusionModel, MMFusionProcessor
+from mmfusion.stages import Optimization, Stage1
+from mmfusion.stages.stage import model_inputs
+from mmfusion.training import cache_frozen
 
 BATCH = 6
 
@@ -303,3 +307,33 @@ def test_a_hub_data_set_is_streamed(
     twin = PairTable(QueryTable(loaded, processor), ProductTable(loaded, processor))
     for batch, index in zip(loader, loader.sampler, strict=True):
         assert_equal(batch, twin[index.batch])
+
+
+def test_a_hub_that_cannot_be_reached_is_not_a_data_set_that_is_not_there(
+    hub: LoopbackHub, hub_client_environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CatalogueError, match=r"Hub data set 'org/none': cannot be read.*org/none.*Check the id"):
+        stream("org/none", tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CatalogueError, match=r"Hub data set 'org/other': cannot be read.*[Oo]ffline"):
+        stream("org/other", tmp_path)
+
+
+def test_frozen_encoders_run_in_each_step_and_nothing_is_cached(
+    folder: Path, processor: MMFusionProcessor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "mmfusion")
+    backbones = write_embedded_backbones(tmp_path / "backbones")
+    model = MMFusionModel.from_backbones(str(backbones.text), str(backbones.vision))
+    data = data_module(stream(folder, tmp_path / "cache"), processor)
+    rates = Optimization(text_learning_rate=0, vision_learning_rate=0)
+    cache_frozen(model, data, rates, 0, tmp_path / "features")
+    assert "frozen encoders run in each step" in caplog.text
+    data.prepare_data()
+    assert not (tmp_path / "features").exists() and model.frozen_vision_blocks == model.num_vision_blocks
+    batch = next(iter(data.train_dataloader()))
+    Stage1(model, rates)
+    output = model(**model_inputs(batch), views_only=True)
+    (output.image_embeds.sum() + output.text_embeds.sum()).backward()
+    trained = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert trained and not trained & {"text_model", "vision_model"}

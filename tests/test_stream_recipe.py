@@ -24,6 +24,7 @@ from mmfusion.data.streamed_catalogue import StreamedCatalogue
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 BATCH, CHECKPOINT_EVERY = 6, 3
+OWN = {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{CHECKOUT}{os.pathsep}{CHECKOUT / 'tests'}"}
 # Seconds after which a rank is taken to wait forever.
 HANGS = 600
 
@@ -42,12 +43,10 @@ def judged(folder: Path) -> set[int]:
 
 def environment() -> dict[str, str]:
     # Lightning takes these for the marks of a cluster's launcher.
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "LOCAL_RANK"))}
-    paths = f"{CHECKOUT}{os.pathsep}{CHECKOUT / 'tests'}"
-    return {**own, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    return {**{n: value for n, value in os.environ.items() if not n.startswith(("SLURM", "LOCAL_RANK"))}, **OWN}
 
 
-def command(log: Path, catalogue: str | Path, output: Path, steps: int, **flags: Any) -> list[str]:
+def command(catalogue: str | Path, output: Path, steps: int, **flags: Any) -> list[str]:
     options = {
         "catalogue": catalogue,
         "output": output,
@@ -59,22 +58,19 @@ def command(log: Path, catalogue: str | Path, output: Path, steps: int, **flags:
         "validate_every": 7,
         **flags,
     }
-    script = [sys.executable, str(CHECKOUT / "tests" / "stream_training.py"), str(log)]
+    script = [sys.executable, str(CHECKOUT / "tests" / "stream_training.py")]
     return [*script, *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
 
 
-def run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=HANGS, start_new_session=True
-    )
-    return done
+def run(log: Path, command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    settings = {**environment, "STREAM_LOG": str(log)}
+    return subprocess.run(command, env=settings, capture_output=True, text=True, timeout=HANGS)
 
 
-def kill_after(command: list[str], environment: dict[str, str], checkpoint: Path, delay: float) -> None:
+def kill_after(log: Path, command: list[str], environment: dict[str, str], checkpoint: Path, delay: float) -> None:
     """SIGKILL, workers and all, so many seconds after a checkpoint is there."""
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    settings, nothing = {**environment, "STREAM_LOG": str(log)}, subprocess.DEVNULL
+    process = subprocess.Popen(command, env=settings, stdout=nothing, stderr=nothing, start_new_session=True)
     deadline = time.monotonic() + HANGS
     while not checkpoint.exists():
         assert process.poll() is None and time.monotonic() < deadline
@@ -105,21 +101,24 @@ def assert_each_once(epochs: dict[int, list[int]], judged: set[int], batch: int)
     assert len(set(last)) == len(last)
 
 
+@pytest.mark.parametrize(
+    "kills", [{12: 0.2}, pytest.param({3: 0.4, 12: 0.0, 21: 0.2}, marks=pytest.mark.slow)], ids=["one", "three"]
+)
 def test_a_training_killed_in_mid_epoch_sees_no_product_twice_and_none_is_skipped(
-    hub: LoopbackHub, folder: Path, judged: set[int], tmp_path: Path
+    hub: LoopbackHub, folder: Path, judged: set[int], tmp_path: Path, kills: dict[int, float]
 ) -> None:
     repository = hub.unique("products")
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.parquet")}
     hub.create_repo(repository, files, kind="dataset")
-    settings = {**environment(), **hub.environment(tmp_path / "hf_home"), "PYTHONPATH": environment()["PYTHONPATH"]}
-    # 56 products are nine batches an epoch: kills in the first, the second and the third.
+    settings = {**hub.environment(tmp_path / "hf_home"), **OWN}
+    # 56 products are nine batches an epoch, so that no kill is at the end of one.
     flags = {"steps": 24, "hardware.num_workers": 1}
-    whole = run(command(tmp_path / "whole", repository, tmp_path / "one", **flags), settings)
+    whole = run(tmp_path / "whole", command(repository, tmp_path / "one", **flags), settings)
     assert whole.returncode == 0, whole.stderr
-    killed = command(tmp_path / "killed", repository, tmp_path / "two", **flags)
-    for step, delay in ((3, 0.4), (12, 0.0), (21, 0.2)):
-        kill_after(killed, settings, tmp_path / "two" / "checkpoints" / f"step={step}.ckpt", delay)
-    done = run(killed, settings)
+    killed = command(repository, tmp_path / "two", **flags)
+    for step, delay in kills.items():
+        kill_after(tmp_path / "killed", killed, settings, tmp_path / "two" / "checkpoints" / f"step={step}.ckpt", delay)
+    done = run(tmp_path / "killed", killed, settings)
     assert done.returncode == 0 and "resuming from step=" in done.stdout, done.stderr
     epochs = products_of_epochs([tmp_path / "killed.0"])
     assert epochs == products_of_epochs([tmp_path / "whole.0"])
@@ -132,9 +131,10 @@ def test_a_training_killed_in_mid_epoch_sees_no_product_twice_and_none_is_skippe
 TWO_RANKS = {"hardware.devices": 2, "hardware.strategy": "ddp", "hardware.accelerator": "cpu"}
 
 
+@pytest.mark.slow
 def test_two_ranks_share_the_products_of_an_epoch(folder: Path, judged: set[int], tmp_path: Path) -> None:
     flags = {"steps": 10, "validate_every": 4, **TWO_RANKS}
-    done = run(command(tmp_path / "log", folder, tmp_path / "run", **flags), environment())
+    done = run(tmp_path / "log", command(folder, tmp_path / "run", **flags), environment())
     assert done.returncode == 0, done.stderr
     logs = [tmp_path / "log.0", tmp_path / "log.1"]
     assert len({len(log.read_text().splitlines()) for log in logs}) == 1
@@ -147,19 +147,9 @@ def test_a_rank_that_cannot_read_ends_both_with_file_and_offset(folder: Path, tm
     place = bytes_of_photos(folder / "products" / "00003.parquet", 2)
     fails = specification("00003.parquet", place, tmp_path / "failures", 10_000)
     flags = {"steps": 1000, "validate_every": 1000, **TWO_RANKS}
-    done = run(
-        command(tmp_path / "log", f"flaky://{folder}", tmp_path / "run", **flags),
-        {**environment(), SPECIFICATION: fails},
-    )
+    failing = command(f"flaky://{folder}", tmp_path / "run", **flags)
+    done = run(tmp_path / "log", failing, {**environment(), SPECIFICATION: fails})
     assert done.returncode == 1
     assert "file 'products/00003.parquet', row group 2 (from row 16 of the file): cannot be read after 4" in done.stderr
     # The other one knows why it ends, rather than that a connection was closed.
     assert "CatalogueError: Another rank could not read its products; see its error." in done.stderr
-
-
-def test_frozen_encoders_run_in_each_step_and_nothing_is_cached(folder: Path, tmp_path: Path) -> None:
-    flags = {"steps": 2, "optimization.text_learning_rate": 0, "optimization.vision_learning_rate": 0}
-    done = run(command(tmp_path / "log", folder, tmp_path / "run", **flags), environment())
-    assert done.returncode == 0, done.stderr
-    assert "frozen encoders run in each step" in done.stderr
-    assert not (tmp_path / "run" / "feature_cache").exists()

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import datasets
+import fsspec
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.catalogue_checks import check_products, check_queries
-from mmfusion.data.catalogue_error import CatalogueError
+from mmfusion.data.catalogue_error import CatalogueError, reading
 from mmfusion.data.catalogue_files import Folder, find_folder, refuse_revision
 from mmfusion.data.catalogue_judgements import build_qrels
 from mmfusion.data.catalogue_load import load_from_folder
@@ -105,6 +106,10 @@ def _find(name: str, revision: str | None) -> Folder:
     if folder is not None:
         refuse_revision(name, revision)
         return folder
-    hub = find_folder(f"hf://datasets/{name}{'' if revision is None else f'@{revision}'}")
-    assert hub is not None
-    return hub
+    url = f"hf://datasets/{name}{'' if revision is None else f'@{revision}'}"
+    remedy = f"Check the id (there is no folder {name!r} either), the network and your login."
+    with reading(f"Hub data set {name!r}", remedy):
+        fs, root = fsspec.url_to_fs(url)
+        # Asking whether it is a folder would say no where the Hub cannot be reached.
+        fs.ls(root)
+    return Folder(url, fs, root)
