@@ -26,7 +26,7 @@ class RowsSampler(DistributedSampler[Any]):
 
 
 class ResumableSampler(RowsSampler):
-    """A sampler of as many batches in each epoch, which can begin one in the middle.
+    """A sampler that can begin an epoch in the middle.
 
     Attributes:
         start_batch: Where the next epoch begins; only that one.
