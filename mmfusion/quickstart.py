@@ -48,7 +48,8 @@ def quickstart_steps(output: Path) -> list[Step]:
         ),
         _step("evaluate text only", "evaluate", base=output / "text_only", output=evaluation),
         _step("evaluate concat", "evaluate", base=output / "concat", output=evaluation),
-        _step("index the catalogue", "index", base=output / "stage2", output=output / "index"),
+        _step("embed the catalogue", "embed", base=output / "stage2", output=output / "embeddings"),
+        _step("index it", "index", embeddings=output / "embeddings", output=output / "index"),
         _step(
             "evaluate fusion, and compare",
             "evaluate",

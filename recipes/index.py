@@ -1,59 +1,67 @@
-"""Embed a catalogue and build a FAISS index of it."""
+"""Build a FAISS index of an embedded catalogue."""
 
 from pathlib import Path
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from mmfusion.data.catalogue import Catalogue
+from mmfusion.embedding import EmbeddedCatalogue
 from mmfusion.retrieval import ProductIndex
-from mmfusion.retrieval.embedding import embed_products
-from mmfusion.retrieval.fingerprint import model_fingerprint
-from mmfusion.training import load_base, load_catalogue, open_run, run_command
+from mmfusion.training import load_catalogue, open_run, run_command
+from mmfusion.training.run import RunError, read_record
 
 
 def main(
+    embeddings: str = "outputs/embeddings",
     catalogue: str | None = None,
-    base: str = "outputs/stage2",
     output: str = "outputs/index",
     factory: str = "Flat",
     search_parameters: str = "",
-    split: str | None = None,
-    batch_size: int = 64,
-    num_workers: int = 0,
 ) -> None:
     """Writes an index folder: FAISS index, product ids with titles, metadata and modality weights, and a description.
 
     Args:
-        catalogue: Folder, fsspec URL or Hub id of a catalogue; default: the one that the model was trained on.
-        base: Folder or Hub id of the model.
+        embeddings: Folder that embed.py wrote.
+        catalogue: Folder, fsspec URL or Hub id that titles and metadata are taken from; default: the one that was
+            embedded.
         output: Folder for working files; the index itself is its subfolder `index`.
         factory: FAISS factory string: Flat (exact), HNSW32 (fast), IVF1024,PQ48 (small) …
         search_parameters: FAISS run-time parameters, e.g. nprobe=16.
-        split: Only products of this split; default: all.
-        batch_size: Products per forward pass.
-        num_workers: Processes that decode photos.
     """
-    run = open_run(output, "index", {"catalogue": catalogue, "base": base, "factory": factory, "split": split})
-    model, processor = load_base(base)
-    products = load_catalogue(catalogue, base, run.folder)
-    rows = products.product_rows(split)
-    # On disk, as the vectors of ten million products do not fit into memory beside the index that is built of them.
-    shape = (len(rows), model.config.vector_dim)
-    vectors = np.lib.format.open_memmap(run.folder / "cache" / "vectors.npy", "w+", np.float32, shape)
-    options = {"batch_size": batch_size, "num_workers": num_workers, "out": vectors}
-    embedded = embed_products(model.eval(), processor, products, rows, **options)  # type: ignore[arg-type]
-    kept = [name for name in products.products.column_names if name not in ("product_id", "image")]
+    record = read_record(Path(embeddings))
+    if record is None or not record["complete"]:
+        raise RunError(
+            f"{embeddings!r} holds no finished embeddings; make them with recipes/embed.py --output {embeddings}."
+        )
+    embedded = EmbeddedCatalogue.open(embeddings)
+    embedded.check()
+    run = open_run(output, "index", {"embeddings": embeddings, "factory": factory})
+    products = load_catalogue(catalogue or record["catalogue"], None, run.folder, products_only=True)
     index = ProductIndex.build(
-        embedded.embeds,
-        products.product_ids[rows],
-        model_fingerprint=model_fingerprint(model, processor),
-        metadata=products.products.select_columns(kept).data.table.take(rows),
-        modality_weights=embedded.modality_weights,
+        embedded.vectors(),
+        embedded.column("product_id").to_pylist(),
+        model_fingerprint=embedded.manifest.made_of.model_fingerprint,
+        metadata=_metadata(products, embedded),
+        modality_weights=embedded.modality_weights(),
         factory=factory,
         search_parameters=search_parameters,
     )
     index.save(run.folder / "index", overwrite=True)
-    run.finish(base=str(Path(base).absolute()) if Path(base).exists() else base, products=len(index))
+    run.finish(base=record["base"], products=len(index))
     print(f'{len(index):,} products in {run.folder / "index"}; next: recipes/search.py "red floral summer dress"')
+
+
+def _metadata(catalogue: Catalogue, embedded: EmbeddedCatalogue) -> pa.Table:
+    """Columns of the catalogue but for ids and photos, in the order of the vectors."""
+    table = catalogue.products.data.table
+    rows = pc.index_in(embedded.column("product_id"), value_set=table.column("product_id").combine_chunks())
+    if rows.null_count:
+        raise ValueError(
+            f"{rows.null_count} embedded products are not in {catalogue!r}; run recipes/embed.py on it again, or give "
+            "the --catalogue that was embedded."
+        )
+    return table.select([name for name in table.column_names if name not in ("product_id", "image")]).take(rows)
 
 
 if __name__ == "__main__":

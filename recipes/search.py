@@ -23,9 +23,11 @@ def main(query: str, index: str = "outputs/index", base: str | None = None, k: i
     if record is None or not record["complete"]:
         raise RunError(f"{index!r} holds no finished index; build one with recipes/index.py --output {index}.")
     model, processor = load_base(base or record["base"])
-    with torch.inference_mode():
-        embeds = model.eval().get_query_features(**processor(queries=query))
     found = ProductIndex.load(Path(index) / "index", model_fingerprint=model_fingerprint(model, processor))
+    # Products may have been embedded with fewer components per view.
+    width = model.config.embedding_dim * found.description.dimension // model.config.vector_dim
+    with torch.inference_mode():
+        embeds = model.eval().get_query_features(**processor(queries=query), truncate_dim=width)
     print(f"{'rank':>4}  {'score':>6}  {'text':>5} {'photo':>5}  product")
     for hit in found.search(embeds.float().numpy(), k)[0]:
         weights = hit.modality_weights or {}

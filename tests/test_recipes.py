@@ -15,6 +15,7 @@ import torch
 
 from mmfusion import MMFusionModel, MMFusionProcessor
 from mmfusion.evaluation import Evaluation
+from mmfusion.retrieval import ProductIndex
 from mmfusion.stages import Optimization
 from mmfusion.training import RunError, load_base, open_run
 
@@ -28,7 +29,7 @@ def recipe(name: str) -> Callable[..., None]:
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """stage1 -> stage2 -> evaluate -> index on 120 products."""
+    """stage1 -> stage2 -> evaluate -> embed -> index on 120 products."""
     folder = tmp_path_factory.mktemp("outputs")
     recipe("stage1")(output=str(folder / "stage1"), steps=4, batch_size=16, num_products=120, validate_every=2)
     stage1 = str(folder / "stage1")
@@ -36,7 +37,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe("stage2")(base=stage1, output=str(folder / "text"), fusion="text_only", steps=2, batch_size=16)
     for name in ("text", "stage2"):
         recipe("evaluate")(base=str(folder / name), output=str(folder / "evaluation"))
-    recipe("index")(base=str(folder / "stage2"), output=str(folder / "index"))
+    recipe("embed")(base=str(folder / "stage2"), output=str(folder / "embeddings"))
+    recipe("index")(embeddings=str(folder / "embeddings"), output=str(folder / "index"))
     return folder
 
 
@@ -70,7 +72,15 @@ def test_a_routed_model_is_trained_evaluated_indexed_and_searched(
         Evaluation.load(tmp_path / "evaluation", name).provenance["bytes_per_product"] for name in ("routed", "short")
     ]
     assert sizes == [4 * 3 * dim, 4 * 3 * (dim // 3)]
-    recipe("index")(base=routed, output=str(tmp_path / "index"))
+    with pytest.raises(ValueError, match="binary vectors keep signs alone"):
+        recipe("embed")(base=routed, output=str(tmp_path / "binary"), vector_type="binary")
+    recipe("embed")(base=routed, output=str(tmp_path / "embeddings"), vector_type="int8", truncate_dim=dim // 4)
+    recipe("index")(embeddings=str(tmp_path / "embeddings"), output=str(tmp_path / "short_index"))
+    assert ProductIndex.load(tmp_path / "short_index" / "index").description.dimension == 3 * (dim // 4)
+    recipe("search")("red dress", index=str(tmp_path / "short_index"), k=3)
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    recipe("embed")(base=routed, output=str(tmp_path / "vectors"))
+    recipe("index")(embeddings=str(tmp_path / "vectors"), output=str(tmp_path / "index"))
     capsys.readouterr()
     recipe("search")("red dress", index=str(tmp_path / "index"), k=3)
     assert capsys.readouterr().out.strip()

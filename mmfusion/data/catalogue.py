@@ -67,6 +67,7 @@ class Catalogue:
         cache_dir: str | os.PathLike[str],
         revision: str | None = None,
         unknown: Literal["error", "drop"] = "error",
+        products_only: bool = False,
     ) -> Catalogue:
         """Loads and checks a catalogue.
 
@@ -79,6 +80,7 @@ class Catalogue:
             revision: Branch, tag or commit of a Hub data set.
             unknown: What to do with judgements of queries or products that are not in the tables: refuse the
                 catalogue, or drop the judgements and log their number.
+            products_only: Reads no queries and judgements, which a catalogue that is only embedded need not have.
 
         Raises:
             CatalogueError: A table or column is missing, empty, unreadable or of the wrong type, an id is null or
@@ -90,13 +92,17 @@ class Catalogue:
         name = os.fspath(source)
         cache = os.path.abspath(cache_dir)
         folder = find_folder(name)
+        wanted = ("products",) if products_only else TABLES
         if folder is None:
-            tables = {table: load_from_hub(name, table, cache, revision) for table in TABLES}
+            tables = {table: load_from_hub(name, table, cache, revision) for table in wanted}
         else:
             refuse_revision(name, revision)
-            tables = {table: load_from_folder(folder, table, cache) for table in TABLES}
+            tables = {table: load_from_folder(folder, table, cache) for table in wanted}
         photo_root = cache if folder is None else folder.photo_root
         check_products(tables["products"], name, photo_root)
+        if products_only:
+            nobody = datasets.Dataset.from_dict({"query_id": [], "query": []})
+            return cls(tables["products"], nobody, Qrels([], [], []), source=name, photo_root=photo_root)
         check_queries(tables["queries"], name)
         qrels = build_qrels(tables, name, unknown)
         return cls(tables["products"], tables["queries"], qrels, source=name, photo_root=photo_root)

@@ -63,7 +63,7 @@ def decode_photo(
     Raises:
         PhotoError: The photo is empty, truncated, corrupt, too large, of an unknown format or not an image.
     """
-    data = _photo_bytes(photo, root)
+    data = photo_bytes(photo, root)
     with _quiet_pillow():
         try:
             return _decode(data, max_pixels, min_size)
@@ -160,7 +160,12 @@ def _is_null(photo: Any) -> bool:
     return photo is None or (isinstance(photo, Mapping) and photo.get("bytes") is None and not photo.get("path"))
 
 
-def _photo_bytes(photo: Any, root: str | os.PathLike[str] | None) -> bytes:
+def photo_bytes(photo: Any, root: str | os.PathLike[str] | None) -> bytes:
+    """The encoded file of a photo, as `decode_photo` takes it.
+
+    Raises:
+        PhotoError: It is empty, no file, or outside of `root`.
+    """
     if isinstance(photo, Mapping):
         data, path = photo.get("bytes"), photo.get("path")
         if data is None and path:

@@ -109,7 +109,7 @@ class ProductIndex:
             metric="inner_product",
             model_fingerprint=model_fingerprint,
             search_parameters=search_parameters,
-            created_by=_created_by(),
+            created_by=created_by(),
         )
         return cls(index, products, description)
 
@@ -288,7 +288,7 @@ def _check_unique(ids: list[str]) -> None:
         first_row[product_id] = row
 
 
-def _created_by() -> str:
+def created_by() -> str:
     try:
         ours = version("mmfusion")
     except PackageNotFoundError:

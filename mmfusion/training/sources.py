@@ -24,7 +24,13 @@ log = logging.getLogger("mmfusion")
 
 
 def load_catalogue(
-    source: str | None, base: str | None, folder: Path, num_products: int = 2000, *, stream: bool = False
+    source: str | None,
+    base: str | None,
+    folder: Path,
+    num_products: int = 2000,
+    *,
+    stream: bool = False,
+    products_only: bool = False,
 ) -> Catalogue:
     """Loads a catalogue; without a source the one that the base was trained on, or else the embedded one.
 
@@ -34,12 +40,17 @@ def load_catalogue(
         folder: Output folder of the run; the memory-mapped tables and the embedded catalogue go there.
         num_products: Size of the embedded catalogue.
         stream: Leaves texts and photos of products where they are.
+        products_only: Reads no queries and judgements; not of a stream.
     """
     if source is None and base is not None:
         source = (read_record(Path(base)) or {}).get("catalogue")
     if source is None:
         source = str(write_embedded_catalogue(folder / "embedded_catalogue", num_products=num_products))
-    catalogue = (StreamedCatalogue if stream else Catalogue).load(source, cache_dir=folder / "cache" / "catalogue")
+    place = folder / "cache" / "catalogue"
+    if stream:
+        catalogue: Catalogue = StreamedCatalogue.load(source, cache_dir=place)
+    else:
+        catalogue = Catalogue.load(source, cache_dir=place, products_only=products_only)
     log.info("%r", catalogue)
     return catalogue
 

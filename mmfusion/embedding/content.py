@@ -1,0 +1,53 @@
+"""Digests of what a product shows to the model, which tell whether it has changed since it was embedded."""
+
+import hashlib
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm.auto import tqdm
+
+from mmfusion.data.photos import PhotoError, photo_bytes
+from mmfusion.data.tables import ProductTable, Rows
+
+# 128 bits of blake2b as two numbers, so that millions are compared without an object for each.
+Digests = npt.NDArray[np.uint64]
+_BLOCK = 1024
+
+
+def content_digests(table: ProductTable, rows: Rows) -> Digests:
+    """Digests (P, 2) of products: of the text that the template renders, and of the photos as they are stored.
+
+    Photos are read and not decoded. A column that the template leaves out has no part in it, as vectors do not
+    depend on it.
+    """
+    digests = np.zeros((len(rows), 2), dtype=np.uint64)
+    with tqdm(total=len(rows), desc="reading products", unit="product") as bar:
+        for start in range(0, len(rows), _BLOCK):
+            block = rows[start : start + _BLOCK]
+            texts, images = table.texts(block), _images(table, block)
+            for place, (text, image) in enumerate(zip(texts, images, strict=True), start):
+                digests[place] = np.frombuffer(_digest(text, image, table.catalogue.photo_root), dtype=np.uint64)
+            bar.update(len(block))
+    return digests
+
+
+def _images(table: ProductTable, rows: Rows) -> list[Any]:
+    if not table.photos:
+        return [None] * len(rows)
+    found: list[Any] = table.catalogue.products.select_columns(["image"])[rows.tolist()]["image"]
+    return found
+
+
+def _digest(text: str, image: Any, root: str | os.PathLike[str] | None) -> bytes:
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    for photo in image if isinstance(image, list) else [image]:
+        try:
+            data = b"" if photo is None else photo_bytes(photo, root)
+        except PhotoError as error:
+            # Treated as missing when it is embedded; once it can be read, the product has changed.
+            data = str(error).encode()
+        digest.update(b"\0photo" + len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.digest()

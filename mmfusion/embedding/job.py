@@ -1,0 +1,179 @@
+"""Embedding a catalogue: what is missing, and nothing else, whatever killed the job before."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning as L
+
+from mmfusion.data.catalogue import Catalogue
+from mmfusion.data.tables import ProductTable, Rows, text_lengths
+from mmfusion.embedding.content import content_digests
+from mmfusion.embedding.manifest import SCHEMA_VERSION, EmbeddedCatalogue, Manifest, ShardEntry
+from mmfusion.embedding.note import find_products, write_note
+from mmfusion.embedding.plan import plan, settle
+from mmfusion.embedding.precision import VectorType, check_binary
+from mmfusion.embedding.predict import EmbeddingData, ProductEmbedder, ShardWriter
+from mmfusion.embedding.shard import MadeOf, checksum, read_table
+from mmfusion.model import MMFusionModel, MMFusionProcessor
+from mmfusion.retrieval.fingerprint import model_fingerprint
+from mmfusion.retrieval.index import created_by
+
+log = logging.getLogger("mmfusion")
+
+
+@dataclass(frozen=True)
+class EmbeddingSettings:
+    """How a catalogue is embedded.
+
+    Attributes:
+        vector_type: How vectors are stored.
+        truncate_dim: Components to keep of each view; None keeps all.
+        shard_size: Products per shard, which is also what a kill costs at most per rank.
+        batch_size: Products per forward pass.
+        num_workers: Processes per rank that decode photos.
+    """
+
+    vector_type: VectorType = "float32"
+    truncate_dim: int | None = None
+    shard_size: int = 4096
+    batch_size: int = 64
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("shard_size", 1), ("batch_size", 1), ("num_workers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; give at least {least}.")
+
+
+class EmbeddingJob:
+    """Brings a folder of embedded products up to date with a catalogue."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model: MMFusionModel,
+        processor: MMFusionProcessor,
+        catalogue: Catalogue,
+        rows: Rows,
+        settings: EmbeddingSettings,
+        *,
+        precision: str = "32-true",
+        model_name: str = "",
+        split: str | None = None,
+    ) -> None:
+        """Prepares a job.
+
+        Args:
+            folder: Where shards and manifest go.
+            model: The model; it is set to evaluation mode.
+            processor: The model's.
+            catalogue: Products.
+            rows: (P,) int64 ascending product rows to embed.
+            settings: Sizes and types.
+            precision: Of the trainer that will run it.
+            model_name: For the manifest.
+            split: For the manifest.
+
+        Raises:
+            ValueError: There is no product, or binary vectors are wanted of a routed model or of a dimension that is no
+                multiple of 8.
+        """
+        if not len(rows):
+            raise ValueError(f"{catalogue!r} has no product to embed; check --split and the column 'split'.")
+        self.folder = folder
+        self.model = model.eval()
+        self.settings = settings
+        self.catalogue = catalogue
+        self.rows = rows
+        self.model_name, self.split = model_name, split
+        self.table = ProductTable(catalogue, processor)
+        self.table.photos &= model.config.fusion != "text_only" or _lacks_text(self.table, rows)
+        self.made_of = MadeOf(
+            model_fingerprint=model_fingerprint(model, processor),
+            image_backend=type(processor.image_processor).__name__,
+            precision=precision,
+            dimension=_dimension(model, settings),
+            vector_type=settings.vector_type,
+        )
+
+    def run(self, trainer: L.Trainer) -> EmbeddedCatalogue | None:
+        """Embeds what is missing, drops what is gone, and writes the manifest.
+
+        Args:
+            trainer: With a [`ShardWriter`] of [`writer`] among its callbacks.
+
+        Returns:
+            The finished folder on the first rank, None on others.
+        """
+        data = EmbeddingData(
+            self.table,
+            self.folder / "cache" / "plan.npz",
+            self._find,
+            batch_size=self.settings.batch_size,
+            num_workers=self.settings.num_workers,
+        )
+        module = ProductEmbedder(self.model, self.settings.truncate_dim)
+        trainer.predict(module, datamodule=data, return_predictions=False)
+        # A rank whose shards are done says nothing of the others'.
+        trainer.strategy.barrier()
+        return self._finish() if trainer.is_global_zero else None
+
+    def writer(self) -> ShardWriter:
+        """The callback that writes shards."""
+        return ShardWriter(self.folder, self.made_of)
+
+    def _find(self) -> None:
+        self.products = find_products(self.catalogue, self.rows, content_digests(self.table, self.rows))
+        found = plan(self.folder, self.products, self.made_of, self.settings.shard_size)
+        log.info(
+            "%s products: %s to embed, %s embedded already; %s vectors of changed or removed products to drop",
+            *(f"{n:,}" for n in (len(self.rows), found.missing, len(self.rows) - found.missing, found.dropped)),
+        )
+        write_note(self.folder / "cache" / "plan.npz", self.products, found.new)
+
+    def _finish(self) -> EmbeddedCatalogue:
+        found = plan(self.folder, self.products, self.made_of, self.settings.shard_size)
+        if found.missing:
+            raise RuntimeError(
+                f"{found.missing} products are not in any shard of {self.folder}, although all ranks are done; is the "
+                "folder on a file system that all ranks share? Run the same command again to go on."
+            )
+        shards = settle(self.folder, self.made_of, found)
+        entries = tuple(ShardEntry(path.name, len(read_table(path, ["content"])), checksum(path)) for path in shards)
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            made_of=self.made_of,
+            model=self.model_name,
+            model_revision=getattr(self.model.config, "_commit_hash", None),
+            catalogue=self.catalogue.name,
+            split=self.split,
+            rows=sum(entry.rows for entry in entries),
+            shards=entries,
+            created_by=created_by(),
+        )
+        if manifest.rows != len(self.rows):
+            raise RuntimeError(f"{manifest.rows} vectors for {len(self.rows)} products; please report this bug.")
+        manifest.write(self.folder)
+        for path in self.folder.glob("shard-*.parquet"):
+            if path not in shards:
+                path.unlink()
+        return EmbeddedCatalogue(self.folder, manifest)
+
+
+def _dimension(model: MMFusionModel, settings: EmbeddingSettings) -> int:
+    config = model.config
+    full = config.vector_dim
+    dimension = full if settings.truncate_dim is None else full // config.embedding_dim * settings.truncate_dim
+    if settings.vector_type == "binary":
+        if config.query_router:
+            raise ValueError(
+                "binary vectors keep signs alone, while queries of a model with a query router weigh its views by "
+                "their lengths; use int8, or a model without a router."
+            )
+        check_binary(dimension)
+    return dimension
+
+
+def _lacks_text(table: ProductTable, rows: Rows) -> bool:
+    return bool((text_lengths(table.catalogue, table.processor.template_columns)[rows] == 0).any())

@@ -1,0 +1,248 @@
+"""Embedding a catalogue: what comes out, what a second run does, and what a kill leaves."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as drawn
+
+from mmfusion.data.catalogue import Catalogue
+from mmfusion.data.embedded import write_embedded_catalogue
+from mmfusion.embedding import EmbeddedCatalogue, MadeOf, ShardError
+from mmfusion.embedding.precision import VECTOR_TYPES, pack, unpack
+from mmfusion.embedding.shard import write_shard
+from mmfusion.model import MMFusionModel, MMFusionProcessor
+from mmfusion.retrieval.embedding import embed_products
+from mmfusion.training.sources import starting_base
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+SHARD = 10
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a catalogue of products alone, some of which lack a photo or a title, and a model."""
+    folder = tmp_path_factory.mktemp("embedding")
+    write_embedded_catalogue(folder / "whole", num_products=64)
+    table = pq.read_table(folder / "whole" / "products.parquet")
+    rows = table.to_pylist()
+    rows[0]["product_id"], rows[1]["product_id"], rows[2]["product_id"] = "a,b", "line\nbreak", "🧥 parka"
+    rows[3]["image"], rows[4]["title"], rows[4]["description"] = None, None, None
+    write_products(folder / "catalogue", rows, table.schema)
+    starting_base(None, folder)
+    return folder
+
+
+def write_products(folder: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    folder.mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "products.parquet")
+
+
+def embed(place: Path, output: Path, *flags: str, catalogue: str = "catalogue") -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command(place, output, *flags, catalogue=catalogue), capture_output=True, text=True, **ENV)
+
+
+def command(place: Path, output: Path, *flags: str, catalogue: str = "catalogue") -> list[str]:
+    return [
+        *(sys.executable, str(CHECKOUT / "recipes" / "embed.py"), "--catalogue", str(place / catalogue)),
+        *("--base", str(place / "embedded_base"), "--output", str(output), "--shard_size", str(SHARD)),
+        *("--batch_size", "4", "--hardware.accelerator", "cpu", *flags),
+    ]
+
+
+ENV: dict[str, Any] = {
+    "env": {**os.environ, "PYTHONPATH": str(CHECKOUT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    "timeout": 600,
+}
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Embeddings of the catalogue by a run that nothing interrupted."""
+    output = tmp_path_factory.mktemp("finished") / "embeddings"
+    done = embed(place, output)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return output
+
+
+def vectors_by_id(folder: Path) -> dict[str, bytes]:
+    """Bytes of each product's vector and weights; an id that comes twice is an error."""
+    embedded = EmbeddedCatalogue.open(folder)
+    embedded.check()
+    vectors, weights = np.concatenate(list(embedded.vectors())), embedded.modality_weights()
+    ids = embedded.column("product_id").to_pylist()
+    assert len(ids) == len(set(ids)) == len(vectors) == len(embedded)
+    return {name: v.tobytes() + w.tobytes() for name, v, w in zip(ids, vectors, weights, strict=True)}
+
+
+def test_shards_hold_every_product_once_with_the_vector_of_the_model(place: Path, finished: Path) -> None:
+    catalogue = Catalogue.load(place / "catalogue", cache_dir=place / "cache", products_only=True)
+    model = MMFusionModel.from_pretrained(place / "embedded_base").eval()
+    processor = MMFusionProcessor.from_pretrained(place / "embedded_base")
+    expected = embed_products(model, processor, catalogue, catalogue.product_rows(None))
+    embedded = EmbeddedCatalogue.open(finished)
+    assert embedded.column("product_id").to_pylist() == catalogue.product_ids.tolist()
+    np.testing.assert_allclose(np.concatenate(list(embedded.vectors())), expected.embeds, atol=1e-5)
+    np.testing.assert_allclose(embedded.modality_weights(), expected.modality_weights, atol=1e-5)
+    assert [entry.rows for entry in embedded.manifest.shards] == [SHARD] * 6 + [4]
+
+
+def test_a_second_run_embeds_nothing(place: Path, finished: Path) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in finished.glob("shard-*")}
+    done = embed(place, finished)
+    assert done.returncode == 0 and "64 products: 0 to embed, 64 embedded already" in done.stderr, done.stderr
+    assert {path.name: path.stat().st_mtime_ns for path in finished.glob("shard-*")} == before
+
+
+def test_a_changed_catalogue_is_followed(place: Path, tmp_path: Path) -> None:
+    table = pq.read_table(place / "catalogue" / "products.parquet")
+    output = tmp_path / "embeddings"
+    assert embed(place, output).returncode == 0
+    before = vectors_by_id(output)
+    rows = table.to_pylist()
+    # Another title, another photo, a change that the model does not see, one product gone and one new.
+    rows[10]["title"] = "an entirely different thing"
+    rows[20]["image"] = rows[21]["image"]
+    rows[30]["split"] = "test"
+    gone, new = rows.pop(40)["product_id"], {**rows[41], "product_id": "new"}
+    write_products(tmp_path / "changed", [*rows, new], table.schema)
+    done = embed(place, output, catalogue=str(tmp_path / "changed"))
+    assert done.returncode == 0 and "64 products: 3 to embed, 61 embedded already; 3 vectors" in done.stderr, (
+        done.stderr
+    )
+    after = vectors_by_id(output)
+    assert set(after) == (set(before) - {gone}) | {"new"}
+    changed = {name for name in before if name in after and before[name] != after[name]}
+    assert changed == {rows[10]["product_id"], rows[20]["product_id"]}
+    # The new product is a copy of another one, so its vector is known but for rounding.
+    as_floats = [np.frombuffer(after[name], dtype=np.float32) for name in ("new", rows[41]["product_id"])]
+    np.testing.assert_allclose(*as_floats, atol=1e-5)
+    listed = {entry.file for entry in EmbeddedCatalogue.open(output).manifest.shards}
+    assert {path.name for path in output.glob("shard-*")} == listed
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_neither_lose_nor_duplicate_a_product(place: Path, finished: Path, tmp_path: Path, kills: int) -> None:
+    output, draw = tmp_path / "embeddings", random.Random(kills)
+    killed = 0
+    for _ in range(kills):
+        process = subprocess.Popen(
+            command(place, output, "--hardware.num_workers", "1"),
+            env=ENV["env"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        before = len(list(output.glob("shard-*")))
+        deadline = time.monotonic() + 300
+        while process.poll() is None and len(list(output.glob("shard-*"))) == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.05))
+        killed += process.poll() is None
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=60)
+    assert killed, "every run was over before it could be killed"
+    done = embed(place, output)
+    assert done.returncode == 0, done.stderr
+    assert vectors_by_id(output) == vectors_by_id(finished)
+
+
+def test_two_ranks_give_the_same_bits(place: Path, finished: Path, tmp_path: Path) -> None:
+    done = embed(place, tmp_path / "embeddings", "--hardware.devices", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert vectors_by_id(tmp_path / "embeddings") == vectors_by_id(finished)
+
+
+def damage(folder: Path) -> None:
+    path = sorted(folder.glob("shard-*"))[0]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def test_damage_is_found_and_mended(place: Path, finished: Path, tmp_path: Path) -> None:
+    output = tmp_path / "embeddings"
+    assert embed(place, output).returncode == 0
+    damage(output)
+    done = embed(place, output)
+    assert done.returncode == 1 and "the manifest says" in done.stderr and "Traceback" not in done.stderr
+    with pytest.raises(ShardError, match="remove the file and run"):
+        EmbeddedCatalogue.open(output).check()
+    sorted(output.glob("shard-*"))[0].unlink()
+    assert embed(place, output).returncode == 0
+    assert vectors_by_id(output) == vectors_by_id(finished)
+
+
+def test_vectors_of_two_models_are_never_in_one_folder(place: Path, tmp_path: Path) -> None:
+    output = tmp_path / "embeddings"
+    assert embed(place, output, "--vector_type", "int8").returncode == 0
+    manifest = json.loads((output / "manifest.json").read_text())
+    # As if the model behind the same path had been trained again since.
+    other = json.loads(json.dumps(manifest["made_of"])) | {"model_fingerprint": "other"}
+    for path in output.glob("shard-*"):
+        table = pq.read_table(path)
+        pq.write_table(table.replace_schema_metadata({"mmfusion.made_of": json.dumps(other)}), path)
+    (output / "manifest.json").unlink()
+    done = embed(place, output, "--vector_type", "int8")
+    assert done.returncode == 1 and "model_fingerprint was 'other'" in done.stderr and "another --output" in done.stderr
+
+
+def test_a_vector_that_is_no_number_is_refused_by_name(tmp_path: Path) -> None:
+    made_of = MadeOf("model", "Processor", "32-true", 2, "float16")
+    vectors = np.array([[1.0, 0.0], [np.nan, 0.0]], dtype=np.float32)
+    contents, weights = np.zeros((2, 2), dtype=np.uint64), np.zeros((2, 2), dtype=np.float32)
+    with pytest.raises(ShardError, match="product 'b'"):
+        write_shard(tmp_path / "shard-0.parquet", made_of, ["a", "b"], contents, vectors, weights)
+    assert not list(tmp_path.iterdir())
+
+
+UNIT = drawn.arrays(np.float32, (3, 16), elements=st.floats(-1, 1, width=32))
+
+
+@given(UNIT)
+def test_packed_vectors_are_near_what_they_were(vectors: np.ndarray) -> None:
+    largest = np.abs(vectors).max(axis=1, keepdims=True)
+    within: dict[str, Callable[[], Any]] = {
+        "float32": lambda: 0,
+        "float16": lambda: largest * 2**-11 + 2**-24,
+        "int8": lambda: largest / 254 * 1.001 + 1e-37,
+    }
+    for kind, bound in within.items():
+        assert (np.abs(unpack(pack(vectors, kind), kind) - vectors) <= bound()).all(), kind  # type: ignore[arg-type]
+    signs = unpack(pack(vectors, "binary"), "binary")
+    assert (np.sign(signs) == np.where(vectors > 0, 1, -1)).all()
+    np.testing.assert_allclose(np.linalg.norm(signs, axis=1), 1, rtol=1e-6)
+
+
+def test_bytes_per_vector() -> None:
+    vectors = np.ones((1, 64), dtype=np.float32)
+    found = {kind: pack(vectors, kind).values.nbytes for kind in VECTOR_TYPES}
+    assert found == {"float32": 256, "float16": 128, "int8": 64, "binary": 8}
+
+
+def test_binary_vectors_fill_bytes() -> None:
+    with pytest.raises(ValueError, match="dimension 12"):
+        pack(np.ones((1, 12), dtype=np.float32), "binary")
+
+
+def test_a_split_without_products_is_refused(place: Path, tmp_path: Path) -> None:
+    rows = pq.read_table(place / "catalogue" / "products.parquet")
+    only_train = [{**row, "split": "train"} for row in rows.to_pylist()]
+    write_products(tmp_path / "train", only_train, rows.schema)
+    done = embed(place, tmp_path / "out", "--split", "test", catalogue=str(tmp_path / "train"))
+    assert done.returncode == 1 and "no product to embed" in done.stderr and "Traceback" not in done.stderr
