@@ -1,16 +1,16 @@
 """Search an index by text."""
 
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from mmfusion.retrieval import ProductIndex
-from mmfusion.retrieval.fingerprint import model_fingerprint
+from mmfusion.retrieval import ProductIndex, Searcher
 from mmfusion.training import load_base, run_command
 from mmfusion.training.run import RunError, read_record
 
 
-def main(query: str, index: str = "outputs/index", base: str | None = None, k: int = 10) -> None:
+def main(
+    query: str, index: str = "outputs/index", base: str | None = None, k: int = 10, filter: list[Any] | None = None
+) -> None:
     """Prints the k best products with score, modality weights and title.
 
     Args:
@@ -18,18 +18,16 @@ def main(query: str, index: str = "outputs/index", base: str | None = None, k: i
         index: Folder that index.py wrote.
         base: Folder or Hub id of the model; default: the one that the index was built with.
         k: Number of products, at least 1.
+        filter: Conditions on columns of the catalogue, e.g. [["price", "<", 50], ["category", "in", ["dress"]]]; a
+            list of such lists finds what fulfils one of them.
     """
     record = read_record(Path(index))
     if record is None or not record["complete"]:
         raise RunError(f"{index!r} holds no finished index; build one with recipes/index.py --output {index}.")
     model, processor = load_base(base or record["base"])
-    found = ProductIndex.load(Path(index) / "index", model_fingerprint=model_fingerprint(model, processor))
-    # Products may have been embedded with fewer components per view.
-    width = model.config.embedding_dim * found.description.dimension // model.config.vector_dim
-    with torch.inference_mode():
-        embeds = model.eval().get_query_features(**processor(queries=query), truncate_dim=width)
+    searcher = Searcher(model, processor, ProductIndex.load(Path(index) / "index"))
     print(f"{'rank':>4}  {'score':>6}  {'text':>5} {'photo':>5}  product")
-    for hit in found.search(embeds.float().numpy(), k)[0]:
+    for hit in searcher.search(query, k, filter=filter)[0]:
         weights = hit.modality_weights or {}
         title = hit.metadata.get("title") or "(no title)"
         shares = " ".join(f"{weights.get(name, float('nan')):5.2f}" for name in ("text", "image"))

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from mmfusion.evaluation.ranking import rank
-from mmfusion.retrieval import Hit, ProductIndex
-from mmfusion.retrieval import index as index_module
+from mmfusion.retrieval import Hit, ProductIndex, index_files
 
 IDS = ["a,b", "line\nbreak", "🧥 parka", 'quote"d', "", "قميص", "连衣裙", "0042"]
 
@@ -226,7 +225,7 @@ def test_a_save_that_fails_leaves_the_old_index_and_nothing_else(
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(index_module.pq, "write_table", fail)
+    monkeypatch.setattr(index_files.pq, "write_table", fail)
     with pytest.raises(OSError, match="disk full"):
         build(9).save(folder, overwrite=True)
     monkeypatch.undo()

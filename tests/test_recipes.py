@@ -77,6 +77,7 @@ def test_a_routed_model_is_trained_evaluated_indexed_and_searched(
     recipe("embed")(base=routed, output=str(tmp_path / "embeddings"), vector_type="int8", truncate_dim=dim // 4)
     recipe("index")(embeddings=str(tmp_path / "embeddings"), output=str(tmp_path / "short_index"))
     assert ProductIndex.load(tmp_path / "short_index" / "index").description.dimension == 3 * (dim // 4)
+    capsys.readouterr()
     recipe("search")("red dress", index=str(tmp_path / "short_index"), k=3)
     assert len(capsys.readouterr().out.splitlines()) == 4
     recipe("embed")(base=routed, output=str(tmp_path / "vectors"))

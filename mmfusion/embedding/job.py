@@ -17,7 +17,7 @@ from mmfusion.embedding.predict import EmbeddingData, ProductEmbedder, ShardWrit
 from mmfusion.embedding.shard import MadeOf, checksum, read_table
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.retrieval.fingerprint import model_fingerprint
-from mmfusion.retrieval.index import created_by
+from mmfusion.retrieval.index_files import created_by
 
 log = logging.getLogger("mmfusion")
 

@@ -1,6 +1,10 @@
 """Searchable indexes of product embeddings."""
 
+from mmfusion.retrieval.choose import Choice, choose_index
+from mmfusion.retrieval.filters import FilterError
 from mmfusion.retrieval.hit import Hit
-from mmfusion.retrieval.index import MODALITIES, IndexDescription, ProductIndex
+from mmfusion.retrieval.index import ProductIndex
+from mmfusion.retrieval.index_files import IndexDescription
+from mmfusion.retrieval.searcher import Searcher
 
-__all__ = ["MODALITIES", "Hit", "IndexDescription", "ProductIndex"]
+__all__ = ["Choice", "FilterError", "Hit", "IndexDescription", "ProductIndex", "Searcher", "choose_index"]

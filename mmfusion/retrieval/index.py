@@ -1,66 +1,67 @@
 """A searchable index of product embeddings that knows its products and its model."""
 
-import json
+import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from mmfusion.retrieval.compact import merge
+from mmfusion.retrieval.filters import Filter, filter_rows
 from mmfusion.retrieval.folder import replacing
 from mmfusion.retrieval.hit import Hit
+from mmfusion.retrieval.index_files import (
+    FILES,
+    SCHEMA_VERSION,
+    SEGMENTS,
+    IndexDescription,
+    created_by,
+    read_files,
+    write_files,
+)
+from mmfusion.retrieval.products import like, products_table
+from mmfusion.retrieval.recall import ExactNeighbours
+from mmfusion.retrieval.segment import IntArray, Segment
 from mmfusion.retrieval.vectors import as_float32, build_faiss, set_search_parameters
 
-SCHEMA_VERSION = 1
-MODALITIES = ("text", "image")
-_INDEX, _PRODUCTS, _DESCRIPTION = "index.faiss", "products.parquet", "index.json"
-
-
-@dataclass(frozen=True)
-class IndexDescription:
-    """What `index.json` says.
-
-    Attributes:
-        schema_version: version of the folder's layout.
-        dimension: of the embeddings.
-        count: number of products.
-        factory: FAISS factory string.
-        metric: always "inner_product".
-        model_fingerprint: identifies the model that made the embeddings; queries must come from the same one.
-        search_parameters: FAISS run-time parameters, for example "nprobe=16"; empty for FAISS's own.
-        created_by: software that built the index.
-    """
-
-    schema_version: int
-    dimension: int
-    count: int
-    factory: str
-    metric: str
-    model_fingerprint: str
-    search_parameters: str
-    created_by: str
+TRAIN_SIZE = 262_144
 
 
 class ProductIndex:
-    """Product embeddings with their ids, modality weights and metadata. Make one with `build` or `load`."""
+    """Product embeddings with their ids, modality weights and metadata. Make one with `build` or `load`.
 
-    def __init__(self, index: faiss.Index, products: pa.Table, description: IndexDescription) -> None:
-        self._index = index
-        self._products = products
-        self.description = description
+    The base that was built never changes. What `update` adds goes to a small exact index beside it, and what `delete`
+    takes away is passed over in each search, until `compact` makes a new base of both. Searches may run in several
+    threads, also while another one updates: each sees the index before a change or after it.
+    """
+
+    def __init__(
+        self, segments: tuple[Segment, ...], description: IndexDescription, *, origin: Path | None = None
+    ) -> None:
+        # Both in one attribute, which is replaced at once, so that no reader sees half a change.
+        self._state = segments, description
+        self._origin = origin
+        self._changing = threading.Lock()
+
+    @property
+    def description(self) -> IndexDescription:
+        return self._state[1]
+
+    @property
+    def _segments(self) -> tuple[Segment, ...]:
+        return self._state[0]
 
     def __len__(self) -> int:
         return self.description.count
 
     @property
     def product_ids(self) -> list[str]:
-        """All N ids in the order of the embeddings."""
-        return self._products.column("product_id").to_pylist()
+        """Ids of all products that can be found: those of the base in its order, then those that were added."""
+        return [name for one in self._segments for name in _names(one.products.filter(pa.array(one.live)))]
 
     @classmethod
     def build(
@@ -73,7 +74,7 @@ class ProductIndex:
         modality_weights: np.ndarray | None = None,
         factory: str = "Flat",
         search_parameters: str = "",
-        train_size: int = 262_144,
+        train_size: int = TRAIN_SIZE,
     ) -> "ProductIndex":
         """Index product embeddings for search by inner product.
 
@@ -81,9 +82,9 @@ class ProductIndex:
             embeds: float [N, D] (numpy, memory-mapped or tensor), or an iterable of blocks [n, D] of N rows in all.
             product_ids: N different strings of any characters.
             model_fingerprint: identifies the model that made the embeddings.
-            metadata: N rows, any columns (title …); returned with each hit.
+            metadata: N rows, any columns (title …); returned with each hit, and what filters look at.
             modality_weights: float [N, 2], shares of text and image; returned with each hit.
-            factory: FAISS factory string: "Flat" is exact, "HNSW32" fast, "IVF256,PQ32" small.
+            factory: FAISS factory string: "Flat" is exact, "HNSW32" fast, "IVF256,PQ32" small; see [`choose_index`].
             search_parameters: FAISS run-time parameters, for example "nprobe=16" (an IVF index looks into a single
                 cluster otherwise) or "efSearch=64".
             train_size: vectors that an index in need of training is trained on at most: spread evenly over an array,
@@ -95,8 +96,10 @@ class ProductIndex:
         """
         if not model_fingerprint:
             raise ValueError("model_fingerprint is empty; pass the fingerprint of the model that made the embeddings")
-        products = _products_table(product_ids, metadata, modality_weights)
-        index = build_faiss(embeds, factory, train_size)
+        products = products_table(product_ids, metadata, modality_weights)
+        exact = ExactNeighbours()
+        # Exact search would only find that an exact index is exact.
+        index = build_faiss(embeds, factory, train_size, *([] if factory == "Flat" else [exact.watch]))
         if index.ntotal != len(products):
             raise ValueError(f"{index.ntotal} product embeddings for {len(products)} product ids; pass one each")
         if search_parameters:
@@ -109,14 +112,17 @@ class ProductIndex:
             metric="inner_product",
             model_fingerprint=model_fingerprint,
             search_parameters=search_parameters,
+            recall_at_100=1.0 if factory == "Flat" else exact.recall(index),
+            rows=(len(products),),
             created_by=created_by(),
         )
-        return cls(index, products, description)
+        return cls((Segment(index, products, np.ones(len(products), dtype=bool)),), description)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write `index.faiss`, `products.parquet` and `index.json` into a folder, as a whole or not at all.
 
-        The files are written into a hidden folder beside it, which then takes its place.
+        The files are written into a hidden folder beside it, which then takes its place. Of an index that was loaded,
+        files that have not changed get a second name where the file system can do that.
 
         Args:
             folder: new or empty; with `overwrite` also one that holds an index.
@@ -129,11 +135,9 @@ class ProductIndex:
             FileExistsError: the folder holds an index and `overwrite` is off, or holds anything else.
         """
         folder = Path(folder).absolute()
-        with replacing(folder, files=frozenset({_INDEX, _PRODUCTS, _DESCRIPTION}), overwrite=overwrite) as new:
-            faiss.write_index(self._index, str(new / _INDEX))
-            pq.write_table(self._products, new / _PRODUCTS)
-            text = json.dumps(asdict(self.description), indent=2, ensure_ascii=False)
-            (new / _DESCRIPTION).write_text(text + "\n", "utf-8")
+        segments, description = self._state
+        with replacing(folder, files=FILES, overwrite=overwrite) as new:
+            write_files(new, segments, description, self._origin)
         return folder
 
     @classmethod
@@ -151,23 +155,11 @@ class ProductIndex:
             FileNotFoundError: a file of the index is missing.
             ValueError: a file is damaged, of a later layout or of another index, or the fingerprint differs.
         """
-        folder = Path(folder)
-        for name in (_DESCRIPTION, _INDEX, _PRODUCTS):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder} is no product index: {name} is missing; build one with index.py")
-        description = _read_description(folder / _DESCRIPTION)
-        index = _read_faiss(folder / _INDEX, memory_map)
-        products = _read_products(folder / _PRODUCTS, memory_map)
-        found = (index.d, index.ntotal, len(products))
-        expected = (description.dimension, description.count, description.count)
-        if found != expected:
-            raise ValueError(
-                f"the files of {folder} do not belong together: {_DESCRIPTION} says (dimension, vectors, products) "
-                f"{expected}, the files hold {found}; build the index again"
-            )
+        folder = Path(folder).absolute()
+        segments, description = read_files(folder, memory_map)
         if description.search_parameters:
-            set_search_parameters(index, description.search_parameters)
-        loaded = cls(index, products, description)
+            set_search_parameters(segments[0].index, description.search_parameters)
+        loaded = cls(segments, description, origin=folder)
         if model_fingerprint is not None:
             loaded.check_model(model_fingerprint)
         return loaded
@@ -184,7 +176,9 @@ class ProductIndex:
                 f"model {model_fingerprint!r}; load the index's model or build the index again with this one"
             )
 
-    def search(self, query_embeds: Any, k: int, *, model_fingerprint: str | None = None) -> list[list[Hit]]:
+    def search(
+        self, query_embeds: Any, k: int, *, filter: Filter | None = None, model_fingerprint: str | None = None
+    ) -> list[list[Hit]]:
         """Find the k products with the largest inner product for each query.
 
         Equal scores are ordered as in evaluation, by product id descending; which of several equal products gets the
@@ -193,20 +187,23 @@ class ProductIndex:
         Args:
             query_embeds: float [Q, D], numpy or tensor.
             k: hits wanted, at least 1; more than there are products gives all products.
+            filter: conditions on metadata that hits fulfil, for example `[("price", "<", 50)]`, see [`filter_rows`].
             model_fingerprint: the model that made the query embeddings; None skips the check.
 
         Returns:
             For each query its hits, best first: min(k, N) with an exact index, perhaps fewer with an IVF index.
 
         Raises:
-            ValueError: k is below 1, or the embeddings have another dimension, a NaN, or come from another model.
+            ValueError: k is below 1, or the embeddings have another dimension, a NaN, or come from another model; or
+                the filter names what is not there.
         """
         if model_fingerprint is not None:
             self.check_model(model_fingerprint)
-        scores, rows = self.search_rows(query_embeds, k)
-        return [self._hits(*one) for one in zip(scores, rows, strict=True)]
+        segments = self._segments
+        scores, rows = self._search(segments, query_embeds, k, filter)
+        return [_hits(segments, *one) for one in zip(scores, rows, strict=True)]
 
-    def search_rows(self, query_embeds: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search_rows(self, query_embeds: Any, k: int) -> tuple[npt.NDArray[np.float32], IntArray]:
         """Find products as `search` does, but by their place in the index: for many queries and many hits.
 
         Args:
@@ -215,11 +212,16 @@ class ProductIndex:
 
         Returns:
             Scores float32 and places int64, both [Q, min(k, N)], best first in FAISS's order; place -1 where an index
-            that is not exact found no more.
+            that is not exact found no more. Places count deleted products and go on through those that were added.
 
         Raises:
             ValueError: k is below 1, or the embeddings have another dimension or a NaN.
         """
+        return self._search(self._segments, query_embeds, k, None)
+
+    def _search(
+        self, segments: tuple[Segment, ...], query_embeds: Any, k: int, filter: Filter | None
+    ) -> tuple[npt.NDArray[np.float32], IntArray]:
         if k < 1:
             raise ValueError(f"k={k}: ask for at least one hit")
         queries = as_float32(query_embeds, what="query embeddings")
@@ -228,100 +230,124 @@ class ProductIndex:
                 f"query embeddings have dimension {queries.shape[1]} but the index {self.description.dimension}; embed "
                 f"queries with the model that built the index ({self.description.model_fingerprint!r})"
             )
-        scores, rows = self._index.search(queries, min(k, len(self)))
-        return scores, rows
+        k = min(k, sum(one.num_live for one in segments))
+        if k == 0:
+            return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        found, first = [], 0
+        for one in segments:
+            allowed = None if filter is None else filter_rows(_metadata(one), filter)
+            scores, rows = one.search(queries, k, allowed)
+            found.append((scores, np.where(rows < 0, -1, rows + first)))
+            first += len(one)
+        if len(found) == 1:
+            return found[0]
+        scores, rows = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
 
-    def _hits(self, scores: np.ndarray, rows: np.ndarray) -> list[Hit]:
-        found = [(float(score), self._product(int(row))) for score, row in zip(scores, rows, strict=True) if row >= 0]
-        found.sort(key=lambda pair: (pair[0], pair[1]["product_id"]), reverse=True)
-        return [
-            Hit(
-                product_id=product["product_id"],
-                score=score,
-                rank=rank,
-                modality_weights=product.get("modality_weights", {}),
-                metadata=product.get("metadata", {}),
-            )
-            for rank, (score, product) in enumerate(found, start=1)
-        ]
+    def update(
+        self,
+        embeds: Any,
+        product_ids: Sequence[str] | np.ndarray,
+        *,
+        model_fingerprint: str,
+        metadata: pa.Table | None = None,
+        modality_weights: np.ndarray | None = None,
+    ) -> None:
+        """Add products, or replace those that have the same ids; arguments as of `build`.
 
-    def _product(self, row: int) -> dict[str, Any]:
-        return {name: self._products.column(name)[row].as_py() for name in self._products.column_names}
-
-
-def _products_table(
-    product_ids: Sequence[str] | np.ndarray, metadata: pa.Table | None, modality_weights: np.ndarray | None
-) -> pa.Table:
-    ids = list(product_ids)
-    for row, product_id in enumerate(ids):
-        if not isinstance(product_id, str):
-            raise ValueError(f"product id {product_id!r} in row {row} is no string; convert ids before indexing")
-    _check_unique(ids)
-    # Structs keep metadata columns of any name apart from ours.
-    columns: dict[str, Any] = {"product_id": pa.array(ids, pa.string())}
-    if modality_weights is not None:
-        weights = as_float32(modality_weights, what="modality weights")
-        _check_rows("modality weights", len(weights), len(ids))
-        if weights.shape[1] != len(MODALITIES):
-            raise ValueError(f"modality weights have {weights.shape[1]} columns; pass one each for {MODALITIES}")
-        columns["modality_weights"] = pa.StructArray.from_arrays(list(map(pa.array, weights.T)), MODALITIES)
-    if metadata is not None and metadata.num_columns:
-        _check_rows("metadata", len(metadata), len(ids))
-        columns["metadata"] = metadata.to_struct_array()
-    return pa.table(columns)
-
-
-def _check_rows(what: str, rows: int, expected: int) -> None:
-    if rows != expected:
-        raise ValueError(f"{what} has {rows} rows for {expected} product ids; pass one each")
-
-
-def _check_unique(ids: list[str]) -> None:
-    if len(set(ids)) == len(ids):
-        return
-    first_row: dict[str, int] = {}
-    for row, product_id in enumerate(ids):
-        if product_id in first_row:
+        Raises:
+            ValueError: as of `build`; or embeddings of another model or dimension, or other columns than the index has.
+        """
+        self.check_model(model_fingerprint)
+        vectors = as_float32(embeds, what="product embeddings")
+        if vectors.shape[1] != self.description.dimension:
             raise ValueError(
-                f"product id {product_id!r} comes twice, in rows {first_row[product_id]} and {row}; remove one"
+                f"product embeddings have dimension {vectors.shape[1]} but the index {self.description.dimension}; "
+                "embed products as those of the index were"
             )
-        first_row[product_id] = row
+        table = products_table(product_ids, metadata, modality_weights)
+        if len(table) != len(vectors):
+            raise ValueError(f"{len(vectors)} product embeddings for {len(table)} product ids; pass one each")
+        if not len(table):
+            return
+        with self._changing:
+            base, *rest = self._without(table.column("product_id").combine_chunks())
+            table = like(table, base.products)
+            # The small one is made anew, as searches may be going on in the one that is there.
+            kept = [one.vectors(np.flatnonzero(one.live)) for one in rest]
+            known = [one.products.filter(pa.array(one.live)) for one in rest]
+            products = pa.concat_tables([*known, table]).combine_chunks()
+            index = build_faiss(np.concatenate([*kept, vectors]), "Flat", 0)
+            self._replace((base, Segment(index, products, np.ones(len(products), dtype=bool))))
+
+    def delete(self, product_ids: Sequence[str] | np.ndarray) -> None:
+        """Take products away.
+
+        Raises:
+            ValueError: the index has no such product; none is taken away then.
+        """
+        ids = pa.array(list(product_ids), pa.string())
+        with self._changing:
+            there = np.logical_or.reduce([one.rows_of(ids) >= 0 for one in self._segments])
+            if not there.all():
+                raise ValueError(
+                    f"product {ids[int(there.argmin())].as_py()!r} is not in the index; nothing was deleted"
+                )
+            self._replace(tuple(self._without(ids)))
+
+    def compact(self, *, train_size: int = TRAIN_SIZE) -> "ProductIndex":
+        """A new index whose base holds what this one finds; see [`merge`].
+
+        The recall that was measured stays beside it, as clusters and codes do; build anew when much has changed.
+        """
+        segments, description = self._state
+        base = merge(segments, description.factory, train_size)
+        if description.search_parameters:
+            set_search_parameters(base.index, description.search_parameters)
+        return ProductIndex((base,), replace(description, count=len(base), rows=(len(base),)))
+
+    def _without(self, ids: pa.Array) -> list[Segment]:
+        parted = []
+        for one in self._segments:
+            rows = one.rows_of(ids)
+            parted.append(one.without(rows[rows >= 0]))
+        return parted
+
+    def _replace(self, segments: tuple[Segment, ...]) -> None:
+        segments = segments[: len(SEGMENTS)] if len(segments[-1]) else segments[:1]
+        count, rows = sum(one.num_live for one in segments), tuple(map(len, segments))
+        self._state = segments, replace(self.description, count=count, rows=rows)
 
 
-def created_by() -> str:
-    try:
-        ours = version("mmfusion")
-    except PackageNotFoundError:
-        ours = "(not installed)"
-    return f"mmfusion {ours}, faiss {faiss.__version__}"
+def _metadata(segment: Segment) -> Any:
+    columns = segment.products.column_names
+    return segment.products.column("metadata").combine_chunks() if "metadata" in columns else None
 
 
-def _read_description(path: Path) -> IndexDescription:
-    try:
-        fields = json.loads(path.read_text("utf-8"))
-        schema_version = int(fields["schema_version"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); build the index again") from error
-    if schema_version != SCHEMA_VERSION:
-        raise ValueError(
-            f"{path} has schema version {schema_version}, this mmfusion reads {SCHEMA_VERSION}; update mmfusion or "
-            "build the index again"
+def _names(products: pa.Table) -> list[str]:
+    names: list[str] = products.column("product_id").to_pylist()
+    return names
+
+
+def _hits(segments: tuple[Segment, ...], scores: np.ndarray, rows: np.ndarray) -> list[Hit]:
+    found = [(float(score), _product(segments, int(row))) for score, row in zip(scores, rows, strict=True) if row >= 0]
+    found.sort(key=lambda pair: (pair[0], pair[1]["product_id"]), reverse=True)
+    return [
+        Hit(
+            product_id=product["product_id"],
+            score=score,
+            rank=rank,
+            modality_weights=product.get("modality_weights", {}),
+            metadata=product.get("metadata", {}),
         )
-    try:
-        return IndexDescription(**fields)
-    except TypeError as error:
-        raise ValueError(f"{path} is damaged ({error}); build the index again") from error
+        for rank, (score, product) in enumerate(found, start=1)
+    ]
 
 
-def _read_faiss(path: Path, memory_map: bool) -> faiss.Index:
-    try:
-        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if memory_map else 0)
-    except RuntimeError as error:
-        raise ValueError(f"{path} is damaged and FAISS cannot read it; build the index again") from error
-
-
-def _read_products(path: Path, memory_map: bool) -> pa.Table:
-    try:
-        return pq.read_table(path, memory_map=memory_map)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}); build the index again") from error
+def _product(segments: tuple[Segment, ...], row: int) -> dict[str, Any]:
+    for one in segments:
+        if row < len(one):
+            return {name: one.products.column(name)[row].as_py() for name in one.products.column_names}
+        row -= len(one)
+    raise IndexError(row)

@@ -1,6 +1,6 @@
 """FAISS indexes from blocks of vectors, with errors that say what to do."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import faiss
@@ -39,13 +39,16 @@ def as_float32(block: Any, *, what: str, first_row: int = 0) -> np.ndarray:
     return block
 
 
-def build_faiss(embeds: Any, factory: str, train_size: int) -> faiss.Index:
+def build_faiss(
+    embeds: Any, factory: str, train_size: int, watch: Callable[[Iterator[np.ndarray]], Iterator[np.ndarray]] = iter
+) -> faiss.Index:
     """Train, if needed, and fill an inner-product index.
 
     Args:
         embeds: float [N, D], or an iterable of blocks [n, D].
         factory: FAISS factory string.
         train_size: vectors to train on at most: spread evenly over an array, the first ones of an iterable.
+        watch: sees each block once, in order, and passes it on.
 
     Returns:
         The index; its entry i is the i-th vector.
@@ -53,23 +56,23 @@ def build_faiss(embeds: Any, factory: str, train_size: int) -> faiss.Index:
     Raises:
         ValueError: FAISS cannot make, train or fill such an index; no vector; or blocks of different dimensions.
     """
-    blocks = _blocks(embeds)
+    blocks = watch(_blocks(embeds))
     first = next(blocks, None)
     if first is None:
         raise ValueError("no product embedding to index; check that the catalogue is not empty")
-    index = _make(first.shape[1], factory)
+    index = make_faiss(first.shape[1], factory)
     held = [first]
     if not index.is_trained:
         num_held = len(first)
         if not hasattr(embeds, "ndim"):
             while num_held < train_size and (block := next(blocks, None)) is not None:
-                held.append(_same_dimension(block, index.d))
+                held.append(block)
                 num_held += len(block)
         _train(index, _training_vectors(embeds, held, train_size), factory)
     while held:
         _add(index, held.pop(0), factory)
     for block in blocks:
-        _add(index, _same_dimension(block, index.d), factory)
+        _add(index, block, factory)
     return index
 
 
@@ -90,12 +93,13 @@ def set_search_parameters(index: faiss.Index, parameters: str) -> None:
 
 
 def _blocks(embeds: Any) -> Iterator[np.ndarray]:
-    row = 0
+    row, dimension = 0, None
     for block in _slices(embeds) if hasattr(embeds, "ndim") else embeds:
         checked = as_float32(block, what="product embeddings", first_row=row)
         row += len(checked)
         if len(checked):
-            yield checked
+            dimension = dimension or checked.shape[1]
+            yield _same_dimension(checked, dimension)
 
 
 def _slices(embeds: Any) -> Iterable[Any]:
@@ -113,7 +117,12 @@ def _same_dimension(block: np.ndarray, dimension: int) -> np.ndarray:
     return block
 
 
-def _make(dimension: int, factory: str) -> faiss.Index:
+def make_faiss(dimension: int, factory: str) -> faiss.Index:
+    """An empty inner-product index.
+
+    Raises:
+        ValueError: FAISS cannot make one.
+    """
     try:
         return faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:

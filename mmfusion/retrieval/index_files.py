@@ -1,0 +1,158 @@
+"""The files of an index: what is written, read back, and found to be damaged."""
+
+import json
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmfusion.files import link_or_copy
+from mmfusion.retrieval.segment import BoolArray, Segment
+
+SCHEMA_VERSION = 1
+DESCRIPTION, DELETED = "index.json", "deleted.npy"
+# FAISS index and products of each segment: the base, which never changes, and what was added since.
+SEGMENTS = (("index.faiss", "products.parquet"), ("delta.faiss", "delta.parquet"))
+FILES = frozenset({DESCRIPTION, DELETED, *(name for names in SEGMENTS for name in names)})
+
+
+@dataclass(frozen=True)
+class IndexDescription:
+    """What `index.json` says.
+
+    Attributes:
+        schema_version: version of the folder's layout.
+        dimension: of the embeddings.
+        count: number of products that can be found.
+        factory: FAISS factory string.
+        metric: always "inner_product".
+        model_fingerprint: identifies the model that made the embeddings; queries must come from the same one.
+        search_parameters: FAISS run-time parameters, for example "nprobe=16"; empty for FAISS's own.
+        recall_at_100: share of the 100 exact neighbours of sampled products that the index finds among its first 100,
+            measured when it was built; 1 for an exact index.
+        rows: rows of each segment, deleted ones too.
+        created_by: software that built the index.
+    """
+
+    schema_version: int
+    dimension: int
+    count: int
+    factory: str
+    metric: str
+    model_fingerprint: str
+    search_parameters: str
+    recall_at_100: float
+    rows: tuple[int, ...]
+    created_by: str
+
+
+def created_by() -> str:
+    """Names and versions of the software that makes vectors and indexes."""
+    try:
+        ours = version("mmfusion")
+    except PackageNotFoundError:
+        ours = "(not installed)"
+    return f"mmfusion {ours}, faiss {faiss.__version__}"
+
+
+def write_files(
+    folder: Path, segments: tuple[Segment, ...], description: IndexDescription, origin: Path | None
+) -> None:
+    """Writes an index into an empty folder.
+
+    Args:
+        folder: the folder.
+        segments: base and, if there is one, delta.
+        description: what `index.json` will say.
+        origin: folder that the base was loaded from and is unchanged in, whose files get a second name instead of being
+            written again.
+    """
+    for place, (segment, names) in enumerate(zip(segments, SEGMENTS, strict=False)):
+        if place == 0 and origin is not None:
+            for name in names:
+                link_or_copy(origin / name, folder / name)
+        else:
+            faiss.write_index(segment.index, str(folder / names[0]))
+            pq.write_table(segment.products, folder / names[1])
+    if not all(segment.live.all() for segment in segments):
+        np.save(folder / DELETED, np.flatnonzero(~np.concatenate([segment.live for segment in segments])))
+    text = json.dumps(asdict(description), indent=2, ensure_ascii=False)
+    (folder / DESCRIPTION).write_text(text + "\n", "utf-8")
+
+
+def read_files(folder: Path, memory_map: bool) -> tuple[tuple[Segment, ...], IndexDescription]:
+    """Reads an index.
+
+    Raises:
+        FileNotFoundError: a file of the index is missing.
+        ValueError: a file is damaged, of a later layout or of another index.
+    """
+    _check_there(folder, DESCRIPTION)
+    description = _read_description(folder / DESCRIPTION)
+    parts = []
+    for names in SEGMENTS[: len(description.rows)]:
+        for name in names:
+            _check_there(folder, name)
+        parts.append((_read_faiss(folder / names[0], memory_map), _read_products(folder / names[1], memory_map)))
+    live = _read_live(folder, sum(description.rows))
+    found = tuple((index.d, index.ntotal, len(products)) for index, products in parts)
+    expected = tuple((description.dimension, rows, rows) for rows in description.rows)
+    if found != expected or live.sum() != description.count:
+        raise ValueError(
+            f"the files of {folder} do not belong together: {DESCRIPTION} says (dimension, vectors, products) "
+            f"{expected} and {description.count} to be found, the files hold {found} and {live.sum()}; build the index "
+            "again"
+        )
+    cuts = np.split(live, np.cumsum(description.rows)[:-1])
+    segments = tuple(Segment(index, products, cut) for (index, products), cut in zip(parts, cuts, strict=True))
+    return segments, description
+
+
+def _check_there(folder: Path, name: str) -> None:
+    if not (folder / name).is_file():
+        raise FileNotFoundError(f"{folder} is no product index: {name} is missing; build one with index.py")
+
+
+def _read_description(path: Path) -> IndexDescription:
+    try:
+        fields = json.loads(path.read_text("utf-8"))
+        schema_version = int(fields["schema_version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); build the index again") from error
+    if schema_version != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} has schema version {schema_version}, this mmfusion reads {SCHEMA_VERSION}; update mmfusion or "
+            "build the index again"
+        )
+    try:
+        return IndexDescription(**{**fields, "rows": tuple(fields["rows"])})
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error}); build the index again") from error
+
+
+def _read_live(folder: Path, count: int) -> BoolArray:
+    live, path = np.ones(count, dtype=bool), folder / DELETED
+    if path.is_file():
+        try:
+            live[np.load(path)] = False
+        except (ValueError, EOFError, IndexError, OSError) as error:
+            raise ValueError(f"{path} is damaged ({error}); build the index again") from error
+    return live
+
+
+def _read_faiss(path: Path, memory_map: bool) -> faiss.Index:
+    try:
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if memory_map else 0)
+    except RuntimeError as error:
+        raise ValueError(f"{path} is damaged and FAISS cannot read it; build the index again") from error
+
+
+def _read_products(path: Path, memory_map: bool) -> pa.Table:
+    try:
+        return pq.read_table(path, memory_map=memory_map)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}); build the index again") from error

@@ -1,0 +1,157 @@
+"""A FAISS index with its products, of which some may be deleted: what an index over a catalogue is made of."""
+
+import threading
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import faiss as faiss_module
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+# Its types know neither selectors nor the arguments of its parameters.
+faiss: Any = faiss_module
+
+BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int64]
+# Below so many allowed rows, comparing all of them costs less than an approximate search that passes most of them over,
+# and finds them all.
+_EXACT_BELOW = 20_000
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Vectors and their products, row by row.
+
+    Attributes:
+        index: FAISS index; its entry i is row i.
+        products: Table of N rows with the column `product_id`.
+        live: (N,) bool; rows that are not are passed over in each search.
+    """
+
+    index: Any
+    products: pa.Table
+    live: BoolArray
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.products)
+
+    @property
+    def num_live(self) -> int:
+        return int(self.live.sum())
+
+    def rows_of(self, ids: pa.Array) -> IntArray:
+        """Live row of each id, -1 where there is none."""
+        alive = np.flatnonzero(self.live)
+        names = self.products.column("product_id")
+        names = names.combine_chunks() if len(alive) == len(self) else names.take(pa.array(alive)).combine_chunks()
+        found = pc.index_in(ids, value_set=names).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        return np.where(found < 0, -1, alive[found] if len(alive) else -1)
+
+    def without(self, rows: IntArray) -> "Segment":
+        """The same segment with some more rows deleted."""
+        live = self.live.copy()
+        live[rows] = False
+        return replace(self, live=live)
+
+    def search(
+        self, queries: npt.NDArray[np.float32], k: int, allowed: BoolArray | None
+    ) -> tuple[npt.NDArray[np.float32], IntArray]:
+        """The k best live rows of each query, among the allowed ones: scores and rows (Q, k), row -1 for none.
+
+        Args:
+            queries: (Q, D) float32.
+            k: At least 1.
+            allowed: (N,) bool, or None for all.
+        """
+        wanted = self.live if allowed is None else self.live & allowed
+        count = int(wanted.sum())
+        if count == 0 or len(queries) == 0:
+            return np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
+        if count == len(self):
+            scores, rows = self.index.search(queries, min(k, count))
+        elif count <= _EXACT_BELOW:
+            scores, rows = self._search_all_of(np.flatnonzero(wanted), queries, min(k, count))
+        else:
+            scores, rows = self._search_selected(wanted, queries, min(k, count))
+        return _widened(scores, rows, k)
+
+    def _search_all_of(
+        self, rows: IntArray, queries: npt.NDArray[np.float32], k: int
+    ) -> tuple[npt.NDArray[np.float32], IntArray]:
+        scores = queries @ self.vectors(rows).T
+        best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+        found = np.take_along_axis(scores, best, axis=1)
+        order = np.argsort(-found, axis=1, kind="stable")
+        return np.take_along_axis(found, order, axis=1), rows[np.take_along_axis(best, order, axis=1)]
+
+    def _search_selected(
+        self, wanted: BoolArray, queries: npt.NDArray[np.float32], k: int
+    ) -> tuple[npt.NDArray[np.float32], IntArray]:
+        selector = faiss.IDSelectorBitmap(np.packbits(wanted, bitorder="little"))
+        parameters = selecting(self.index, selector, k)
+        if parameters is not None:
+            found: tuple[npt.NDArray[np.float32], IntArray] = self.index.search(queries, k, params=parameters)
+            return found
+        return self._search_beyond(wanted, queries, k)
+
+    def _search_beyond(
+        self, wanted: BoolArray, queries: npt.NDArray[np.float32], k: int
+    ) -> tuple[npt.NDArray[np.float32], IntArray]:
+        """For kinds of index that cannot pass over rows: takes more and more hits until enough are wanted ones."""
+        fetched = k
+        while True:
+            fetched = min(len(self), 2 * fetched)
+            scores, rows = self.index.search(queries, fetched)
+            good = (rows >= 0) & wanted[np.maximum(rows, 0)]
+            if fetched == len(self) or (good.sum(axis=1) >= k).all():
+                order = np.argsort(~good, axis=1, kind="stable")[:, :k]
+                good, scores = np.take_along_axis(good, order, 1), np.take_along_axis(scores, order, 1)
+                rows = np.where(good, np.take_along_axis(rows, order, 1), -1)
+                return np.where(good, scores, -np.inf).astype(np.float32), rows
+
+    def vectors(self, rows: IntArray) -> npt.NDArray[np.float32]:
+        """Vectors (n, D) of rows, as the index holds them."""
+        with self._lock:
+            # FAISS finds entries of inverted lists through a map that it makes once.
+            ivf = _inverted(self.index)
+            if ivf is not None and ivf.direct_map.no():
+                ivf.make_direct_map()
+        found: npt.NDArray[np.float32] = self.index.reconstruct_batch(rows)
+        return found
+
+
+def selecting(index: Any, selector: Any, k: int) -> Any:
+    """Search parameters that pass over all but the selected rows, and are as set otherwise; None: there are none."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        inner = selecting(index.index, selector, k)
+        return None if inner is None else _kept(faiss.SearchParametersPreTransform(index_params=inner), inner)
+    if isinstance(index, faiss.IndexIVF):
+        return _kept(faiss.SearchParametersIVF(sel=selector, nprobe=index.nprobe), selector)
+    if isinstance(index, faiss.IndexHNSW):
+        return _kept(faiss.SearchParametersHNSW(sel=selector, efSearch=max(index.hnsw.efSearch, k)), selector)
+    if isinstance(index, faiss.IndexFlat):
+        return _kept(faiss.SearchParameters(sel=selector), selector)
+    return None
+
+
+def _kept(parameters: Any, *needed: Any) -> Any:
+    # FAISS holds pointers only.
+    parameters.kept = needed
+    return parameters
+
+
+def _inverted(index: Any) -> Any:
+    try:
+        return faiss.extract_index_ivf(index)
+    except RuntimeError:
+        return None
+
+
+def _widened(scores: npt.NDArray[np.float32], rows: IntArray, k: int) -> tuple[npt.NDArray[np.float32], IntArray]:
+    scores = np.where(rows < 0, -np.inf, scores).astype(np.float32)
+    missing = ((0, 0), (0, k - rows.shape[1]))
+    return np.pad(scores, missing, constant_values=-np.inf), np.pad(rows, missing, constant_values=-1)

@@ -1,0 +1,271 @@
+"""An index that changes: updates, deletions, filters and compaction, against a dictionary of vectors."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmfusion.retrieval import FilterError, ProductIndex, choose_index, segment
+from mmfusion.retrieval.choose import physical_memory
+
+DIMENSION = 8
+KINDS = ["Flat", "HNSW16", "IVF4,Flat", "IVF4,SQ8", "IVF4,PQ4x4", "OPQ4,IVF4,PQ4x4", "PCA4,Flat", "IVF4,PQ4x4,RFlat"]
+
+
+def vectors(count: int, seed: int = 0) -> np.ndarray:
+    drawn = np.random.default_rng(seed).normal(size=(count, DIMENSION)).astype(np.float32)
+    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+
+
+def metadata(ids: list[str]) -> pa.Table:
+    prices = [None if name.endswith("7") else len(name) * 10 for name in ids]
+    return pa.table({"title": ids, "price": pa.array(prices, pa.int64()), "kind": [name[0] for name in ids]})
+
+
+def build(count: int = 60, **arguments: Any) -> ProductIndex:
+    ids = [f"{'ab'[row % 2]}{row}" for row in range(count)]
+    options = {"model_fingerprint": "m", "metadata": metadata(ids), "search_parameters": "", **arguments}
+    if "IVF" in options.get("factory", ""):
+        options["search_parameters"] = "nprobe=4"
+    return ProductIndex.build(vectors(count), ids, **options)
+
+
+def update(index: ProductIndex, ids: list[str], seed: int) -> None:
+    index.update(vectors(len(ids), seed), ids, model_fingerprint="m", metadata=metadata(ids))
+
+
+def found(index: ProductIndex, k: int = 1000, **options: Any) -> list[dict[str, float]]:
+    hits = index.search(vectors(3, seed=99), k, **options)
+    return [{hit.product_id: round(hit.score, 4) for hit in one} for one in hits]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.booleans(), st.lists(st.integers(0, 25), min_size=1, max_size=4, unique=True), st.integers(1, 1000)
+        ),
+        max_size=6,
+    )
+)
+@settings(max_examples=25, deadline=None)
+def test_any_changes_give_what_a_dictionary_gives(changes: list[tuple[bool, list[int], int]]) -> None:
+    index = build(20)
+    held = dict(zip(index.product_ids, vectors(20), strict=True))
+    for add, numbers, seed in changes:
+        ids = [f"{'ab'[number % 2]}{number}" for number in numbers]
+        if add:
+            update(index, ids, seed)
+            held.update(zip(ids, vectors(len(ids), seed), strict=True))
+        elif all(name in held for name in ids):
+            index.delete(ids)
+            for name in ids:
+                del held[name]
+        else:
+            with pytest.raises(ValueError, match="is not in the index; nothing was deleted"):
+                index.delete(ids)
+    queries = vectors(3, seed=99)
+    expected = [{name: round(float(query @ held[name]), 4) for name in held} for query in queries]
+    for one in (index, index.compact()) if held else (index,):
+        assert len(one) == len(held) and sorted(one.product_ids) == sorted(held)
+        for mine, theirs in zip(found(one), expected, strict=True):
+            assert mine == pytest.approx(theirs, abs=2e-4)
+
+
+@pytest.mark.parametrize("factory", KINDS)
+def test_every_kind_of_index_is_changed_saved_and_compacted(tmp_path: Path, factory: str) -> None:
+    built = build(300, factory=factory)
+    built.save(tmp_path / "index")
+    index = ProductIndex.load(tmp_path / "index")
+    update(index, ["a0", "new"], seed=5)
+    index.delete([f"b{row}" for row in range(1, 200, 2)])
+    before = found(index)
+    assert len(index) == 201 and "b1" not in before[0] and "b201" in before[0] and "new" in before[0]
+    # Of an exact vector beside a lossy base, the exact one counts.
+    queries, added = vectors(3, seed=99), vectors(2, seed=5)
+    assert before[0]["a0"] == pytest.approx(float(queries[0] @ added[0]), abs=1e-3)
+    index.save(tmp_path / "index", overwrite=True)
+    again = ProductIndex.load(tmp_path / "index")
+    assert found(again) == before and again.description == index.description
+    compacted = again.compact()
+    assert len(compacted.description.rows) == 1 and compacted.description.rows[0] == 201
+    after = found(ProductIndex.load(compacted.save(tmp_path / "compacted")))
+    for mine, theirs in zip(after, before, strict=True):
+        if factory == "HNSW16":
+            # A graph does not lead to every vector from everywhere, but to the best ones.
+            assert list(mine)[:3] == list(theirs)[:3] and set(mine) <= set(theirs)
+        else:
+            assert set(mine) == set(theirs)
+        others = set(mine) - {"a0", "new"}
+        assert {name: mine[name] for name in others} == pytest.approx(
+            {name: theirs[name] for name in others}, abs=0.2 if "PCA" in factory else 2e-4
+        )
+
+
+def test_unchanged_files_are_not_written_again(tmp_path: Path) -> None:
+    index = ProductIndex.load(build().save(tmp_path / "index"))
+    before = (tmp_path / "index" / "index.faiss").stat().st_ino
+    update(index, ["new"], seed=1)
+    index.save(tmp_path / "index", overwrite=True)
+    assert (tmp_path / "index" / "index.faiss").stat().st_ino == before
+    assert {path.name for path in (tmp_path / "index").iterdir()} == {
+        *("index.faiss", "products.parquet", "index.json", "delta.faiss", "delta.parquet")
+    }
+
+
+@pytest.mark.parametrize("factory", KINDS)
+@pytest.mark.parametrize("exact_below", [0, 20_000])
+def test_filters_find_exactly_the_rows_that_fulfil_them(
+    factory: str, exact_below: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segment, "_EXACT_BELOW", exact_below)
+    index = build(300, factory=factory)
+    update(index, ["c1", "c20"], seed=3)
+    index.delete(["a4"])
+    every = {name for one in found(index) for name in one}
+    assert len(every) == 301
+    cases: list[tuple[Any, Any]] = [
+        ([("kind", "=", "a")], lambda name: name[0] == "a"),
+        ([("kind", "in", ["a", "c"]), ("price", "<=", 30)], lambda n: n[0] in "ac" and n[-1] != "7" and len(n) < 4),
+        ([("price", "<", 30.5)], lambda n: n[-1] != "7" and len(n) <= 3),
+        ([[["kind", "=", "c"]], [["title", "=", "b1"]]], lambda n: n[0] == "c" or n == "b1"),
+        ([("kind", "not in", ["a", "b"])], lambda n: n[0] == "c"),
+        ([("title", "!=", "b1"), ("kind", "!=", "a")], lambda n: n != "b1" and n[0] != "a"),
+        ([("price", ">", 1000)], lambda n: False),
+    ]
+    for conditions, fulfils in cases:
+        for one in found(index, filter=conditions):
+            expected = {name for name in every if fulfils(name)}
+            graph = factory == "HNSW16" and exact_below == 0
+            assert set(one) <= expected if graph else set(one) == expected, conditions
+    (best,) = index.search(vectors(1, seed=99), 1, filter=[("kind", "=", "b")])
+    scores = found(index, filter=[("kind", "=", "b")])[0]
+    assert scores[best[0].product_id] == max(scores.values())
+
+
+@pytest.mark.parametrize(
+    ("conditions", "message"),
+    [
+        ([("colour", "=", "red")], r"'colour'; this index has title, price, kind"),
+        ([("kind", "~", "a")], r"operator '~'; use one of = =="),
+        ([("price", "<", "cheap")], r"'price', which is int64, with 'cheap'"),
+        ([("kind", "in", "a")], r"'kind'.*with 'a'"),
+        ([("kind", "=")], r"give \(field, operator, value\)"),
+        ([], r"the filter is \[\]"),
+        ("kind = a", r"give a list"),
+    ],
+)
+def test_filters_that_mean_nothing_are_refused(conditions: Any, message: str) -> None:
+    with pytest.raises(FilterError, match=message):
+        found(build(), filter=conditions)
+
+
+def test_an_index_without_metadata_says_so() -> None:
+    with pytest.raises(FilterError, match="has no metadata"):
+        found(build(metadata=None), filter=[("kind", "=", "a")])
+
+
+def test_updates_of_another_model_dimension_or_columns_are_refused() -> None:
+    index = build()
+    new = vectors(1)
+    with pytest.raises(ValueError, match="'other'"):
+        index.update(new, ["x"], model_fingerprint="other")
+    with pytest.raises(ValueError, match="dimension 5 but the index 8"):
+        index.update(new[:, :5], ["x"], model_fingerprint="m")
+    with pytest.raises(ValueError, match="the index has product_id: string; metadata"):
+        index.update(new, ["x"], model_fingerprint="m")
+    with pytest.raises(ValueError, match="row 0 holds a NaN"):
+        index.update(new * np.nan, ["x"], model_fingerprint="m", metadata=metadata(["x"]))
+    with pytest.raises(ValueError, match="'x' comes twice"):
+        index.update(vectors(2), ["x", "x"], model_fingerprint="m")
+    with pytest.raises(ValueError, match="'y' is not in the index"):
+        index.delete(["a0", "y"])
+    assert len(index) == 60 and "a0" in index.product_ids
+
+
+def test_searches_go_on_while_another_thread_changes_the_index() -> None:
+    index, errors, done = build(300), [], threading.Event()
+
+    def search() -> None:
+        while not done.is_set():
+            try:
+                for hits in index.search(vectors(2, seed=1), 50):
+                    assert len(hits) == 50 and len({hit.product_id for hit in hits}) == 50
+            except BaseException as error:
+                errors.append(error)
+                return
+
+    threads = [threading.Thread(target=search) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for seed in range(60):
+        update(index, [f"n{seed}", f"n{seed // 2}"][: 1 + seed % 2], seed)
+        index.delete([f"{'ab'[seed % 2]}{seed}"])
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert not errors, errors
+    assert len(index) == 300
+
+
+def test_recall_is_measured_when_an_index_is_built() -> None:
+    assert build().description.recall_at_100 == 1.0
+    embeds, ids = vectors(2000), [str(row) for row in range(2000)]
+    for factory, parameters in (("IVF16,Flat", "nprobe=2"), ("HNSW16", "efSearch=128"), ("IVF16,Flat", "nprobe=16")):
+        index = ProductIndex.build(
+            iter([embeds[:700], embeds[700:]]),
+            ids,
+            model_fingerprint="m",
+            factory=factory,
+            search_parameters=parameters,
+            train_size=2000,
+        )
+        chosen = np.unique(np.linspace(0, 699, 256).astype(np.int64))
+        exact = np.argsort(-(embeds[chosen] @ embeds.T), axis=1)[:, :100]
+        _, mine = index.search_rows(embeds[chosen], 100)
+        expected = np.mean([len(np.intersect1d(*pair)) / 100 for pair in zip(mine, exact, strict=True)])
+        assert index.description.recall_at_100 == pytest.approx(expected, abs=1e-3)
+        assert (index.description.recall_at_100 > 0.999) == (parameters == "nprobe=16") or "HNSW" in factory
+
+
+@pytest.mark.parametrize(
+    ("count", "dimension", "gib", "kind"),
+    [
+        (1, 384, 1, "Flat"),
+        (50_000, 384, 1, "Flat"),
+        (1_000_000, 384, 8, "HNSW32"),
+        (1_000_000, 384, 1, "IVF2048,SQ8"),
+        (10_000_000, 384, 64, "IVF8192,SQ8"),
+        (10_000_000, 384, 1, "IVF8192,PQ96"),
+        (10_000_000, 384, 0.25, "IVF8192,PQ16"),
+        (40_000, 384, 0.03, "IVF512,SQ8"),
+    ],
+)
+def test_the_choice_fits_the_budget(count: int, dimension: int, gib: float, kind: str) -> None:
+    choice = choose_index(count, dimension, int(gib * 2**30))
+    assert choice.factory == kind and choice.num_bytes <= gib * 2**30
+    made = faiss.index_factory(dimension, choice.factory, faiss.METRIC_INNER_PRODUCT)
+    faiss.ParameterSpace().set_index_parameters(made, choice.search_parameters)
+
+
+def test_a_budget_that_nothing_fits_is_refused_with_both_numbers() -> None:
+    with pytest.raises(ValueError, match=r"at least 0\.1[0-9] GiB in any index, the budget is 0\.05 GiB"):
+        choose_index(10_000_000, 384, int(0.05 * 2**30))
+    assert physical_memory() > 2**30
+
+
+def test_bytes_are_estimated_well(tmp_path: Path) -> None:
+    count = 60_000
+    embeds = np.random.default_rng(0).normal(size=(count, 16)).astype(np.float32)
+    for gib in (1.0, count * 40 / 2**30):
+        choice = choose_index(count, 16, int(gib * 2**30))
+        index = ProductIndex.build(
+            embeds, [str(i) for i in range(count)], model_fingerprint="m", factory=choice.factory
+        )
+        size = (index.save(tmp_path / choice.factory) / "index.faiss").stat().st_size
+        assert size <= 1.25 * choice.num_bytes + 2**20
