@@ -99,7 +99,7 @@ def vectors_by_id(folder: Path) -> dict[str, bytes]:
 
 
 def test_shards_hold_every_product_once_with_the_vector_of_the_model(place: Path, finished: Path) -> None:
-    catalogue = Catalogue.load(place / "catalogue", cache_dir=place / "cache", products_only=True)
+    catalogue = Catalogue.load_products(place / "catalogue", cache_dir=place / "cache")
     model = MMFusionModel.from_pretrained(place / "embedded_base").eval()
     processor = MMFusionProcessor.from_pretrained(place / "embedded_base")
     expected = embed_products(model, processor, catalogue, catalogue.product_rows(None))

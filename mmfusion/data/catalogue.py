@@ -67,7 +67,6 @@ class Catalogue:
         cache_dir: str | os.PathLike[str],
         revision: str | None = None,
         unknown: Literal["error", "drop"] = "error",
-        products_only: bool = False,
     ) -> Catalogue:
         """Loads and checks a catalogue.
 
@@ -80,7 +79,6 @@ class Catalogue:
             revision: Branch, tag or commit of a Hub data set.
             unknown: What to do with judgements of queries or products that are not in the tables: refuse the
                 catalogue, or drop the judgements and log their number.
-            products_only: Reads no queries and judgements, which a catalogue that is only embedded need not have.
 
         Raises:
             CatalogueError: A table or column is missing, empty, unreadable or of the wrong type, an id is null or
@@ -91,21 +89,25 @@ class Catalogue:
             raise CatalogueError(f"unknown={unknown!r}", "Catalogue.load", "Use 'error' or 'drop'.")
         name = os.fspath(source)
         cache = os.path.abspath(cache_dir)
-        folder = find_folder(name)
-        wanted = ("products",) if products_only else TABLES
-        if folder is None:
-            tables = {table: load_from_hub(name, table, cache, revision) for table in wanted}
-        else:
-            refuse_revision(name, revision)
-            tables = {table: load_from_folder(folder, table, cache) for table in wanted}
-        photo_root = cache if folder is None else folder.photo_root
+        tables, photo_root = _load_tables(name, cache, revision, TABLES)
         check_products(tables["products"], name, photo_root)
-        if products_only:
-            nobody = datasets.Dataset.from_dict({"query_id": [], "query": []})
-            return cls(tables["products"], nobody, Qrels([], [], []), source=name, photo_root=photo_root)
         check_queries(tables["queries"], name)
         qrels = build_qrels(tables, name, unknown)
         return cls(tables["products"], tables["queries"], qrels, source=name, photo_root=photo_root)
+
+    @staticmethod
+    def load_products(
+        source: str | os.PathLike[str], *, cache_dir: str | os.PathLike[str], revision: str | None = None
+    ) -> Catalogue:
+        """Loads and checks products alone: a catalogue without queries and judgements, as an index is made of.
+
+        Arguments and errors are those of `load`; the other tables need not be there.
+        """
+        name = os.fspath(source)
+        tables, photo_root = _load_tables(name, os.path.abspath(cache_dir), revision, ("products",))
+        check_products(tables["products"], name, photo_root)
+        nobody = datasets.Dataset.from_dict({"query_id": [], "query": []})
+        return Catalogue(tables["products"], nobody, Qrels([], [], []), source=name, photo_root=photo_root)
 
     @staticmethod
     def stream(
@@ -238,3 +240,14 @@ class Catalogue:
     def __getstate__(self) -> dict[str, Any]:
         # Ids are read again from the mapped table where they are needed, rather than copied into every worker.
         return {key: value for key, value in self.__dict__.items() if key not in ("product_ids", "query_ids")}
+
+
+def _load_tables(
+    name: str, cache: str, revision: str | None, wanted: Sequence[str]
+) -> tuple[dict[str, datasets.Dataset], str | None]:
+    """Tables by name, and the folder in which photos are found that are stored as a path."""
+    folder = find_folder(name)
+    if folder is None:
+        return {table: load_from_hub(name, table, cache, revision) for table in wanted}, cache
+    refuse_revision(name, revision)
+    return {table: load_from_folder(folder, table, cache) for table in wanted}, folder.photo_root

@@ -46,11 +46,8 @@ def load_catalogue(
         source = (read_record(Path(base)) or {}).get("catalogue")
     if source is None:
         source = str(write_embedded_catalogue(folder / "embedded_catalogue", num_products=num_products))
-    place = folder / "cache" / "catalogue"
-    if stream:
-        catalogue: Catalogue = StreamedCatalogue.load(source, cache_dir=place)
-    else:
-        catalogue = Catalogue.load(source, cache_dir=place, products_only=products_only)
+    load: Any = StreamedCatalogue.load if stream else Catalogue.load_products if products_only else Catalogue.load
+    catalogue: Catalogue = load(source, cache_dir=folder / "cache" / "catalogue")
     log.info("%r", catalogue)
     return catalogue
 
