@@ -243,10 +243,8 @@ def vision_state_size(encoder: PreTrainedModel, layers: Sequence[int]) -> int:
             f"vision_feature_layers names block {max(layers)}, and {type(encoder).__name__} has {count}; "
             f"give numbers from 0 to {count - 1}."
         )
-    height, width = _photo_size(encoder)
-    photo = encoder.get_parameter(next(iter(encoder.state_dict()))).new_zeros(1, _channels(encoder), height, width)
     with evaluating(encoder), torch.no_grad():
-        return int(encode_photos(encoder, photo, "mean", layers).tokens.shape[-1])
+        return int(encode_photos(encoder, blank_photo(encoder), "mean", layers).tokens.shape[-1])
 
 
 @contextmanager
@@ -304,6 +302,15 @@ def vision_blocks(encoder: nn.Module) -> nn.ModuleList:
     """The sequence of blocks of a vision encoder: its outermost `ModuleList`."""
     parent, name = _block_list(encoder)
     return parent.get_submodule(name)  # type: ignore[return-value]
+
+
+def blocks_of(encoder: nn.Module) -> list[nn.Module]:
+    """The blocks of any encoder, in order; none if it has no list of at least two."""
+    try:
+        parent, name = _block_list(encoder)
+    except ValueError:
+        return []
+    return list(parent.get_submodule(name).children())
 
 
 def freeze_vision_prefix(encoder: PreTrainedModel, blocks: int) -> None:
@@ -416,6 +423,13 @@ def _blank_inputs(encoder: PreTrainedModel, activations: Tensor) -> dict[str, Te
         # Its blocks are given a mask over the patches, so the blank photo needs as many.
         height, width = encoder.config.patch_size, encoder.config.patch_size * activations.shape[1]
     return _vision_inputs(encoder, activations.new_zeros(1, _channels(encoder), height, width))
+
+
+def blank_photo(encoder: PreTrainedModel) -> Tensor:
+    """One photo (1, channels, height, width) of the encoder's own size, all zeros."""
+    height, width = _photo_size(encoder)
+    weight = next(encoder.parameters())
+    return torch.zeros(1, _channels(encoder), height, width, dtype=encoder.dtype, device=weight.device)
 
 
 def _channels(encoder: PreTrainedModel) -> int:

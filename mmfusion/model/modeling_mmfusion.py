@@ -8,12 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import is_accelerate_available
 
 from .backbones_mmfusion import (
     Encoded,
+    blank_photo,
     check_takes_embeddings,
     encode_photos,
     encode_photos_from,
@@ -30,6 +32,7 @@ from .backbones_mmfusion import (
     vision_prefix,
     vision_state_size,
 )
+from .checkpointing_mmfusion import check_no_statistics, checkpoint_blocks, has_checkpointing
 from .configuration_mmfusion import MMFusionConfig
 from .errors_mmfusion import explained
 from .fusion_mmfusion import FUSIONS, TEXT, Fusion, FusionSizes, ProductViews
@@ -55,6 +58,23 @@ class MMFusionPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _no_split_modules: list[str] = []  # noqa: RUF012 (transformers reads it)
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, **options: Any
+    ) -> None:
+        # What transformers' own methods to turn it on and off call. They pass over encoders that know nothing of it.
+        if enable and not self.config.freeze_batch_norm:
+            check_no_statistics(self)
+        if has_checkpointing(self):
+            super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **options)
+        for encoder in self.encoders():
+            if not has_checkpointing(encoder):
+                checkpoint_blocks(encoder, gradient_checkpointing_func if enable else None)
+
+    def encoders(self) -> list[PreTrainedModel]:
+        """The encoders of a model, each once."""
+        found = (getattr(self, name, None) for name in ("text_model", "query_model", "vision_model"))
+        return [encoder for encoder in found if encoder is not None]
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # For code outside transformers, a module is passed over once its own parameters are loaded, although it may be
@@ -129,6 +149,8 @@ class MMFusionModel(MMFusionPreTrainedModel):
     text_projection: Projection
     image_projection: Projection
     fusion: Fusion
+    # Whether training shows the vision encoder a blank photo where a batch has none, so that it runs in every step.
+    blank_photos: bool
 
     def __init__(self, config: MMFusionConfig) -> None:
         super().__init__(config)
@@ -153,6 +175,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         self.query_router = QueryRouter(text_hidden) if config.query_router else None
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale_init)))
         self.frozen_vision_blocks = 0
+        self.blank_photos = False
         self.post_init()
         for encoder in (self.text_model, self.query_model):
             if encoder is not None:
@@ -502,15 +525,11 @@ class MMFusionModel(MMFusionPreTrainedModel):
         products, photos = photo_mask.shape
         if not photo_mask.any():
             return self._no_photos(products)
-        pooling, layers = self.config.image_pooling, self.config.vision_feature_layers
         if activations is not None:
-            inputs = activations[photo_mask].to(self.dtype)
-            encoded = encode_photos_from(
-                self.vision_model, inputs, self.frozen_vision_blocks, pooling, layers, self.vision_state_size
-            )
+            encoded = self._encode_activations(activations[photo_mask].to(self.dtype))
         else:
             assert pixel_values is not None
-            encoded = encode_photos(self.vision_model, pixel_values[photo_mask].to(self.dtype), pooling, layers)
+            encoded = self._encode_pixels(pixel_values[photo_mask].to(self.dtype))
         if self.vision_neck is not None:
             encoded = self.vision_neck(encoded)
         length, width = encoded.tokens.shape[1:]
@@ -521,11 +540,30 @@ class MMFusionModel(MMFusionPreTrainedModel):
         mean = pooled.sum(1) / photo_mask.sum(1, keepdim=True).clamp_min(1)
         return Encoded(tokens.flatten(1, 2), mean), photo_mask.repeat_interleave(length, dim=1)
 
+    def _encode_pixels(self, photos: Tensor) -> Encoded:
+        pooling, layers = self.config.image_pooling, self.config.vision_feature_layers
+        return encode_photos(self.vision_model, photos, pooling, layers)
+
+    def _encode_activations(self, activations: Tensor) -> Encoded:
+        pooling, layers = self.config.image_pooling, self.config.vision_feature_layers
+        return encode_photos_from(
+            self.vision_model, activations, self.frozen_vision_blocks, pooling, layers, self.vision_state_size
+        )
+
     def _no_photos(self, products: int) -> tuple[Encoded, Tensor]:
         weight = self.image_projection.weight
         width = weight.shape[1] if self.vision_neck is None else self.config.neck_hidden_size
         tokens, pooled = weight.new_zeros(products, 1, width), weight.new_zeros(products, weight.shape[1])
+        if self.blank_photos and self.training:
+            nothing = 0.0 * self._encode_blank().tokens.sum()
+            tokens, pooled = tokens + nothing, pooled + nothing
         return Encoded(tokens, pooled), torch.zeros(products, 1, dtype=torch.bool, device=weight.device)
+
+    def _encode_blank(self) -> Encoded:
+        photo = blank_photo(self.vision_model)
+        if self.frozen_vision_blocks:
+            return self._encode_activations(self.get_vision_activations(photo))
+        return self._encode_pixels(photo)
 
 
 def _single_device(device_map: Any) -> torch.device | None:

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
+from mmfusion.distributed.shards import is_sharded
 from mmfusion.model import MMFusionModel
 
 
@@ -50,24 +52,29 @@ def freeze_by_rate(model: MMFusionModel, settings: Optimization) -> None:
 
 
 def parameter_groups(model: MMFusionModel, settings: Optimization) -> list[dict[str, Any]]:
-    """AdamW groups, named `text`, `vision` and `head`, each split into decayed and not; without frozen parameters."""
+    """AdamW groups, named `text`, `vision` and `head`, each split into decayed and not; without frozen parameters.
+
+    Where others are sharded, whole parameters are in groups of their own, as fused AdamW takes either kind.
+    """
     rates = {
         "text": settings.text_learning_rate,
         "vision": settings.vision_learning_rate,
         "head": settings.learning_rate,
     }
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[str, bool, str], list[nn.Parameter]] = {}
+    sharded = is_sharded(model)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((part_of(name), parameter.ndim >= 2), []).append(parameter)
+            kind = "_whole" if sharded and not isinstance(parameter, DTensor) else ""
+            groups.setdefault((part_of(name), parameter.ndim >= 2, kind), []).append(parameter)
     return [
         {
             "params": parameters,
             "lr": rates[part],
             "weight_decay": settings.weight_decay if decayed else 0.0,
-            "name": part if decayed else f"{part}_no_decay",
+            "name": f"{part if decayed else f'{part}_no_decay'}{kind}",
         }
-        for (part, decayed), parameters in sorted(groups.items())
+        for (part, decayed, kind), parameters in sorted(groups.items())
     ]
 
 

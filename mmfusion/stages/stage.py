@@ -1,17 +1,22 @@
 """What both stages share: losses over train judgements, parameter groups, schedule and validation by ranking."""
 
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from mmfusion.data.batch import TrainBatch
 from mmfusion.data.datamodule import MMFusionDataModule
+from mmfusion.distributed import all_reduce_sum, world_size
+from mmfusion.distributed.shards import clip_gradients, complete_gradients, gathered, is_sharded
 from mmfusion.losses import GradedContrastiveLoss, GradedSigmoidLoss
 from mmfusion.model import MMFusionModel, MMFusionOutput
 from mmfusion.stages.gradient_cache import check_rows_are_independent, embed_in_micro_batches
 from mmfusion.stages.optimization import Optimization, freeze_by_rate, parameter_groups, warmup_cosine
+from mmfusion.stages.sharding import shard
 from mmfusion.stages.validation import Embeddings, ranking_metrics
 
 QUERIES, PRODUCTS = 0, 1
@@ -61,6 +66,9 @@ class Stage(L.LightningModule):
         self.micro_batch = micro_batch
         freeze_by_rate(model, self.optimization)
         self._collected: tuple[Embeddings, Embeddings] = (Embeddings(), Embeddings())
+        self._sharded = False
+        self._gathered = ExitStack()
+        self._embedded: MMFusionOutput | None = None
         # from_pretrained gives a model in evaluation mode, and Lightning keeps the mode it finds.
         self.train()
 
@@ -80,6 +88,20 @@ class Stage(L.LightningModule):
         if self.micro_batch:
             check_rows_are_independent(self.model)
 
+    def configure_model(self) -> None:
+        # Lightning comes here for each of fit and validate.
+        if self._sharded or not isinstance(self.trainer.strategy, ModelParallelStrategy):
+            return
+        if self.micro_batch:
+            raise ValueError(
+                f"micro_batch is {self.micro_batch}, which FSDP cannot do: it reduces gradients in the backward pass "
+                "that gradient caching replaces. Give --micro_batch 0 and --hardware.activation_checkpointing true, "
+                "or --hardware.strategy ddp."
+            )
+        assert self.device_mesh is not None
+        shard(self.model, self.device_mesh["data_parallel"])
+        self._sharded = is_sharded(self.model)
+
     def train(self, mode: bool = True) -> "Stage":
         """Sets training mode; frozen encoders stay in evaluation mode, as their dropout would only be noise."""
         super().train(mode)
@@ -91,15 +113,35 @@ class Stage(L.LightningModule):
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         terms = self.terms(batch)
         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
-        finite = bool(torch.isfinite(loss))
-        # Ranks agree, as one that ends alone leaves the others waiting for its gradients.
-        if not self.trainer.strategy.reduce_boolean_decision(finite):
-            self._stop(batch, finite, {name: float(value.detach()) for name, (_, value) in terms.items()})
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["query_rows"]))
-        logged = {f"train/{name}": value.detach() for name, (_, value) in terms.items()}
+        # The mean over ranks is the loss of the global batch, where one rank's part of it depends on their number.
+        values = torch.stack([loss, *(value for _, value in terms.values())])
+        means = dict(zip(("loss", *terms), all_reduce_sum(values) / world_size(), strict=True))
+        # Not of the own loss: ranks agree, as one that ends alone leaves the others waiting for its gradients.
+        if not torch.isfinite(means["loss"]):
+            self._stop(
+                batch, bool(torch.isfinite(loss)), {name: float(value.detach()) for name, (_, value) in terms.items()}
+            )
+        self.log("train/loss", means.pop("loss"), prog_bar=True, batch_size=len(batch["query_rows"]))
+        logged = {f"train/{name}": value for name, value in means.items()}
         logged["train/logit_scale"] = self.model.logit_scale.detach().exp()
         self.log_dict(logged, batch_size=len(batch["query_rows"]))
         return loss + self._anchor()
+
+    def on_after_backward(self) -> None:
+        self._embedded = None
+        if self._sharded:
+            complete_gradients(self.parameters())
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if self._sharded and gradient_clip_val:
+            clip_gradients(self.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         if dataloader_idx == QUERIES:
@@ -110,9 +152,12 @@ class Stage(L.LightningModule):
             self._collected[PRODUCTS].add(rows, self.ranked_views(self.model(**batch, views_only=self.views_only)))
 
     def on_validation_epoch_start(self) -> None:
+        # A rank may have one batch more than the others.
+        self._gathered.enter_context(gathered(self.model))
         self._collected = (Embeddings(), Embeddings())
 
     def on_validation_epoch_end(self) -> None:
+        self._gathered.close()
         query_rows, queries = self._collected[QUERIES].gather()
         product_rows, views = self._collected[PRODUCTS].gather()
         for name, products in views.items():
@@ -149,7 +194,9 @@ class Stage(L.LightningModule):
         """The model's output for a training batch, an [`MMFusionOutput`], all at once or in micro-batches."""
         if self.micro_batch:
             return embed_in_micro_batches(self.model, inputs, self.micro_batch, **options)
-        return self.model(**inputs, **options)
+        output = self.model(**inputs, **options)
+        self._embedded = output if self._sharded else None
+        return output
 
     def judged(self, query_rows: Tensor, product_rows: Tensor) -> Tensor:
         """Train grades (A, B) int64 between query rows (A,) and product rows (B,)."""
@@ -176,8 +223,12 @@ class Stage(L.LightningModule):
 
     def _anchor(self) -> Tensor:
         # A batch without a single photo leaves the vision encoder out of the graph; DDP wants a gradient from each
-        # trainable parameter on each rank, and optimizers should see the same parameters in every step.
-        return 0.0 * torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum()
+        # trainable parameter on each rank, and optimizers should see the same parameters in every step. FSDP wants
+        # what ran in the forward pass, which may be gathered no more, to run in the backward pass.
+        parts = [p for p in self.parameters() if p.requires_grad]
+        if self._embedded is not None:
+            parts = [value for value in self._embedded.values() if value.requires_grad]
+        return 0.0 * torch.stack([part.sum() for part in parts]).sum()
 
     def _stop(self, batch: TrainBatch, finite: bool, values: dict[str, float]) -> None:
         if finite:

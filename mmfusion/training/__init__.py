@@ -4,11 +4,12 @@ from mmfusion.training.command import run_command
 from mmfusion.training.curves import draw_curves
 from mmfusion.training.dry_run import preflight
 from mmfusion.training.features import cache_frozen, cache_pool
+from mmfusion.training.hardware import Hardware
 from mmfusion.training.hub_checkpoints import HubCheckpoints, PushCheckpoints
 from mmfusion.training.hub_resume import continue_from_hub
 from mmfusion.training.run import Run, RunError, decisive, open_run
 from mmfusion.training.sources import load_base, load_catalogue, note_catalogue, starting_base
-from mmfusion.training.trainer import Hardware, build_trainer, fit
+from mmfusion.training.trainer import build_trainer, fit
 
 __all__ = [
     "Hardware",

@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch.profilers import Profiler
 from torch import Tensor
 
+from mmfusion.distributed.shards import gradient_norm
+
 log = logging.getLogger("mmfusion")
 
 Clock = Callable[[], float]
@@ -64,8 +66,7 @@ class StepStatistics(L.Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        gradients = [value.grad for value in pl_module.parameters() if value.grad is not None]
-        pl_module.log("optimization/gradient_norm", torch.nn.utils.get_total_norm(gradients))
+        pl_module.log("optimization/gradient_norm", gradient_norm(pl_module.parameters()))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Mapping[str, Tensor], *_: Any

@@ -2,7 +2,6 @@
 
 import time
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,13 +12,16 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from mmfusion.data.datamodule import MMFusionDataModule
 from mmfusion.model import MMFusionProcessor
 from mmfusion.stages import RandomState, Stage
+from mmfusion.stages.sharding import whole_model
 from mmfusion.training.checkpoint_files import last_good_checkpoint, step_of
 from mmfusion.training.checkpoint_fits import check_fits
 from mmfusion.training.checkpoint_io import WholeCheckpointIO
 from mmfusion.training.curves import draw_curves
 from mmfusion.training.full_disk import full_disk_ends
+from mmfusion.training.hardware import Hardware, lightning_strategy
 from mmfusion.training.hub_checkpoints import HubCheckpoints, PushCheckpoints
 from mmfusion.training.in_batch_accuracy import InBatchAccuracy
+from mmfusion.training.prepare_model import PrepareModel
 from mmfusion.training.progress import StepProgress
 from mmfusion.training.resume_checkpoint import ResumeCheckpoint
 from mmfusion.training.run import Run, is_first_rank
@@ -37,27 +39,6 @@ EXPECTED_WARNINGS = (
     r"Checkpoint directory .* exists and is not empty",
     r"Be aware that when using `ckpt_path`.*\['PushCheckpoints'\]",
 )
-
-
-@dataclass
-class Hardware:
-    """Where and how training runs; names and values are Lightning's own.
-
-    Attributes:
-        accelerator: `auto`, `cpu`, `gpu` …
-        devices: Devices per node; more than 1 trains with DDP.
-        num_nodes: Nodes.
-        strategy: `auto`, `ddp` …
-        precision: `32-true`, `bf16-mixed` or `16-mixed`.
-        num_workers: Processes per device that decode photos and tokenise.
-    """
-
-    accelerator: str = "auto"
-    devices: int = 1
-    num_nodes: int = 1
-    strategy: str = "auto"
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    num_workers: int = 0
 
 
 def build_trainer(
@@ -92,7 +73,7 @@ def build_trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
         num_nodes=hardware.num_nodes,
-        strategy=hardware.strategy,
+        strategy=lightning_strategy(hardware),
         precision=hardware.precision,
         max_steps=steps,
         max_epochs=-1,
@@ -106,6 +87,7 @@ def build_trainer(
         enable_model_summary=False,
         logger=_loggers(run, log_to),
         callbacks=[
+            PrepareModel(hardware),
             StepProgress(),
             RandomState(),
             LearningRateMonitor("step"),
@@ -137,9 +119,10 @@ def fit(
             # Interrupted when it was done but for the last validation, which fit leaves out then.
             trainer.validate(stage, datamodule=data, verbose=False)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    model = whole_model(stage.model)
     if trainer.is_global_zero:
         with full_disk_ends(run.folder):
-            save_whole(run.folder, stage.model, processor)
+            save_whole(run.folder, model, processor)
             draw_curves(run.folder / "logs", run.folder / "curves.png")
             run.finish(metrics=metrics, fit_seconds=round(time.time() - started, 1), steps=trainer.global_step)
         _print_table(metrics, run.folder)
