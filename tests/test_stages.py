@@ -1,6 +1,8 @@
 """What the stages train, on which products, and what they leave alone."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from mmfusion.data.ragged import FeatureCacheError
 from mmfusion.data.tables import ProductTable, QueryTable
 from mmfusion.data.text_cache import build_text_cache
 from mmfusion.model import MMFusionModel, MMFusionProcessor
-from mmfusion.stages import NonFiniteLossError, Optimization, Stage1, Stage2
+from mmfusion.stages import NonFiniteLossError, Optimization, Stage, Stage1, Stage2
 from mmfusion.stages.optimization import parameter_groups, warmup_cosine
 from mmfusion.stages.stage2 import drop_modalities
 from mmfusion.training import cache_frozen
@@ -268,6 +270,26 @@ def test_bf16_mixed_trains_with_finite_losses(tower: Any, catalogue: Catalogue) 
     assert 0.0 < trainer.callback_metrics["train/image_weight_spread"] < 0.5
     assert all(value.dtype == before[name].dtype for name, value in model.state_dict().items())
     assert any(name.startswith("fusion.") for name in changed(model, before))
+
+
+# Of the loss of the third step, relative: half precision rounds similarities to 8 or 11 bits, and the logit scale
+# multiplies them by 20.
+HALF_TOLERANCE = 0.05
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("stage", [Stage1, partial(Stage2, modality_dropout=0.0)], ids=["stage1", "stage2"])
+def test_half_precision_trains_as_single_precision_does(
+    stage: Callable[[MMFusionModel], Stage], precision: Any, tower: Any, catalogue: Catalogue
+) -> None:
+    model, processor = tower
+    losses = []
+    for chosen in ("32-true", precision):
+        data = MMFusionDataModule(catalogue, processor, batch_size=8)
+        trainer = fit(stage(copy.deepcopy(model)), data, precision=chosen, max_steps=3, gradient_clip_val=1.0)
+        losses.append(float(trainer.callback_metrics["train/loss"]))
+    assert losses[1] != losses[0]
+    assert losses[1] == pytest.approx(losses[0], rel=HALF_TOLERANCE)
 
 
 @pytest.mark.parametrize(

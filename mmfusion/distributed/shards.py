@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -86,4 +87,6 @@ def gathered(module: nn.Module) -> Iterator[None]:
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
     """State of a sharded module as plain tensors on the CPU, on the first rank; every rank has to call it."""
-    return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state: dict[str, Any] = get_model_state_dict(module, options=options)
+    return state

@@ -60,13 +60,13 @@ class MMFusionPreTrainedModel(PreTrainedModel):
     _no_split_modules: list[str] = []  # noqa: RUF012 (transformers reads it)
 
     def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, **options: Any
+        self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, *args: Any, **options: Any
     ) -> None:
         # What transformers' own methods to turn it on and off call. They pass over encoders that know nothing of it.
         if enable and not self.config.freeze_batch_norm:
             check_no_statistics(self)
         if has_checkpointing(self):
-            super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **options)
+            super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, *args, **options)
         for encoder in self.encoders():
             if not has_checkpointing(encoder):
                 checkpoint_blocks(encoder, gradient_checkpointing_func if enable else None)
