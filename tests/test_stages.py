@@ -22,7 +22,7 @@ from mmfusion.data.tables import ProductTable, QueryTable
 from mmfusion.data.text_cache import build_text_cache
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.stages import NonFiniteLossError, Optimization, Stage, Stage1, Stage2
-from mmfusion.stages.optimization import parameter_groups, warmup_cosine
+from mmfusion.stages.optimization import can_fuse, parameter_groups, warmup_cosine
 from mmfusion.stages.stage2 import drop_modalities
 from mmfusion.training import cache_frozen
 
@@ -46,13 +46,14 @@ def tower(folder: Path) -> Iterator[tuple[MMFusionModel, MMFusionProcessor]]:
 
 
 def fit(stage: L.LightningModule, data: MMFusionDataModule, **options: Any) -> L.Trainer:
-    quiet = {
+    quiet: dict[str, Any] = {
+        "max_steps": 2,
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    trainer = L.Trainer(accelerator="cpu", max_steps=2, num_sanity_val_steps=0, **{**quiet, **options})
+    trainer = L.Trainer(accelerator="cpu", num_sanity_val_steps=0, **{**quiet, **options})
     trainer.fit(stage, datamodule=data)
     return trainer
 
@@ -250,6 +251,23 @@ def test_learning_rate_warms_up_and_decays_in_optimizer_steps() -> None:
     assert 0 < rates[0] < rates[5] < rates[10] == 1.0
     assert all(later <= earlier for earlier, later in pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(0.05)
+
+
+def test_the_optimizer_is_fused_on_a_gpu_unless_gradients_are_scaled() -> None:
+    gpu = torch.device("cuda")
+    assert can_fuse(gpu, "32-true") and can_fuse(gpu, "bf16-mixed")
+    assert not can_fuse(gpu, "16-mixed") and not can_fuse(torch.device("cpu"), "32-true")
+
+
+def test_lightning_refuses_to_clip_scaled_gradients_for_a_fused_optimizer(
+    tower: Any, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Why 16-mixed goes without: once this fails, it no longer has to.
+    model, processor = tower
+    monkeypatch.setattr("mmfusion.stages.stage.can_fuse", lambda *_: True)
+    with pytest.raises(RuntimeError, match="does not allow for gradient clipping"):
+        data = MMFusionDataModule(catalogue, processor, batch_size=8)
+        fit(Stage1(model), data, precision="16-mixed", gradient_clip_val=1.0)
 
 
 def test_a_nan_stops_with_step_rank_and_product_ids(tower: Any, catalogue: Catalogue) -> None:

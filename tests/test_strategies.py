@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,9 +13,15 @@ import pytest
 import torch
 import two_ranks_curve
 from safetensors.torch import load_file
+from test_resume import assert_same_weights
 
+from mmfusion import MMFusionModel
 from mmfusion.data.embedded import write_embedded_catalogue
 from mmfusion.training.hardware import Hardware, lightning_strategy
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
+TWO_RANKS = ("--hardware.accelerator", "cpu", "--hardware.devices", "2")
 
 # Relative, of what is logged in ten steps, and absolute, of the weights after them. In double precision ranks differ by
 # the order of their sums alone, which AdamW magnifies where a gradient is close to 0.
@@ -37,18 +44,38 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, int
     return train
 
 
-def run(*command: object) -> str:
+def run(*command: object, code: int = 0) -> str:
     # Lightning takes these for the marks of a cluster's launcher.
     own = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "LOCAL_RANK"))}
     environment = {**own, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def recipe(name: str) -> Path:
+    return CHECKOUT / "recipes" / f"{name}.py"
+
+
+def as_killed_before_it_saved(finished: Path, folder: Path) -> Path:
+    """A copy of a run that has checkpoints and no model yet."""
+    shutil.copytree(finished, folder)
+    record = (folder / "run.json").read_text()
+    (folder / "run.json").write_text(record.replace('"complete": true', '"complete": false'))
+    for file in ("model.safetensors", "config.json"):
+        (folder / file).unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("stage", "strategy"),
+    [
+        ("stage1", "ddp"),
+        ("stage2", "fsdp"),
+        pytest.param("stage1", "fsdp", marks=pytest.mark.slow),
+        pytest.param("stage2", "ddp", marks=pytest.mark.slow),
+    ],
+)
 def test_two_ranks_go_the_way_of_one_for_the_same_global_batch(
     trained: Callable[[str, str, int], Path], stage: str, strategy: str
 ) -> None:
@@ -78,3 +105,63 @@ def test_two_ranks_go_the_way_of_one_for_the_same_global_batch(
 def test_what_fsdp_cannot_do_is_refused(hardware: Hardware, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         lightning_strategy(hardware)
+
+
+def stage2(base: Path, output: Path) -> tuple[object, ...]:
+    """Arguments of a training with dropout that validates and writes checkpoints, those of steps 3, 6 and 9."""
+    steps = ("--batch_size", 6, "--steps", 9, "--checkpoint_every", 3, "--validate_every", 4)
+    return "--base", base, "--output", output, *steps, "--hardware.strategy", "fsdp", *TWO_RANKS
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both recipes on two ranks: stage 1 with DDP, whose ranks Lightning starts, stage 2 with FSDP by torchrun."""
+    folder = tmp_path_factory.mktemp("runs")
+    catalogue = write_embedded_catalogue(folder / "catalogue", num_products=120)
+    first = ("--catalogue", catalogue, "--batch_size", 6, "--steps", 4, "--output", folder / "stage1")
+    saving = ("--hardware.activation_checkpointing", "true", "--accumulate", 2)
+    run(sys.executable, recipe("stage1"), *first, *saving, *TWO_RANKS)
+    run(*TORCHRUN, recipe("stage2"), *stage2(folder / "stage1", folder / "stage2"))
+    return folder
+
+
+def test_both_recipes_train_on_two_ranks(runs: Path) -> None:
+    states = [load_file(runs / name / "model.safetensors") for name in ("stage1", "stage2")]
+    model = MMFusionModel.from_pretrained(runs / "stage2")
+    assert [model.state_dict()[name].shape for name in states[1]] == [value.shape for value in states[1].values()]
+    assert model.config.architectures == ["MMFusionModel"]
+    # Scalars too, which are not sharded.
+    for part in ("text_model", "vision_model", "query_projection", "fusion", "logit_scale"):
+        names = [name for name in states[1] if name.startswith(part)]
+        assert any(not torch.equal(states[0][name], states[1][name]) for name in names), part
+    for name in ("stage1", "stage2"):
+        assert json.loads((runs / name / "run.json").read_text())["complete"]
+
+
+@pytest.mark.slow
+def test_sharded_training_goes_on_from_a_checkpoint_with_the_same_weights(runs: Path, tmp_path: Path) -> None:
+    again = as_killed_before_it_saved(runs / "stage2", tmp_path / "again")
+    (again / "checkpoints" / "step=9.ckpt").unlink()
+    said = run(sys.executable, recipe("stage2"), *stage2(runs / "stage1", again))
+    assert "resuming from step=6.ckpt" in said
+    assert_same_weights(runs / "stage2", again)
+    # And when nothing but the last validation is left to do.
+    done = as_killed_before_it_saved(runs / "stage2", tmp_path / "done")
+    assert "resuming from step=9.ckpt" in run(sys.executable, recipe("stage2"), *stage2(runs / "stage1", done))
+    assert_same_weights(runs / "stage2", done)
+
+
+def test_both_ranks_refuse_a_checkpoint_of_another_architecture(runs: Path, tmp_path: Path) -> None:
+    other = as_killed_before_it_saved(runs / "stage2", tmp_path / "other")
+    path = other / "checkpoints" / "step=9.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["state_dict"]["model.logit_scale"]
+    torch.save(checkpoint, path)
+    said = run(*TORCHRUN, recipe("stage2"), *stage2(runs / "stage1", other), code=1)
+    assert said.count("model.logit_scale is missing there and () in this model") == 2
+
+
+def test_gradient_caching_is_refused_by_both_ranks_of_fsdp(runs: Path, tmp_path: Path) -> None:
+    arguments = (*stage2(runs / "stage1", tmp_path / "run"), "--micro_batch", 4)
+    said = run(*TORCHRUN, recipe("stage2"), *arguments, code=1)
+    assert said.count("micro_batch is 4, which FSDP cannot do") == 2

@@ -78,6 +78,12 @@ def parameter_groups(model: MMFusionModel, settings: Optimization) -> list[dict[
     ]
 
 
+def can_fuse(device: torch.device, precision: str | None) -> bool:
+    """Whether AdamW runs as one fused kernel; `precision` is Lightning's name of it."""
+    # With a gradient scaler, fused AdamW undoes the scaling itself, when it is too late to clip gradients.
+    return device.type == "cuda" and precision != "16-mixed"
+
+
 def warmup_cosine(
     optimizer: torch.optim.Optimizer, steps: int, settings: Optimization
 ) -> torch.optim.lr_scheduler.LambdaLR:

@@ -15,7 +15,7 @@ from mmfusion.distributed.shards import clip_gradients, complete_gradients, gath
 from mmfusion.losses import GradedContrastiveLoss, GradedSigmoidLoss
 from mmfusion.model import MMFusionModel, MMFusionOutput
 from mmfusion.stages.gradient_cache import check_rows_are_independent, embed_in_micro_batches
-from mmfusion.stages.optimization import Optimization, freeze_by_rate, parameter_groups, warmup_cosine
+from mmfusion.stages.optimization import Optimization, can_fuse, freeze_by_rate, parameter_groups, warmup_cosine
 from mmfusion.stages.sharding import shard
 from mmfusion.stages.validation import Embeddings, ranking_metrics
 
@@ -173,7 +173,8 @@ class Stage(L.LightningModule):
         if biases:
             rate = self.optimization.learning_rate
             groups.append({"params": biases, "lr": rate, "weight_decay": 0.0, "name": "loss"})
-        optimizer = torch.optim.AdamW(groups, lr=self.optimization.learning_rate, fused=self.device.type == "cuda")
+        fused = can_fuse(self.device, self.trainer.precision)
+        optimizer = torch.optim.AdamW(groups, lr=self.optimization.learning_rate, fused=fused)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = warmup_cosine(optimizer, steps, self.optimization)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -30,13 +30,14 @@ from mmfusion.training.step_statistics import FetchTimer, StepStatistics
 from mmfusion.training.stop_on_signal import StopOnSignal
 
 # Lightning and torch warn of what is meant to be so here: frozen parts in evaluation mode, few workers, short epochs,
-# checkpoints that are there to be resumed, perhaps without pushing them any more.
+# checkpoints that are there to be resumed, perhaps without pushing them any more, outputs that nobody changes in place.
 EXPECTED_WARNINGS = (
     r"Found \d+ module\(s\) in eval mode",
     r".*does not have many workers",
     r"The number of training batches \(\d+\) is smaller than the logging interval",
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     r"Checkpoint directory .* exists and is not empty",
+    r"FSDP2-wrapped module .* returned a view tensor",
     r"Be aware that when using `ckpt_path`.*\['PushCheckpoints'\]",
 )
 
