@@ -17,6 +17,7 @@ from test_resume import assert_same_weights
 
 from mmfusion import MMFusionModel
 from mmfusion.data.embedded import write_embedded_catalogue
+from mmfusion.training import Run, build_trainer
 from mmfusion.training.hardware import Hardware, lightning_strategy
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -111,6 +112,12 @@ def stage2(base: Path, output: Path) -> tuple[object, ...]:
     """Arguments of a training with dropout that validates and writes checkpoints, those of steps 3, 6 and 9."""
     steps = ("--batch_size", 6, "--steps", 9, "--checkpoint_every", 3, "--validate_every", 4)
     return "--base", base, "--output", output, *steps, "--hardware.strategy", "fsdp", *TWO_RANKS
+
+
+def test_half_precision_that_cpus_lack_is_refused(tmp_path: Path) -> None:
+    steps = {"steps": 1, "accumulate": 1, "checkpoint_every": 1, "validate_every": 1}
+    with pytest.raises(ValueError, match=r"precision is 16-mixed, which training on CPUAccelerator.*give bf16-mixed"):
+        build_trainer(Run(tmp_path, {}), Hardware(accelerator="cpu", precision="16-mixed"), **steps)
 
 
 @pytest.fixture(scope="module")

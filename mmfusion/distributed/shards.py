@@ -41,6 +41,9 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
         max_norm: L2 norm that all gradients together are scaled down to.
     """
     trained = [parameter for parameter in parameters if parameter.grad is not None]
+    if not any(isinstance(parameter, DTensor) for parameter in trained):
+        torch.nn.utils.clip_grad_norm_(trained, max_norm)
+        return
     share = (max_norm / (gradient_norm(trained) + 1e-6)).clamp(max=1.0)
     for parameter in trained:
         assert parameter.grad is not None

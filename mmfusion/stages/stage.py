@@ -138,10 +138,11 @@ class Stage(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        if self._sharded and gradient_clip_val:
-            clip_gradients(self.parameters(), gradient_clip_val)
-        else:
+        if gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            # Lightning knows no shards, and refuses fused optimizers in mixed precision, scaled or not.
+            clip_gradients(self.parameters(), gradient_clip_val)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         if dataloader_idx == QUERIES:

@@ -20,7 +20,7 @@ class Hardware:
         strategy: `auto`, `ddp` …, or `fsdp`: FSDP2, where devices share parameters, gradients and optimizer states of
             what is trained, and checkpoints and the model are whole files as ever. `fsdp` needs `devices` as a number,
             1 included, and takes neither `16-mixed` nor gradient caching (`micro_batch`).
-        precision: `32-true`, `bf16-mixed` or `16-mixed`.
+        precision: `32-true`, `bf16-mixed` or, not on CPUs, `16-mixed`.
         num_workers: Processes per device that decode photos and tokenise.
         compile: Compiles the blocks of the encoders with torch.compile, which pays where many steps follow.
         activation_checkpointing: Keeps only what goes into the blocks of the encoders, and computes the rest again in

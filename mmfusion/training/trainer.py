@@ -64,12 +64,15 @@ def build_trainer(
         validate_every: Optimizer steps between validations.
         log_to: Where curves go besides the CSV file.
         hub: Where checkpoints are pushed in the background; by default they stay in the run folder.
+
+    Raises:
+        ValueError: A number is below 1, or the devices do not support the precision or the strategy.
     """
     for name, value in (("steps", steps), ("accumulate", accumulate), ("checkpoint_every", checkpoint_every)):
         if value < 1:
             raise ValueError(f"{name} is {value}; give at least 1.")
     fetches, checkpoints = FetchTimer(), ResumeCheckpoint(run.checkpoints, every=checkpoint_every)
-    return L.Trainer(
+    trainer = L.Trainer(
         default_root_dir=run.folder,
         accelerator=hardware.accelerator,
         devices=hardware.devices,
@@ -101,6 +104,13 @@ def build_trainer(
         plugins=[WholeCheckpointIO()],
         profiler=fetches,
     )
+    if trainer.precision != hardware.precision:
+        # Lightning takes another one and says so in a warning only.
+        raise ValueError(
+            f"hardware.precision is {hardware.precision}, which training on {type(trainer.accelerator).__name__} does "
+            f"not support; give {trainer.precision}."
+        )
+    return trainer
 
 
 def fit(
