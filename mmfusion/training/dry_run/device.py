@@ -2,7 +2,7 @@
 
 from lightning.pytorch.accelerators import CUDAAccelerator
 
-from mmfusion.training.trainer import Hardware
+from mmfusion.training.hardware import Hardware
 
 
 def on_cuda(hardware: Hardware) -> bool:

@@ -17,8 +17,8 @@ from mmfusion.training.dry_run.largest import Contents, Epoch
 from mmfusion.training.dry_run.memory import Memory, in_words
 from mmfusion.training.dry_run.rehearsal_data import CacheCost
 from mmfusion.training.dry_run.trial import Trial
+from mmfusion.training.hardware import Hardware
 from mmfusion.training.run import Run
-from mmfusion.training.trainer import Hardware
 
 # Checkpoints that are kept, and the one that is being written.
 _CHECKPOINTS = 3

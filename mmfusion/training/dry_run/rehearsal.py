@@ -25,8 +25,8 @@ from mmfusion.training.dry_run.memory import (
 from mmfusion.training.dry_run.plan import Measured, Schedule, describe
 from mmfusion.training.dry_run.rehearsal_data import RehearsalData
 from mmfusion.training.dry_run.trial import Trials, first_pairs
+from mmfusion.training.hardware import Hardware, lightning_strategy
 from mmfusion.training.run import Run, is_first_rank
-from mmfusion.training.trainer import Hardware
 
 # Of what is there, the rest is for what is not measured: fragmentation, and other processes.
 _USABLE = 0.95
@@ -57,8 +57,9 @@ def preflight(
 ) -> None:
     """Takes a step with the largest batch of the first epoch and prints the plan of a training; writes nothing.
 
-    The stage's weights move. With several devices one of them is measured, in this process. Smaller steps foretell
-    what the step needs, and it is not taken if that is not there, as a kernel kills a process for lack of main memory.
+    The stage's weights move. With several devices one of them is measured, in this process, and without shards. Smaller
+    steps foretell what the step needs, and it is not taken if that is not there, as a kernel kills a process for lack
+    of main memory.
 
     Args:
         run: From [`open_run`] with `dry_run`.
@@ -72,6 +73,8 @@ def preflight(
     for name, value in (("steps", steps), ("accumulate", accumulate), ("validate_every", validate_every)):
         if value < 1:
             raise ValueError(f"{name} is {value}; give at least 1.")
+    # Refuses what training would refuse.
+    lightning_strategy(hardware)
     if not is_first_rank():
         return
     with isolate_rng():
@@ -213,6 +216,11 @@ class _Rehearsal:
     def _remedy(self, batch: TrainBatch, forecast: StepForecast | None, usable: int) -> str:
         """Which micro-batch fits, as it was seen to."""
         pairs, products = len(batch["query_rows"]), len(batch["product_rows"])
+        if self.hardware.strategy == "fsdp":
+            return (
+                "With fsdp, ranks share parameters, gradients and optimizer states, so that each needs less than was "
+                f"measured here; --hardware.activation_checkpointing true saves more. {_FEWER_DATA}."
+            )
         try:
             check_rows_are_independent(self.stage.model)
         except ValueError as error:

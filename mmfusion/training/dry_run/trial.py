@@ -17,7 +17,9 @@ from mmfusion.data.batch import TrainBatch
 from mmfusion.stages import Stage
 from mmfusion.training.dry_run.memory import Memory, free, is_out_of_memory, nothing_kept
 from mmfusion.training.dry_run.rehearsal_data import RehearsalData
-from mmfusion.training.trainer import EXPECTED_WARNINGS, Hardware
+from mmfusion.training.hardware import Hardware
+from mmfusion.training.prepare_model import PrepareModel
+from mmfusion.training.trainer import EXPECTED_WARNINGS
 
 # Further steps are taken, for a better time, while all of them take less than this.
 _SECONDS = 5.0
@@ -48,6 +50,8 @@ class Trials:
         """Args: capacity: Bytes beyond which a step is out of memory. folder: A temporary folder."""
         self.stage, self.data, self.hardware = stage, data, hardware
         self.memory, self.capacity, self.folder = memory, capacity, folder
+        # One for all trainers, as the model is prepared once.
+        self._prepare = PrepareModel(hardware)
 
     def probe(self, batch: TrainBatch) -> Trial | None:
         """A step without a micro-batch, with no memory kept from what went before; None if it is out of memory."""
@@ -116,7 +120,7 @@ class Trials:
             enable_model_summary=False,
             enable_checkpointing=False,
             logger=False,
-            callbacks=[watch],
+            callbacks=[self._prepare, watch],
             # One process, whatever launched it.
             plugins=[LightningEnvironment()],
         )
