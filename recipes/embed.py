@@ -6,6 +6,7 @@ import lightning as L
 
 from mmfusion.embedding import EmbeddingJob, EmbeddingSettings, VectorType
 from mmfusion.training import Hardware, load_base, load_catalogue, open_run, run_command
+from mmfusion.training.prepare_model import compile_blocks
 
 
 def main(
@@ -34,12 +35,17 @@ def main(
         truncate_dim: Components to keep of each vector (of each view, with a query router); default: all.
         shard_size: Products per shard, and what a kill costs at most per device.
         batch_size: Products per forward pass.
-        hardware: Devices, precision and workers that decode photos.
+        hardware: Devices, precision and workers that decode photos; nothing is trained, so that neither fsdp nor
+            activation checkpointing has a place here.
     """
+    if hardware.strategy == "fsdp":
+        raise ValueError("hardware.strategy is fsdp, which shares out what is trained; embed with auto or ddp.")
     settings = EmbeddingSettings(vector_type, truncate_dim, shard_size, batch_size, hardware.num_workers)
     # Neither the catalogue's place nor what else changes from day to day makes the vectors others.
     run = open_run(output, "embed", {"base": base, "split": split, "vector_type": vector_type, "dim": truncate_dim})
     model, processor = load_base(base)
+    if hardware.compile:
+        compile_blocks(model)
     products = load_catalogue(catalogue, base, run.folder, products_only=True)
     job = EmbeddingJob(
         run.folder,

@@ -246,6 +246,12 @@ def test_binary_vectors_fill_bytes() -> None:
         pack(np.ones((1, 12), dtype=np.float32), "binary")
 
 
+def test_sharded_training_is_no_way_to_embed(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"strategy is fsdp, .*embed with auto or ddp"):
+        embed(place, tmp_path / "out", hardware=Hardware(strategy="fsdp"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_split_without_products_is_refused(place: Path, tmp_path: Path) -> None:
     rows = pq.read_table(place / "catalogue" / "products.parquet")
     only_train = [{**row, "split": "train"} for row in rows.to_pylist()]
