@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -217,6 +218,27 @@ def test_a_run_that_saved_nothing_may_start_again_with_other_arguments(tmp_path:
     (tmp_path / "run" / "checkpoints" / "step=1.ckpt").touch()
     with pytest.raises(RunError, match="steps was 5, now 6"):
         open_run(tmp_path / "run", "stage2", {"steps": 6})
+
+
+def test_a_rank_waits_for_the_first_one_to_begin_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = open_run(tmp_path / "of_first", "stage1", {"steps": 1}).folder / "run.json"
+    folder = tmp_path / "run"
+    monkeypatch.setenv("RANK", "1")
+    folder.mkdir()
+    # Of an earlier attempt that saved nothing, which the first rank is about to replace.
+    (folder / "run.json").write_text(begun.read_text().replace('"steps": 1', '"steps": 2'))
+    first = Timer(0.3, os.replace, (begun, folder / "run.json"))
+    first.start()
+    assert open_run(folder, "stage1", {"steps": 1}).record["arguments"] == {"steps": 1}
+    assert not begun.exists()
+
+
+def test_a_rank_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("mmfusion.training.run._FIRST_RANK_SECONDS", 0.2)
+    with pytest.raises(RunError, match="first rank has begun no run"):
+        open_run(tmp_path / "run", "stage1", {"steps": 1})
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_output_folder_with_other_files_is_refused(tmp_path: Path) -> None:

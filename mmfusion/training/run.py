@@ -20,6 +20,8 @@ from mmfusion.training.checkpoint_files import list_checkpoints
 _RECORD = "run.json"
 # Where a run is written, and how it gets there, has no part in what comes out of it.
 _NOT_DECISIVE = ("output", "hub", "resume", "trust_checkpoint", "dry_run")
+# A slow disk may keep the first rank busy with imports.
+_FIRST_RANK_SECONDS = 300.0
 _PACKAGES = ("torch", "lightning", "transformers", "huggingface_hub", "mmfusion")
 
 
@@ -79,13 +81,16 @@ def open_run(
         dry_run: Leaves the folder as it is; the run is in a temporary one, which goes with the run.
 
     Raises:
-        RunError: The folder holds something else: other files, another recipe, or a run with other arguments.
+        RunError: The folder holds something else: other files, another recipe, or a run with other arguments. Or this
+            is not the first rank, which begins a run for all, and that one has not done so.
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mmfusion").setLevel(logging.INFO)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     folder = Path(output).absolute()
     wanted = as_recorded(arguments)
+    if not dry_run and not is_first_rank():
+        _await_first_rank(folder, wanted)
     record, stale = _record_to_continue(folder, recipe, wanted)
     if dry_run:
         return _rehearsal(folder, record or _begun(recipe, wanted))
@@ -93,6 +98,21 @@ def open_run(
         (folder / _RECORD).unlink()
         shutil.rmtree(folder / "embedded_base", ignore_errors=True)
     return start_run(folder, recipe, wanted) if record is None else Run(folder, record)
+
+
+def _await_first_rank(folder: Path, wanted: dict[str, Any]) -> None:
+    # A rank that is ahead would put files, such as caches, where the first one then finds no record beside them.
+    deadline = time.monotonic() + _FIRST_RANK_SECONDS
+    while True:
+        record = read_record(folder)
+        if record is not None and (record["arguments"] == wanted or not _saved_nothing(folder, record)):
+            return
+        if time.monotonic() > deadline:
+            raise RunError(
+                f"The first rank has begun no run in the output folder {folder} after {_FIRST_RANK_SECONDS:.0f} "
+                "seconds; see what it says, and give an --output on a disk that all nodes share."
+            )
+        time.sleep(0.05)
 
 
 def _record_to_continue(folder: Path, recipe: str, wanted: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:
