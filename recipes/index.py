@@ -42,7 +42,7 @@ def main(
     embedded = EmbeddedCatalogue.open(embeddings)
     embedded.check()
     chosen = _choose(embedded, factory, search_parameters, memory_gib)
-    run = open_run(output, "index", {"embeddings": embeddings, "factory": chosen.factory})
+    run = open_run(output, "index", {"embeddings": embeddings, "factory": factory})
     products = load_catalogue(catalogue or record["catalogue"], None, run.folder, products_only=True)
     index = ProductIndex.build(
         embedded.vectors(),
