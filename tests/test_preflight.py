@@ -262,6 +262,14 @@ def test_a_run_of_the_hub_is_not_rehearsed(tmp_path: Path) -> None:
         recipe("stage1")(output=str(tmp_path / "run"), resume="hub:org/run", dry_run=True)
 
 
+def test_a_stream_is_not_rehearsed(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"cannot look ahead in batches of a StreamSampler; .*without --stream"):
+        recipe("stage1")(
+            catalogue=str(folder / "catalogue"), output=str(tmp_path / "run"), stream=True, batch_size=8, dry_run=True
+        )
+    assert not (tmp_path / "run").exists()
+
+
 def test_memory_is_foretold_from_growing_steps_and_none_beyond_it_is_taken() -> None:
     taken = []
 
