@@ -9,13 +9,14 @@ import lightning as L
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.tables import ProductTable, Rows, text_lengths
 from mmfusion.embedding.content import content_digests
-from mmfusion.embedding.manifest import SCHEMA_VERSION, EmbeddedCatalogue, Manifest, ShardEntry
+from mmfusion.embedding.manifest import SCHEMA_VERSION, EmbeddedCatalogue, Manifest, entry_of, sound_shards
 from mmfusion.embedding.note import find_products, write_note
 from mmfusion.embedding.plan import plan, settle
 from mmfusion.embedding.precision import VectorType, check_binary
 from mmfusion.embedding.predict import EmbeddingData, ProductEmbedder, ShardWriter
-from mmfusion.embedding.shard import MadeOf, checksum, read_table
+from mmfusion.embedding.shard import MadeOf
 from mmfusion.model import MMFusionModel, MMFusionProcessor
+from mmfusion.retrieval.embedding import looks_at_photos
 from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.retrieval.index_files import created_by
 
@@ -88,7 +89,7 @@ class EmbeddingJob:
         self.rows = rows
         self.model_name, self.split = model_name, split
         self.table = ProductTable(catalogue, processor)
-        self.table.photos &= model.config.fusion != "text_only" or _lacks_text(self.table, rows)
+        self.table.photos &= looks_at_photos(model, text_lengths(catalogue, processor.template_columns)[rows])
         self.made_of = MadeOf(
             model_fingerprint=model_fingerprint(model, processor),
             image_backend=type(processor.image_processor).__name__,
@@ -124,6 +125,7 @@ class EmbeddingJob:
         return ShardWriter(self.folder, self.made_of)
 
     def _find(self) -> None:
+        self.sound = sound_shards(self.folder)
         self.products = find_products(self.catalogue, self.rows, content_digests(self.table, self.rows))
         found = plan(self.folder, self.products, self.made_of, self.settings.shard_size)
         log.info(
@@ -140,7 +142,7 @@ class EmbeddingJob:
                 "folder on a file system that all ranks share? Run the same command again to go on."
             )
         shards = settle(self.folder, self.made_of, found)
-        entries = tuple(ShardEntry(path.name, len(read_table(path, ["content"])), checksum(path)) for path in shards)
+        entries = tuple(self.sound.get(path.name) or entry_of(path) for path in shards)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             made_of=self.made_of,
@@ -173,7 +175,3 @@ def _dimension(model: MMFusionModel, settings: EmbeddingSettings) -> int:
             )
         check_binary(dimension)
     return dimension
-
-
-def _lacks_text(table: ProductTable, rows: Rows) -> bool:
-    return bool((text_lengths(table.catalogue, table.processor.template_columns)[rows] == 0).any())

@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from mmfusion.embedding.precision import FloatArray
-from mmfusion.embedding.shard import MODALITIES, MadeOf, ShardError, checksum, read_table, read_vectors
+from mmfusion.embedding.shard import MadeOf, ShardError, read_table, read_vectors
 from mmfusion.files import replace_text
+from mmfusion.model.weights_mmfusion import sha256_of
+from mmfusion.retrieval.products import MODALITIES
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -134,12 +136,30 @@ class EmbeddedCatalogue:
         return np.stack([weights.field(name).to_numpy(zero_copy_only=False) for name in MODALITIES], axis=1)
 
 
+def entry_of(path: Path) -> ShardEntry:
+    """The entry of a shard that is on disk."""
+    return ShardEntry(path.name, len(read_table(path, ["content"])), sha256_of(path))
+
+
+def sound_shards(folder: Path) -> dict[str, ShardEntry]:
+    """Entries of the manifest whose files are there, by file, each compared with its checksum.
+
+    Raises:
+        ShardError: The manifest is damaged, or a checksum differs.
+    """
+    manifest = read_manifest(folder)
+    there = [entry for entry in manifest.shards if (folder / entry.file).is_file()] if manifest else []
+    for entry in there:
+        check_shard(folder, entry)
+    return {entry.file: entry for entry in there}
+
+
 def check_shard(folder: Path, entry: ShardEntry) -> None:
     """Raises a ShardError where a shard is missing or its checksum differs."""
     path = folder / entry.file
     if not path.is_file():
         raise ShardError(f"{path} is missing; run embed.py again, which embeds its products anew")
-    found = checksum(path)
+    found = sha256_of(path)
     if found != entry.sha256:
         raise ShardError(
             f"{path} has the checksum {found[:12]}…, the manifest says {entry.sha256[:12]}…; remove the file and run "

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from mmfusion.data.tables import Rows
 from mmfusion.embedding.content import Digests
-from mmfusion.embedding.manifest import MANIFEST, check_shard, read_manifest
+from mmfusion.embedding.manifest import MANIFEST
 from mmfusion.embedding.shard import MadeOf, ShardError, keep_rows, read_contents, read_made_of, read_table, shard_name
 
 
@@ -111,12 +111,8 @@ def settle(folder: Path, made_of: MadeOf, plan: Plan) -> list[Path]:
 
 
 def _shards(folder: Path, made_of: MadeOf) -> Sequence[Path]:
-    manifest = read_manifest(folder)
-    listed = {} if manifest is None else {entry.file: entry for entry in manifest.shards}
     found = sorted(folder.glob("shard-*.parquet"))
     for path in found:
-        if path.name in listed:
-            check_shard(folder, listed[path.name])
         other = read_made_of(path)
         if other != made_of:
             changed = [

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
@@ -69,12 +68,6 @@ class ProductEmbedder(L.LightningModule):
         super().__init__()
         self.model = model
         self.truncate_dim = truncate_dim
-
-    def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, dataloader_idx: int) -> Any:
-        return {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in batch.items()
-        }
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> tuple[FloatArray, FloatArray]:
         """Vectors (n, D) and modality weights (n, 2) of a batch, float32 on the CPU."""

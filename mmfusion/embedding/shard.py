@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from mmfusion.embedding.content import Digests
 from mmfusion.embedding.precision import FloatArray, PackedVectors, VectorType, pack, unpack
 from mmfusion.files import whole_file
+from mmfusion.retrieval.products import weights_column
 
-MODALITIES = ("text", "image")
 _MADE_OF = b"mmfusion.made_of"
 _ARROW_TYPES = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "binary": pa.uint8()}
 
@@ -80,7 +80,7 @@ def write_shard(
     }
     if packed.scale is not None:
         columns["scale"] = pa.array(packed.scale)
-    columns["modality_weights"] = pa.StructArray.from_arrays([pa.array(column) for column in weights.T], MODALITIES)
+    columns["modality_weights"] = weights_column(weights)
     _write(path, pa.table(columns).replace_schema_metadata({_MADE_OF: json.dumps(asdict(made_of)).encode()}))
 
 
@@ -123,15 +123,6 @@ def read_contents(table: pa.Table) -> Digests:
     """Digests (N, 2) of a shard."""
     raw = b"".join(table.column("content").to_pylist())
     return np.frombuffer(raw, dtype=np.uint64).reshape(len(table), 2)
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 (hex) of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _vector_column(packed: PackedVectors, kind: VectorType) -> pa.Array:

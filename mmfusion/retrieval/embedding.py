@@ -58,7 +58,6 @@ def embed_products(
     photos: bool = True,
     photo_of: Rows | None = None,
     rewrite: Rewrite | None = None,
-    out: FloatArray | None = None,
 ) -> EmbeddedProducts:
     """Embeds products.
 
@@ -75,13 +74,12 @@ def embed_products(
         photos: False leaves all photos out.
         photo_of: Row whose photo each product shows; the control that shuffles photos.
         rewrite: Applied to the product texts; a product whose text it makes empty has none.
-        out: (P, D) float32 array to fill, e.g. memory-mapped; default: a new one.
     """
-    embeds = np.zeros((len(rows), model.config.vector_dim), dtype=np.float32) if out is None else out
+    embeds = np.zeros((len(rows), model.config.vector_dim), dtype=np.float32)
     weights = np.zeros((len(rows), 2), dtype=np.float32)
     table = ProductTable(catalogue, processor, cache=cache, photos=photos, photo_of=photo_of, rewrite=rewrite)
     lengths = _text_lengths(table, rows)
-    table.photos &= model.config.fusion != "text_only" or bool((lengths[rows] == 0).any())
+    table.photos &= looks_at_photos(model, lengths[rows])
     order = np.argsort(rows)
     for batch in _batches(model, table, rows, lengths, batch_size, num_workers, "product"):
         places = _places(rows, order, batch.pop("product_rows"))
@@ -89,6 +87,12 @@ def embed_products(
         embeds[places] = output.product_embeds.float().cpu().numpy()
         weights[places] = output.modality_weights.float().cpu().numpy()
     return EmbeddedProducts(embeds, weights)
+
+
+def looks_at_photos(model: MMFusionModel, lengths: npt.NDArray[np.int64]) -> bool:
+    """Whether photos have a part in the vectors of products whose texts have these lengths (P,)."""
+    # A tower of texts shows the photo of a product that has none.
+    return model.config.fusion != "text_only" or bool((lengths == 0).any())
 
 
 def _text_lengths(table: ProductTable, rows: Rows) -> npt.NDArray[np.int64]:

@@ -30,11 +30,16 @@ def products_table(
         _check_rows("modality weights", len(weights), len(ids))
         if weights.shape[1] != len(MODALITIES):
             raise ValueError(f"modality weights have {weights.shape[1]} columns; pass one each for {MODALITIES}")
-        columns["modality_weights"] = pa.StructArray.from_arrays(list(map(pa.array, weights.T)), MODALITIES)
+        columns["modality_weights"] = weights_column(weights)
     if metadata is not None and metadata.num_columns:
         _check_rows("metadata", len(metadata), len(ids))
         columns["metadata"] = metadata.to_struct_array()
     return pa.table(columns)
+
+
+def weights_column(weights: np.ndarray) -> pa.StructArray:
+    """Modality weights (N, 2), shares of text and photo, as a column of structs."""
+    return pa.StructArray.from_arrays(list(map(pa.array, weights.T)), MODALITIES)
 
 
 def like(table: pa.Table, other: pa.Table) -> pa.Table:

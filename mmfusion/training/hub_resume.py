@@ -5,7 +5,6 @@ import os
 import pickle
 import re
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,15 @@ from mmfusion.model import MMFusionConfig, MMFusionModel
 from mmfusion.model.weights_mmfusion import sha256_of
 from mmfusion.training.hub_record import CHECKPOINT, MODEL_FOLDER, RECORD
 from mmfusion.training.merged_arguments import merged_arguments
-from mmfusion.training.run import RunError, as_recorded, decisive, is_first_rank, read_record, start_run
+from mmfusion.training.run import (
+    RunError,
+    as_recorded,
+    decisive,
+    is_first_rank,
+    read_record,
+    start_run,
+    wait_for_first_rank,
+)
 
 _ADDRESS = re.compile(r"hub:(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 # Configs and tokenizer files: data only, and names that stay in their folder.
@@ -239,11 +246,9 @@ def _check_is_free(folder: Path, address: HubAddress) -> None:
 
 def _wait_for(folder: Path) -> None:
     """Waits until the first rank has put the run into place; ranks share the output folder."""
-    deadline = time.monotonic() + _WAIT_FOR_FIRST_RANK
-    while read_record(folder) is None:
-        if time.monotonic() > deadline:
-            raise RunError(
-                f"The first rank has not made {folder} within {_WAIT_FOR_FIRST_RANK:.0f} s; ranks need one output "
-                "folder that all of them see."
-            )
-        time.sleep(0.5)
+    wait_for_first_rank(
+        lambda: read_record(folder) is not None,
+        _WAIT_FOR_FIRST_RANK,
+        f"The first rank has not made {folder} within {_WAIT_FOR_FIRST_RANK:.0f} s; ranks need one output "
+        "folder that all of them see.",
+    )

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -102,16 +102,28 @@ def open_run(
 
 def _await_first_rank(folder: Path, wanted: dict[str, Any]) -> None:
     # A rank that is ahead would put files, such as caches, where the first one then finds no record beside them.
-    deadline = time.monotonic() + _FIRST_RANK_SECONDS
-    while True:
+    def is_begun() -> bool:
         record = read_record(folder)
-        if record is not None and (record["arguments"] == wanted or not _saved_nothing(folder, record)):
-            return
+        return record is not None and (record["arguments"] == wanted or not _saved_nothing(folder, record))
+
+    wait_for_first_rank(
+        is_begun,
+        _FIRST_RANK_SECONDS,
+        f"The first rank has begun no run in the output folder {folder} after {_FIRST_RANK_SECONDS:.0f} seconds; see "
+        "what it says, and give an --output on a disk that all nodes share.",
+    )
+
+
+def wait_for_first_rank(is_done: Callable[[], bool], seconds: float, refusal: str) -> None:
+    """Waits until the first rank has done something that this one finds in the folder they share.
+
+    Raises:
+        RunError: It has not after so many seconds; `refusal` says so.
+    """
+    deadline = time.monotonic() + seconds
+    while not is_done():
         if time.monotonic() > deadline:
-            raise RunError(
-                f"The first rank has begun no run in the output folder {folder} after {_FIRST_RANK_SECONDS:.0f} "
-                "seconds; see what it says, and give an --output on a disk that all nodes share."
-            )
+            raise RunError(refusal)
         time.sleep(0.05)
 
 
