@@ -7,6 +7,7 @@ import lightning as L
 from mmfusion.embedding import EmbeddingJob, EmbeddingSettings, VectorType
 from mmfusion.training import Hardware, load_base, load_catalogue, open_run, run_command
 from mmfusion.training.prepare_model import compile_blocks
+from mmfusion.training.trainer import expected_warnings_ignored
 
 
 def main(
@@ -72,7 +73,8 @@ def main(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    embedded = job.run(trainer)
+    with expected_warnings_ignored():
+        embedded = job.run(trainer)
     if embedded is not None:
         place = str(Path(base).absolute()) if Path(base).exists() else base
         run.finish(base=place, catalogue=products.source, products=len(embedded))

@@ -2,6 +2,8 @@
 
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,13 +32,15 @@ from mmfusion.training.step_statistics import FetchTimer, StepStatistics
 from mmfusion.training.stop_on_signal import StopOnSignal
 
 # Lightning and torch warn of what is meant to be so here: frozen parts in evaluation mode, few workers, short epochs,
-# checkpoints that are there to be resumed, perhaps without pushing them any more, outputs that nobody changes in place.
-EXPECTED_WARNINGS = (
+# checkpoints that are there to be resumed, perhaps without pushing them any more, outputs that nobody changes in place,
+# batches that carry their rows themselves.
+_EXPECTED_WARNINGS = (
     r"Found \d+ module\(s\) in eval mode",
     r".*does not have many workers",
     r"The number of training batches \(\d+\) is smaller than the logging interval",
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     r"Checkpoint directory .* exists and is not empty",
+    r"Couldn't infer the batch indices fetched from your dataloader",
     r"FSDP2-wrapped module .* returned a view tensor",
     r"Be aware that when using `ckpt_path`.*\['PushCheckpoints'\]",
 )
@@ -113,6 +117,15 @@ def build_trainer(
     return trainer
 
 
+@contextmanager
+def expected_warnings_ignored() -> Iterator[None]:
+    """Keeps quiet what Lightning and torch say of runs that are as they should be."""
+    with warnings.catch_warnings():
+        for expected in _EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message=expected)
+        yield
+
+
 def fit(
     run: Run, trainer: L.Trainer, stage: Stage, data: MMFusionDataModule, processor: MMFusionProcessor
 ) -> dict[str, float]:
@@ -122,9 +135,7 @@ def fit(
         check_fits(checkpoint, stage.state_dict())
         print(f"resuming from {checkpoint.name}", flush=True)
     started = time.time()
-    with warnings.catch_warnings(), full_disk_ends(run.folder):
-        for expected in EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", message=expected)
+    with expected_warnings_ignored(), full_disk_ends(run.folder):
         trainer.fit(stage, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if checkpoint is not None and step_of(checkpoint) == trainer.max_steps:
             # Interrupted when it was done but for the last validation, which fit leaves out then.

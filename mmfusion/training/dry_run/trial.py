@@ -1,9 +1,6 @@
 """Steps that are taken to see what they need: forward, backward and optimizer, by Lightning as in training."""
 
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +16,7 @@ from mmfusion.training.dry_run.memory import Memory, free, is_out_of_memory, not
 from mmfusion.training.dry_run.rehearsal_data import RehearsalData
 from mmfusion.training.hardware import Hardware
 from mmfusion.training.prepare_model import PrepareModel
-from mmfusion.training.trainer import EXPECTED_WARNINGS
+from mmfusion.training.trainer import expected_warnings_ignored
 
 # Further steps are taken, for a better time, while all of them take less than this.
 _SECONDS = 5.0
@@ -67,7 +64,7 @@ class Trials:
         watch = _Watch()
         self.memory.start()
         try:
-            with self.memory.limited(self.capacity), _quiet():
+            with self.memory.limited(self.capacity), expected_warnings_ignored():
                 self._trainer(times, watch).fit(self.stage, datamodule=self.data)
         except Exception as error:
             if not is_out_of_memory(error):
@@ -95,7 +92,7 @@ class Trials:
         self.data.val_batches = [query_batch, self.data._val_products[products]]
         reading = between - began, time.perf_counter() - between
         watch = _Watch()
-        with _quiet():
+        with expected_warnings_ignored():
             self._trainer(1, watch).validate(self.stage, datamodule=self.data, verbose=False)
         embedding = watch.validation
         return sum(
@@ -151,14 +148,6 @@ class _Watch(L.Callback):
         states = [state for optimizer in trainer.optimizers for state in optimizer.state.values()]
         values = [value for state in states for value in state.values() if isinstance(value, Tensor)]
         self.optimizer_bytes = sum(value.nbytes for value in values)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        for expected in EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", message=expected)
-        yield
 
 
 def first_pairs(batch: TrainBatch, pairs: int) -> TrainBatch:
