@@ -25,7 +25,7 @@ def main(
     if record is None or not record["complete"]:
         raise RunError(f"{index!r} holds no finished index; build one with recipes/index.py --output {index}.")
     model, processor = load_base(base or record["base"])
-    searcher = Searcher(model, processor, ProductIndex.load(Path(index) / "index"))
+    searcher = Searcher.of(model, processor, ProductIndex.load(Path(index) / "index"))
     print(f"{'rank':>4}  {'score':>6}  {'text':>5} {'photo':>5}  product")
     for hit in searcher.search(query, k, filter=filter)[0]:
         weights = hit.modality_weights or {}

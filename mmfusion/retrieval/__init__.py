@@ -5,6 +5,17 @@ from mmfusion.retrieval.filters import FilterError
 from mmfusion.retrieval.hit import Hit
 from mmfusion.retrieval.index import ProductIndex
 from mmfusion.retrieval.index_files import IndexDescription
+from mmfusion.retrieval.query_encoder import QueryEncoder, TorchQueryEncoder
 from mmfusion.retrieval.searcher import Searcher
 
-__all__ = ["Choice", "FilterError", "Hit", "IndexDescription", "ProductIndex", "Searcher", "choose_index"]
+__all__ = [
+    "Choice",
+    "FilterError",
+    "Hit",
+    "IndexDescription",
+    "ProductIndex",
+    "QueryEncoder",
+    "Searcher",
+    "TorchQueryEncoder",
+    "choose_index",
+]
