@@ -2,7 +2,7 @@
 
 from mmfusion.retrieval.choose import Choice, choose_index
 from mmfusion.retrieval.filters import FilterError
-from mmfusion.retrieval.hit import Hit
+from mmfusion.retrieval.hit import Hit, StoredProduct
 from mmfusion.retrieval.index import ProductIndex
 from mmfusion.retrieval.index_files import IndexDescription
 from mmfusion.retrieval.query_encoder import QueryEncoder, TorchQueryEncoder
@@ -16,6 +16,7 @@ __all__ = [
     "ProductIndex",
     "QueryEncoder",
     "Searcher",
+    "StoredProduct",
     "TorchQueryEncoder",
     "choose_index",
 ]

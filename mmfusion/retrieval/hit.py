@@ -1,7 +1,10 @@
-"""One found product."""
+"""One found product, and one that is looked up."""
 
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 
 @dataclass(frozen=True)
@@ -20,5 +23,22 @@ class Hit:
     product_id: str
     score: float
     rank: int
+    modality_weights: dict[str, float] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StoredProduct:
+    """What an index holds of a product.
+
+    Attributes:
+        product_id: the catalogue's id.
+        vector: (D,) float32; with a compressing index, what that left of it.
+        modality_weights: as of a [`Hit`].
+        metadata: as of a [`Hit`].
+    """
+
+    product_id: str
+    vector: npt.NDArray[np.float32]
     modality_weights: dict[str, float] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)

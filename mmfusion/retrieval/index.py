@@ -13,7 +13,7 @@ import pyarrow as pa
 from mmfusion.retrieval.compact import merge
 from mmfusion.retrieval.filters import Filter, filter_rows
 from mmfusion.retrieval.folder import replacing
-from mmfusion.retrieval.hit import Hit
+from mmfusion.retrieval.hit import Hit, StoredProduct
 from mmfusion.retrieval.index_files import (
     FILES,
     SCHEMA_VERSION,
@@ -244,6 +244,27 @@ class ProductIndex:
         scores, rows = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
+
+    def product(self, product_id: str) -> StoredProduct:
+        """What the index holds of a product; the first call sorts the ids, unless `prepare_ids` did.
+
+        Raises:
+            KeyError: there is no such product.
+        """
+        for one in self._segments:
+            row = one.ids.row_of(product_id)
+            if row is not None and one.live[row]:
+                vector = one.vectors(np.array([row], np.int64))[0]
+                fields = {name: one.products.column(name)[row].as_py() for name in one.products.column_names}
+                return StoredProduct(
+                    product_id, vector, fields.get("modality_weights", {}), fields.get("metadata", {})
+                )
+        raise KeyError(f"product {product_id!r} is not in the index")
+
+    def prepare_ids(self) -> None:
+        """Sorts the ids, which takes seconds for ten million, so that no later `product` has to."""
+        for one in self._segments:
+            one.ids.prepare()
 
     def update(
         self,

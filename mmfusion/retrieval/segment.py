@@ -10,6 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mmfusion.retrieval.id_lookup import IdLookup
+
 # Its types know neither selectors nor the arguments of its parameters.
 faiss: Any = faiss_module
 
@@ -34,6 +36,18 @@ class Segment:
     products: pa.Table
     live: BoolArray
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    # Handed on to segments of the same products, of which fewer are live.
+    _ids: IdLookup | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self._ids is None:
+            object.__setattr__(self, "_ids", IdLookup(self.products))
+
+    @property
+    def ids(self) -> IdLookup:
+        """Rows of ids, deleted ones too."""
+        assert self._ids is not None
+        return self._ids
 
     def __len__(self) -> int:
         return len(self.products)

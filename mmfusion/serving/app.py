@@ -1,0 +1,194 @@
+"""The HTTP service: routes, and what each answers."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from mmfusion.retrieval import Hit, ProductIndex, Searcher
+from mmfusion.serving.access import AccessLog
+from mmfusion.serving.batcher import MicroBatcher, QueueFullError
+from mmfusion.serving.jsonable import to_json
+from mmfusion.serving.memory import memory_of
+from mmfusion.serving.metrics import ServiceMetrics
+from mmfusion.serving.requests import DEFAULT_K, RequestError, only_known, read_k, read_search
+from mmfusion.serving.searches import Answer, Asked, Neighbours, ProductRequest, Searches
+from mmfusion.serving.settings import ServiceLimits
+from mmfusion.serving.watch import IndexWatch, swapped
+
+log = logging.getLogger("mmfusion")
+
+
+class _ProductId(Convertor[str]):
+    # Ids may hold slashes and line breaks, which Starlette's own `path` stops at.
+    regex = r"[\s\S]+"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("product_id", _ProductId())
+
+
+class SearchService:
+    """The routes of the service over one query tower and one index at a time.
+
+    Args:
+        searcher: Query tower and index.
+        folder: Of the index, which is followed; None: the index never changes.
+        limits: What is refused.
+    """
+
+    def __init__(self, searcher: Searcher, folder: Path | None, limits: ServiceLimits) -> None:
+        self.limits = limits
+        self.searches = Searches(searcher, lambda size: self.metrics.batch.observe(size))
+        self.batcher: MicroBatcher[Asked, Answer] = MicroBatcher(
+            self.searches.answer, max_batch=limits.max_batch, max_waiting=limits.max_waiting
+        )
+        self.metrics = ServiceMetrics(lambda: self.batcher.waiting, lambda: len(self.index))
+        self._watch = None if folder is None else IndexWatch(folder, self._swap, self._count_swap)
+        self._started = time.monotonic()
+
+    @property
+    def index(self) -> ProductIndex:
+        """The index that is served now."""
+        return self.searches.searcher.index
+
+    def app(self) -> Starlette:
+        """The ASGI application."""
+        return Starlette(
+            routes=[
+                Route("/search", self.search, methods=["GET", "POST"]),
+                Route("/products/{product_id:product_id}", self.products, methods=["GET"]),
+                Route("/health", self.health, methods=["GET"]),
+                Route("/metrics", self.metrics_text, methods=["GET"]),
+            ],
+            middleware=[Middleware(AccessLog, observe=self._observe)],
+            exception_handlers={
+                RequestError: _refused,
+                HTTPException: _http_error,
+                QueueFullError: self._full,
+                TimeoutError: self._late,
+                Exception: _failed,
+            },
+            lifespan=self._lifespan,
+        )
+
+    async def search(self, request: Request) -> Response:
+        """The k best products of a query."""
+        asked = await read_search(request, self.limits)
+        if asked.k > len(self.index):
+            raise RequestError(400, f"k is {asked.k}, and the index has {len(self.index)} products; give at most that.")
+        request.state.logged = {"k": asked.k, "query_chars": len(asked.query), "filtered": asked.filter is not None}
+        hits = await self.batcher.submit(asked, self.limits.timeout_s)
+        request.state.logged["hits"] = len(hits)
+        return _json({"query": asked.query, "hits": [_hit(one) for one in hits]})
+
+    async def products(self, request: Request) -> Response:
+        """A stored product, and the k products whose vectors are most like its own."""
+        only_known(request.query_params, ("k",))
+        k = read_k(request.query_params.get("k", DEFAULT_K), self.limits)
+        asked = ProductRequest(request.path_params["product_id"], k)
+        found = await self.batcher.submit(asked, self.limits.timeout_s)
+        assert isinstance(found, Neighbours)
+        product = found.product
+        return _json(
+            {
+                "product_id": product.product_id,
+                "modality_weights": product.modality_weights,
+                "metadata": product.metadata,
+                "neighbours": [_hit(one) for one in found.hits],
+            }
+        )
+
+    async def health(self, request: Request) -> Response:
+        """Whether the service answers, of what model and index, and what it holds in memory."""
+        encoder, described = self.searches.searcher.encoder, self.index.description
+        return _json(
+            {
+                "status": "ok",
+                "uptime_s": round(time.monotonic() - self._started, 1),
+                "model": encoder.fingerprint,
+                "products": len(self.index),
+                "index": {
+                    "factory": described.factory,
+                    "dimension": described.dimension,
+                    "recall_at_100": described.recall_at_100,
+                },
+                "memory": memory_of(encoder),
+                "waiting": self.batcher.waiting,
+            }
+        )
+
+    async def metrics_text(self, request: Request) -> Response:
+        """Counters and histograms for Prometheus."""
+        return Response(self.metrics.text(), media_type=self.metrics.content_type)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        await self.batcher.start()
+        watching = None
+        if self._watch is not None and self.limits.reload_s:
+            watching = asyncio.create_task(self._watch.run(self.limits.reload_s), name="index-watch")
+        try:
+            yield
+        finally:
+            if watching is not None:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
+            await self.batcher.stop()
+
+    def _swap(self, index: ProductIndex) -> None:
+        self.searches.searcher = swapped(self.searches.searcher, index)
+
+    def _count_swap(self, outcome: str) -> None:
+        self.metrics.swaps.labels(outcome).inc()
+
+    def _observe(self, route: str, status: int, seconds: float) -> None:
+        self.metrics.requests.labels(route, str(status)).inc()
+        self.metrics.seconds.labels(route).observe(seconds)
+
+    async def _full(self, request: Request, error: Exception) -> Response:
+        text = f"{self.limits.max_waiting} requests wait already; try again in a second."
+        return _json({"error": text}, 503, {"retry-after": "1"})
+
+    async def _late(self, request: Request, error: Exception) -> Response:
+        return _json({"error": f"there was no answer within {self.limits.timeout_s:g} s; try again."}, 504)
+
+
+def _hit(hit: Hit) -> dict[str, Any]:
+    return {name: getattr(hit, name) for name in ("product_id", "score", "rank", "modality_weights", "metadata")}
+
+
+def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(to_json(content), status, headers, "application/json")
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    return _json({"error": str(error)}, error.status)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    routes = "there are /search, /products/{id}, /health and /metrics"
+    text = {404: f"{request.url.path} is not there; {routes}.", 405: f"{request.method} is not for {request.url.path}."}
+    return _json({"error": text.get(error.status_code, error.detail)}, error.status_code, dict(error.headers or {}))
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return _json({"error": "the service failed at this request; its log says why."}, 500)

@@ -1,0 +1,80 @@
+"""Batches of searches against an index that may be swapped between two of them."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import NamedTuple
+
+from mmfusion.retrieval import Hit, Searcher, StoredProduct
+from mmfusion.serving.requests import RequestError, SearchRequest
+
+
+class Neighbours(NamedTuple):
+    """A stored product and the products most like it."""
+
+    product: StoredProduct
+    hits: list[Hit]
+
+
+class ProductRequest(NamedTuple):
+    """A product's id, and how many products most like it are wanted."""
+
+    product_id: str
+    k: int
+
+
+Asked = SearchRequest | ProductRequest
+Answer = list[Hit] | Neighbours
+
+
+class Searches:
+    """Answers batches of requests.
+
+    Attributes:
+        searcher: Replaced as a whole when there is a new index; a batch keeps the one that it began with.
+    """
+
+    def __init__(self, searcher: Searcher, observe_batch: Callable[[int], None] = lambda size: None) -> None:
+        self.searcher = searcher
+        self._observe = observe_batch
+
+    def answer(self, asked: list[Asked]) -> list[Answer | Exception]:
+        """An answer for each request, or a `RequestError` that says why there is none."""
+        searcher = self.searcher
+        answers: list[Answer | Exception] = [RequestError(500, "no answer")] * len(asked)
+        places = [place for place, one in enumerate(asked) if isinstance(one, SearchRequest)]
+        if places:
+            self._observe(len(places))
+            self._search(searcher, [(place, asked[place]) for place in places], answers)
+        for place, one in enumerate(asked):
+            if isinstance(one, ProductRequest):
+                answers[place] = _neighbours(searcher, one)
+        return answers
+
+    def _search(
+        self, searcher: Searcher, asked: list[tuple[int, SearchRequest]], answers: list[Answer | Exception]
+    ) -> None:
+        # Embedded together whatever is asked of the index; searched together where filters are the same.
+        vectors = searcher.encoder.encode([one.query for _, one in asked])
+        groups: dict[str, list[int]] = defaultdict(list)
+        for row, (_, one) in enumerate(asked):
+            groups[repr(one.filter)].append(row)
+        for rows in groups.values():
+            wanted = [asked[row][1] for row in rows]
+            try:
+                found = searcher.index.search(
+                    vectors[rows], max(one.k for one in wanted), filter=wanted[0].filter
+                )
+            except ValueError as error:
+                found = [RequestError(400, str(error))] * len(rows)
+            for row, one, hits in zip(rows, wanted, found, strict=True):
+                answers[asked[row][0]] = hits if isinstance(hits, Exception) else hits[: one.k]
+
+
+def _neighbours(searcher: Searcher, asked: ProductRequest) -> Answer | Exception:
+    try:
+        product = searcher.index.product(asked.product_id)
+    except KeyError:
+        return RequestError(404, f"there is no product {asked.product_id!r} in the index.")
+    found = searcher.index.search(product.vector[None], asked.k + 1)[0]
+    others = [hit for hit in found if hit.product_id != product.product_id][: asked.k]
+    return Neighbours(product, [Hit(**{**vars(hit), "rank": rank}) for rank, hit in enumerate(others, start=1)])
