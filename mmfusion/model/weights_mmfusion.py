@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from huggingface_hub import HfApi
@@ -27,12 +27,15 @@ _ALIGNMENT_BYTES = 64
 HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
 
 
-def fetch_weights(source: str | os.PathLike[str], arguments: Mapping[str, Any]) -> None:
+def fetch_weights(source: str | os.PathLike[str], arguments: Mapping[str, Any]) -> list[Path]:
     """Fetches the weights into the cache, or finds them in a folder, and refuses those that are not safe to read.
 
     Args:
         source: Folder or Hub id.
         arguments: Keyword arguments of `from_pretrained`.
+
+    Returns:
+        The files: one, or the shards.
 
     Raises:
         HubError: There are only pickles, a shard lies outside the folder, or a download is not what was published.
@@ -45,15 +48,19 @@ def fetch_weights(source: str | os.PathLike[str], arguments: Mapping[str, Any]) 
     def find(name: str) -> Path | None:
         return _find(source, name, arguments)
 
-    if find(names[0]) is not None:
-        return
+    whole = find(names[0])
+    if whole is not None:
+        return [whole]
     index = find(names[1])
     if index is None:
         _refuse(source, arguments)
-        return
+    files = []
     for shard in shards(index):
-        if find(shard) is None:
+        found = find(shard)
+        if found is None:
             raise HubError(f"{source} lacks {shard}, which its {names[1]} names; the upload or copy is not whole.")
+        files.append(found)
+    return files
 
 
 def refuse_adapter(source: str | os.PathLike[str], arguments: Mapping[str, Any]) -> None:
@@ -174,7 +181,7 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _refuse(source: str | os.PathLike[str], arguments: Mapping[str, Any]) -> None:
+def _refuse(source: str | os.PathLike[str], arguments: Mapping[str, Any]) -> NoReturn:
     where, found = _where(source, arguments), pickles_among(_names(source, arguments))
     if found:
         raise HubError(

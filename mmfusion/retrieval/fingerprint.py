@@ -2,9 +2,15 @@
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
-from mmfusion.model import MMFusionModel, MMFusionProcessor
+import torch
+from safetensors import safe_open
+
+from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
 
 
 def model_fingerprint(model: MMFusionModel, processor: MMFusionProcessor) -> str:
@@ -14,10 +20,28 @@ def model_fingerprint(model: MMFusionModel, processor: MMFusionProcessor) -> str
     """
     if model.config.query_only and model.config.query_tower_of:
         return model.config.query_tower_of
+    return _digest(sorted(model.state_dict().items()), model.config, processor)
+
+
+def stored_fingerprint(files: Sequence[Path], config: MMFusionConfig, processor: MMFusionProcessor) -> str:
+    """The `model_fingerprint` of a model in safetensors files, tensor by tensor: no module of it is made.
+
+    Args:
+        files: The file with the weights, or all of its shards.
+        config: The model's.
+        processor: The model's.
+    """
+    with ExitStack() as stack:
+        opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
+        places = {name: one for one in opened for name in one.keys()}  # noqa: SIM118 (no dict)
+        return _digest(((name, places[name].get_tensor(name)) for name in sorted(places)), config, processor)
+
+
+def _digest(weights: Iterable[tuple[str, torch.Tensor]], config: MMFusionConfig, processor: MMFusionProcessor) -> str:
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in weights:
         digest.update(name.encode() + value.float().cpu().numpy().tobytes())
-    for part in (model.config.to_dict(), processor.image_processor.to_dict(), processor_fields(processor)):
+    for part in (config.to_dict(), processor.image_processor.to_dict(), processor_fields(processor)):
         digest.update(json.dumps(_stable(part), sort_keys=True, default=str).encode())
     return digest.hexdigest()
 

@@ -2,6 +2,7 @@
 
 import bisect
 import threading
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,19 +17,19 @@ class IdLookup:
 
     def __init__(self, products: pa.Table) -> None:
         self._names = products.column("product_id")
-        self._order: pa.Array | None = None
+        self._order: Any = None
         self._making = threading.Lock()
 
-    def prepare(self) -> None:
-        """Makes the order, 8 bytes per product."""
+    def prepare(self) -> pa.Array:
+        """Makes the order, 8 bytes per product, unless it is there."""
         with self._making:
             if self._order is None:
                 self._order = pc.sort_indices(self._names)
+            return self._order
 
     def row_of(self, product_id: str) -> int | None:
         """Row of an id, None if there is no such id."""
-        self.prepare()
-        order = self._order
+        order = self.prepare()
         # Arrow sorts by UTF-8 bytes, which is the order of code points, Python's.
         place = bisect.bisect_left(order, product_id, key=self._name)
         if place == len(self._names) or self._name(order[place]) != product_id:

@@ -256,9 +256,7 @@ class ProductIndex:
             if row is not None and one.live[row]:
                 vector = one.vectors(np.array([row], np.int64))[0]
                 fields = {name: one.products.column(name)[row].as_py() for name in one.products.column_names}
-                return StoredProduct(
-                    product_id, vector, fields.get("modality_weights", {}), fields.get("metadata", {})
-                )
+                return StoredProduct(product_id, vector, fields.get("modality_weights", {}), fields.get("metadata", {}))
         raise KeyError(f"product {product_id!r} is not in the index")
 
     def prepare_ids(self) -> None:

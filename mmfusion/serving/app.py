@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from mmfusion.retrieval import Hit, ProductIndex, Searcher
 from mmfusion.serving.access import AccessLog
 from mmfusion.serving.batcher import MicroBatcher, QueueFullError
 from mmfusion.serving.jsonable import to_json
-from mmfusion.serving.memory import memory_of
+from mmfusion.serving.memory import resident_mib
 from mmfusion.serving.metrics import ServiceMetrics
 from mmfusion.serving.requests import DEFAULT_K, RequestError, only_known, read_k, read_search
 from mmfusion.serving.searches import Answer, Asked, Neighbours, ProductRequest, Searches
@@ -51,10 +51,14 @@ class SearchService:
         searcher: Query tower and index.
         folder: Of the index, which is followed; None: the index never changes.
         limits: What is refused.
+        tower: What `/health` says of the query tower.
     """
 
-    def __init__(self, searcher: Searcher, folder: Path | None, limits: ServiceLimits) -> None:
+    def __init__(
+        self, searcher: Searcher, folder: Path | None, limits: ServiceLimits, tower: Mapping[str, Any] | None = None
+    ) -> None:
         self.limits = limits
+        self._tower = dict(tower or {})
         self.searches = Searches(searcher, lambda size: self.metrics.batch.observe(size))
         self.batcher: MicroBatcher[Asked, Answer] = MicroBatcher(
             self.searches.answer, max_batch=limits.max_batch, max_waiting=limits.max_waiting
@@ -95,6 +99,7 @@ class SearchService:
             raise RequestError(400, f"k is {asked.k}, and the index has {len(self.index)} products; give at most that.")
         request.state.logged = {"k": asked.k, "query_chars": len(asked.query), "filtered": asked.filter is not None}
         hits = await self.batcher.submit(asked, self.limits.timeout_s)
+        assert isinstance(hits, list)
         request.state.logged["hits"] = len(hits)
         return _json({"query": asked.query, "hits": [_hit(one) for one in hits]})
 
@@ -129,7 +134,8 @@ class SearchService:
                     "dimension": described.dimension,
                     "recall_at_100": described.recall_at_100,
                 },
-                "memory": memory_of(encoder),
+                "resident_mib": resident_mib(),
+                "query_tower": self._tower,
                 "waiting": self.batcher.waiting,
             }
         )

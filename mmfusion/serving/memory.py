@@ -4,15 +4,23 @@ import os
 from pathlib import Path
 from typing import Any
 
-
-def memory_of(encoder: Any) -> dict[str, Any]:
-    """MiB of the process that are in RAM, and of the query tower's weights; no vision encoder is ever among them."""
-    return {"resident_mib": _resident_mib(), **encoder.memory()}
+from mmfusion.model import MMFusionModel
 
 
-def _resident_mib() -> float | None:
-    """MiB in RAM, memory-mapped files that were looked at included; None where the system does not tell."""
+def resident_mib() -> float | None:
+    """MiB of this process in RAM, pages of memory-mapped files that were looked at included; None: the system does not
+    tell."""
     status = Path("/proc/self/statm")
     if not status.is_file():
         return None
     return round(int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
+
+
+def facts_of_tower(model: MMFusionModel) -> dict[str, Any]:
+    """Parameters and MiB of a query tower, and whether a vision encoder came with it."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return {
+        "parameters": sum(one.numel() for one in model.parameters()),
+        "mib": round(sum(one.numel() * one.element_size() for one in tensors) / 2**20, 1),
+        "vision_encoder": model.vision_model is not None,
+    }

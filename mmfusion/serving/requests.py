@@ -38,9 +38,8 @@ async def read_search(request: Request, limits: ServiceLimits) -> SearchRequest:
         RequestError: Something is missing, unknown, of another type or beyond the limits.
     """
     given = _parameters(request) if request.method == "GET" else await _body(request, limits)
-    return SearchRequest(
-        query=_query(given.get("query"), limits), k=read_k(given.get("k", DEFAULT_K), limits), filter=given.get("filter")
-    )
+    k = read_k(given.get("k", DEFAULT_K), limits)
+    return SearchRequest(_query(given.get("query"), limits), k, given.get("filter"))
 
 
 def read_k(value: Any, limits: ServiceLimits) -> int:

@@ -41,33 +41,32 @@ class Searches:
         """An answer for each request, or a `RequestError` that says why there is none."""
         searcher = self.searcher
         answers: list[Answer | Exception] = [RequestError(500, "no answer")] * len(asked)
-        places = [place for place, one in enumerate(asked) if isinstance(one, SearchRequest)]
-        if places:
-            self._observe(len(places))
-            self._search(searcher, [(place, asked[place]) for place in places], answers)
+        searches = [(place, one) for place, one in enumerate(asked) if isinstance(one, SearchRequest)]
+        if searches:
+            self._observe(len(searches))
+            _search(searcher, searches, answers)
         for place, one in enumerate(asked):
             if isinstance(one, ProductRequest):
                 answers[place] = _neighbours(searcher, one)
         return answers
 
-    def _search(
-        self, searcher: Searcher, asked: list[tuple[int, SearchRequest]], answers: list[Answer | Exception]
-    ) -> None:
-        # Embedded together whatever is asked of the index; searched together where filters are the same.
-        vectors = searcher.encoder.encode([one.query for _, one in asked])
-        groups: dict[str, list[int]] = defaultdict(list)
-        for row, (_, one) in enumerate(asked):
-            groups[repr(one.filter)].append(row)
-        for rows in groups.values():
-            wanted = [asked[row][1] for row in rows]
-            try:
-                found = searcher.index.search(
-                    vectors[rows], max(one.k for one in wanted), filter=wanted[0].filter
-                )
-            except ValueError as error:
-                found = [RequestError(400, str(error))] * len(rows)
-            for row, one, hits in zip(rows, wanted, found, strict=True):
-                answers[asked[row][0]] = hits if isinstance(hits, Exception) else hits[: one.k]
+
+def _search(searcher: Searcher, asked: list[tuple[int, SearchRequest]], answers: list[Answer | Exception]) -> None:
+    # Embedded together whatever is asked of the index; searched together where filters are the same.
+    vectors = searcher.embed([one.query for _, one in asked])
+    groups: dict[str, list[int]] = defaultdict(list)
+    for row, (_, one) in enumerate(asked):
+        groups[repr(one.filter)].append(row)
+    for rows in groups.values():
+        wanted = [asked[row][1] for row in rows]
+        try:
+            found = searcher.index.search(vectors[rows], max(one.k for one in wanted), filter=wanted[0].filter)
+        except ValueError as error:
+            for row in rows:
+                answers[asked[row][0]] = RequestError(400, str(error))
+            continue
+        for row, one, hits in zip(rows, wanted, found, strict=True):
+            answers[asked[row][0]] = hits[: one.k]
 
 
 def _neighbours(searcher: Searcher, asked: ProductRequest) -> Answer | Exception:

@@ -1,0 +1,69 @@
+"""The query tower of a model, loaded by itself: neither the vision encoder nor the fusion network is ever made."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging as transformers_logging
+
+from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
+from mmfusion.model.errors_mmfusion import HubError, explained
+from mmfusion.model.weights_mmfusion import fetch_weights
+from mmfusion.retrieval.fingerprint import stored_fingerprint
+
+# Where publish.py puts the query tower beside the whole model.
+PUBLISHED = "query"
+
+
+def load_query_tower(
+    base: str | os.PathLike[str], *, revision: str | None = None
+) -> tuple[MMFusionModel, MMFusionProcessor]:
+    """Loads the query tower alone, in evaluation mode, with the fingerprint of the whole model.
+
+    Of a repository that publish.py wrote, only its `query/` is fetched. Of a whole model the weights are read once for
+    the fingerprint, and those of the product tower are let go again.
+
+    Args:
+        base: Folder or Hub id of a model, or of a query tower.
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        HubError: There is no such model, it is of another kind, or it cannot be read.
+    """
+    with explained(base, revision):
+        hub: dict[str, Any] = {} if revision is None else {"revision": revision}
+        if _publishes_tower(base, hub):
+            hub["subfolder"] = PUBLISHED
+        config = MMFusionConfig.from_pretrained(base, **hub)
+        processor = MMFusionProcessor.from_pretrained(base, **hub)
+        if not config.query_only:
+            config.query_tower_of = stored_fingerprint(fetch_weights(base, hub), config, processor)
+            config.query_only = True
+        return _load(base, config, hub), processor
+
+
+def _publishes_tower(base: str | os.PathLike[str], hub: dict[str, Any]) -> bool:
+    if Path(base).is_dir():
+        return (Path(base) / PUBLISHED / "config.json").is_file()
+    try:
+        MMFusionConfig.from_pretrained(base, subfolder=PUBLISHED, **hub)
+    except (OSError, HubError):
+        # What is wrong, if it is more than that, is said when the model itself is loaded.
+        return False
+    return True
+
+
+def _load(base: str | os.PathLike[str], config: MMFusionConfig, hub: dict[str, Any]) -> MMFusionModel:
+    # transformers would report the weights of the product tower as left over, which they are meant to be.
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        loaded: Any = MMFusionModel.from_pretrained(base, config=config, output_loading_info=True, **hub)
+    finally:
+        transformers_logging.set_verbosity(before)
+    model, info = loaded
+    missing = sorted(info.get("missing_keys") or ())
+    if missing:
+        raise HubError(f"{base} lacks weights of the query tower: {', '.join(missing[:5])}; it is not whole.")
+    tower: MMFusionModel = model.eval()
+    return tower

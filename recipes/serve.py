@@ -1,0 +1,60 @@
+"""Serve an index over HTTP: search by text, look up products, watch health and metrics."""
+
+import logging
+from pathlib import Path
+
+from mmfusion.retrieval import Searcher, TorchQueryEncoder
+from mmfusion.retrieval.query_tower import load_query_tower
+from mmfusion.serving import ServiceLimits, check_installed
+from mmfusion.training import run_command
+from mmfusion.training.run import RunError, read_record
+
+log = logging.getLogger("mmfusion")
+
+
+def main(
+    index: str = "outputs/index",
+    base: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    limits: ServiceLimits = ServiceLimits(),
+) -> None:
+    """Answers until Ctrl-C or SIGTERM; of the model only the query tower is loaded.
+
+    GET /search?query=red+dress&k=10&filter=[["price","<",50]], or POST /search with the same as a JSON object; GET
+    /products/{id}?k=10 for a stored product and those most like it; GET /health; GET /metrics for Prometheus. When
+    index.py has built the index anew, the service goes over to it between two requests. There is neither encryption
+    nor a password: put a proxy before it where others than you can reach it.
+
+    Args:
+        index: Folder that index.py wrote.
+        base: Folder or Hub id of the model; default: the one that the index was built with.
+        host: Address to listen on; 127.0.0.1 is reached from this machine only, 0.0.0.0 from everywhere.
+        port: TCP port; 0 takes a free one and logs it.
+        limits: Sizes, time-outs, and the queue.
+    """
+    check_installed()
+    from mmfusion.serving.app import SearchService
+    from mmfusion.serving.memory import facts_of_tower, resident_mib
+    from mmfusion.serving.server import log_as_json, run_server
+    from mmfusion.serving.watch import load_index
+
+    log_as_json()
+    record = read_record(Path(index))
+    if record is None or not record["complete"]:
+        raise RunError(f"{index!r} holds no finished index; build one with recipes/index.py --output {index}.")
+    model, processor = load_query_tower(base or record["base"])
+    folder = Path(index) / "index"
+    searcher = Searcher(TorchQueryEncoder(model, processor), load_index(folder))
+    searcher.search("warm up")
+    tower = facts_of_tower(model)
+    service = SearchService(searcher, folder, limits, tower)
+    log.info(
+        "query tower of %s parameters (%s MiB), no vision encoder; %s products; %s MiB in RAM",
+        *(f"{tower['parameters']:,}", tower["mib"], f"{len(service.index):,}", resident_mib()),
+    )
+    run_server(service.app(), host, port, limits)
+
+
+if __name__ == "__main__":
+    run_command(main)
