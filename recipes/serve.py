@@ -36,13 +36,14 @@ def main(
     check_installed()
     from mmfusion.serving.app import SearchService
     from mmfusion.serving.memory import facts_of_tower, resident_mib
-    from mmfusion.serving.server import log_as_json, run_server
+    from mmfusion.serving.server import bind, log_as_json, run_server
     from mmfusion.serving.watch import load_index
 
     log_as_json()
     record = read_record(Path(index))
     if record is None or not record["complete"]:
         raise RunError(f"{index!r} holds no finished index; build one with recipes/index.py --output {index}.")
+    bound = bind(host, port)
     model, processor = load_query_tower(base or record["base"])
     folder = Path(index) / "index"
     searcher = Searcher(TorchQueryEncoder(model, processor), load_index(folder))
@@ -53,7 +54,7 @@ def main(
         "query tower of %s parameters (%s MiB), no vision encoder; %s products; %s MiB in RAM",
         *(f"{tower['parameters']:,}", tower["mib"], f"{len(service.index):,}", resident_mib()),
     )
-    run_server(service.app(), host, port, limits)
+    run_server(service.app(), bound, limits)
 
 
 if __name__ == "__main__":

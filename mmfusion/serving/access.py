@@ -7,11 +7,14 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger("mmfusion.access")
 
-# (route, status, seconds)
+_FAILED = json.dumps({"error": "the service failed at this request; its log says why."})
+
+# (route, status, seconds); status 0 where the client left before there was an answer
 Observe = Callable[[str, int, float], None]
 
 
@@ -29,7 +32,7 @@ class AccessLog:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, status, name = time.perf_counter(), 500, _request_id(scope)
+        started, status, name = time.perf_counter(), 0, _request_id(scope)
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -40,6 +43,10 @@ class AccessLog:
 
         try:
             await self.app(scope, receive, sending)
+        except Exception:
+            logging.getLogger("mmfusion").exception("request %s failed", name)
+            if not status:
+                await Response(_FAILED, 500, media_type="application/json")(scope, receive, sending)
         finally:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("endpoint"), "__name__", "none")

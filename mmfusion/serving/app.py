@@ -87,7 +87,6 @@ class SearchService:
                 HTTPException: _http_error,
                 QueueFullError: self._full,
                 TimeoutError: self._late,
-                Exception: _failed,
             },
             lifespan=self._lifespan,
         )
@@ -194,7 +193,3 @@ async def _http_error(request: Request, error: Exception) -> Response:
     routes = "there are /search, /products/{id}, /health and /metrics"
     text = {404: f"{request.url.path} is not there; {routes}.", 405: f"{request.method} is not for {request.url.path}."}
     return _json({"error": text.get(error.status_code, error.detail)}, error.status_code, dict(error.headers or {}))
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    return _json({"error": "the service failed at this request; its log says why."}, 500)

@@ -43,11 +43,11 @@ class MicroBatcher(Generic[T, R]):
         self._loop = asyncio.create_task(self._compute(), name="micro-batches")
 
     async def stop(self) -> None:
-        """Ends; what still waits is given up."""
+        """Ends; what is not done is given up."""
         if self._loop is not None:
             self._loop.cancel()
             await asyncio.gather(self._loop, return_exceptions=True)
-        self._pool.shutdown(wait=True)
+        await asyncio.to_thread(self._pool.shutdown)
         while not self._waiting.empty():
             self._waiting.get_nowait()[1].cancel()
 
@@ -79,11 +79,14 @@ class MicroBatcher(Generic[T, R]):
             batch = [(item, done) for item, done in batch if not done.done()]
             if not batch:
                 continue
-            items = [item for item, _ in batch]
             try:
-                results = await loop.run_in_executor(self._pool, self._run, items)
+                results = await loop.run_in_executor(self._pool, self._run, [item for item, _ in batch])
             except Exception as error:
                 results = [error] * len(batch)
+            except asyncio.CancelledError:
+                for _, done in batch:
+                    done.cancel()
+                raise
             for (_, done), result in zip(batch, results, strict=True):
                 _settle(done, result)
 

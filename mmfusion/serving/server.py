@@ -1,5 +1,6 @@
 """Runs the service: uvicorn, with logs of one JSON object per line."""
 
+import contextlib
 import json
 import logging
 import socket
@@ -44,22 +45,36 @@ def log_as_json() -> None:
         logger.setLevel(level)
 
 
-def run_server(app: Starlette, host: str, port: int, limits: ServiceLimits) -> None:
-    """Serves until SIGTERM or Ctrl-C, then answers what has come already.
+def bind(host: str, port: int) -> socket.socket:
+    """Takes an address, which `run_server` listens on later.
+
+    Args:
+        host: Address to listen on.
+        port: TCP port, 0 for a free one.
+
+    Raises:
+        ValueError: It cannot be had.
+    """
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except (OSError, OverflowError) as error:
+        bound.close()
+        raise ValueError(f"cannot listen on {_address(host, port)} ({error}); give another --host or --port") from error
+    return bound
+
+
+def run_server(app: Starlette, bound: socket.socket, limits: ServiceLimits) -> None:
+    """Serves until SIGTERM or Ctrl-C, then answers what has begun.
 
     Args:
         app: The application.
-        host: Address to listen on.
-        port: TCP port, 0 for a free one, which is logged.
+        bound: Where; see `bind`.
         limits: Of the service.
-
-    Raises:
-        OSError: The address cannot be listened on.
     """
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         http="h11",
         lifespan="on",
         access_log=False,
@@ -70,19 +85,12 @@ def run_server(app: Starlette, host: str, port: int, limits: ServiceLimits) -> N
         timeout_graceful_shutdown=_GRACE_S,
         backlog=max(2048, limits.max_waiting),
     )
-    uvicorn.Server(config).run(sockets=[_listen(config)])
+    bound.listen(config.backlog)
+    host, port = bound.getsockname()[:2]
+    logging.getLogger("mmfusion").info("listening on http://%s", _address(host, port))
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[bound])
 
 
-def _listen(config: uvicorn.Config) -> socket.socket:
-    # uvicorn's own way ends the process with code 3 and two lines of log.
-    place = f"[{config.host}]" if ":" in config.host else config.host
-    listening = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((config.host, config.port))
-        listening.listen(config.backlog)
-    except (OSError, OverflowError) as error:
-        listening.close()
-        raise OSError(f"cannot listen on {place}:{config.port} ({error}); give another --host or --port") from error
-    logging.getLogger("mmfusion").info("listening on http://%s:%d", place, listening.getsockname()[1])
-    return listening
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

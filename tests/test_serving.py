@@ -1,0 +1,412 @@
+"""The search service: what it answers, what it refuses, and how it behaves when there is too much to do."""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+from served_index import ODD_IDS, drawn_index, write_served
+
+from mmfusion.hub.query_only import write_query_tower
+from mmfusion.retrieval import Searcher, TorchQueryEncoder
+from mmfusion.retrieval.fingerprint import model_fingerprint
+from mmfusion.retrieval.query_tower import load_query_tower
+from mmfusion.serving import ServiceLimits
+from mmfusion.serving.app import SearchService
+from mmfusion.serving.batcher import MicroBatcher, QueueFullError
+from mmfusion.serving.jsonable import to_json
+from mmfusion.serving.watch import IndexWatch, load_index
+from mmfusion.training import load_base
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("serving")
+
+
+@pytest.fixture(scope="module")
+def encoder(place: Path) -> TorchQueryEncoder:
+    return write_served(place)
+
+
+@pytest.fixture
+def searcher(encoder: TorchQueryEncoder) -> Searcher:
+    return Searcher(encoder, drawn_index(encoder, 200))
+
+
+class Gate:
+    """Stands before the query tower: lets batches through when it is open, and notes them."""
+
+    def __init__(self, encoder: TorchQueryEncoder) -> None:
+        self.encoder = encoder
+        self.fingerprint, self.dimension, self.views = encoder.fingerprint, encoder.dimension, encoder.views
+        self.open = threading.Event()
+        self.entered = threading.Event()
+        self.batches: list[list[str]] = []
+
+    def encode(self, texts: Any) -> Any:
+        self.batches.append(list(texts))
+        self.entered.set()
+        assert self.open.wait(30)
+        if any("broken" in text for text in texts):
+            raise RuntimeError("the encoder fell over")
+        return self.encoder.encode(texts)
+
+
+@asynccontextmanager
+async def client_of(searcher: Searcher, **limits: Any) -> AsyncIterator[httpx.AsyncClient]:
+    app = SearchService(searcher, None, ServiceLimits(**limits), {"vision_encoder": False}).app()
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        yield http
+
+
+def asking(searcher: Searcher, ask: Callable[[httpx.AsyncClient], Awaitable[Any]], **limits: Any) -> Any:
+    async def run() -> Any:
+        async with client_of(searcher, **limits) as http:
+            return await ask(http)
+
+    return asyncio.run(run())
+
+
+def ids_of(answer: httpx.Response) -> list[str]:
+    assert answer.status_code == 200, answer.text
+    return [hit["product_id"] for hit in answer.json()["hits"]]
+
+
+def test_a_search_finds_what_the_searcher_finds(searcher: Searcher) -> None:
+    async def ask(http: httpx.AsyncClient) -> list[httpx.Response]:
+        body = {"query": "rotes Kleid 👗", "k": 7, "filter": [["price", ">=", 50]]}
+        return [
+            await http.post("/search", json=body),
+            await http.get("/search", params={**body, "filter": json.dumps(body["filter"])}),
+            await http.get("/search", params={"query": "red dress"}),
+        ]
+
+    posted, got, plain = asking(searcher, ask)
+    (expected,) = searcher.search("rotes Kleid 👗", 7, filter=[("price", ">=", 50)])
+    for answer in (posted, got):
+        assert answer.headers["content-type"] == "application/json" and answer.json()["query"] == "rotes Kleid 👗"
+        assert [hit["score"] for hit in answer.json()["hits"]] == pytest.approx([hit.score for hit in expected])
+        assert [{**hit, "score": 0} for hit in answer.json()["hits"]] == [{**vars(hit), "score": 0} for hit in expected]
+    assert ids_of(plain) == [hit.product_id for hit in searcher.search("red dress", 10)[0]]
+
+
+@pytest.mark.parametrize("product_id", [*ODD_IDS, "p199"])
+def test_a_product_is_found_by_its_id_whatever_it_holds(searcher: Searcher, product_id: str) -> None:
+    answer = asking(searcher, lambda http: http.get(f"/products/{quote(product_id, safe='')}?k=3"))
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    assert found["product_id"] == product_id and found["metadata"]["title"] == f"Product {product_id}"
+    assert found["modality_weights"] == {"text": 0.5, "image": 0.5}
+    vector = searcher.index.product(product_id).vector
+    expected = [hit.product_id for hit in searcher.index.search(vector[None], 4)[0] if hit.product_id != product_id]
+    assert [hit["product_id"] for hit in found["neighbours"]] == expected
+    assert [hit["rank"] for hit in found["neighbours"]] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "body, status, text",
+    [
+        ({}, 400, "query is missing"),
+        ({"query": ""}, 400, "query is ''; give a text"),
+        ({"query": " \n"}, 400, "query is ' \\n'; give a text"),
+        ({"query": 7}, 400, "query is 7; give a text"),
+        ({"query": "x" * 1001}, 400, "query has 1,001 characters; give at most 1,000"),
+        ({"query": "x" * 100_000}, 413, "the body has more than 64 KiB"),
+        ({"query": "x", "k": 0}, 400, "k is 0; give a whole number from 1 to 1000"),
+        ({"query": "x", "k": -1}, 400, "k is -1"),
+        ({"query": "x", "k": 1001}, 400, "k is 1001; give a whole number from 1 to 1000"),
+        ({"query": "x", "k": 201}, 400, "k is 201, and the index has 200 products"),
+        ({"query": "x", "k": 2.5}, 400, "k is 2.5"),
+        ({"query": "x", "k": True}, 400, "k is True"),
+        ({"query": "x", "k": "ten"}, 400, "k is 'ten'"),
+        ({"query": "x", "filter": [["colour", "=", "red"]]}, 400, "the field 'colour'; this index has title, price"),
+        ({"query": "x", "filter": [["price", "~", 1]]}, 400, "the operator '~'"),
+        ({"query": "x", "filter": [["price", "<", "cheap"]]}, 400, "compares 'price', which is int64, with 'cheap'"),
+        ({"query": "x", "filter": "price < 3"}, 400, "the filter is 'price < 3'"),
+        ({"query": "x", "filter": {"price": 3}}, 400, "the filter is {'price': 3}"),
+        ({"query": "x", "filters": []}, 400, "'filters' is no parameter; there are query, k, filter"),
+        (["x"], 400, "the body is ['x']; give an object"),
+    ],
+)
+def test_a_bad_search_is_refused_with_its_value(searcher: Searcher, body: Any, status: int, text: str) -> None:
+    async def ask(http: httpx.AsyncClient) -> list[httpx.Response]:
+        return [await http.post("/search", json=body), await http.get("/search?query=still+there")]
+
+    refused, after = asking(searcher, ask)
+    assert (refused.status_code, after.status_code) == (status, 200)
+    assert text in refused.json()["error"] and "\n" not in refused.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "method, url, content, status, text",
+    [
+        ("POST", "/search", b"{", 400, "the body is no JSON"),
+        ("POST", "/search", b'{"query": "x", "k": NaN}', 400, "NaN is no JSON number"),
+        ("POST", "/search", b"\xff\xfe", 400, "the body is no JSON"),
+        ("POST", "/search", b"[" * 50_000, 400, "the body is no JSON"),
+        ("GET", "/search?query=x&filter=[", b"", 400, "the parameter filter is no JSON"),
+        ("GET", "/search?query=x&page=2", b"", 400, "'page' is no parameter"),
+        ("GET", f"/search?query={'x' * 60_000}", b"", 400, "query has 60,000 characters"),
+        ("GET", "/products/nothing%0Athere", b"", 404, "there is no product 'nothing\\nthere' in the index"),
+        ("GET", "/products/p5?k=0", b"", 400, "k is '0'"),
+        ("GET", "/products/p5?n=3", b"", 400, "'n' is no parameter; there are k"),
+        ("GET", "/nowhere", b"", 404, "/nowhere is not there; there are /search"),
+        ("DELETE", "/search", b"", 405, "DELETE is not for /search"),
+    ],
+)
+def test_a_bad_request_is_answered_in_json(
+    searcher: Searcher, method: str, url: str, content: bytes, status: int, text: str
+) -> None:
+    answer = asking(searcher, lambda http: http.request(method, url, content=content))
+    assert answer.status_code == status and text in answer.json()["error"]
+
+
+def test_queries_that_come_together_are_computed_together(encoder: TorchQueryEncoder) -> None:
+    gate = Gate(encoder)
+    searcher = Searcher(gate, drawn_index(encoder, 200))
+    queries = [f"query {'long ' * (number % 5)}{number}" for number in range(9)]
+
+    async def ask(http: httpx.AsyncClient) -> tuple[list[httpx.Response], str]:
+        first = asyncio.create_task(http.get("/search?query=first"))
+        await asyncio.to_thread(gate.entered.wait, 30)
+        asked = [
+            asyncio.create_task(http.post("/search", json={"query": query, "k": 1 + number, **filtered(number)}))
+            for number, query in enumerate(queries)
+        ]
+        while await waiting(http) < len(queries):
+            await asyncio.sleep(0.01)
+        gate.open.set()
+        answers = [await one for one in [first, *asked]]
+        return answers[1:], (await http.get("/metrics")).text
+
+    answers, metrics = asking(searcher, ask, max_batch=6)
+    assert [len(batch) for batch in gate.batches] == [1, 6, 3]
+    for number, (query, answer) in enumerate(zip(queries, answers, strict=True)):
+        (alone,) = Searcher(encoder, searcher.index).search(query, 1 + number, **filtered(number))
+        assert ids_of(answer) == [hit.product_id for hit in alone]
+    samples = {one.name + str(one.labels): one.value for one in samples_of(metrics)}
+    assert samples["mmfusion_batch_queries_count{}"] == 3 and samples["mmfusion_batch_queries_sum{}"] == 10
+    assert samples["mmfusion_requests_total{'route': 'search', 'status': '200'}"] == 10
+    assert samples["mmfusion_products{}"] == 200 and samples["mmfusion_waiting_requests{}"] == 0
+
+
+def filtered(number: int) -> dict[str, Any]:
+    return {"filter": [["price", "<", 100]]} if number % 3 == 0 else {}
+
+
+def samples_of(text: str) -> list[Any]:
+    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+
+
+async def waiting(http: httpx.AsyncClient) -> int:
+    found: int = (await http.get("/health")).json()["waiting"]
+    return found
+
+
+def test_a_full_queue_answers_503_and_recovers(encoder: TorchQueryEncoder) -> None:
+    gate = Gate(encoder)
+
+    async def ask(http: httpx.AsyncClient) -> tuple[list[httpx.Response], list[httpx.Response], httpx.Response]:
+        first = asyncio.create_task(http.get("/search?query=first"))
+        await asyncio.to_thread(gate.entered.wait, 30)
+        held = [asyncio.create_task(http.get(f"/search?query=q{number}")) for number in range(4)]
+        while await waiting(http) < 4:
+            await asyncio.sleep(0.01)
+        refused = [await http.get("/search?query=late"), await http.get("/products/p9")]
+        gate.open.set()
+        return [await one for one in [first, *held]], refused, await http.get("/search?query=after")
+
+    held, refused, after = asking(Searcher(gate, drawn_index(encoder, 50)), ask, max_waiting=4)
+    assert [one.status_code for one in held] == [200] * 5 and after.status_code == 200
+    for one in refused:
+        assert one.status_code == 503 and one.headers["retry-after"] == "1"
+        assert one.json()["error"] == "4 requests wait already; try again in a second."
+
+
+def test_a_request_whose_time_is_up_is_not_computed(encoder: TorchQueryEncoder) -> None:
+    gate = Gate(encoder)
+
+    async def ask(http: httpx.AsyncClient) -> tuple[list[httpx.Response], httpx.Response]:
+        first = asyncio.create_task(http.get("/search?query=first"))
+        await asyncio.to_thread(gate.entered.wait, 30)
+        late = [asyncio.create_task(http.get(f"/search?query=late{number}")) for number in range(2)]
+        answers = [await one for one in [first, *late]]
+        gate.open.set()
+        return answers, await http.get("/search?query=after")
+
+    late, after = asking(Searcher(gate, drawn_index(encoder, 50)), ask, timeout_s=0.3)
+    assert [one.status_code for one in late] == [504] * 3 and after.status_code == 200
+    assert late[0].json()["error"] == "there was no answer within 0.3 s; try again."
+    assert gate.batches == [["first"], ["after"]]
+
+
+def test_a_failure_is_of_one_batch(encoder: TorchQueryEncoder, caplog: pytest.LogCaptureFixture) -> None:
+    gate = Gate(encoder)
+    gate.open.set()
+
+    async def ask(http: httpx.AsyncClient) -> list[httpx.Response]:
+        return [await http.get("/search?query=broken"), await http.get("/search?query=fine")]
+
+    broken, fine = asking(Searcher(gate, drawn_index(encoder, 50)), ask)
+    assert (broken.status_code, fine.status_code) == (500, 200)
+    assert broken.json()["error"] == "the service failed at this request; its log says why."
+    assert "the encoder fell over" not in broken.text and "the encoder fell over" in caplog.text
+
+
+def test_a_body_that_does_not_arrive_is_given_up(searcher: Searcher) -> None:
+    async def trickle() -> AsyncIterator[bytes]:
+        yield b'{"query": "x'
+        await asyncio.sleep(30)
+        yield b'"}'
+
+    answer = asking(searcher, lambda http: http.post("/search", content=trickle()), timeout_s=0.2)
+    assert answer.status_code == 408 and answer.json()["error"] == "the body did not arrive within 0.2 s."
+
+
+def test_each_request_is_a_line_of_json_without_the_query(searcher: Searcher, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "mmfusion.access")
+
+    async def ask(http: httpx.AsyncClient) -> httpx.Response:
+        await http.get("/search?query=secret+address&k=0")
+        return await http.get("/search?query=secret+address", headers={"X-Request-ID": "mine-1"})
+
+    answer = asking(searcher, ask)
+    refused, found = (json.loads(record.message) for record in caplog.records if record.name == "mmfusion.access")
+    assert answer.headers["x-request-id"] == found["request_id"] == "mine-1"
+    assert found["status"] == 200 and found["hits"] == 10 and found["query_chars"] == 14 and found["ms"] > 0
+    assert refused["status"] == 400 and len(refused["request_id"]) == 32
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["x" * 65, "a\tb", "é"])
+def test_a_strange_request_id_is_not_repeated(searcher: Searcher, name: str) -> None:
+    headers = [(b"x-request-id", name.encode("latin-1"))]
+    answer = asking(searcher, lambda http: http.get("/health", headers=headers))
+    assert len(answer.headers["x-request-id"]) == 32 and answer.headers["x-request-id"].isalnum()
+
+
+def test_a_batcher_that_stops_leaves_nobody_waiting() -> None:
+    async def run() -> list[Any]:
+        begun, release = threading.Event(), threading.Event()
+
+        def compute(items: list[int]) -> list[int | Exception]:
+            begun.set()
+            release.wait(30)
+            return [item + 1 for item in items]
+
+        batcher: MicroBatcher[int, int] = MicroBatcher(compute, max_batch=1, max_waiting=2)
+        await batcher.start()
+        asked = [asyncio.create_task(batcher.submit(1, 30))]
+        await asyncio.to_thread(begun.wait, 30)
+        asked += [asyncio.create_task(batcher.submit(item, 30)) for item in (2, 3)]
+        await asyncio.sleep(0.05)
+        with pytest.raises(QueueFullError):
+            await batcher.submit(4, 30)
+        asyncio.get_running_loop().call_later(0.1, release.set)
+        await batcher.stop()
+        return await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 5)
+
+    assert all(isinstance(one, asyncio.CancelledError) for one in asyncio.run(run())[1:])
+
+
+def test_an_index_of_another_model_or_a_broken_one_is_not_swapped_in(
+    encoder: TorchQueryEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "index"
+    drawn_index(encoder, 50).save(folder)
+    service = SearchService(Searcher(encoder, load_index(folder)), folder, ServiceLimits())
+    watch = service._watch
+    assert isinstance(watch, IndexWatch)
+    watch.look()
+    assert len(service.index) == 50
+
+    drawn_index(encoder, 60, fingerprint="other").save(folder, overwrite=True)
+    watch.look()
+    assert len(service.index) == 50 and "built with model 'other'" in caplog.text
+    drawn_index(encoder, 70).save(folder, overwrite=True)
+    (folder / "products.parquet").write_bytes(b"PAR1")
+    watch.look()
+    assert len(service.index) == 50 and "products.parquet is damaged" in caplog.text
+    (folder / "index.json").unlink()
+    watch.look()
+    drawn_index(encoder, 80).save(folder, overwrite=True)
+    watch.look()
+    watch.look()
+    assert len(service.index) == 80
+    samples = {
+        str(one.labels): one.value for one in samples_of(service.metrics.text().decode()) if "swaps_total" in one.name
+    }
+    assert samples == {"{'outcome': 'refused'}": 2, "{'outcome': 'done'}": 1}
+
+
+@pytest.mark.parametrize("kind", ["whole", "shards", "published", "tower"])
+def test_the_query_tower_is_loaded_without_the_vision_encoder(
+    place: Path, encoder: TorchQueryEncoder, kind: str
+) -> None:
+    model, processor = load_base(str(place / "embedded_base"))
+    folder = place / kind
+    if kind in ("whole", "shards", "published"):
+        model.save_pretrained(folder, max_shard_size="100KB" if kind == "shards" else "5GB")
+        processor.save_pretrained(folder)
+    if kind == "published":
+        write_query_tower(model, processor, folder / "query")
+        (folder / "model.safetensors").unlink()
+    if kind == "tower":
+        write_query_tower(model, processor, folder)
+    assert (
+        len(list(folder.glob("*.safetensors"))) == {"whole": 1, "published": 0, "tower": 1}.get(kind, 0)
+        or kind == "shards"
+    )
+
+    tower, its_processor = load_query_tower(folder)
+    assert tower.vision_model is None and tower.fusion is None and not tower.training
+    assert model_fingerprint(tower, its_processor) == model_fingerprint(model, processor) == encoder.fingerprint
+    texts = ["red dress", "a much longer query about nothing in particular"]
+    assert np.array_equal(TorchQueryEncoder(tower, its_processor).encode(texts), encoder.encode(texts))
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="nothing"):
+        load_query_tower(tmp_path / "nothing")
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.dates() | st.decimals(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+        max_leaves=8,
+    )
+)
+def test_any_metadata_becomes_json(value: Any) -> None:
+    json.loads(to_json(value), parse_constant=lambda name: pytest.fail(name))
+
+
+def test_metadata_that_json_lacks() -> None:
+    value = {"day": date(2024, 2, 29), "price": Decimal("9.90"), "score": float("nan"), "raw": b"\0\1", "sizes": (1, 2)}
+    assert json.loads(to_json(value)) == {
+        "day": "2024-02-29", "price": "9.90", "score": None, "raw": "AAE=", "sizes": [1, 2],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "values, text",
+    [({"max_batch": 0}, "limits.max_batch is 0; give at least 1"), ({"timeout_s": 0.0}, "limits.timeout_s is 0.0"),
+     ({"reload_s": -1.0}, "limits.reload_s is -1.0"), ({"timeout_s": float("nan")}, "limits.timeout_s is nan")],
+)  # fmt: skip
+def test_limits_out_of_range_are_refused(values: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        ServiceLimits(**values)
