@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from mmfusion.retrieval import ProductIndex, Searcher
-from mmfusion.training import load_base, run_command
+from mmfusion.retrieval.query_tower import load_query_tower
+from mmfusion.training import run_command
 from mmfusion.training.run import RunError, read_record
 
 
@@ -24,7 +25,7 @@ def main(
     record = read_record(Path(index))
     if record is None or not record["complete"]:
         raise RunError(f"{index!r} holds no finished index; build one with recipes/index.py --output {index}.")
-    model, processor = load_base(base or record["base"])
+    model, processor = load_query_tower(base or record["base"])
     searcher = Searcher.of(model, processor, ProductIndex.load(Path(index) / "index"))
     print(f"{'rank':>4}  {'score':>6}  {'text':>5} {'photo':>5}  product")
     for hit in searcher.search(query, k, filter=filter)[0]:

@@ -61,7 +61,7 @@ def bind(host: str, port: int) -> socket.socket:
         bound.bind((host, port))
     except (OSError, OverflowError) as error:
         bound.close()
-        raise ValueError(f"cannot listen on {_address(host, port)} ({error}); give another --host or --port") from error
+        raise _refusal(host, port, error) from error
     return bound
 
 
@@ -72,6 +72,9 @@ def run_server(app: Starlette, bound: socket.socket, limits: ServiceLimits) -> N
         app: The application.
         bound: Where; see `bind`.
         limits: Of the service.
+
+    Raises:
+        ValueError: The address cannot be listened on after all.
     """
     config = uvicorn.Config(
         app,
@@ -85,11 +88,19 @@ def run_server(app: Starlette, bound: socket.socket, limits: ServiceLimits) -> N
         timeout_graceful_shutdown=_GRACE_S,
         backlog=max(2048, limits.max_waiting),
     )
-    bound.listen(config.backlog)
     host, port = bound.getsockname()[:2]
+    try:
+        bound.listen(config.backlog)
+    except OSError as error:
+        # Another process took it meanwhile, which only the listening one finds out.
+        raise _refusal(host, port, error) from error
     logging.getLogger("mmfusion").info("listening on http://%s", _address(host, port))
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[bound])
+
+
+def _refusal(host: str, port: int, error: Exception) -> ValueError:
+    return ValueError(f"cannot listen on {_address(host, port)} ({error}); give another --host or --port")
 
 
 def _address(host: str, port: int) -> str:
