@@ -109,7 +109,7 @@ def encode_text(
         pooling: One of `POOLINGS`.
         role: (hidden,) vector added to every token embedding, or None.
     """
-    if input_ids.device.type == "cpu" and len(input_ids) > _CPU_TEXTS and not _unmasked(encoder):
+    if _better_by_length(encoder, input_ids):
         return _encode_by_length(encoder, input_ids, attention_mask, pooling, role)
     inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
     if _unmasked(encoder):
@@ -124,6 +124,12 @@ def encode_text(
 
 # Few rows share a length, many keep the cores busy; a batch of 128 titles has half as many tokens without its padding.
 _CPU_TEXTS = 32
+
+
+def _better_by_length(encoder: PreTrainedModel, input_ids: Tensor) -> bool:
+    # An exported program serves batches of any size, so that none may decide what it does.
+    exporting = torch.compiler.is_exporting()
+    return not exporting and input_ids.device.type == "cpu" and len(input_ids) > _CPU_TEXTS and not _unmasked(encoder)
 
 
 def _unmasked(encoder: PreTrainedModel) -> bool:

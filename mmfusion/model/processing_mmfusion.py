@@ -153,12 +153,7 @@ class MMFusionProcessor(ProcessorMixin):
 
     def encode_queries(self, queries: Sequence[str]) -> BatchFeature:
         """`input_ids` and `attention_mask`, both (Q, length) int64."""
-        for position, query in enumerate(queries):
-            if not isinstance(query, str) or not query.strip():
-                raise ValueError(
-                    f"Query {position} is {query!r}; a query is a text with at least one visible character."
-                )
-        return self._tokenize([self.query_prompt + clean(query) for query in queries], self.max_query_length)
+        return self._tokenize(query_texts(queries, self.query_prompt), self.max_query_length)
 
     def encode_products(
         self, products: Sequence[Mapping[str, Any]], photo_loader: PhotoLoader | None = None
@@ -234,14 +229,31 @@ class MMFusionProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "pixel_values", "photo_mask"]
 
     def _tokenize(self, texts: list[str], max_length: int) -> BatchFeature:
-        if not texts:
-            raise ValueError("There are no queries or products; give at least one.")
+        _check_any(texts)
         limit = min(max_length, self.tokenizer.model_max_length)
         padding = "max_length" if self.pad_to_max_length else "longest"
         encoded = self.tokenizer(
             texts, padding=padding, truncation=True, max_length=limit, return_attention_mask=True, return_tensors="pt"
         )
         return BatchFeature({name: encoded[name] for name in ("input_ids", "attention_mask")})
+
+
+def query_texts(queries: Sequence[str], prompt: str) -> list[str]:
+    """Queries as they are tokenized: cleaned, behind their prompt.
+
+    Raises:
+        ValueError: There is no query, or one is blank.
+    """
+    for position, query in enumerate(queries):
+        if not isinstance(query, str) or not query.strip():
+            raise ValueError(f"Query {position} is {query!r}; a query is a text with at least one visible character.")
+    _check_any(queries)
+    return [prompt + clean(query) for query in queries]
+
+
+def _check_any(texts: Sequence[str]) -> None:
+    if not texts:
+        raise ValueError("There are no queries or products; give at least one.")
 
 
 def clean(text: str) -> str:

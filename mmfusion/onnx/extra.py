@@ -1,0 +1,22 @@
+"""The libraries of the extra `mmfusion[onnx]`, imported when they are needed."""
+
+from importlib import import_module
+from typing import Any
+
+
+class OnnxError(ValueError):
+    """A query tower that cannot be exported, or a folder that holds none that can be used."""
+
+
+def library(name: str) -> Any:
+    """The module `onnx`, `onnxscript` or `onnxruntime`.
+
+    Raises:
+        OnnxError: It is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise OnnxError(
+            f"ONNX query towers need the library {name} ({error}); install it with: pip install 'mmfusion[onnx]'"
+        ) from error
