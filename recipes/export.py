@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from mmfusion.onnx import export_query_tower
-from mmfusion.training import load_base, run_command
+from mmfusion.retrieval.query_tower import load_query_tower
+from mmfusion.training import run_command
 
 
 def main(base: str, output: str = "outputs/onnx", opset: int | None = None) -> None:
@@ -12,11 +13,11 @@ def main(base: str, output: str = "outputs/onnx", opset: int | None = None) -> N
     An export whose vectors differ from PyTorch's by more than 1e-4 in a component is refused and leaves nothing.
 
     Args:
-        base: Folder or Hub id of the model, or the folder of its query tower alone.
+        base: Folder or Hub id of the model, of which only the query tower is loaded.
         output: Folder for the export; one that is there is replaced as a whole.
         opset: Version of the ONNX operators, from 18; default: what PyTorch writes best.
     """
-    model, processor = load_base(base)
+    model, processor = load_query_tower(base)
     description = export_query_tower(model, processor, output, opset=opset)
     size = sum(path.stat().st_size for path in Path(output).iterdir())
     print(
