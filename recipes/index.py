@@ -1,5 +1,6 @@
-"""Build a FAISS index of an embedded catalogue."""
+"""Build an index of an embedded catalogue: with FAISS, or in Milvus."""
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,10 +8,10 @@ import pyarrow.compute as pc
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.embedding import EmbeddedCatalogue
-from mmfusion.retrieval import Choice, ProductIndex, choose_index
+from mmfusion.retrieval import Choice, MilvusIndex, ProductIndex, choose_index
 from mmfusion.retrieval.choose import physical_memory
 from mmfusion.training import load_catalogue, open_run, run_command
-from mmfusion.training.run import RunError, read_record
+from mmfusion.training.run import Run, RunError, read_record
 
 
 def main(
@@ -20,8 +21,15 @@ def main(
     factory: str | None = None,
     search_parameters: str | None = None,
     memory_gib: float | None = None,
+    milvus_uri: str | None = None,
+    collection: str = "products",
+    index_type: str | None = None,
+    overwrite: bool = False,
 ) -> None:
-    """Writes an index folder: FAISS index, product ids with titles, metadata and modality weights, and a description.
+    """Writes an index: vectors, product ids with titles, metadata and modality weights, and a description.
+
+    It is a folder with a FAISS index, or, with `milvus_uri`, a collection in Milvus; an upload that was cut off goes on
+    when it is run again. The token of a server is taken from the environment variable MILVUS_TOKEN.
 
     Args:
         embeddings: Folder that embed.py wrote.
@@ -33,6 +41,12 @@ def main(
         search_parameters: FAISS run-time parameters, e.g. nprobe=16; default: those that go with that choice.
         memory_gib: What the index may take of the memory of the machine that serves it, in GiB; default: half of what
             this machine has.
+        milvus_uri: File that ends in .db (Milvus Lite, embedded), or address of a Milvus server, such as
+            http://localhost:19530.
+        collection: Its name in Milvus.
+        index_type: Kind of index in Milvus, such as FLAT or HNSW; default: FLAT, which is exact, in a file, and the
+            server's choice on a server.
+        overwrite: Whether the collection may take the place of one of that name. A folder is replaced anyway.
     """
     record = read_record(Path(embeddings))
     if record is None or not record["complete"]:
@@ -41,25 +55,72 @@ def main(
         )
     embedded = EmbeddedCatalogue.open(embeddings)
     embedded.check()
-    chosen = _choose(embedded, factory, search_parameters, memory_gib)
-    run = open_run(output, "index", {"embeddings": embeddings, "factory": factory})
+    if milvus_uri is None and index_type is not None:
+        raise ValueError(f"index_type {index_type!r} is of Milvus; give --milvus_uri, or --factory for a FAISS index.")
+    if milvus_uri is None:
+        arguments = {"embeddings": embeddings, "factory": factory}
+        chosen = _choose(embedded, factory, search_parameters, memory_gib)
+    else:
+        milvus_uri = milvus_uri if "://" in milvus_uri else str(Path(milvus_uri).absolute())
+        arguments = {"embeddings": embeddings, "milvus_uri": milvus_uri, "collection": collection}
+        _check_milvus_flags(milvus_uri, factory, search_parameters, memory_gib)
+    run = open_run(output, "index", arguments)
     products = load_catalogue(catalogue or record["catalogue"], None, run.folder, products_only=True)
+    metadata = _metadata(products, embedded)
+    if milvus_uri is None:
+        told = _build_with_faiss(run, embedded, metadata, chosen)
+    else:
+        told = _build_in_milvus(embedded, metadata, milvus_uri, collection, index_type, overwrite)
+    run.finish(base=record["base"], products=len(embedded), milvus_uri=milvus_uri, collection=collection)
+    print(f'{len(embedded):,} products in {told}; next: recipes/search.py "red floral summer dress" --index {output}')
+
+
+def _build_with_faiss(run: Run, embedded: EmbeddedCatalogue, metadata: pa.Table, chosen: Choice) -> str:
     index = ProductIndex.build(
         embedded.vectors(),
         embedded.column("product_id").to_pylist(),
         model_fingerprint=embedded.manifest.made_of.model_fingerprint,
-        metadata=_metadata(products, embedded),
+        metadata=metadata,
         modality_weights=embedded.modality_weights(),
         factory=chosen.factory,
         search_parameters=chosen.search_parameters,
     )
     index.save(run.folder / "index", overwrite=True)
-    run.finish(base=record["base"], products=len(index))
-    print(
-        f"{len(index):,} products in {run.folder / 'index'} ({chosen.factory} {chosen.search_parameters}".rstrip()
-        + f"; finds {index.description.recall_at_100:.1%} of the 100 products most like a product); "
-        'next: recipes/search.py "red floral summer dress"'
+    return (
+        f"{run.folder / 'index'} ({chosen.factory} {chosen.search_parameters}".rstrip()
+        + f"; finds {index.description.recall_at_100:.1%} of the 100 products most like a product)"
     )
+
+
+def _build_in_milvus(
+    embedded: EmbeddedCatalogue,
+    metadata: pa.Table,
+    uri: str,
+    collection: str,
+    index_type: str | None,
+    overwrite: bool,
+) -> str:
+    with MilvusIndex.build(
+        embedded.vectors(),
+        embedded.column("product_id").to_pylist(),
+        model_fingerprint=embedded.manifest.made_of.model_fingerprint,
+        uri=uri,
+        collection=collection,
+        token=os.environ.get("MILVUS_TOKEN"),
+        metadata=metadata,
+        modality_weights=embedded.modality_weights(),
+        index_type=index_type,
+        overwrite=overwrite,
+    ) as index:
+        return f"{index.place} ({index.description.index_type})"
+
+
+def _check_milvus_flags(uri: str, factory: str | None, search_parameters: str | None, memory_gib: float | None) -> None:
+    if "@" in uri:
+        raise ValueError("milvus_uri holds a user or password, which run.json would keep; put them into MILVUS_TOKEN.")
+    for name, value in (("factory", factory), ("search_parameters", search_parameters), ("memory_gib", memory_gib)):
+        if value is not None:
+            raise ValueError(f"{name} {value!r} belongs to a FAISS index; leave it out, or leave out --milvus_uri.")
 
 
 def _choose(

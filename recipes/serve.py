@@ -43,6 +43,10 @@ def main(
     record = read_record(Path(index))
     if record is None or not record["complete"]:
         raise RunError(f"{index!r} holds no finished index; build one with recipes/index.py --output {index}.")
+    if record.get("milvus_uri"):
+        raise RunError(
+            f"{index!r} was built into Milvus; the service takes an index folder, built without --milvus_uri."
+        )
     bound = bind(host, port)
     model, processor = load_query_tower(base or record["base"])
     folder = Path(index) / "index"

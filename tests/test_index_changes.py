@@ -137,6 +137,7 @@ def test_filters_find_exactly_the_rows_that_fulfil_them(
         ([("kind", "not in", ["a", "b"])], lambda n: n[0] == "c"),
         ([("title", "!=", "b1"), ("kind", "!=", "a")], lambda n: n != "b1" and n[0] != "a"),
         ([("price", ">", 1000)], lambda n: False),
+        ([("price", "in", [None, 20])], lambda n: n[-1] != "7" and len(n) == 2),
     ]
     for conditions, fulfils in cases:
         for one in found(index, filter=conditions):
@@ -155,6 +156,8 @@ def test_filters_find_exactly_the_rows_that_fulfil_them(
         ([("kind", "~", "a")], r"operator '~'; use one of = =="),
         ([("price", "<", "cheap")], r"'price', which is int64, with 'cheap'"),
         ([("kind", "in", "a")], r"'kind'.*with 'a'"),
+        ([("price", "<", 10**30)], r"'price', which is int64, with 10{30}"),
+        ([("kind", "=", "\ud800")], r"'kind', which is string, with '.ud800'"),
         ([("kind", "=")], r"give \(field, operator, value\)"),
         ([], r"the filter is \[\]"),
         ("kind = a", r"give a list"),

@@ -16,7 +16,7 @@ import torch
 
 from mmfusion import MMFusionModel, MMFusionProcessor
 from mmfusion.evaluation import Evaluation
-from mmfusion.retrieval import ProductIndex
+from mmfusion.retrieval import MilvusError, ProductIndex
 from mmfusion.stages import Optimization
 from mmfusion.training import RunError, load_base, open_run
 
@@ -186,6 +186,35 @@ def test_search_prints_products_with_their_weights(outputs: Path, capsys: pytest
     for line in lines[1:]:
         text, photo = map(float, line.split()[2:4])
         assert text + photo == pytest.approx(1.0, abs=0.011)
+
+
+def test_an_index_in_milvus_is_searched_as_one_with_faiss(
+    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("milvus_lite")
+    monkeypatch.chdir(tmp_path)
+    options = {"embeddings": str(outputs / "embeddings"), "milvus_uri": "shop.db", "collection": "dresses"}
+    recipe("index")(output="index", **options)
+    assert "collection 'dresses' at" in capsys.readouterr().out
+    found = []
+    for index in (outputs / "index", tmp_path / "index"):
+        monkeypatch.chdir("/")
+        recipe("search")("red floral dress", index=str(index), k=20, filter=[["split", "in", ["train", "test"]]])
+        found.append(capsys.readouterr().out)
+    assert found[0] == found[1] and len(found[0].splitlines()) == 21
+    with pytest.raises(RunError, match="was built into Milvus; the service takes an index folder"):
+        recipe("serve")(index=str(tmp_path / "index"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MilvusError, match=r"'dresses' at .* holds an index; pass overwrite=True"):
+        recipe("index")(output="index", **options)
+    recipe("index")(output="index", overwrite=True, **options)
+    for flags, message in (
+        ({**options, "factory": "Flat"}, "factory 'Flat' belongs to a FAISS index"),
+        ({**options, "milvus_uri": "http://user:secret@host"}, "put them into MILVUS_TOKEN"),
+        ({"embeddings": options["embeddings"], "index_type": "HNSW"}, "index_type 'HNSW' is of Milvus"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            recipe("index")(output="other", **flags)
 
 
 def test_search_refuses_another_model_and_a_missing_index(outputs: Path, tmp_path: Path) -> None:

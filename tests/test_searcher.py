@@ -52,6 +52,19 @@ def test_hits_are_those_of_vectors_of_the_width_of_the_index(loaded: Loaded, tru
     assert [len(hits) for hits in searcher.search(["red dress", "mug"], k=2)] == [2, 2]
 
 
+def test_an_index_in_milvus_is_searched_by_text_as_one_with_faiss(loaded: Loaded, tmp_path: Path) -> None:
+    pytest.importorskip("milvus_lite")
+    index = index_of(loaded)
+    with index.to("milvus", uri=tmp_path / "index.db") as milvus:
+        (mine,), (theirs,) = (Searcher.of(*loaded, one).search("red dress", 3) for one in (milvus, index))
+        assert [hit.product_id for hit in mine] == [hit.product_id for hit in theirs]
+        assert [hit.score for hit in mine] == pytest.approx([hit.score for hit in theirs], abs=1e-5)
+        other = MMFusionModel.from_pretrained(loaded[0].config._name_or_path)
+        other.logit_scale.data += 1
+        with pytest.raises(ValueError, match=r"collection 'products' at .* was built with model"):
+            Searcher.of(other, loaded[1], milvus)
+
+
 def test_no_query_finds_nothing_and_a_blank_one_is_refused(loaded: Loaded) -> None:
     searcher = Searcher.of(*loaded, index_of(loaded))
     assert searcher.search([]) == []

@@ -5,7 +5,9 @@ from mmfusion.retrieval.filters import FilterError
 from mmfusion.retrieval.hit import Hit, StoredProduct
 from mmfusion.retrieval.index import ProductIndex
 from mmfusion.retrieval.index_files import IndexDescription
+from mmfusion.retrieval.milvus import MilvusError, MilvusIndex
 from mmfusion.retrieval.query_encoder import QueryEncoder, TorchQueryEncoder
+from mmfusion.retrieval.search_index import SearchIndex
 from mmfusion.retrieval.searcher import Searcher
 
 __all__ = [
@@ -13,8 +15,11 @@ __all__ = [
     "FilterError",
     "Hit",
     "IndexDescription",
+    "MilvusError",
+    "MilvusIndex",
     "ProductIndex",
     "QueryEncoder",
+    "SearchIndex",
     "Searcher",
     "StoredProduct",
     "TorchQueryEncoder",

@@ -29,18 +29,24 @@ def merge(segments: tuple[Segment, ...], factory: str, train_size: int) -> Segme
         train_size: vectors to train on at most, where an index is built anew.
     """
     base = segments[0]
-    products = pa.concat_tables([one.products.filter(pa.array(one.live)) for one in segments]).combine_chunks()
+    products = live_products(segments)
     index = _with_copied_codes(base)
     if index is None:
-        index = build_faiss((block for one in segments for block in _live_blocks(one)), factory, train_size)
+        index = build_faiss((block for one in segments for block in live_blocks(one)), factory, train_size)
     else:
         for one in segments[1:]:
-            for block in _live_blocks(one):
+            for block in live_blocks(one):
                 index.add(block)
     return Segment(index, products, np.ones(len(products), dtype=bool))
 
 
-def _live_blocks(segment: Segment) -> Iterator[np.ndarray]:
+def live_products(segments: tuple[Segment, ...]) -> pa.Table:
+    """The products that are not deleted, those of the base first."""
+    return pa.concat_tables([one.products.filter(pa.array(one.live)) for one in segments]).combine_chunks()
+
+
+def live_blocks(segment: Segment) -> Iterator[np.ndarray]:
+    """Vectors of the rows that are not deleted, block by block."""
     rows = np.flatnonzero(segment.live)
     for start in range(0, len(rows), _BLOCK):
         yield segment.vectors(rows[start : start + _BLOCK])

@@ -41,12 +41,17 @@ def filter_rows(metadata: pa.StructArray | pa.ChunkedArray | None, conditions: F
     Raises:
         FilterError: An unknown field or operator, a value of another type, or something else than such triples.
     """
-    alternatives = _alternatives(conditions)
+    alternatives = alternatives_of(conditions)
     found = [_all([_holds(metadata, condition) for condition in one]) for one in alternatives]
     return np.logical_or.reduce(found)
 
 
-def _alternatives(conditions: Filter) -> list[list[Any]]:
+def alternatives_of(conditions: Filter) -> list[list[Any]]:
+    """Lists of conditions, of which one holds.
+
+    Raises:
+        FilterError: The filter is no list.
+    """
     if not isinstance(conditions, (list, tuple)) or not conditions:
         raise FilterError(f"the filter is {conditions!r}; give a list of (field, operator, value) triples.")
     nested = all(isinstance(one, (list, tuple)) and one and isinstance(one[0], (list, tuple)) for one in conditions)
@@ -69,7 +74,14 @@ def _holds(metadata: Any, condition: Any) -> npt.NDArray[np.bool_]:
     column = pc.struct_field(metadata, [known.index(field)])
     try:
         found = _compare(column, operator, value)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, TypeError) as error:
+    except (
+        pa.ArrowInvalid,
+        pa.ArrowTypeError,
+        pa.ArrowNotImplementedError,
+        TypeError,
+        OverflowError,
+        UnicodeError,
+    ) as error:
         raise FilterError(f"the filter compares {field!r}, which is {column.type}, with {value!r}.") from error
     return np.asarray(pc.fill_null(found, False).to_numpy(zero_copy_only=False), dtype=bool)
 
@@ -79,7 +91,7 @@ def _compare(column: Any, operator: str, value: Any) -> Any:
         return _COMPARE[operator](column, pa.scalar(value, column.type) if _same_kind(column, value) else value)
     if not isinstance(value, (list, tuple, set)):
         raise TypeError("not a list")
-    among = pc.is_in(column, value_set=pa.array(list(value), column.type))
+    among = pc.is_in(column, value_set=pa.array(list(value), column.type), skip_nulls=True)
     return pc.and_(pc.is_valid(column), pc.invert(among)) if operator == "not in" else among
 
 

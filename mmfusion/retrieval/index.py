@@ -1,16 +1,17 @@
 """A searchable index of product embeddings that knows its products and its model."""
 
+import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mmfusion.retrieval.compact import merge
+from mmfusion.retrieval.compact import live_blocks, live_products, merge
 from mmfusion.retrieval.filters import Filter, filter_rows
 from mmfusion.retrieval.folder import replacing
 from mmfusion.retrieval.hit import Hit, StoredProduct
@@ -23,9 +24,10 @@ from mmfusion.retrieval.index_files import (
     read_files,
     write_files,
 )
+from mmfusion.retrieval.milvus import MilvusIndex
 from mmfusion.retrieval.products import like, products_table
 from mmfusion.retrieval.recall import ExactNeighbours
-from mmfusion.retrieval.segment import IntArray, Segment
+from mmfusion.retrieval.segment import IntArray, Segment, holds_exact_vectors
 from mmfusion.retrieval.vectors import as_float32, build_faiss, set_search_parameters
 
 TRAIN_SIZE = 262_144
@@ -326,6 +328,52 @@ class ProductIndex:
             set_search_parameters(base.index, description.search_parameters)
         return ProductIndex((base,), replace(description, count=len(base), rows=(len(base),)))
 
+    def to(
+        self,
+        engine: Literal["milvus"],
+        *,
+        uri: str | os.PathLike[str],
+        collection: str = "products",
+        token: str | None = None,
+        index_type: str | None = None,
+        index_params: Mapping[str, Any] | None = None,
+        search_params: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> MilvusIndex:
+        """Upload the products that can be found into another engine; arguments as of [`MilvusIndex.build`].
+
+        Raises:
+            ValueError: the engine is another one, or the vectors of this index are compressed; or as of
+                [`MilvusIndex.build`].
+        """
+        if engine != "milvus":
+            raise ValueError(f"the engine is {engine!r}; 'milvus' is the one that there is")
+        segments, description = self._state
+        if not all(holds_exact_vectors(one.index) for one in segments):
+            raise ValueError(
+                f"an index {description.factory!r} holds compressed vectors; upload the embeddings themselves with "
+                "MilvusIndex.build or index.py --milvus_uri"
+            )
+        products = live_products(segments)
+        names = products.column_names
+        weights = (
+            products.column("modality_weights").combine_chunks().flatten() if "modality_weights" in names else None
+        )
+        return MilvusIndex.build(
+            (block for one in segments for block in live_blocks(one)),
+            _names(products),
+            model_fingerprint=description.model_fingerprint,
+            uri=uri,
+            collection=collection,
+            token=token,
+            metadata=_unpacked(products.column("metadata")) if "metadata" in names else None,
+            modality_weights=None if weights is None else np.stack(weights, axis=1),
+            index_type=index_type,
+            index_params=index_params,
+            search_params=search_params,
+            overwrite=overwrite,
+        )
+
     def _without(self, ids: pa.Array) -> list[Segment]:
         parted = []
         for one in self._segments:
@@ -342,6 +390,10 @@ class ProductIndex:
 def _metadata(segment: Segment) -> Any:
     columns = segment.products.column_names
     return segment.products.column("metadata").combine_chunks() if "metadata" in columns else None
+
+
+def _unpacked(column: pa.ChunkedArray) -> pa.Table:
+    return pa.Table.from_struct_array(column)
 
 
 def _names(products: pa.Table) -> list[str]:

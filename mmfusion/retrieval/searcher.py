@@ -1,6 +1,7 @@
 """Search by text: a query encoder and an index that belong together."""
 
 from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -10,22 +11,24 @@ from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.model.vectors_mmfusion import shorten
 from mmfusion.retrieval.filters import Filter
 from mmfusion.retrieval.hit import Hit
-from mmfusion.retrieval.index import ProductIndex
 from mmfusion.retrieval.query_encoder import QueryEncoder, TorchQueryEncoder
+from mmfusion.retrieval.search_index import SearchIndex
+
+Index = TypeVar("Index", bound=SearchIndex)
 
 
-class Searcher:
+class Searcher(Generic[Index]):
     """Embeds queries and finds products; safe to use from several threads.
 
     Args:
         encoder: The query tower of the model that embedded the products.
-        index: Their index, perhaps with fewer components per view.
+        index: Their index (a [`ProductIndex`] or a [`MilvusIndex`]), perhaps with fewer components per view.
 
     Raises:
         ValueError: The index is of another model, or of a dimension that its vectors cannot be shortened to.
     """
 
-    def __init__(self, encoder: QueryEncoder, index: ProductIndex) -> None:
+    def __init__(self, encoder: QueryEncoder, index: Index) -> None:
         index.check_model(encoder.fingerprint)
         dimension = index.description.dimension
         if dimension > encoder.dimension or dimension % encoder.views:
@@ -37,7 +40,7 @@ class Searcher:
         self.index = index
 
     @classmethod
-    def of(cls, model: MMFusionModel, processor: MMFusionProcessor, index: ProductIndex) -> "Searcher":
+    def of(cls, model: MMFusionModel, processor: MMFusionProcessor, index: Index) -> "Searcher[Index]":
         """A searcher that runs the query tower in PyTorch; `model` may be the query tower alone."""
         return cls(TorchQueryEncoder(model, processor), index)
 

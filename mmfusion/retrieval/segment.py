@@ -137,6 +137,12 @@ class Segment:
         return found
 
 
+def holds_exact_vectors(index: Any) -> bool:
+    """Whether an index gives back the vectors that it was given, not approximations."""
+    kinds = (faiss.IndexFlat, faiss.IndexHNSWFlat, faiss.IndexIVFFlat)
+    return isinstance(faiss.downcast_index(index), kinds)
+
+
 def selecting(index: Any, selector: Any, k: int) -> Any:
     """Search parameters that pass over all but the selected rows, and are as set otherwise; None: there are none."""
     index = faiss.downcast_index(index)

@@ -56,7 +56,7 @@ def build_faiss(
     Raises:
         ValueError: FAISS cannot make, train or fill such an index; no vector; or blocks of different dimensions.
     """
-    blocks = watch(_blocks(embeds))
+    blocks = watch(checked_blocks(embeds))
     first = next(blocks, None)
     if first is None:
         raise ValueError("no product embedding to index; check that the catalogue is not empty")
@@ -92,7 +92,18 @@ def set_search_parameters(index: faiss.Index, parameters: str) -> None:
         ) from error
 
 
-def _blocks(embeds: Any) -> Iterator[np.ndarray]:
+def checked_blocks(embeds: Any) -> Iterator[np.ndarray]:
+    """Blocks of vectors.
+
+    Args:
+        embeds: float [N, D], or an iterable of blocks [n, D].
+
+    Returns:
+        float32 [n, D] with the same D and n > 0.
+
+    Raises:
+        ValueError: as of [`as_float32`], or blocks of different dimensions.
+    """
     row, dimension = 0, None
     for block in _slices(embeds) if hasattr(embeds, "ndim") else embeds:
         checked = as_float32(block, what="product embeddings", first_row=row)

@@ -10,7 +10,15 @@ from mmfusion.stages import NonFiniteLossError
 from mmfusion.training.dry_run import OutOfMemoryError
 from mmfusion.training.full_disk import DiskFullError
 
-_REFUSALS = (ValueError, FileExistsError, FileNotFoundError, NonFiniteLossError, DiskFullError, OutOfMemoryError)
+_REFUSALS = (
+    ValueError,
+    ImportError,
+    FileExistsError,
+    FileNotFoundError,
+    NonFiniteLossError,
+    DiskFullError,
+    OutOfMemoryError,
+)
 
 
 def run_command(main: Callable[..., None], *, as_positional: bool = False) -> None:

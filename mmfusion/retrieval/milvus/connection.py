@@ -1,0 +1,134 @@
+"""A client of Milvus whose errors are one line with the place and the remedy."""
+
+import logging
+import os
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+LITE_SUFFIX = ".db"
+
+# Embedded servers of this process by path, and how many connections each has.
+_embedded: Counter[str] = Counter()
+_counting = threading.Lock()
+
+
+class MilvusError(ValueError):
+    """Milvus cannot be reached, or refuses what it is asked."""
+
+
+def pymilvus() -> Any:
+    """The client library.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    try:
+        import pymilvus
+    except ImportError as error:
+        raise ImportError(
+            "an index in Milvus needs the library pymilvus; install it with: pip install 'mmfusion[milvus]'"
+        ) from error
+    # They print the traces of errors that are raised, or expected; what is raised says enough.
+    for name in ("pymilvus", "milvus_lite", "grpc._server"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return pymilvus
+
+
+class Connection:
+    """A client for one collection.
+
+    Args:
+        uri: File that ends in ".db" (Milvus Lite, in this process), or address of a server, "http://host:19530".
+        collection: Name of the collection, or an alias.
+        token: "user:password" or an API key.
+        timeout: Seconds that a request may take.
+
+    Raises:
+        ImportError: pymilvus is not installed.
+        MilvusError: There is no such server, the file is open elsewhere, or the name is none.
+    """
+
+    def __init__(self, uri: str | os.PathLike[str], collection: str, token: str | None, timeout: float) -> None:
+        self.uri, self.collection, self.timeout = os.fspath(uri), collection, timeout
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", collection):
+            raise MilvusError(
+                f"the collection {collection!r} has no name that Milvus takes; use letters, digits and underscores, "
+                "and no digit in front"
+            )
+        library = pymilvus()
+        if is_file(self.uri):
+            if not self.uri.endswith(LITE_SUFFIX):
+                raise MilvusError(
+                    f"{self.uri!r} is no address of Milvus; give a file that ends in {LITE_SUFFIX}, or a server such "
+                    "as http://localhost:19530"
+                )
+            Path(self.uri).absolute().parent.mkdir(parents=True, exist_ok=True)
+        with self.asking("cannot be reached", "start the server, or see that no other process has the file open"):
+            self._client = library.MilvusClient(uri=self.uri, token=token or "", timeout=timeout)
+        self._open = True
+        if is_file(self.uri):
+            with _counting:
+                _embedded[os.path.abspath(self.uri)] += 1
+
+    @property
+    def place(self) -> str:
+        """The collection and where it is, without credentials."""
+        return f"collection {self.collection!r} at {_without_credentials(self.uri)}"
+
+    def ask(self, method: str, **arguments: Any) -> Any:
+        """Calls a method of the client for the collection.
+
+        Raises:
+            MilvusError: Milvus refuses, or cannot be reached.
+        """
+        if not self._open:
+            raise MilvusError(f"the connection to {self.place} is closed; connect again")
+        with self.asking(f"fails at {method}", "see that the server is up, has room and lets you in"):
+            return getattr(self._client, method)(collection_name=self.collection, timeout=self.timeout, **arguments)
+
+    def close(self) -> None:
+        """Closes the client, and Milvus Lite in this process when this was the last one."""
+        if not self._open:
+            return
+        self._open = False
+        self._client.close()
+        if is_file(self.uri):
+            _release(os.path.abspath(self.uri))
+
+    @contextmanager
+    def asking(self, trouble: str, remedy: str) -> Iterator[None]:
+        """Turns errors of the client library into one line."""
+        import grpc
+        from pymilvus.exceptions import MilvusException
+
+        try:
+            yield
+        except (MilvusException, grpc.RpcError, grpc.FutureTimeoutError) as error:
+            reason = " ".join(str(getattr(error, "message", None) or error).split())
+            raise MilvusError(
+                f"Milvus at {_without_credentials(self.uri)} {trouble} ({reason[:300]}); {remedy}"
+            ) from error
+
+
+def is_file(uri: str) -> bool:
+    """Whether a URI is a file of Milvus Lite rather than a server."""
+    return "://" not in uri and not uri.startswith("unix:")
+
+
+def _release(path: str) -> None:
+    from milvus_lite.server_manager import server_manager_instance
+
+    with _counting:
+        _embedded[path] -= 1
+        if _embedded[path] <= 0:
+            del _embedded[path]
+            server_manager_instance.release_server(path)
+
+
+def _without_credentials(uri: str) -> str:
+    return re.sub(r"://[^/@]*@", "://", uri)

@@ -1,0 +1,27 @@
+"""What a searcher needs of an index, whatever engine holds the vectors."""
+
+from typing import Any, Protocol
+
+from mmfusion.retrieval.filters import Filter
+from mmfusion.retrieval.hit import Hit
+
+
+class HasDimension(Protocol):
+    """What an index says about itself."""
+
+    @property
+    def dimension(self) -> int:
+        """Of the embeddings."""
+
+
+class SearchIndex(Protocol):
+    """An index of product embeddings; see [`ProductIndex`] for what each does."""
+
+    @property
+    def description(self) -> HasDimension: ...
+
+    def check_model(self, model_fingerprint: str) -> None: ...
+
+    def search(
+        self, query_embeds: Any, k: int, *, filter: Filter | None = None, model_fingerprint: str | None = None
+    ) -> list[list[Hit]]: ...
