@@ -2,8 +2,10 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
-from mmfusion.retrieval import Searcher, TorchQueryEncoder
+from mmfusion.onnx import OnnxQueryTower
+from mmfusion.retrieval import QueryEncoder, Searcher, TorchQueryEncoder
 from mmfusion.retrieval.query_tower import load_query_tower
 from mmfusion.serving import ServiceLimits, check_installed
 from mmfusion.training import run_command
@@ -15,6 +17,7 @@ log = logging.getLogger("mmfusion")
 def main(
     index: str = "outputs/index",
     base: str | None = None,
+    onnx: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     limits: ServiceLimits = ServiceLimits(),
@@ -29,13 +32,14 @@ def main(
     Args:
         index: Folder that index.py wrote.
         base: Folder or Hub id of the model; default: the one that the index was built with.
+        onnx: Folder that export.py wrote, to embed queries with ONNX Runtime; base is not read then.
         host: Address to listen on; 127.0.0.1 is reached from this machine only, 0.0.0.0 from everywhere.
         port: TCP port; 0 takes a free one and logs it.
         limits: Sizes, time-outs, and the queue.
     """
     check_installed()
     from mmfusion.serving.app import SearchService
-    from mmfusion.serving.memory import facts_of_tower, resident_mib
+    from mmfusion.serving.memory import resident_mib
     from mmfusion.serving.server import bind, log_as_json, run_server
     from mmfusion.serving.watch import load_index
 
@@ -48,17 +52,27 @@ def main(
             f"{index!r} was built into Milvus; the service takes an index folder, built without --milvus_uri."
         )
     bound = bind(host, port)
-    model, processor = load_query_tower(base or record["base"])
+    encoder, tower = _load_encoder(base or record["base"], onnx)
     folder = Path(index) / "index"
-    searcher = Searcher(TorchQueryEncoder(model, processor), load_index(folder))
+    searcher = Searcher(encoder, load_index(folder))
     searcher.search("warm up")
-    tower = facts_of_tower(model)
     service = SearchService(searcher, folder, limits, tower)
     log.info(
         "query tower of %s parameters (%s MiB), no vision encoder; %s products; %s MiB in RAM",
         *(f"{tower['parameters']:,}", tower["mib"], f"{len(service.index):,}", resident_mib()),
     )
     run_server(service.app(), bound, limits)
+
+
+def _load_encoder(base: str, onnx: str | None) -> tuple[QueryEncoder, dict[str, Any]]:
+    """The query tower, and what `/health` says of it."""
+    from mmfusion.serving.memory import facts_of_onnx, facts_of_tower
+
+    if onnx is not None:
+        exported = OnnxQueryTower.load(onnx)
+        return exported, facts_of_onnx(Path(onnx), exported.description)
+    model, processor = load_query_tower(base)
+    return TorchQueryEncoder(model, processor), facts_of_tower(model)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import onnxruntime
 import pytest
 import torch
 from published_model import products, write_model_folder
+from starlette.testclient import TestClient
 from tiny_encoders import TEXT_ENCODERS, VOCABULARY, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, SiglipImageProcessorPil
@@ -128,6 +129,31 @@ def test_search_finds_the_same_with_both_encoders(
         assert [hit.product_id for hit in one] == [hit.product_id for hit in other]
         np.testing.assert_allclose([hit.score for hit in one], [hit.score for hit in other], atol=1e-5)
     assert len({hits[0].score for hits in onnx_hits}) > 1
+
+
+def test_the_service_answers_with_it(
+    exported: Path,
+    loaded: tuple[MMFusionModel, MMFusionProcessor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from mmfusion.serving import server
+
+    apps: list[Any] = []
+    monkeypatch.setattr(server, "run_server", lambda app, bound, limits: (apps.append(app), bound.close()))
+    monkeypatch.setattr(server, "log_as_json", lambda: None)
+    index = index_of(*loaded)
+    index.save(tmp_path / "index")
+    (tmp_path / "run.json").write_text(json.dumps({"complete": True, "base": "nowhere"}))
+    importlib.import_module("recipes.serve").main(str(tmp_path), onnx=str(exported), port=0)
+    with TestClient(apps[0]) as client:
+        found = client.get("/search", params={"query": "red dress", "k": 3}).json()["hits"]
+        tower = client.get("/health").json()["query_tower"]
+    expected = Searcher.of(*loaded, index).search("red dress")[0]
+    assert [hit["product_id"] for hit in found] == [hit.product_id for hit in expected]
+    np.testing.assert_allclose([hit["score"] for hit in found], [hit.score for hit in expected], atol=1e-5)
+    whole = loaded[0].num_parameters()
+    assert 0 < tower["parameters"] < whole and tower["mib"] > 0 and tower["vision_encoder"] is False
 
 
 def test_the_index_of_another_model_is_refused(exported: Path, tmp_path: Path) -> None:

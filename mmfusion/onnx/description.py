@@ -25,6 +25,7 @@ class OnnxDescription:
         matryoshka_dims: Shorter widths of a view that the model was trained for.
         query_prompt: Prefix of every query. The tokenizer does not add it.
         max_length: Tokens that longer queries are truncated to; the tokenizer does it.
+        parameters: Number of the tower's parameters.
         opset: Version of the ONNX operators.
         parity: Largest difference of a component from PyTorch's that was found after the export.
         sha256: Checksum (hex) of each other file of the folder, by name.
@@ -38,6 +39,7 @@ class OnnxDescription:
     matryoshka_dims: tuple[int, ...]
     query_prompt: str
     max_length: int
+    parameters: int
     opset: int
     parity: float
     sha256: dict[str, str]

@@ -59,6 +59,7 @@ def export_query_tower(
             matryoshka_dims=tuple(model.config.matryoshka_dims),
             query_prompt=processor.query_prompt,
             max_length=max_length(tokenizer),
+            parameters=tower.num_parameters(),
             opset=written,
             parity=float("nan"),
             sha256={path.name: sha256_of(path) for path in sorted(new.iterdir())},

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfusion.model import MMFusionModel
+from mmfusion.onnx import OnnxDescription
 
 
 def resident_mib() -> float | None:
@@ -24,3 +25,9 @@ def facts_of_tower(model: MMFusionModel) -> dict[str, Any]:
         "mib": round(sum(one.numel() * one.element_size() for one in tensors) / 2**20, 1),
         "vision_encoder": model.vision_model is not None,
     }
+
+
+def facts_of_onnx(folder: Path, description: OnnxDescription) -> dict[str, Any]:
+    """The same of an exported query tower, whose weights are files of the folder."""
+    size = sum((folder / name).stat().st_size for name in description.sha256)
+    return {"parameters": description.parameters, "mib": round(size / 2**20, 1), "vision_encoder": False}
