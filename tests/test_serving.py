@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import date
@@ -155,7 +156,8 @@ def test_a_bad_search_is_refused_with_its_value(searcher: Searcher, body: Any, s
     "method, url, content, status, text",
     [
         ("POST", "/search", b"{", 400, "the body is no JSON"),
-        ("POST", "/search", b'{"query": "x", "k": NaN}', 400, "NaN is no JSON number"),
+        ("POST", "/search", b'{"query": "x", "k": NaN}', 400, "the body is no JSON"),
+        ("POST", "/search", b'{"query": "\\ud800"}', 400, "the body is no JSON"),
         ("POST", "/search", b"\xff\xfe", 400, "the body is no JSON"),
         ("POST", "/search", b"[" * 50_000, 400, "the body is no JSON"),
         ("GET", "/search?query=x&filter=[", b"", 400, "the parameter filter is no JSON"),
@@ -234,7 +236,9 @@ def test_a_full_queue_answers_503_and_recovers(encoder: TorchQueryEncoder) -> No
     assert [one.status_code for one in held] == [200] * 5 and after.status_code == 200
     for one in refused:
         assert one.status_code == 503 and one.headers["retry-after"] == "1"
-        assert one.json()["error"] == "4 requests wait already; try again in a second."
+        assert (
+            one.json()["error"] == "4 requests wait already, as many as can be answered in time; try again in a second."
+        )
 
 
 def test_a_request_whose_time_is_up_is_not_computed(encoder: TorchQueryEncoder) -> None:
@@ -297,6 +301,28 @@ def test_a_strange_request_id_is_not_repeated(searcher: Searcher, name: str) -> 
     headers = [(b"x-request-id", name.encode("latin-1"))]
     answer = asking(searcher, lambda http: http.get("/health", headers=headers))
     assert len(answer.headers["x-request-id"]) == 32 and answer.headers["x-request-id"].isalnum()
+
+
+def test_what_would_be_late_is_refused_at_once_and_nothing_else_is_late() -> None:
+    def compute(items: list[int]) -> list[int | Exception]:
+        time.sleep(0.2)
+        return [*items]
+
+    async def run() -> list[Any]:
+        batcher: MicroBatcher[int, int] = MicroBatcher(compute, max_batch=2, max_waiting=100)
+        await batcher.start()
+        # Learns how long a batch takes.
+        for item in range(10):
+            await batcher.submit(item, 5)
+        found = await asyncio.gather(*(batcher.submit(item, 2.5) for item in range(60)), return_exceptions=True)
+        again = await batcher.submit(99, 2.5)
+        await batcher.stop()
+        return [*found, again]
+
+    *found, again = asyncio.run(run())
+    refused = [item for item, one in enumerate(found) if isinstance(one, QueueFullError)]
+    assert again == 99 and 15 < len(refused) < 55
+    assert [one for item, one in enumerate(found) if item not in refused] == list(range(60 - len(refused)))
 
 
 def test_a_batcher_that_stops_leaves_nobody_waiting() -> None:

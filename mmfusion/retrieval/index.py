@@ -25,7 +25,7 @@ from mmfusion.retrieval.index_files import (
     write_files,
 )
 from mmfusion.retrieval.milvus import MilvusIndex
-from mmfusion.retrieval.products import like, products_table
+from mmfusion.retrieval.products import like, products_table, read_rows
 from mmfusion.retrieval.recall import ExactNeighbours
 from mmfusion.retrieval.segment import IntArray, Segment, holds_exact_vectors
 from mmfusion.retrieval.vectors import as_float32, build_faiss, set_search_parameters
@@ -203,7 +203,8 @@ class ProductIndex:
             self.check_model(model_fingerprint)
         segments = self._segments
         scores, rows = self._search(segments, query_embeds, k, filter)
-        return [_hits(segments, *one) for one in zip(scores, rows, strict=True)]
+        products = _products(segments, rows)
+        return [_hits(*one) for one in zip(scores, rows, products, strict=True)]
 
     def search_rows(self, query_embeds: Any, k: int) -> tuple[npt.NDArray[np.float32], IntArray]:
         """Find products as `search` does, but by their place in the index: for many queries and many hits.
@@ -257,7 +258,7 @@ class ProductIndex:
             row = one.ids.row_of(product_id)
             if row is not None and one.live[row]:
                 vector = one.vectors(np.array([row], np.int64))[0]
-                fields = {name: one.products.column(name)[row].as_py() for name in one.products.column_names}
+                (fields,) = read_rows(one.products, np.array([row]))
                 return StoredProduct(product_id, vector, fields.get("modality_weights", {}), fields.get("metadata", {}))
         raise KeyError(f"product {product_id!r} is not in the index")
 
@@ -389,7 +390,7 @@ class ProductIndex:
 
 def _metadata(segment: Segment) -> Any:
     columns = segment.products.column_names
-    return segment.products.column("metadata").combine_chunks() if "metadata" in columns else None
+    return segment.products.column("metadata") if "metadata" in columns else None
 
 
 def _unpacked(column: pa.ChunkedArray) -> pa.Table:
@@ -401,8 +402,8 @@ def _names(products: pa.Table) -> list[str]:
     return names
 
 
-def _hits(segments: tuple[Segment, ...], scores: np.ndarray, rows: np.ndarray) -> list[Hit]:
-    found = [(float(score), _product(segments, int(row))) for score, row in zip(scores, rows, strict=True) if row >= 0]
+def _hits(scores: np.ndarray, rows: np.ndarray, products: list[dict[str, Any]]) -> list[Hit]:
+    found = [(float(score), product) for score, row, product in zip(scores, rows, products, strict=True) if row >= 0]
     found.sort(key=lambda pair: (pair[0], pair[1]["product_id"]), reverse=True)
     return [
         Hit(
@@ -416,9 +417,14 @@ def _hits(segments: tuple[Segment, ...], scores: np.ndarray, rows: np.ndarray) -
     ]
 
 
-def _product(segments: tuple[Segment, ...], row: int) -> dict[str, Any]:
+def _products(segments: tuple[Segment, ...], rows: IntArray) -> list[list[dict[str, Any]]]:
+    """Rows (Q, k) of all segments as dictionaries, an empty one where a row is -1."""
+    found: list[dict[str, Any]] = [{} for _ in range(rows.size)]
+    flat, first = rows.reshape(-1), 0
     for one in segments:
-        if row < len(one):
-            return {name: one.products.column(name)[row].as_py() for name in one.products.column_names}
-        row -= len(one)
-    raise IndexError(row)
+        places = np.flatnonzero((flat >= first) & (flat < first + len(one)))
+        for place, product in zip(places, read_rows(one.products, flat[places] - first), strict=True):
+            found[place] = product
+        first += len(one)
+    width = rows.shape[1]
+    return [found[start : start + width] for start in range(0, rows.size, width)] if width else [[] for _ in rows]

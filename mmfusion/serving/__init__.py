@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 from mmfusion.serving.settings import ServiceLimits
 
-_NEEDED = ("starlette", "uvicorn", "prometheus_client")
+_NEEDED = ("orjson", "starlette", "uvicorn", "prometheus_client")
 
 
 def check_installed() -> None:

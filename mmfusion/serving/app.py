@@ -168,7 +168,9 @@ class SearchService:
         self.metrics.seconds.labels(route).observe(seconds)
 
     async def _full(self, request: Request, error: Exception) -> Response:
-        text = f"{self.limits.max_waiting} requests wait already; try again in a second."
+        text = (
+            f"{self.batcher.waiting} requests wait already, as many as can be answered in time; try again in a second."
+        )
         return _json({"error": text}, 503, {"retry-after": "1"})
 
     async def _late(self, request: Request, error: Exception) -> Response:

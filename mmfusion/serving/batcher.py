@@ -5,12 +5,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+# Part of the time that an item has which it may be expected to take: batches differ.
+_IN_TIME = 0.8
+
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class QueueFullError(Exception):
-    """So many requests wait already that a further one would time out."""
+    """So many items wait already that a further one finds no place, or would not be done in time."""
 
 
 class MicroBatcher(Generic[T, R]):
@@ -32,6 +35,9 @@ class MicroBatcher(Generic[T, R]):
         self._waiting: asyncio.Queue[tuple[T, asyncio.Future[R]]] = asyncio.Queue(max_waiting)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="batch")
         self._loop: asyncio.Task[None] | None = None
+        self._computing = False
+        # Of a batch, a moving average.
+        self._batch_s = 0.0
 
     @property
     def waiting(self) -> int:
@@ -55,10 +61,12 @@ class MicroBatcher(Generic[T, R]):
         """The result of an item.
 
         Raises:
-            QueueFullError: `max_waiting` items wait already.
+            QueueFullError: `max_waiting` items wait already, or so many that this one would be late, as batches go now.
             TimeoutError: There was no result in time; an item that still waits is not computed any more.
             Exception: What `run` gave for the item, or raised.
         """
+        if self._expected_s() > _IN_TIME * timeout_s:
+            raise QueueFullError
         done: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         try:
             self._waiting.put_nowait((item, done))
@@ -68,6 +76,12 @@ class MicroBatcher(Generic[T, R]):
             return await asyncio.wait_for(done, timeout_s)
         except asyncio.TimeoutError as error:  # another class than the built-in one before Python 3.11
             raise TimeoutError from error
+
+    def _expected_s(self) -> float:
+        """Seconds until an item that comes now is done; 0 for one that finds nothing before it, which is let in."""
+        before = self.waiting + self._computing
+        batches = -(-(self.waiting + 1) // self._max_batch) + self._computing
+        return batches * self._batch_s if before else 0.0
 
     async def _compute(self) -> None:
         loop = asyncio.get_running_loop()
@@ -79,6 +93,7 @@ class MicroBatcher(Generic[T, R]):
             batch = [(item, done) for item, done in batch if not done.done()]
             if not batch:
                 continue
+            self._computing, start = True, loop.time()
             try:
                 results = await loop.run_in_executor(self._pool, self._run, [item for item, _ in batch])
             except Exception as error:
@@ -87,6 +102,9 @@ class MicroBatcher(Generic[T, R]):
                 for _, done in batch:
                     done.cancel()
                 raise
+            self._computing = False
+            took = loop.time() - start
+            self._batch_s = 0.8 * self._batch_s + 0.2 * took if self._batch_s else took
             for (_, done), result in zip(batch, results, strict=True):
                 _settle(done, result)
 

@@ -1,7 +1,6 @@
 """What a request asks for: read, and refused with the reason."""
 
 import asyncio
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 
 from mmfusion.retrieval.filters import Filter
+from mmfusion.serving.jsonable import from_json
 from mmfusion.serving.settings import ServiceLimits
 
 DEFAULT_K = 10
@@ -102,13 +102,9 @@ async def _bytes(request: Request, max_kib: int) -> bytes:
 
 def _json(raw: str | bytes, what: str) -> Any:
     try:
-        return json.loads(raw, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        return from_json(raw)
+    except ValueError as error:
         raise RequestError(400, f"{what} is no JSON ({_short(str(error))}).") from error
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
 
 
 def _query(value: Any, limits: ServiceLimits) -> str:
