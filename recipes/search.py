@@ -1,10 +1,10 @@
 """Search an index by text."""
 
-import os
 from pathlib import Path
 from typing import Any
 
-from mmfusion.retrieval import MilvusIndex, ProductIndex, Searcher
+from mmfusion.retrieval import Searcher
+from mmfusion.retrieval.built_index import open_built_index
 from mmfusion.retrieval.query_tower import load_query_tower
 from mmfusion.training import run_command
 from mmfusion.training.run import RunError, read_record
@@ -28,20 +28,13 @@ def main(
     if record is None or not record["complete"]:
         raise RunError(f"{index!r} holds no finished index; build one with recipes/index.py --output {index}.")
     model, processor = load_query_tower(base or record["base"])
-    searcher = Searcher.of(model, processor, _opened(Path(index), record))
+    searcher = Searcher.of(model, processor, open_built_index(Path(index), record))
     print(f"{'rank':>4}  {'score':>6}  {'text':>5} {'photo':>5}  product")
     for hit in searcher.search(query, k, filter=filter)[0]:
         weights = hit.modality_weights or {}
         title = hit.metadata.get("title") or "(no title)"
         shares = " ".join(f"{weights.get(name, float('nan')):5.2f}" for name in ("text", "image"))
         print(f"{hit.rank:>4}  {hit.score:6.3f}  {shares}  {hit.product_id}  {title}")
-
-
-def _opened(folder: Path, record: dict[str, Any]) -> ProductIndex | MilvusIndex:
-    uri = record.get("milvus_uri")
-    if uri is None:
-        return ProductIndex.load(folder / "index")
-    return MilvusIndex.connect(uri, record["collection"], token=os.environ.get("MILVUS_TOKEN"))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from mmfusion.onnx import OnnxQueryTower
-from mmfusion.retrieval import QueryEncoder, Searcher, TorchQueryEncoder
+from mmfusion.retrieval import ProductIndex, QueryEncoder, Searcher, TorchQueryEncoder
+from mmfusion.retrieval.built_index import open_built_index
 from mmfusion.retrieval.query_tower import load_query_tower
 from mmfusion.serving import ServiceLimits, check_installed
 from mmfusion.training import run_command
@@ -30,7 +31,8 @@ def main(
     nor a password: put a proxy before it where others than you can reach it.
 
     Args:
-        index: Folder that index.py wrote.
+        index: Folder that index.py wrote; where it built into Milvus, the collection is served (with the token in the
+            environment variable MILVUS_TOKEN).
         base: Folder or Hub id of the model; default: the one that the index was built with.
         onnx: Folder that export.py wrote, to embed queries with ONNX Runtime; base is not read then.
         host: Address to listen on; 127.0.0.1 is reached from this machine only, 0.0.0.0 from everywhere.
@@ -41,22 +43,21 @@ def main(
     from mmfusion.serving.app import SearchService
     from mmfusion.serving.memory import resident_mib
     from mmfusion.serving.server import bind, log_as_json, run_server
-    from mmfusion.serving.watch import load_index
 
     log_as_json()
     record = read_record(Path(index))
     if record is None or not record["complete"]:
         raise RunError(f"{index!r} holds no finished index; build one with recipes/index.py --output {index}.")
-    if record.get("milvus_uri"):
-        raise RunError(
-            f"{index!r} was built into Milvus; the service takes an index folder, built without --milvus_uri."
-        )
     bound = bind(host, port)
     encoder, tower = _load_encoder(base or record["base"], onnx)
-    folder = Path(index) / "index"
-    searcher = Searcher(encoder, load_index(folder))
+    opened = open_built_index(Path(index), record)
+    followed = None
+    if isinstance(opened, ProductIndex):
+        opened.prepare_ids()
+        followed = Path(index) / "index"
+    searcher = Searcher(encoder, opened)
     searcher.search("warm up")
-    service = SearchService(searcher, folder, limits, tower)
+    service = SearchService(searcher, followed, limits, tower)
     log.info(
         "query tower of %s parameters (%s MiB), no vision encoder; %s products; %s MiB in RAM",
         *(f"{tower['parameters']:,}", tower["mib"], f"{len(service.index):,}", resident_mib()),

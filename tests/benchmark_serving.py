@@ -148,7 +148,7 @@ def page(results: dict[str, Any], options: argparse.Namespace) -> str:
         f"`{results['command']}`",
         "",
         f"{results['machine']} Client and service share the cores. {health['products']:,} products, "
-        f"{health['index']['factory']} of dimension {health['index']['dimension']}; k = 100 with metadata; real "
+        f"{health['index']['kind']} of dimension {health['index']['dimension']}; k = 100 with metadata; real "
         f"queries; {options.requests:,} requests a row, twice that beyond what may wait; {options.max_waiting} may "
         "wait, 32 are computed together.",
         "",

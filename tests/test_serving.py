@@ -379,6 +379,29 @@ def test_an_index_of_another_model_or_a_broken_one_is_not_swapped_in(
     assert samples == {"{'outcome': 'refused'}": 2, "{'outcome': 'done'}": 1}
 
 
+def test_a_collection_of_milvus_is_served_and_its_absence_is_said(encoder: TorchQueryEncoder, tmp_path: Path) -> None:
+    faiss = drawn_index(encoder, 60)
+    index = faiss.to("milvus", uri=tmp_path / "products.db")
+    body = {"query": "red dress", "k": 7, "filter": [["price", ">", 20]]}
+    odd = quote(ODD_IDS[1], safe="")
+
+    async def ask(http: httpx.AsyncClient) -> list[httpx.Response]:
+        found = [await http.post("/search", json=body), await http.get(f"/products/{odd}?k=3")]
+        found += [await http.get("/health"), await http.post("/search", json={"query": "x", "k": 61})]
+        index.close()
+        return [*found, await http.post("/search", json=body), await http.get("/health"), await http.get("/metrics")]
+
+    with index:
+        found, product, health, beyond, *lost = asking(Searcher(encoder, index), ask)
+    (expected,) = Searcher(encoder, faiss).search(body["query"], 7, filter=body["filter"])
+    assert ids_of(found) == [hit.product_id for hit in expected]
+    assert product.json()["metadata"] == faiss.product(ODD_IDS[1]).metadata and len(product.json()["neighbours"]) == 3
+    assert health.json()["index"]["engine"] == "milvus" and health.json()["products"] == 60
+    assert beyond.status_code == 400 and "k is 61, and the index has 60 products" in beyond.text
+    assert [one.status_code for one in lost] == [503, 503, 200]
+    assert "the connection to collection 'products'" in lost[0].json()["error"]
+
+
 @pytest.mark.parametrize("kind", ["whole", "shards", "published", "tower"])
 def test_the_query_tower_is_loaded_without_the_vision_encoder(
     place: Path, encoder: TorchQueryEncoder, kind: str

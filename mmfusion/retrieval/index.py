@@ -248,6 +248,16 @@ class ProductIndex:
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
 
+    def facts(self) -> dict[str, Any]:
+        """What a service tells of the index: engine, kind, dimension and recall."""
+        described = self.description
+        return {
+            "engine": "faiss",
+            "kind": described.factory,
+            "dimension": described.dimension,
+            "recall_at_100": described.recall_at_100,
+        }
+
     def product(self, product_id: str) -> StoredProduct:
         """What the index holds of a product; the first call sorts the ids, unless `prepare_ids` did.
 

@@ -3,7 +3,7 @@
 from typing import Any, Protocol
 
 from mmfusion.retrieval.filters import Filter
-from mmfusion.retrieval.hit import Hit
+from mmfusion.retrieval.hit import Hit, StoredProduct
 
 
 class HasDimension(Protocol):
@@ -19,6 +19,12 @@ class SearchIndex(Protocol):
 
     @property
     def description(self) -> HasDimension: ...
+
+    def __len__(self) -> int: ...
+
+    def facts(self) -> dict[str, Any]: ...
+
+    def product(self, product_id: str) -> StoredProduct: ...
 
     def check_model(self, model_fingerprint: str) -> None: ...
 

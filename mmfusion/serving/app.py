@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from mmfusion.retrieval import Hit, ProductIndex, Searcher
+from mmfusion.retrieval import Hit, MilvusError, ProductIndex, Searcher, SearchIndex
 from mmfusion.serving.access import AccessLog
 from mmfusion.serving.batcher import MicroBatcher, QueueFullError
 from mmfusion.serving.jsonable import to_json
@@ -49,7 +49,7 @@ class SearchService:
 
     Args:
         searcher: Query tower and index.
-        folder: Of the index, which is followed; None: the index never changes.
+        folder: Of the index, which is followed; None: there is none, or it is not to be.
         limits: What is refused.
         tower: What `/health` says of the query tower.
     """
@@ -63,12 +63,12 @@ class SearchService:
         self.batcher: MicroBatcher[Asked, Answer] = MicroBatcher(
             self.searches.answer, max_batch=limits.max_batch, max_waiting=limits.max_waiting
         )
-        self.metrics = ServiceMetrics(lambda: self.batcher.waiting, lambda: len(self.index))
+        self.metrics = ServiceMetrics(lambda: self.batcher.waiting, self._count_products)
         self._watch = None if folder is None else IndexWatch(folder, self._swap, self._count_swap)
         self._started = time.monotonic()
 
     @property
-    def index(self) -> ProductIndex:
+    def index(self) -> SearchIndex:
         """The index that is served now."""
         return self.searches.searcher.index
 
@@ -87,6 +87,7 @@ class SearchService:
                 HTTPException: _http_error,
                 QueueFullError: self._full,
                 TimeoutError: self._late,
+                MilvusError: _unreachable,
             },
             lifespan=self._lifespan,
         )
@@ -94,8 +95,6 @@ class SearchService:
     async def search(self, request: Request) -> Response:
         """The k best products of a query."""
         asked = await read_search(request, self.limits)
-        if asked.k > len(self.index):
-            raise RequestError(400, f"k is {asked.k}, and the index has {len(self.index)} products; give at most that.")
         request.state.logged = {"k": asked.k, "query_chars": len(asked.query), "filtered": asked.filter is not None}
         hits = await self.batcher.submit(asked, self.limits.timeout_s)
         assert isinstance(hits, list)
@@ -121,18 +120,14 @@ class SearchService:
 
     async def health(self, request: Request) -> Response:
         """Whether the service answers, of what model and index, and what it holds in memory."""
-        encoder, described = self.searches.searcher.encoder, self.index.description
         return _json(
             {
                 "status": "ok",
                 "uptime_s": round(time.monotonic() - self._started, 1),
-                "model": encoder.fingerprint,
-                "products": len(self.index),
-                "index": {
-                    "factory": described.factory,
-                    "dimension": described.dimension,
-                    "recall_at_100": described.recall_at_100,
-                },
+                "model": self.searches.searcher.encoder.fingerprint,
+                # A server of vectors has to be asked.
+                "products": await asyncio.to_thread(len, self.index),
+                "index": self.index.facts(),
                 "resident_mib": resident_mib(),
                 "query_tower": self._tower,
                 "waiting": self.batcher.waiting,
@@ -141,7 +136,8 @@ class SearchService:
 
     async def metrics_text(self, request: Request) -> Response:
         """Counters and histograms for Prometheus."""
-        return Response(self.metrics.text(), media_type=self.metrics.content_type)
+        text = await asyncio.to_thread(self.metrics.text)
+        return Response(text, media_type=self.metrics.content_type)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -159,6 +155,12 @@ class SearchService:
 
     def _swap(self, index: ProductIndex) -> None:
         self.searches.searcher = swapped(self.searches.searcher, index)
+
+    def _count_products(self) -> float:
+        try:
+            return len(self.index)
+        except MilvusError:
+            return float("nan")
 
     def _count_swap(self, outcome: str) -> None:
         self.metrics.swaps.labels(outcome).inc()
@@ -188,6 +190,10 @@ def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
     return _json({"error": str(error)}, error.status)
+
+
+async def _unreachable(request: Request, error: Exception) -> Response:
+    return _json({"error": str(error)}, 503, {"retry-after": "1"})
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

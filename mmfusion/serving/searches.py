@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import NamedTuple
 
-from mmfusion.retrieval import Hit, Searcher, StoredProduct
+from mmfusion.retrieval import Hit, MilvusError, Searcher, StoredProduct
 from mmfusion.serving.requests import RequestError, SearchRequest
 
 
@@ -39,7 +39,12 @@ class Searches:
 
     def answer(self, asked: list[Asked]) -> list[Answer | Exception]:
         """An answer for each request, or a `RequestError` that says why there is none."""
-        searcher = self.searcher
+        try:
+            return self._answer(self.searcher, asked)
+        except MilvusError as error:
+            return [RequestError(503, str(error))] * len(asked)
+
+    def _answer(self, searcher: Searcher, asked: list[Asked]) -> list[Answer | Exception]:
         answers: list[Answer | Exception] = [RequestError(500, "no answer")] * len(asked)
         searches = [(place, one) for place, one in enumerate(asked) if isinstance(one, SearchRequest)]
         if searches:
@@ -53,6 +58,15 @@ class Searches:
 
 def _search(searcher: Searcher, asked: list[tuple[int, SearchRequest]], answers: list[Answer | Exception]) -> None:
     # Embedded together whatever is asked of the index; searched together where filters are the same.
+    products = len(searcher.index)
+    for place, one in asked:
+        if one.k > products:
+            answers[place] = RequestError(
+                400, f"k is {one.k}, and the index has {products} products; give at most that."
+            )
+    asked = [(place, one) for place, one in asked if one.k <= products]
+    if not asked:
+        return
     vectors = searcher.embed([one.query for _, one in asked])
     groups: dict[str, list[int]] = defaultdict(list)
     for row, (_, one) in enumerate(asked):
@@ -61,6 +75,8 @@ def _search(searcher: Searcher, asked: list[tuple[int, SearchRequest]], answers:
         wanted = [asked[row][1] for row in rows]
         try:
             found = searcher.index.search(vectors[rows], max(one.k for one in wanted), filter=wanted[0].filter)
+        except MilvusError:
+            raise
         except ValueError as error:
             for row in rows:
                 answers[asked[row][0]] = RequestError(400, str(error))

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmfusion.retrieval.filters import Filter
-from mmfusion.retrieval.hit import Hit
+from mmfusion.retrieval.hit import Hit, StoredProduct
 from mmfusion.retrieval.index_files import created_by
 from mmfusion.retrieval.milvus.collection import find_description, prepare_collection
 from mmfusion.retrieval.milvus.columns import ID_FIELD, VECTOR_FIELD, Column, check_values, columns_of
@@ -235,6 +235,27 @@ class MilvusIndex:
                 search_params={"metric_type": "IP", "params": self.description.search_params},
             )
         return self._hits(found)
+
+    def facts(self) -> dict[str, Any]:
+        """What a service tells of the index: engine, kind and dimension."""
+        return {"engine": "milvus", "kind": self.description.index_type, "dimension": self.description.dimension}
+
+    def product(self, product_id: str) -> StoredProduct:
+        """What the index holds of a product.
+
+        Raises:
+            KeyError: there is no such product.
+            MilvusError: Milvus refuses or cannot be reached.
+        """
+        fields = [column.field for column in self._columns if column.field is not None]
+        found = self._connection.ask(
+            "query", filter=among_ids(ID_FIELD, [product_id]), output_fields=[VECTOR_FIELD, *fields]
+        )
+        if not found:
+            raise KeyError(f"product {product_id!r} is not in the index")
+        vector = np.asarray(found[0][VECTOR_FIELD], np.float32)
+        (hits,) = self._hits([[{"distance": 0.0, ID_FIELD: product_id, "entity": found[0]}]])
+        return StoredProduct(product_id, vector, hits[0].modality_weights, hits[0].metadata)
 
     def update(
         self,
