@@ -1,5 +1,6 @@
 """An index that changes: updates, deletions, filters and compaction, against a dictionary of vectors."""
 
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,11 @@ from mmfusion.retrieval import FilterError, ProductIndex, choose_index, segment
 from mmfusion.retrieval.choose import physical_memory
 
 DIMENSION = 8
-KINDS = ["Flat", "HNSW16", "IVF4,Flat", "IVF4,SQ8", "IVF4,PQ4x4", "OPQ4,IVF4,PQ4x4", "PCA4,Flat", "IVF4,PQ4x4,RFlat"]
+KINDS = [
+    *("Flat", "HNSW16", "IVF4,Flat", "IVF4,SQ8", "IVF4,PQ4x4", "OPQ4,IVF4,PQ4x4", "PCA4,Flat", "SQ8", "RaBitQ"),
+    *("IVF4,RaBitQ", "OPQ4,IVF4,PQ4x4,Refine(SQfp16)", "SQ8,RFlat", "RaBitQ,Refine(SQ8)"),
+    *("RR8,RaBitQ,RFlat", "IVF4,RaBitQ,Refine(SQ8)", "IVF4,PQ4x4fs,RFlat", "HNSW16_SQ8,RFlat"),
+]
 
 
 def vectors(count: int, seed: int = 0) -> np.ndarray:
@@ -30,10 +35,11 @@ def metadata(ids: list[str]) -> pa.Table:
 
 def build(count: int = 60, **arguments: Any) -> ProductIndex:
     ids = [f"{'ab'[row % 2]}{row}" for row in range(count)]
-    options = {"model_fingerprint": "m", "metadata": metadata(ids), "search_parameters": "", **arguments}
-    if "IVF" in options.get("factory", ""):
-        options["search_parameters"] = "nprobe=4"
-    return ProductIndex.build(vectors(count), ids, **options)
+    options = {"model_fingerprint": "m", "metadata": metadata(ids), "factory": "Flat", **arguments}
+    # All clusters and all candidates, so that nothing is missed.
+    needed = {"IVF": "nprobe=4", ",R": f"k_factor_rf={count}"}
+    parameters = ",".join(value for name, value in needed.items() if re.search(f"{name}(?!aBitQ)", options["factory"]))
+    return ProductIndex.build(vectors(count), ids, search_parameters=parameters, **options)
 
 
 def update(index: ProductIndex, ids: list[str], seed: int) -> None:
@@ -96,7 +102,7 @@ def test_every_kind_of_index_is_changed_saved_and_compacted(tmp_path: Path, fact
     assert len(compacted.description.rows) == 1 and compacted.description.rows[0] == 201
     after = found(ProductIndex.load(compacted.save(tmp_path / "compacted")))
     for mine, theirs in zip(after, before, strict=True):
-        if factory == "HNSW16":
+        if "HNSW" in factory:
             # A graph does not lead to every vector from everywhere, but to the best ones.
             assert list(mine)[:3] == list(theirs)[:3] and set(mine) <= set(theirs)
         else:
@@ -105,6 +111,63 @@ def test_every_kind_of_index_is_changed_saved_and_compacted(tmp_path: Path, fact
         assert {name: mine[name] for name in others} == pytest.approx(
             {name: theirs[name] for name in others}, abs=0.2 if "PCA" in factory else 2e-4
         )
+
+
+@pytest.mark.parametrize(
+    ("first_stage", "refined"), [("IVF8,PQ4x4", "RFlat"), ("RaBitQ", "Refine(SQ8)"), ("SQ4", "RFlat")]
+)
+def test_rescoring_finds_more_than_its_first_stage(tmp_path: Path, first_stage: str, refined: str) -> None:
+    embeds, ids = np.random.default_rng(0).normal(size=(3000, 16)).astype(np.float32), [str(row) for row in range(3000)]
+    queries, probes = embeds[:200] + 0.1, "nprobe=8" if "IVF" in first_stage else ""
+    exact = np.argsort(-(queries @ embeds.T), axis=1)[:, :100]
+
+    def recall(index: ProductIndex) -> float:
+        _, rows = index.search_rows(queries, 100)
+        return float(np.mean([len(np.intersect1d(*pair)) / 100 for pair in zip(rows, exact, strict=True)]))
+
+    def made(factory: str, parameters: list[str]) -> ProductIndex:
+        chosen = ",".join(filter(None, parameters))
+        return ProductIndex.build(embeds, ids, model_fingerprint="m", factory=factory, search_parameters=chosen)
+
+    plain = made(first_stage, [probes])
+    rescored = [made(f"{first_stage},{refined}", [probes, f"k_factor_rf={factor}"]) for factor in (2, 8)]
+    few, many = map(recall, rescored)
+    assert recall(plain) < few < many and many > 0.95
+    assert plain.description.recall_at_100 < rescored[1].description.recall_at_100
+    loaded = ProductIndex.load(rescored[1].save(tmp_path / "index"))
+    assert loaded.description.search_parameters.endswith("k_factor_rf=8")
+    for index in (loaded, loaded.compact()):
+        assert recall(index) == many
+    # What is deleted takes no place among the candidates.
+    loaded.delete(sorted({str(row) for row in exact[:, 0]}))
+    left = np.flatnonzero(loaded._segments[0].live)
+    exact = left[np.argsort(-(queries @ embeds[left].T), axis=1)[:, :100]]
+    assert recall(loaded) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("factory", "parameters", "message"),
+    [
+        ("SQ8,RFlat", "k_factor_rf=0.5", r"k_factor_rf is '0\.5'; give a number of at least 1"),
+        ("SQ8,RFlat", "k_factor_rf=nan", "k_factor_rf is 'nan'"),
+        ("SQ8,RFlat", "k_factor_rf=inf", "k_factor_rf is 'inf'"),
+        ("SQ8,RFlat", "k_factor_rf=four", "k_factor_rf is 'four'"),
+        ("SQ8", "k_factor_rf=4", "'k_factor_rf=4' do not fit this index"),
+        ("IVF4,SQ8,RFlat", "nprobe=0,k_factor_rf=4", "nprobe is '0'"),
+        ("IVF4,SQ8,RFlat", "nprobe=4,k_factor_rf", "do not fit this index"),
+        ("HNSW16,RFlat", "nprobe=4", "'nprobe=4' do not fit this index"),
+    ],
+)
+def test_search_parameters_that_cannot_be_are_refused(factory: str, parameters: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        ProductIndex.build(
+            vectors(200),
+            list(map(str, range(200))),
+            model_fingerprint="m",
+            factory=factory,
+            search_parameters=parameters,
+        )
+    assert "\n" not in str(caught.value)
 
 
 def test_unchanged_files_are_not_written_again(tmp_path: Path) -> None:
@@ -142,7 +205,7 @@ def test_filters_find_exactly_the_rows_that_fulfil_them(
     for conditions, fulfils in cases:
         for one in found(index, filter=conditions):
             expected = {name for name in every if fulfils(name)}
-            graph = factory == "HNSW16" and exact_below == 0
+            graph = "HNSW" in factory and exact_below == 0
             assert set(one) <= expected if graph else set(one) == expected, conditions
     (best,) = index.search(vectors(1, seed=99), 1, filter=[("kind", "=", "b")])
     scores = found(index, filter=[("kind", "=", "b")])[0]

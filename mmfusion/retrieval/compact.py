@@ -7,10 +7,10 @@ import faiss as faiss_module
 import numpy as np
 import pyarrow as pa
 
-from mmfusion.retrieval.segment import Segment
+from mmfusion.retrieval.segment import BoolArray, Segment
 from mmfusion.retrieval.vectors import build_faiss
 
-# Its types leave out what inverted lists can do.
+# Its types leave out what codes and inverted lists can do.
 faiss: Any = faiss_module
 
 _BLOCK = 65_536
@@ -19,9 +19,10 @@ _BLOCK = 65_536
 def merge(segments: tuple[Segment, ...], factory: str, train_size: int) -> Segment:
     """One segment of the live rows of several.
 
-    An IVF index keeps its clusters, and the codes of vectors that it held: they are copied, not computed again, as a
-    lossy code decoded and coded once more can become another one. Other kinds are built anew from the vectors that the
-    index holds, which is exact for Flat and HNSW.
+    An index without links keeps what it was trained to, clusters too, and the codes of vectors that it held: they are
+    copied, not computed again, as a lossy code decoded and coded once more can become another one. HNSW is built anew
+    from the vectors that the index holds, and so are codes for fast scans (of the vectors that are scored again, if
+    there are such).
 
     Args:
         segments: the base first.
@@ -53,36 +54,63 @@ def live_blocks(segment: Segment) -> Iterator[np.ndarray]:
 
 
 def _with_copied_codes(base: Segment) -> Any:
-    """A writable IVF index with the live vectors of the base, numbered anew; None if the base is of another kind."""
-    outer = faiss.downcast_index(base.index)
-    inner = faiss.downcast_index(outer.index) if isinstance(outer, faiss.IndexPreTransform) else outer
-    if not isinstance(inner, faiss.IndexIVF):
-        return None
-    numbers = np.cumsum(base.live) - 1
-    empty = _emptied(outer)
-    target = faiss.extract_index_ivf(empty)
-    for cluster in range(inner.nlist):
-        size = inner.invlists.list_size(cluster)
+    """A writable index with the live vectors of the base, numbered anew; None where they cannot be copied as codes."""
+    copy = faiss.clone_index(base.index) if _copies(base.index) else None
+    if copy is not None:
+        _refill(copy, base.index, base.live)
+    return copy
+
+
+def _copies(index: Any) -> bool:
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexRefine):
+        return _copies(index.base_index) and _copies(index.refine_index)
+    if isinstance(index, faiss.IndexPreTransform):
+        return _copies(index.index)
+    # Codes for fast scans of 32 at a time lie interleaved.
+    return isinstance(index, (faiss.IndexIVF, faiss.IndexFlatCodes)) and not isinstance(index, faiss.IndexIVFFastScan)
+
+
+def _refill(copy: Any, source: Any, live: BoolArray) -> None:
+    """Puts the live codes of the source in the place of those of its copy."""
+    copy, source = faiss.downcast_index(copy), faiss.downcast_index(source)
+    if isinstance(source, faiss.IndexRefine):
+        _refill(copy.base_index, source.base_index, live)
+        _refill(copy.refine_index, source.refine_index, live)
+    elif isinstance(source, faiss.IndexPreTransform):
+        _refill(copy.index, source.index, live)
+    elif isinstance(source, faiss.IndexIVF):
+        _refill_lists(copy, source, live)
+    else:
+        # What is memory-mapped cannot grow.
+        copy.codes = faiss.MaybeOwnedVectorUInt8()
+        copy.ntotal = 0
+        _refill_codes(copy, source, live)
+    copy.ntotal = int(live.sum())
+
+
+def _refill_codes(copy: Any, source: Any, live: BoolArray) -> None:
+    codes = faiss.rev_swig_ptr(source.codes.data(), len(live) * source.code_size).reshape(len(live), -1)
+    rows = np.flatnonzero(live)
+    for start in range(0, len(rows), _BLOCK):
+        copy.add_sa_codes(codes[rows[start : start + _BLOCK]])
+
+
+def _refill_lists(copy: Any, source: Any, live: BoolArray) -> None:
+    numbers = np.cumsum(live) - 1
+    lists = faiss.ArrayInvertedLists(source.nlist, source.code_size)
+    copy.replace_invlists(lists, True)
+    # They belong to the index now.
+    lists.this.disown()
+    copy.set_direct_map_type(faiss.DirectMap.NoMap)
+    for cluster in range(source.nlist):
+        size = source.invlists.list_size(cluster)
         if size == 0:
             continue
-        ids = faiss.rev_swig_ptr(inner.invlists.get_ids(cluster), size).copy()
-        codes = faiss.rev_swig_ptr(inner.invlists.get_codes(cluster), size * inner.invlists.code_size)
-        keep = base.live[ids]
+        ids = faiss.rev_swig_ptr(source.invlists.get_ids(cluster), size).copy()
+        codes = faiss.rev_swig_ptr(source.invlists.get_codes(cluster), size * source.invlists.code_size)
+        keep = live[ids]
         kept = np.ascontiguousarray(codes.reshape(size, -1)[keep])
         names = np.ascontiguousarray(numbers[ids[keep]])
         if len(names):
-            target.invlists.add_entries(cluster, len(names), faiss.swig_ptr(names), faiss.swig_ptr(kept))
-    target.ntotal = empty.ntotal = int(base.live.sum())
-    return empty
-
-
-def _emptied(index: Any) -> Any:
-    """A copy of a trained index without vectors; `reset` would abort on a memory-mapped one."""
-    empty = faiss.clone_index(index)
-    inner = faiss.extract_index_ivf(empty)
-    lists = faiss.ArrayInvertedLists(inner.nlist, inner.code_size)
-    inner.replace_invlists(lists, True)
-    # It belongs to the index now.
-    lists.this.disown()
-    inner.set_direct_map_type(faiss.DirectMap.NoMap)
-    return empty
+            lists.add_entries(cluster, len(names), faiss.swig_ptr(names), faiss.swig_ptr(kept))

@@ -1,5 +1,6 @@
 """A FAISS index with its products, of which some may be deleted: what an index over a catalogue is made of."""
 
+import math
 import threading
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -86,7 +87,7 @@ class Segment:
             return np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
         if count == len(self):
             scores, rows = self.index.search(queries, min(k, count))
-        elif count <= _EXACT_BELOW:
+        elif count <= _EXACT_BELOW and not _estimating(self.index):
             scores, rows = self._search_all_of(np.flatnonzero(wanted), queries, min(k, count))
         else:
             scores, rows = self._search_selected(wanted, queries, min(k, count))
@@ -127,7 +128,7 @@ class Segment:
                 return np.where(good, scores, -np.inf).astype(np.float32), rows
 
     def vectors(self, rows: IntArray) -> npt.NDArray[np.float32]:
-        """Vectors (n, D) of rows, as the index holds them."""
+        """Vectors (n, D) of rows, as the index holds them; with rescoring, those that it scores again."""
         with self._lock:
             # FAISS finds entries of inverted lists through a map that it makes once.
             ivf = _inverted(self.index)
@@ -146,6 +147,11 @@ def holds_exact_vectors(index: Any) -> bool:
 def selecting(index: Any, selector: Any, k: int) -> Any:
     """Search parameters that pass over all but the selected rows, and are as set otherwise; None: there are none."""
     index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexRefine):
+        first = selecting(index.base_index, selector, math.ceil(k * index.k_factor))
+        if first is None:
+            return None
+        return _kept(faiss.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=first), first)
     if isinstance(index, faiss.IndexPreTransform):
         inner = selecting(index.index, selector, k)
         return None if inner is None else _kept(faiss.SearchParametersPreTransform(index_params=inner), inner)
@@ -153,9 +159,18 @@ def selecting(index: Any, selector: Any, k: int) -> Any:
         return _kept(faiss.SearchParametersIVF(sel=selector, nprobe=index.nprobe), selector)
     if isinstance(index, faiss.IndexHNSW):
         return _kept(faiss.SearchParametersHNSW(sel=selector, efSearch=max(index.hnsw.efSearch, k)), selector)
-    if isinstance(index, faiss.IndexFlat):
+    if isinstance(index, (faiss.IndexFlat, faiss.IndexScalarQuantizer, faiss.IndexRaBitQ)):
         return _kept(faiss.SearchParameters(sel=selector), selector)
     return None
+
+
+def _estimating(index: Any) -> bool:
+    """Whether an index estimates scores from bits, which vectors made of them would not have."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        return _estimating(index.index)
+    kinds = (faiss.IndexRaBitQ, faiss.IndexIVFRaBitQ, faiss.IndexRaBitQFastScan, faiss.IndexIVFRaBitQFastScan)
+    return isinstance(index, kinds)
 
 
 def _kept(parameters: Any, *needed: Any) -> Any:
@@ -165,6 +180,9 @@ def _kept(parameters: Any, *needed: Any) -> Any:
 
 
 def _inverted(index: Any) -> Any:
+    if isinstance(faiss.downcast_index(index), faiss.IndexRefine):
+        # Its vectors are those that it scores again, which lie in a row.
+        return None
     try:
         return faiss.extract_index_ivf(index)
     except RuntimeError:

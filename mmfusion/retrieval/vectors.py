@@ -7,6 +7,8 @@ import faiss
 import numpy as np
 
 _BLOCK = 65_536
+# FAISS takes any value of these, and aborts the search or finds nothing.
+_AT_LEAST_ONE = frozenset({"nprobe", "efSearch", "k_factor_rf"})
 
 
 def as_float32(block: Any, *, what: str, first_row: int = 0) -> np.ndarray:
@@ -80,16 +82,28 @@ def set_search_parameters(index: faiss.Index, parameters: str) -> None:
     """Set run-time parameters such as "nprobe=16" or "efSearch=64"; several are separated by commas.
 
     Raises:
-        ValueError: FAISS does not know them for this kind of index.
+        ValueError: FAISS does not know them for this kind of index, or could not search with their values.
     """
+    for name, value in (one.split("=", 1) for one in parameters.split(",") if "=" in one):
+        if name.strip() in _AT_LEAST_ONE and not _at_least_one(value):
+            raise ValueError(
+                f"search parameters {parameters!r}: {name.strip()} is {value!r}; give a number of at least 1"
+            )
     space: Any = faiss.ParameterSpace()
     try:
         space.set_index_parameters(index, parameters)
     except RuntimeError as error:
         raise ValueError(
             f"search parameters {parameters!r} do not fit this index ({_reason(error)}); pass for example 'nprobe=16' "
-            "for an IVF index or 'efSearch=64' for an HNSW index"
+            "for an IVF index, 'efSearch=64' for an HNSW index or 'k_factor_rf=4' for one with rescoring (RFlat)"
         ) from error
+
+
+def _at_least_one(value: str) -> bool:
+    try:
+        return 1 <= float(value) < np.inf
+    except ValueError:
+        return False
 
 
 def checked_blocks(embeds: Any) -> Iterator[np.ndarray]:
