@@ -36,9 +36,11 @@ def main(
         catalogue: Folder, fsspec URL or Hub id that titles and metadata are taken from; default: the one that was
             embedded.
         output: Folder for working files; the index itself is its subfolder `index`.
-        factory: FAISS factory string: Flat (exact), HNSW32 (fast), IVF1024,PQ48 (small) …; default: by the number of
-            products and `memory_gib`, see `choose_index`.
-        search_parameters: FAISS run-time parameters, e.g. nprobe=16; default: those that go with that choice.
+        factory: FAISS factory string: Flat (exact), HNSW32 (fast), IVF1024,SQ8 (small), IVF1024,RaBitQ,Refine(SQ8)
+            (smaller still in memory, as its candidates are scored again from disk) …; default: by the number of
+            products, the type of their vectors and `memory_gib`, see `choose_index`.
+        search_parameters: FAISS run-time parameters, e.g. nprobe=16,k_factor_rf=4; default: those that go with that
+            choice.
         memory_gib: What the index may take of the memory of the machine that serves it, in GiB; default: half of what
             this machine has.
         milvus_uri: File that ends in .db (Milvus Lite, embedded), or address of a Milvus server, such as
@@ -131,7 +133,9 @@ def _choose(
     if search_parameters is not None:
         raise ValueError(f"search_parameters {search_parameters!r} belong to a kind of index; give --factory too.")
     budget = physical_memory() // 2 if memory_gib is None else int(memory_gib * 2**30)
-    return choose_index(len(embedded), embedded.manifest.made_of.dimension, budget)
+    made_of = embedded.manifest.made_of
+    bits = {"binary": 1, "int8": 8}.get(made_of.vector_type, 32)
+    return choose_index(len(embedded), made_of.dimension, budget, bits=bits)
 
 
 def _metadata(catalogue: Catalogue, embedded: EmbeddedCatalogue) -> pa.Table:

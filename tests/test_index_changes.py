@@ -307,8 +307,8 @@ def test_recall_is_measured_when_an_index_is_built() -> None:
         (1_000_000, 384, 8, "HNSW32"),
         (1_000_000, 384, 1, "IVF2048,SQ8"),
         (10_000_000, 384, 64, "IVF8192,SQ8"),
-        (10_000_000, 384, 1, "IVF8192,PQ96"),
-        (10_000_000, 384, 0.25, "IVF8192,PQ16"),
+        (10_000_000, 384, 1, "IVF8192,RaBitQ,Refine(SQ8)"),
+        (10_000_000, 384, 0.25, "IVF8192,PQ16,Refine(SQ8)"),
         (40_000, 384, 0.03, "IVF512,SQ8"),
     ],
 )
@@ -316,6 +316,24 @@ def test_the_choice_fits_the_budget(count: int, dimension: int, gib: float, kind
     choice = choose_index(count, dimension, int(gib * 2**30))
     assert choice.factory == kind and choice.num_bytes <= gib * 2**30
     made = faiss.index_factory(dimension, choice.factory, faiss.METRIC_INNER_PRODUCT)
+    faiss.ParameterSpace().set_index_parameters(made, choice.search_parameters)
+
+
+@pytest.mark.parametrize(
+    ("count", "bits", "gib", "kind"),
+    [
+        (50_000, 8, 1, "SQ8"),
+        (50_000, 1, 1, "RaBitQ"),
+        (1_000_000, 8, 64, "IVF2048,SQ8"),
+        (1_000_000, 8, 0.1, "IVF2048,RaBitQ,Refine(SQ8)"),
+        (1_000_000, 1, 64, "IVF2048,RaBitQ"),
+        (1_000_000, 1, 0.03, "IVF2048,PQ16"),
+    ],
+)
+def test_embeddings_in_fewer_bits_are_not_blown_up(count: int, bits: int, gib: float, kind: str) -> None:
+    choice = choose_index(count, 384, int(gib * 2**30), bits=bits)
+    assert choice.factory == kind and choice.num_bytes <= gib * 2**30
+    made = faiss.index_factory(384, choice.factory, faiss.METRIC_INNER_PRODUCT)
     faiss.ParameterSpace().set_index_parameters(made, choice.search_parameters)
 
 
@@ -335,3 +353,8 @@ def test_bytes_are_estimated_well(tmp_path: Path) -> None:
         )
         size = (index.save(tmp_path / choice.factory) / "index.faiss").stat().st_size
         assert size <= 1.25 * choice.num_bytes + 2**20
+    # With rescoring, the bytes are those of the first stage; the rest stays on disk, a byte per component.
+    choice = choose_index(count, 16, count * 20)
+    index = ProductIndex.build(embeds, [str(i) for i in range(count)], model_fingerprint="m", factory=choice.factory)
+    size = (index.save(tmp_path / "rescored") / "index.faiss").stat().st_size - count * 16
+    assert "Refine" in choice.factory and 0.9 * choice.num_bytes <= size <= 1.25 * choice.num_bytes

@@ -77,7 +77,8 @@ def test_a_routed_model_is_trained_evaluated_indexed_and_searched(
         recipe("embed")(base=routed, output=str(tmp_path / "binary"), vector_type="binary")
     recipe("embed")(base=routed, output=str(tmp_path / "embeddings"), vector_type="int8", truncate_dim=dim // 4)
     recipe("index")(embeddings=str(tmp_path / "embeddings"), output=str(tmp_path / "short_index"))
-    assert ProductIndex.load(tmp_path / "short_index" / "index").description.dimension == 3 * (dim // 4)
+    short = ProductIndex.load(tmp_path / "short_index" / "index").description
+    assert (short.dimension, short.factory) == (3 * (dim // 4), "SQ8")
     capsys.readouterr()
     recipe("search")("red dress", index=str(tmp_path / "short_index"), k=3)
     assert len(capsys.readouterr().out.splitlines()) == 4
@@ -174,6 +175,24 @@ def test_perturbed_evaluations_are_named_after_what_was_done(outputs: Path, tmp_
     recipe("evaluate")(**options, baseline="bm25", perturb="text_dropped")
     silent = Evaluation.load(tmp_path, "bm25.text_dropped")
     assert silent.num_queries_without_ranking == silent.num_queries and set(silent.means.values()) == {0}
+
+
+def test_an_index_of_bits_is_searched_by_text_and_can_be_of_another_kind(
+    outputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bits = str(tmp_path / "bits")
+    recipe("embed")(base=str(outputs / "stage2"), output=bits, vector_type="binary")
+    for chosen, options in (
+        ("RaBitQ", {}),
+        ("RaBitQ,Refine(SQ8)", {"factory": "RaBitQ,Refine(SQ8)", "search_parameters": "k_factor_rf=4"}),
+    ):
+        folder = tmp_path / f"index{len(options)}"
+        recipe("index")(embeddings=bits, output=str(folder), **options)
+        description = ProductIndex.load(folder / "index").description
+        assert (description.factory, description.search_parameters) == (chosen, options.get("search_parameters", ""))
+        capsys.readouterr()
+        recipe("search")("red floral dress", index=str(folder), k=3)
+        assert len(capsys.readouterr().out.splitlines()) == 4
 
 
 def test_search_prints_products_with_their_weights(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:

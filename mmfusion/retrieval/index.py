@@ -87,8 +87,9 @@ class ProductIndex:
             metadata: N rows, any columns (title …); returned with each hit, and what filters look at.
             modality_weights: float [N, 2], shares of text and image; returned with each hit.
             factory: FAISS factory string: "Flat" is exact, "HNSW32" fast, "IVF256,PQ32" small; see [`choose_index`].
+                With "Refine(SQ8)" or "RFlat" behind a comma, candidates are scored again with vectors on disk.
             search_parameters: FAISS run-time parameters, for example "nprobe=16" (an IVF index looks into a single
-                cluster otherwise) or "efSearch=64".
+                cluster otherwise), "efSearch=64", or "nprobe=16,k_factor_rf=4" (with rescoring, 4 k candidates).
             train_size: vectors that an index in need of training is trained on at most: spread evenly over an array,
                 the first ones of an iterable (shuffle the catalogue if it is sorted by category).
 
