@@ -10,7 +10,7 @@ from mmfusion.hub.query_only import query_tower
 from mmfusion.model import VIEWS, MMFusionModel, MMFusionProcessor
 from mmfusion.model.weights_mmfusion import sha256_of
 from mmfusion.onnx.description import FILES, SCHEMA_VERSION, TOKENIZER, OnnxDescription, write_description
-from mmfusion.onnx.extra import OnnxError, library
+from mmfusion.onnx.extra import OnnxError, first_line, library
 from mmfusion.onnx.graph import write_graph
 from mmfusion.onnx.parity import largest_difference, probe_texts
 from mmfusion.onnx.query_tower import OnnxQueryTower
@@ -76,7 +76,7 @@ def _parity(reference: QueryEncoder, exported: QueryEncoder, texts: list[str]) -
         difference = largest_difference(reference, exported, texts)
     except Exception as error:  # ONNX Runtime's own.
         raise OnnxError(
-            f"ONNX Runtime cannot run what PyTorch exported ({str(error).strip().splitlines()[0][:200]}); serve this "
+            f"ONNX Runtime cannot run what PyTorch exported ({first_line(error)}); serve this "
             "model with PyTorch, or export it with other versions of torch and onnxruntime"
         ) from error
     # Written so that a NaN is refused, too.

@@ -20,3 +20,8 @@ def library(name: str) -> Any:
         raise OnnxError(
             f"ONNX query towers need the library {name} ({error}); install it with: pip install 'mmfusion[onnx]'"
         ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception of another library says, as far as it fits into a line of ours."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]

@@ -12,7 +12,7 @@ from torch.export import Dim
 
 from mmfusion.model import MMFusionModel
 from mmfusion.onnx.description import GRAPH
-from mmfusion.onnx.extra import OnnxError, library
+from mmfusion.onnx.extra import OnnxError, first_line, library
 
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "query_embeds"
 # Older ones lack operators that PyTorch writes.
@@ -66,8 +66,8 @@ def write_graph(tower: MMFusionModel, folder: Path, opset: int | None = None, on
     except (torch.onnx.OnnxExporterError, RuntimeError, ValueError) as error:
         raise OnnxError(
             f"PyTorch cannot export a {tower.config.text_config.model_type!r} text encoder to ONNX"
-            f"{'' if opset is None else f' with opset {opset}'} ({_reason(error)}); serve it with PyTorch, or use "
-            "another text encoder"
+            f"{'' if opset is None else f' with opset {opset}'} ({first_line(_first_cause(error))}); serve it with "
+            "PyTorch, or use another text encoder"
         ) from error
     assert program is not None
     written = int(program.model.opset_imports[""])
@@ -100,8 +100,8 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _reason(error: BaseException) -> str:
-    """The first line of the first cause; what is wrapped around it explains PyTorch's exporter."""
+def _first_cause(error: BaseException) -> BaseException:
+    # What is wrapped around it explains PyTorch's exporter.
     while error.__cause__ is not None:
         error = error.__cause__
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+    return error

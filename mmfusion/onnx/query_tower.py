@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from mmfusion.model.processing_mmfusion import query_texts
 from mmfusion.onnx.description import GRAPH, TOKENIZER, OnnxDescription, read_description
-from mmfusion.onnx.extra import OnnxError, library
+from mmfusion.onnx.extra import OnnxError, first_line, library
 from mmfusion.onnx.tokens import tokenize
 
 
@@ -74,10 +74,9 @@ class OnnxQueryTower:
             session = runtime.InferenceSession(folder / GRAPH, options, providers=list(providers))
             tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         except Exception as error:  # Both libraries raise exceptions of their own.
-            reason = str(error).strip().splitlines()[0][:200]
             raise OnnxError(
-                f"{folder} cannot be loaded ({reason}); update onnxruntime and tokenizers, or export the query tower "
-                "again with the versions that are installed here"
+                f"{folder} cannot be loaded ({first_line(error)}); update onnxruntime and tokenizers, or export the "
+                "query tower again with the versions that are installed here"
             ) from error
         return cls(session, tokenizer, description)
 
