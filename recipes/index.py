@@ -11,6 +11,7 @@ from mmfusion.embedding import EmbeddedCatalogue
 from mmfusion.retrieval import Choice, MilvusIndex, ProductIndex, choose_index
 from mmfusion.retrieval.choose import physical_memory
 from mmfusion.training import load_catalogue, open_run, run_command
+from mmfusion.training.full_disk import full_disk_ends
 from mmfusion.training.run import Run, RunError, read_record
 
 
@@ -67,12 +68,13 @@ def main(
         arguments = {"embeddings": embeddings, "milvus_uri": milvus_uri, "collection": collection}
         _check_milvus_flags(milvus_uri, factory, search_parameters, memory_gib)
     run = open_run(output, "index", arguments)
-    products = load_catalogue(catalogue or record["catalogue"], None, run.folder, products_only=True)
-    metadata = _metadata(products, embedded)
-    if milvus_uri is None:
-        told = _build_with_faiss(run, embedded, metadata, chosen)
-    else:
-        told = _build_in_milvus(embedded, metadata, milvus_uri, collection, index_type, overwrite)
+    with full_disk_ends(run.folder, "build the index; one that was there is left as it was"):
+        products = load_catalogue(catalogue or record["catalogue"], None, run.folder, products_only=True)
+        metadata = _metadata(products, embedded)
+        if milvus_uri is None:
+            told = _build_with_faiss(run, embedded, metadata, chosen)
+        else:
+            told = _build_in_milvus(embedded, metadata, milvus_uri, collection, index_type, overwrite)
     run.finish(base=record["base"], products=len(embedded), milvus_uri=milvus_uri, collection=collection)
     print(f'{len(embedded):,} products in {told}; next: recipes/search.py "red floral summer dress" --index {output}')
 

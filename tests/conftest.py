@@ -17,7 +17,7 @@ import torch
 
 torch.set_num_threads(1)
 
-pytest_plugins = ["hub.fixtures"]
+pytest_plugins = ["hub.fixtures", "small_disk"]
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 

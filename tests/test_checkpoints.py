@@ -7,14 +7,14 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from small_disk import fill
 from test_resume import assert_same_weights
 
 from mmfusion import MMFusionConfig, MMFusionModel
@@ -221,27 +221,6 @@ def test_a_training_killed_after_its_last_step_still_says_how_well_it_does(
 
 
 # --- a full disk
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 48 MiB in memory."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(folder)], capture_output=True, text=True
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"a small disk needs the right to mount: {mounted.stderr.strip()}")
-    yield folder
-    # Lazily, as tables of the run are still mapped into memory.
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(disk: Path) -> None:
-    """Leaves room for lines of a log, and not for a checkpoint."""
-    free = shutil.disk_usage(disk).free
-    (disk / "filler").write_bytes(bytes(free - 200_000))
 
 
 def test_a_checkpoint_that_does_not_fit_leaves_nothing(small_disk: Path) -> None:

@@ -1,6 +1,7 @@
-"""What a training says when its disk is full."""
+"""What a job says when its disk is full."""
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,23 +12,34 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DiskFullError(OSError):
-    """Training stopped, as its results cannot be written; what was written before is whole."""
+    """A job stopped, as its results cannot be written; what was written before is whole."""
 
 
 @contextmanager
-def full_disk_ends(folder: Path) -> Iterator[None]:
-    """Raises a [`DiskFullError`] where the block cannot write to a folder for lack of space or quota."""
+def full_disk_ends(folder: Path, then: str = "resume from the last checkpoint") -> Iterator[None]:
+    """Raises a [`DiskFullError`] where the block cannot write to a folder for lack of space or quota.
+
+    Args:
+        folder: The folder.
+        then: What the same command does once there is room.
+    """
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         if not _is_full(error):
             raise
         raise DiskFullError(
             f"{folder} cannot be written, as its disk or your quota is full; make room, and run the same command to "
-            "resume from the last checkpoint."
+            f"{then}."
         ) from error
 
 
-def _is_full(error: Exception) -> bool:
-    # safetensors writes from Rust, and has the number in its text only.
-    return getattr(error, "errno", None) in _FULL or any(f"(os error {number})" in str(error) for number in _FULL)
+def _is_full(error: BaseException | None) -> bool:
+    if error is None:
+        return False
+    if getattr(error, "errno", None) in _FULL:
+        return True
+    # safetensors writes from Rust and FAISS from C++, and have it in their texts only.
+    signs = [sign for number in _FULL for sign in (f"(os error {number})", os.strerror(number))]
+    # datasets wraps what it could not write.
+    return any(sign in str(error) for sign in signs) or _is_full(error.__cause__)
