@@ -1,12 +1,16 @@
 """Embed the products of a catalogue into shards that an index, or any other engine, is built from."""
 
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import lightning as L
 
-from mmfusion.embedding import EmbeddingJob, EmbeddingSettings, VectorType
-from mmfusion.training import Hardware, load_base, load_catalogue, open_run, run_command
-from mmfusion.training.prepare_model import compile_blocks
+from mmfusion.embedding import EmbeddedCatalogue, EmbeddingJob, EmbeddingSettings, VectorType
+from mmfusion.embedding.engine_lightning import ShardWriter, embed_with_lightning
+from mmfusion.embedding.engine_ray import ACCELERATORS, embed_with_ray
+from mmfusion.training import Hardware, open_run, run_command
+from mmfusion.training.embedding_sources import load_to_embed
 from mmfusion.training.trainer import expected_warnings_ignored
 
 
@@ -19,6 +23,7 @@ def main(
     truncate_dim: int | None = None,
     shard_size: int = 4096,
     batch_size: int = 64,
+    engine: Literal["lightning", "ray"] = "lightning",
     hardware: Hardware = Hardware(),
 ) -> None:
     """Writes shard-*.parquet and manifest.json; run again to go on, or to follow a catalogue that has changed.
@@ -36,18 +41,20 @@ def main(
         truncate_dim: Components to keep of each vector (of each view, with a query router); default: all.
         shard_size: Products per shard, and what a kill costs at most per device.
         batch_size: Products per forward pass.
+        engine: `lightning`: the devices of this machine, or nodes that torchrun or SLURM start. `ray` (needs
+            `pip install 'mmfusion[ray]'`): `hardware.devices` workers on the Ray cluster that the environment variable
+            RAY_ADDRESS names (`auto`: the one of this machine), all of whose machines see the output folder, the model
+            and the catalogue under the same paths; without it, Ray is started here, for this run and this machine only.
+            Workers that die are replaced. The vectors are the same; on CPUs as long as OMP_NUM_THREADS is, which `ray`
+            takes for 1 where it is not set.
         hardware: Devices, precision and workers that decode photos; nothing is trained, so that neither fsdp nor
             activation checkpointing has a place here.
     """
-    if hardware.strategy == "fsdp":
-        raise ValueError("hardware.strategy is fsdp, which shares out what is trained; embed with auto or ddp.")
+    _check(engine, hardware)
     settings = EmbeddingSettings(vector_type, truncate_dim, shard_size, batch_size, hardware.num_workers)
     # Neither the catalogue's place nor what else changes from day to day makes the vectors others.
     run = open_run(output, "embed", {"base": base, "split": split, "vector_type": vector_type, "dim": truncate_dim})
-    model, processor = load_base(base)
-    if hardware.compile:
-        compile_blocks(model)
-    products = load_catalogue(catalogue, base, run.folder, products_only=True)
+    model, processor, products = load_to_embed(base, catalogue, run.folder, hardware.compile)
     job = EmbeddingJob(
         run.folder,
         model,
@@ -59,26 +66,58 @@ def main(
         model_name=base,
         split=split,
     )
-    trainer = L.Trainer(
-        default_root_dir=run.folder,
+    place = _absolute(base)
+    if engine == "ray":
+        load = partial(load_to_embed, place, _absolute(products.source), run.folder, hardware.compile)
+        embedded: EmbeddedCatalogue | None = embed_with_ray(
+            job, load, workers=hardware.devices, accelerator=hardware.accelerator
+        )
+    else:
+        with expected_warnings_ignored():
+            embedded = embed_with_lightning(job, _trainer(job, hardware))
+    if embedded is not None:
+        run.finish(base=place, catalogue=products.source, products=len(embedded))
+        print(f"{len(embedded):,} products in {run.folder}; next: recipes/index.py --embeddings {output}")
+
+
+def _check(engine: str, hardware: Hardware) -> None:
+    if hardware.strategy == "fsdp":
+        raise ValueError("hardware.strategy is fsdp, which shares out what is trained; embed with auto or ddp.")
+    if engine != "ray":
+        return
+    if hardware.strategy != "auto" or hardware.num_nodes != 1:
+        name = "strategy" if hardware.strategy != "auto" else "num_nodes"
+        raise ValueError(
+            f"hardware.{name} is {getattr(hardware, name)}, but --engine ray has no ranks: hardware.devices counts the "
+            "workers of the whole cluster, and Ray places them; leave it out."
+        )
+    if hardware.devices < 1:
+        raise ValueError(f"hardware.devices is {hardware.devices}; --engine ray needs their number, at least 1.")
+    if hardware.accelerator not in ACCELERATORS:
+        raise ValueError(
+            f"hardware.accelerator is {hardware.accelerator}; with --engine ray, give one of {', '.join(ACCELERATORS)}."
+        )
+
+
+def _absolute(place: str) -> str:
+    return str(Path(place).absolute()) if Path(place).exists() else place
+
+
+def _trainer(job: EmbeddingJob, hardware: Hardware) -> L.Trainer:
+    return L.Trainer(
+        default_root_dir=job.folder,
         accelerator=hardware.accelerator,
         devices=hardware.devices,
         num_nodes=hardware.num_nodes,
         strategy=hardware.strategy,
         precision=hardware.precision,
-        callbacks=[job.writer()],
+        callbacks=[ShardWriter(job.folder, job.made_of)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    with expected_warnings_ignored():
-        embedded = job.run(trainer)
-    if embedded is not None:
-        place = str(Path(base).absolute()) if Path(base).exists() else base
-        run.finish(base=place, catalogue=products.source, products=len(embedded))
-        print(f"{len(embedded):,} products in {run.folder}; next: recipes/index.py --embeddings {output}")
 
 
 if __name__ == "__main__":

@@ -4,16 +4,13 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import lightning as L
-
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.tables import ProductTable, Rows, text_lengths
 from mmfusion.embedding.content import content_digests
 from mmfusion.embedding.manifest import SCHEMA_VERSION, EmbeddedCatalogue, Manifest, entry_of, sound_shards
-from mmfusion.embedding.note import find_products, write_note
-from mmfusion.embedding.plan import plan, settle
+from mmfusion.embedding.note import find_products
+from mmfusion.embedding.plan import NewShard, plan, settle
 from mmfusion.embedding.precision import VectorType, check_binary
-from mmfusion.embedding.predict import EmbeddingData, ProductEmbedder, ShardWriter
 from mmfusion.embedding.shard import MadeOf
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.retrieval.embedding import looks_at_photos
@@ -48,7 +45,12 @@ class EmbeddingSettings:
 
 
 class EmbeddingJob:
-    """Brings a folder of embedded products up to date with a catalogue."""
+    """Brings a folder of embedded products up to date with a catalogue: `find`, then an engine, then `finish`.
+
+    Attributes:
+        products: All products that are wanted, from `find` on.
+        made_of: What their vectors depend on beside them.
+    """
 
     def __init__(
         self,
@@ -72,7 +74,7 @@ class EmbeddingJob:
             catalogue: Products.
             rows: (P,) int64 ascending product rows to embed.
             settings: Sizes and types.
-            precision: Of the trainer that will run it.
+            precision: Of the forward pass, as Lightning names it.
             model_name: For the manifest.
             split: For the manifest.
 
@@ -90,41 +92,14 @@ class EmbeddingJob:
         self.model_name, self.split = model_name, split
         self.table = ProductTable(catalogue, processor)
         self.table.photos &= looks_at_photos(model, text_lengths(catalogue, processor.template_columns)[rows])
-        self.made_of = MadeOf(
-            model_fingerprint=model_fingerprint(model, processor),
-            image_backend=type(processor.image_processor).__name__,
-            precision=precision,
-            dimension=_dimension(model, settings),
-            vector_type=settings.vector_type,
-        )
+        self.made_of = describe(model, processor, settings, precision)
 
-    def run(self, trainer: L.Trainer) -> EmbeddedCatalogue | None:
-        """Embeds what is missing, drops what is gone, and writes the manifest.
+    def find(self) -> list[NewShard]:
+        """What has to be embedded, as shards to compute in any order.
 
-        Args:
-            trainer: With a [`ShardWriter`] of [`writer`] among its callbacks.
-
-        Returns:
-            The finished folder on the first rank, None on others.
+        Raises:
+            ShardError: A shard in the folder is damaged, or was made otherwise.
         """
-        data = EmbeddingData(
-            self.table,
-            self.folder / "cache" / "plan.npz",
-            self._find,
-            batch_size=self.settings.batch_size,
-            num_workers=self.settings.num_workers,
-        )
-        module = ProductEmbedder(self.model, self.settings.truncate_dim)
-        trainer.predict(module, datamodule=data, return_predictions=False)
-        # A rank whose shards are done says nothing of the others'.
-        trainer.strategy.barrier()
-        return self._finish() if trainer.is_global_zero else None
-
-    def writer(self) -> ShardWriter:
-        """The callback that writes shards."""
-        return ShardWriter(self.folder, self.made_of)
-
-    def _find(self) -> None:
         self.sound = sound_shards(self.folder)
         self.products = find_products(self.catalogue, self.rows, content_digests(self.table, self.rows))
         found = plan(self.folder, self.products, self.made_of, self.settings.shard_size)
@@ -132,14 +107,19 @@ class EmbeddingJob:
             "%s products: %s to embed, %s embedded already; %s vectors of changed or removed products to drop",
             *(f"{n:,}" for n in (len(self.rows), found.missing, len(self.rows) - found.missing, found.dropped)),
         )
-        write_note(self.folder / "cache" / "plan.npz", self.products, found.new)
+        return found.new
 
-    def _finish(self) -> EmbeddedCatalogue:
+    def finish(self) -> EmbeddedCatalogue:
+        """Drops what is gone and writes the manifest, once the shards that `find` named are in the folder.
+
+        Raises:
+            RuntimeError: One of them is not.
+        """
         found = plan(self.folder, self.products, self.made_of, self.settings.shard_size)
         if found.missing:
             raise RuntimeError(
-                f"{found.missing} products are not in any shard of {self.folder}, although all ranks are done; is the "
-                "folder on a file system that all ranks share? Run the same command again to go on."
+                f"{found.missing} products are not in any shard of {self.folder}, although all ranks or workers are "
+                "done; is the folder on a file system that they all share? Run the same command again to go on."
             )
         shards = settle(self.folder, self.made_of, found)
         entries = tuple(self.sound.get(path.name) or entry_of(path) for path in shards)
@@ -161,6 +141,17 @@ class EmbeddingJob:
             if path not in shards:
                 path.unlink()
         return EmbeddedCatalogue(self.folder, manifest)
+
+
+def describe(model: MMFusionModel, processor: MMFusionProcessor, settings: EmbeddingSettings, precision: str) -> MadeOf:
+    """What vectors depend on beside the products; `precision` is that of the forward pass, as Lightning names it."""
+    return MadeOf(
+        model_fingerprint=model_fingerprint(model, processor),
+        image_backend=type(processor.image_processor).__name__,
+        precision=precision,
+        dimension=_dimension(model, settings),
+        vector_type=settings.vector_type,
+    )
 
 
 def _dimension(model: MMFusionModel, settings: EmbeddingSettings) -> int:

@@ -1,0 +1,100 @@
+"""Embedding by Ray Data: shards as the items of a data set, and a pool of workers that embed and write them."""
+
+import logging
+import os
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from mmfusion.embedding.job import EmbeddingJob
+from mmfusion.embedding.manifest import EmbeddedCatalogue
+from mmfusion.embedding.plan import NewShard
+from mmfusion.embedding.ray_cluster import RayError, ray_cluster
+from mmfusion.embedding.ray_worker import Assignment, Load, ShardWorker, as_item
+
+log = logging.getLogger("mmfusion")
+
+# A shard whose worker died as often as this is taken for the cause.
+_TRIES = 4
+ACCELERATORS = ("auto", "cpu", "gpu")
+
+
+def embed_with_ray(job: EmbeddingJob, load: Load, *, workers: int, accelerator: str = "auto") -> EmbeddedCatalogue:
+    """Embeds what is missing, drops what is gone, and writes the manifest.
+
+    Vectors are those of Lightning, bit for bit, on the same kind of processor and, on CPUs, with the same number of
+    threads: OMP_NUM_THREADS, or 1, whatever the cluster has. A worker that dies is replaced, and its shard begun anew.
+
+    Args:
+        job: What to embed.
+        load: Loads the job's model, processor and catalogue again, in each worker.
+        workers: Number of them, in the whole cluster.
+        accelerator: `cpu`, `gpu` (one for each worker), or `auto`: GPUs if the cluster has one.
+
+    Returns:
+        The finished folder.
+
+    Raises:
+        RayError: Ray is not installed, no cluster answers, devices or precision do not fit each other, or a worker
+            refused a shard or died several times over it.
+    """
+    shards = job.find()
+    threads = int(os.environ.get("OMP_NUM_THREADS") or 1)
+    if shards:
+        with ray_cluster(workers * (threads + job.settings.num_workers)) as ray:
+            kind = _accelerator(ray, accelerator, workers, job.made_of.precision)
+            photos = job.table.photos
+            told = Assignment(load, job.folder, job.made_of, job.settings, photos, kind, threads)
+            _compute(ray, job, shards, told, workers)
+    return job.finish()
+
+
+def _accelerator(ray: Any, wanted: str, workers: int, precision: str) -> str:
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    kind = wanted if wanted != "auto" else "gpu" if gpus else "cpu"
+    if kind == "gpu" and gpus < workers:
+        if not os.environ.get("RAY_ADDRESS"):
+            raise RayError(f"hardware.devices is {workers}, one GPU each, and this machine has {gpus}; give fewer.")
+        # An autoscaler may add some, so this is no reason to give up.
+        log.warning("the cluster has %s of the %s GPUs asked for; waiting for those it lacks", gpus, workers)
+    if kind == "cpu" and precision == "16-mixed":
+        raise RayError("hardware.precision is 16-mixed, which CPUs do not support; give bf16-mixed.")
+    return kind
+
+
+def _compute(ray: Any, job: EmbeddingJob, shards: list[NewShard], told: Assignment, workers: int) -> None:
+    _keep_quiet(ray)
+    # A block for each shard, as Ray hands out blocks and begins them anew.
+    items = ray.data.from_items([as_item(job.products, shard) for shard in shards], override_num_blocks=len(shards))
+    needs = {"num_gpus": 1} if told.accelerator == "gpu" else {"num_cpus": told.threads + told.settings.num_workers}
+    results = items.map(
+        ShardWorker,
+        fn_constructor_args=(told,),
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        max_task_retries=_TRIES - 1,
+        **needs,
+    )
+    total = sum(len(shard.places) for shard in shards)
+    # Results come a shard at a time, so that the mean of the whole job tells more than the last of them.
+    bar = tqdm(total=total, desc=f"embedding ({workers} workers)", unit="product", smoothing=0)
+    try:
+        with bar:
+            for result in results.iter_rows():
+                if result["refusal"]:
+                    raise RayError(result["refusal"])
+                bar.update(result["products"])
+    except ray.exceptions.RayError as error:
+        if isinstance(error, ray.exceptions.RayTaskError):
+            # Neither the machine's fault nor the user's: what the worker ran into is worth its traceback.
+            raise
+        raise RayError(
+            f"workers died {_TRIES} times over a shard, or the cluster is gone ({str(error).splitlines()[0]}); look "
+            "for memory that ran out, and run the same command again to go on."
+        ) from error
+
+
+def _keep_quiet(ray: Any) -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -1,0 +1,106 @@
+"""A Ray cluster for as long as a job takes: the one that RAY_ADDRESS names, or one on this machine alone."""
+
+import logging
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Ray puts sockets in a folder below its own, whose paths an operating system allows about 107 characters.
+_LONGEST_TEMPORARY = 40
+# Products travel through files, so that the memory for objects holds hardly more than names of shards.
+_OBJECT_BYTES = 128 << 20
+
+
+class RayError(ValueError):
+    """A job on Ray cannot begin, or cannot go on."""
+
+
+def import_ray() -> Any:
+    """The library.
+
+    Raises:
+        RayError: It is not installed.
+    """
+    if not os.environ.get("RAY_ADDRESS") and "ray" not in sys.modules:
+        _keep_to_this_machine()
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise RayError(
+            f"--engine ray needs the library ray with its data sets ({error}); install it with: "
+            "pip install 'mmfusion[ray]'"
+        ) from error
+    return ray
+
+
+@contextmanager
+def ray_cluster(least_cpus: int) -> Iterator[Any]:
+    """Ray, connected to a cluster; one that this process is connected to already stays so afterwards.
+
+    A cluster that is started here listens on 127.0.0.1 only, has no dashboard, sends no usage statistics, and ends with
+    this process, whatever ends it. Its sockets and logs are in a temporary folder, as paths of sockets have to be
+    short; the folder is removed at the end, and left where the process is killed.
+
+    Args:
+        least_cpus: CPUs that a cluster started here offers at least, as Ray counts them.
+
+    Raises:
+        RayError: Ray is not installed, or no cluster answers at RAY_ADDRESS.
+    """
+    ray = import_ray()
+    if ray.is_initialized():
+        yield ray
+        return
+    temporary = None
+    try:
+        if os.environ.get("RAY_ADDRESS"):
+            _connect(ray)
+        else:
+            temporary = _short_folder()
+            ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, least_cpus),
+                object_store_memory=_OBJECT_BYTES,
+                include_dashboard=False,
+                logging_level=logging.WARNING,
+                _temp_dir=str(temporary),
+            )
+        yield ray
+    finally:
+        ray.shutdown()
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _connect(ray: Any) -> None:
+    try:
+        ray.init(logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise RayError(
+            f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']!r} ({str(error).splitlines()[0]}); "
+            "check it with `ray status`, or unset RAY_ADDRESS to start Ray on this machine."
+        ) from error
+
+
+def _keep_to_this_machine() -> None:
+    """Settings that Ray reads when it is imported."""
+    # Where no clusters are wanted, Ray binds 127.0.0.1; its name for that comes from the systems it does so on.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if "RAY_AUTH_MODE" not in os.environ:
+        # Other users of the machine reach 127.0.0.1 too. Ray's own token would be a file in the home folder.
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _short_folder() -> Path:
+    usual = tempfile.gettempdir()
+    place = usual if len(usual) <= _LONGEST_TEMPORARY or not Path("/tmp").is_dir() else "/tmp"
+    return Path(tempfile.mkdtemp(prefix="mmfusion_ray_", dir=place))
