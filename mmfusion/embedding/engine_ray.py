@@ -9,13 +9,11 @@ from tqdm.auto import tqdm
 from mmfusion.embedding.job import EmbeddingJob
 from mmfusion.embedding.manifest import EmbeddedCatalogue
 from mmfusion.embedding.plan import NewShard
-from mmfusion.embedding.ray_cluster import RayError, ray_cluster
-from mmfusion.embedding.ray_worker import Assignment, Load, ShardWorker, as_item
+from mmfusion.embedding.ray_cluster import RayJobError, ray_cluster
+from mmfusion.embedding.ray_worker import Assignment, Load, ShardWorker, as_item, forget_tries
 
 log = logging.getLogger("mmfusion")
 
-# A shard whose worker died as often as this is taken for the cause.
-_TRIES = 4
 ACCELERATORS = ("auto", "cpu", "gpu")
 
 
@@ -35,7 +33,7 @@ def embed_with_ray(job: EmbeddingJob, load: Load, *, workers: int, accelerator: 
         The finished folder.
 
     Raises:
-        RayError: Ray is not installed, no cluster answers, devices or precision do not fit each other, or a worker
+        RayJobError: Ray is not installed, no cluster answers, devices or precision do not fit each other, or a worker
             refused a shard or died several times over it.
     """
     shards = job.find()
@@ -54,16 +52,17 @@ def _accelerator(ray: Any, wanted: str, workers: int, precision: str) -> str:
     kind = wanted if wanted != "auto" else "gpu" if gpus else "cpu"
     if kind == "gpu" and gpus < workers:
         if not os.environ.get("RAY_ADDRESS"):
-            raise RayError(f"hardware.devices is {workers}, one GPU each, and this machine has {gpus}; give fewer.")
+            raise RayJobError(f"hardware.devices is {workers}, one GPU each, and this machine has {gpus}; give fewer.")
         # An autoscaler may add some, so this is no reason to give up.
         log.warning("the cluster has %s of the %s GPUs asked for; waiting for those it lacks", gpus, workers)
     if kind == "cpu" and precision == "16-mixed":
-        raise RayError("hardware.precision is 16-mixed, which CPUs do not support; give bf16-mixed.")
+        raise RayJobError("hardware.precision is 16-mixed, which CPUs do not support; give bf16-mixed.")
     return kind
 
 
 def _compute(ray: Any, job: EmbeddingJob, shards: list[NewShard], told: Assignment, workers: int) -> None:
     _keep_quiet(ray)
+    forget_tries(job.folder)
     # A block for each shard, as Ray hands out blocks and begins them anew.
     items = ray.data.from_items([as_item(job.products, shard) for shard in shards], override_num_blocks=len(shards))
     needs = {"num_gpus": 1} if told.accelerator == "gpu" else {"num_cpus": told.threads + told.settings.num_workers}
@@ -71,7 +70,6 @@ def _compute(ray: Any, job: EmbeddingJob, shards: list[NewShard], told: Assignme
         ShardWorker,
         fn_constructor_args=(told,),
         compute=ray.data.ActorPoolStrategy(size=workers),
-        max_task_retries=_TRIES - 1,
         **needs,
     )
     total = sum(len(shard.places) for shard in shards)
@@ -81,15 +79,14 @@ def _compute(ray: Any, job: EmbeddingJob, shards: list[NewShard], told: Assignme
         with bar:
             for result in results.iter_rows():
                 if result["refusal"]:
-                    raise RayError(result["refusal"])
+                    raise RayJobError(result["refusal"])
                 bar.update(result["products"])
     except ray.exceptions.RayError as error:
         if isinstance(error, ray.exceptions.RayTaskError):
             # Neither the machine's fault nor the user's: what the worker ran into is worth its traceback.
             raise
-        raise RayError(
-            f"workers died {_TRIES} times over a shard, or the cluster is gone ({str(error).splitlines()[0]}); look "
-            "for memory that ran out, and run the same command again to go on."
+        raise RayJobError(
+            f"the Ray cluster gave up ({str(error).splitlines()[0]}); run the same command again to go on."
         ) from error
 
 
@@ -98,3 +95,5 @@ def _keep_quiet(ray: Any) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # It warns that there are no progress bars but this one.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)

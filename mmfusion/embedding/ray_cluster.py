@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Ray puts sockets in a folder below its own, whose paths an operating system allows about 107 characters.
-_LONGEST_TEMPORARY = 40
+# Of a path of a socket, the fewest that an operating system allows; and what such a path has below a temporary folder.
+_SOCKET_CHARACTERS = 103
+_SOCKET = "/mmfusion_ray_12345678/session_2026-11-26_12-00-00_123456_1234567/sockets/plasma_store"
 # Products travel through files, so that the memory for objects holds hardly more than names of shards.
 _OBJECT_BYTES = 128 << 20
 
 
-class RayError(ValueError):
+class RayJobError(ValueError):
     """A job on Ray cannot begin, or cannot go on."""
 
 
@@ -25,7 +26,7 @@ def import_ray() -> Any:
     """The library.
 
     Raises:
-        RayError: It is not installed.
+        RayJobError: It is not installed.
     """
     if not os.environ.get("RAY_ADDRESS") and "ray" not in sys.modules:
         _keep_to_this_machine()
@@ -33,7 +34,7 @@ def import_ray() -> Any:
         import ray
         import ray.data
     except ImportError as error:
-        raise RayError(
+        raise RayJobError(
             f"--engine ray needs the library ray with its data sets ({error}); install it with: "
             "pip install 'mmfusion[ray]'"
         ) from error
@@ -45,14 +46,14 @@ def ray_cluster(least_cpus: int) -> Iterator[Any]:
     """Ray, connected to a cluster; one that this process is connected to already stays so afterwards.
 
     A cluster that is started here listens on 127.0.0.1 only, has no dashboard, sends no usage statistics, and ends with
-    this process, whatever ends it. Its sockets and logs are in a temporary folder, as paths of sockets have to be
-    short; the folder is removed at the end, and left where the process is killed.
+    this process, whatever ends it (of a killed one, two idle helpers of Ray's a minute later). Its sockets and logs are
+    in a temporary folder, as paths of sockets have to be short; it is removed at the end, and left by a kill.
 
     Args:
         least_cpus: CPUs that a cluster started here offers at least, as Ray counts them.
 
     Raises:
-        RayError: Ray is not installed, or no cluster answers at RAY_ADDRESS.
+        RayJobError: Ray is not installed, or no cluster answers at RAY_ADDRESS.
     """
     ray = import_ray()
     if ray.is_initialized():
@@ -83,7 +84,7 @@ def _connect(ray: Any) -> None:
     try:
         ray.init(logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise RayError(
+        raise RayJobError(
             f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']!r} ({str(error).splitlines()[0]}); "
             "check it with `ray status`, or unset RAY_ADDRESS to start Ray on this machine."
         ) from error
@@ -102,5 +103,6 @@ def _keep_to_this_machine() -> None:
 
 def _short_folder() -> Path:
     usual = tempfile.gettempdir()
-    place = usual if len(usual) <= _LONGEST_TEMPORARY or not Path("/tmp").is_dir() else "/tmp"
+    is_short = len(usual) + len(_SOCKET) <= _SOCKET_CHARACTERS
+    place = usual if is_short or not Path("/tmp").is_dir() else "/tmp"
     return Path(tempfile.mkdtemp(prefix="mmfusion_ray_", dir=place))

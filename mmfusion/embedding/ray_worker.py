@@ -1,6 +1,7 @@
 """A worker of the Ray engine: it loads the model once, and embeds and writes shard after shard."""
 
 import logging
+import shutil
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
+from transformers.utils.logging import disable_progress_bar
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.tables import ProductTable, Rows, text_lengths
@@ -19,9 +21,12 @@ from mmfusion.embedding.content import Digests
 from mmfusion.embedding.forward import OpenShard, embed_batch
 from mmfusion.embedding.job import EmbeddingSettings, describe
 from mmfusion.embedding.plan import NewShard, Products
+from mmfusion.embedding.ray_cluster import RayJobError
 from mmfusion.embedding.shard import MadeOf, ShardError, shard_name
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 
+# A shard over which as many workers died is taken for the cause; Ray would try without end.
+MOST_TRIES = 4
 Load = Callable[[], tuple[MMFusionModel, MMFusionProcessor, Catalogue]]
 
 
@@ -54,6 +59,31 @@ def as_item(products: Products, shard: NewShard) -> dict[str, Any]:
     return {"name": shard.name, "rows": rows.tobytes(), "contents": np.ascontiguousarray(contents).tobytes()}
 
 
+def forget_tries(folder: Path) -> None:
+    """Begins to count anew how often each shard was tried."""
+    shutil.rmtree(_tries(folder), ignore_errors=True)
+    _tries(folder).mkdir(parents=True)
+
+
+def _tries(folder: Path) -> Path:
+    return folder / "cache" / "tries"
+
+
+def _note_try(folder: Path, name: str) -> None:
+    if not _tries(folder).is_dir():
+        raise FileNotFoundError(f"there is no folder {_tries(folder)}; give an --output that all machines share")
+    noted = _tries(folder) / name
+    before = noted.stat().st_size if noted.exists() else 0
+    if before >= MOST_TRIES:
+        raise RayJobError(
+            f"{before} workers died over the shard {name}; look for memory that ran out in what Ray says of them, give "
+            "a smaller batch_size or fewer workers per machine, and run the same command again to go on"
+        )
+    # A byte for each try, as two workers never have the same shard at a time.
+    with noted.open("ab") as file:
+        file.write(b".")
+
+
 class ShardWorker:
     """Embeds items of [`as_item`], each into its file, and says how many products that were.
 
@@ -70,6 +100,7 @@ class ShardWorker:
         contents = np.frombuffer(item["contents"], np.uint64).reshape(len(rows), 2)
         refusal = ""
         try:
+            _note_try(self.assignment.folder, item["name"])
             if self._loaded is None:
                 self._loaded = _Loaded(self.assignment)
             self._loaded.embed(item["name"], rows, contents)
@@ -82,11 +113,8 @@ class _Loaded:
     def __init__(self, assignment: Assignment) -> None:
         # Bad photos are told of; that each worker reads the catalogue is not.
         logging.basicConfig(format="%(message)s")
+        disable_progress_bar()
         torch.set_num_threads(assignment.threads)
-        if not assignment.folder.is_dir():
-            raise FileNotFoundError(
-                f"there is no folder {assignment.folder}, where shards go; give an --output that all machines share"
-            )
         self.assignment = assignment
         made_of, settings = assignment.made_of, assignment.settings
         model, processor, self.catalogue = assignment.load()
