@@ -103,7 +103,7 @@ def bare_loop(catalogue: Path, folder: Path, model_folder: str, batch_size: int)
     from mmfusion.data.catalogue import Catalogue
     from mmfusion.data.tables import ProductTable, text_lengths
     from mmfusion.embedding import EmbeddingSettings
-    from mmfusion.embedding.predict import ShardSampler
+    from mmfusion.embedding.batches import ShardSampler
     from mmfusion.training import load_base
 
     model, processor = load_base(model_folder)
