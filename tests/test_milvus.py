@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -19,58 +20,28 @@ from hypothesis import strategies as st
 pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")
 
+from milvus_indexes import flat, in_milvus, metadata, names, vectors, weights
+
 from mmfusion.retrieval import FilterError, Hit, MilvusError, MilvusIndex, ProductIndex
 from mmfusion.retrieval.milvus import upload
+from mmfusion.training import run_command
 
-DIMENSION = 16
+CHECKOUT = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 ODD = [
-    *(
-        "a,b",
-        "line\nbreak",
-        "🧥 parka",
-        'quote"d',
-        "",
-        "قميص",
-        "连衣裙",
-        "0042",
-        "it's",
-        "back\\slash",
-        "tab\t\r",
-        "\\",
-    ),
-    *('") or (product_id != "', "{price}", "%_", "nul\0", "\x0b\x1b\u2028", "\\n", "$meta", "true", "x" * 65_535),
+    "a,b",
+    "line\nbreak",
+    "🧥 parka",
+    'quote"d',
+    "",
+    "قميص",
+    "连衣裙",
+    "0042",
+    "it's",
+    "back\\slash",
+    "tab\t\r",
+    "\\",
 ]
-
-
-def vectors(count: int, seed: int = 0) -> np.ndarray:
-    drawn = np.random.default_rng(seed).normal(size=(count, DIMENSION)).astype(np.float32)
-    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
-
-
-def names(count: int) -> list[str]:
-    return [f"{'abc'[row % 3]}{row}" for row in range(count)]
-
-
-def metadata(ids: list[str]) -> pa.Table:
-    prices = [None if name.endswith("7") else len(name) * 10 for name in ids]
-    return pa.table({"title": ids, "price": pa.array(prices, pa.int64()), "kind": [name[:1] for name in ids]})
-
-
-def weights(count: int) -> np.ndarray:
-    share = np.linspace(0, 1, count, dtype=np.float32)
-    return np.stack([share, 1 - share], axis=1)
-
-
-def flat(count: int = 60, **arguments: Any) -> ProductIndex:
-    ids = names(count)
-    options = {"metadata": metadata(ids), "modality_weights": weights(count), "model_fingerprint": "m", **arguments}
-    return ProductIndex.build(vectors(count), ids, **options)
-
-
-def in_milvus(folder: Path, count: int = 60, **arguments: Any) -> MilvusIndex:
-    ids = arguments.pop("product_ids", names(count))
-    options = {"model_fingerprint": "m", "metadata": metadata(ids), "modality_weights": weights(count), **arguments}
-    return MilvusIndex.build(options.pop("embeds", vectors(count)), ids, uri=folder / "index.db", **options)
+ODD += ['") or (product_id != "', "{price}", "%_", "nul\0", "\x0b\x1b\u2028", "\\n", "$meta", "true", "x" * 65_535]
 
 
 def assert_same(mine: list[list[Hit]], theirs: list[list[Hit]]) -> None:
@@ -244,6 +215,33 @@ def test_changes_are_those_of_an_exact_index_and_are_there_when_it_is_opened_aga
         assert_same(milvus.search(queries, 100), index.search(queries, 100))
         milvus.delete(index.product_ids)
         assert len(milvus) == 0 and milvus.search(queries, 5) == [[], [], []]
+
+
+def test_searches_go_on_while_another_thread_changes_the_index(tmp_path: Path) -> None:
+    errors: list[BaseException] = []
+    done = threading.Event()
+    with in_milvus(tmp_path, 300) as milvus:
+
+        def search() -> None:
+            while not done.is_set() and not errors:
+                try:
+                    for hits in milvus.search(vectors(2, seed=1), 50, filter=[("kind", "!=", "nothing")]):
+                        assert len(hits) == 50 and len({hit.product_id for hit in hits}) == 50
+                except BaseException as error:
+                    errors.append(error)
+
+        threads = [threading.Thread(target=search) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for seed in range(15):
+            new = {"metadata": metadata([f"n{seed}"]), "modality_weights": weights(1)}
+            milvus.update(vectors(1, seed), [f"n{seed}"], model_fingerprint="m", **new)
+            milvus.delete([f"{'abc'[seed % 3]}{seed}"])
+        done.set()
+        for thread in threads:
+            thread.join()
+        assert not errors, errors
+        assert len(milvus) == 300
 
 
 def test_any_characters_in_ids_and_texts_survive(tmp_path: Path) -> None:
@@ -478,7 +476,7 @@ def test_an_upload_of_something_else_does_not_go_on_with_one_that_was_cut_off(
 UPLOADER = """
 import sys, time
 sys.path[:0] = {path!r}
-import test_milvus as tests
+from milvus_indexes import Path, in_milvus
 from mmfusion.retrieval.milvus import upload
 upload._PART_ROWS = 10
 upsert = upload.upsert
@@ -488,14 +486,13 @@ def slow(*given):
     time.sleep(0.05)
 upload.upsert = slow
 input()
-index = tests.in_milvus(tests.Path({folder!r}), 400)
+index = in_milvus(Path({folder!r}), 400)
 print(len(index), "whole", flush=True)
 """
 
 
 def uploading(folder: Path) -> subprocess.Popen[str]:
-    checkout = Path(__file__).resolve().parent.parent
-    script = UPLOADER.format(path=[str(checkout), str(checkout / "tests")], folder=str(folder))
+    script = UPLOADER.format(path=CHECKOUT, folder=str(folder))
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([sys.executable, "-c", script], text=True, **pipes)
 
@@ -591,3 +588,33 @@ def test_without_pymilvus_one_line_says_what_to_install(tmp_path: Path, monkeypa
     monkeypatch.setitem(sys.modules, "pymilvus", None)
     with pytest.raises(ImportError, match=r"pip install 'mmfusion\[milvus\]'"):
         in_milvus(tmp_path)
+
+    def main() -> None:
+        in_milvus(tmp_path)
+
+    monkeypatch.setattr(sys, "argv", ["index.py"])
+    with pytest.raises(SystemExit, match=r"^ImportError: an index in Milvus needs the library pymilvus; [^\n]*$"):
+        run_command(main)
+
+
+DISK = """
+import resource, sys
+sys.path[:0] = {path!r}
+from milvus_indexes import Path, in_milvus
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    in_milvus(Path({folder!r}), 3000)
+except ValueError as error:
+    sys.exit(f"{{type(error).__name__}}: {{error}}")
+"""
+
+
+def test_a_full_disk_is_told_in_one_line_and_the_upload_goes_on_later(tmp_path: Path) -> None:
+    script = DISK.format(path=CHECKOUT, folder=str(tmp_path))
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    assert re.search(r"^MilvusError: Milvus at \S+ fails at upsert \(.*File too large\); see that", ended.stderr, re.M)
+    with pytest.raises(MilvusError, match="was cut off"):
+        MilvusIndex.connect(tmp_path / "index.db")
+    with in_milvus(tmp_path, 3000) as milvus:
+        assert_same(milvus.search(vectors(3, seed=1), 10), flat(3000).search(vectors(3, seed=1), 10))
