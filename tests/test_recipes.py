@@ -221,8 +221,6 @@ def test_an_index_in_milvus_is_searched_as_one_with_faiss(
         recipe("search")("red floral dress", index=str(index), k=20, filter=[["split", "in", ["train", "test"]]])
         found.append(capsys.readouterr().out)
     assert found[0] == found[1] and len(found[0].splitlines()) == 21
-    with pytest.raises(RunError, match="was built into Milvus; the service takes an index folder"):
-        recipe("serve")(index=str(tmp_path / "index"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(MilvusError, match=r"'dresses' at .* holds an index; pass overwrite=True"):
         recipe("index")(output="index", **options)
