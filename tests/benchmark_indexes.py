@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from mmfusion.embedding import EmbeddedCatalogue
 from mmfusion.embedding.precision import pack, unpack
+from mmfusion.files import replace_text
 from mmfusion.retrieval import ProductIndex
 from mmfusion.retrieval.choose import number_of_clusters
 
@@ -103,7 +104,7 @@ def prepare(arguments: argparse.Namespace) -> dict[str, Any]:
         rows = np.arange(start, min(start + BLOCK, arguments.vectors)) % len(real)
         written[start : start + BLOCK] = perturbed(real[rows], arguments.noise, rng)
     written.flush()
-    noted.write_text(json.dumps(settings), "utf-8")
+    replace_text(noted, json.dumps(settings))
     return settings
 
 
@@ -229,7 +230,7 @@ def measure(kind: Kind, output: Path, seconds: float) -> dict[str, Any]:
     if not place.exists():
         found = {**apart("build", kind, output, seconds), **apart("search", kind, output, seconds)}
         place.parent.mkdir(exist_ok=True)
-        place.write_text(json.dumps(found), "utf-8")
+        replace_text(place, json.dumps(found))
     return json.loads(place.read_text("utf-8"))
 
 
@@ -254,6 +255,9 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     settings = prepare(arguments)
     kinds = kinds_for(settings["vectors"], settings["dimension"])
+    known = {kind.factory for kind in kinds}
+    if unknown := sorted(set(arguments.kinds or ()) - known):
+        parser.error(f"--kinds {unknown[0]}: give some of {', '.join(sorted(known))}")
     if arguments.kinds:
         kinds = [kind for kind in kinds if kind.name == "exact" or kind.factory in arguments.kinds]
     results = []
