@@ -11,6 +11,7 @@ from mmfusion.embedding.engine_lightning import ShardWriter, embed_with_lightnin
 from mmfusion.embedding.engine_ray import ACCELERATORS, embed_with_ray
 from mmfusion.training import Hardware, open_run, run_command
 from mmfusion.training.embedding_sources import load_to_embed
+from mmfusion.training.full_disk import full_disk_ends
 from mmfusion.training.trainer import expected_warnings_ignored
 
 
@@ -54,29 +55,22 @@ def main(
     settings = EmbeddingSettings(vector_type, truncate_dim, shard_size, batch_size, hardware.num_workers)
     # Neither the catalogue's place nor what else changes from day to day makes the vectors others.
     run = open_run(output, "embed", {"base": base, "split": split, "vector_type": vector_type, "dim": truncate_dim})
-    model, processor, products = load_to_embed(base, catalogue, run.folder, hardware.compile)
-    job = EmbeddingJob(
-        run.folder,
-        model,
-        processor,
-        products,
-        products.product_rows(split),
-        settings,
-        precision=hardware.precision,
-        model_name=base,
-        split=split,
-    )
-    place = _absolute(base)
-    if engine == "ray":
-        load = partial(load_to_embed, place, _absolute(products.source), run.folder, hardware.compile)
-        embedded: EmbeddedCatalogue | None = embed_with_ray(
-            job, load, workers=hardware.devices, accelerator=hardware.accelerator
+    with full_disk_ends(run.folder, "go on"):
+        model, processor, products = load_to_embed(base, catalogue, run.folder, hardware.compile)
+        job = EmbeddingJob(
+            run.folder,
+            model,
+            processor,
+            products,
+            products.product_rows(split),
+            settings,
+            precision=hardware.precision,
+            model_name=base,
+            split=split,
         )
-    else:
-        with expected_warnings_ignored():
-            embedded = embed_with_lightning(job, _trainer(job, hardware))
+        embedded = _embed(job, engine, hardware, _absolute(base), _absolute(products.source))
     if embedded is not None:
-        run.finish(base=place, catalogue=products.source, products=len(embedded))
+        run.finish(base=_absolute(base), catalogue=products.source, products=len(embedded))
         print(f"{len(embedded):,} products in {run.folder}; next: recipes/index.py --embeddings {output}")
 
 
@@ -97,6 +91,14 @@ def _check(engine: str, hardware: Hardware) -> None:
         raise ValueError(
             f"hardware.accelerator is {hardware.accelerator}; with --engine ray, give one of {', '.join(ACCELERATORS)}."
         )
+
+
+def _embed(job: EmbeddingJob, engine: str, hardware: Hardware, base: str, catalogue: str) -> EmbeddedCatalogue | None:
+    if engine == "ray":
+        load = partial(load_to_embed, base, catalogue, job.folder, hardware.compile)
+        return embed_with_ray(job, load, workers=hardware.devices, accelerator=hardware.accelerator)
+    with expected_warnings_ignored():
+        return embed_with_lightning(job, _trainer(job, hardware))
 
 
 def _absolute(place: str) -> str:

@@ -25,5 +25,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def fill(disk: Path, leave: int = 200_000) -> None:
     """Leaves room for so many bytes: lines of a log, and no checkpoint."""
+    (disk / "filler").unlink(missing_ok=True)
     free = shutil.disk_usage(disk).free
     (disk / "filler").write_bytes(bytes(max(0, free - leave)))

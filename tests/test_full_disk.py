@@ -38,7 +38,6 @@ def embed(place: Path, output: Path) -> list[bytes]:
 def test_an_embedding_job_on_a_full_disk_goes_on_when_there_is_room(place: Path, small_disk: Path) -> None:
     expected = embed(place, place / "whole")
     run = small_disk / "run"
-    (run / "cache").mkdir(parents=True)
     for leave in (400_000, 30_000):
         fill(small_disk, leave)
         with pytest.raises(DiskFullError, match=r"run cannot be written.* and run the same command to go on"):

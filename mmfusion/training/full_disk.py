@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -25,7 +23,9 @@ def full_disk_ends(folder: Path, then: str = "resume from the last checkpoint") 
     """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except DiskFullError:
+        raise
+    except Exception as error:
         if not _is_full(error):
             raise
         raise DiskFullError(
@@ -41,5 +41,5 @@ def _is_full(error: BaseException | None) -> bool:
         return True
     # safetensors writes from Rust and FAISS from C++, and have it in their texts only.
     signs = [sign for number in _FULL for sign in (f"(os error {number})", os.strerror(number))]
-    # datasets wraps what it could not write.
+    # datasets and tables wrap what they could not write.
     return any(sign in str(error) for sign in signs) or _is_full(error.__cause__)
