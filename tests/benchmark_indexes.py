@@ -36,14 +36,14 @@ def kinds_for(count: int, dimension: int) -> list[Kind]:
     """What is compared: exact search first, which the others are measured by."""
     clusters = number_of_clusters(count)
     probes, size = f"nprobe={max(8, clusters // 16)}", next(n for n in (48, 32, 16, 8, 4) if dimension % n == 0)
-    lists, rescored = f"IVF{clusters}", f"{probes},k_factor_rf=4"
+    lists, rescored = f"IVF{clusters}", f"{probes},k_factor_rf=8"
     return [
         Kind("exact", "Flat", ""),
         Kind("graph", "HNSW32", "efSearch=256"),
         Kind("int8", "SQ8", ""),
         Kind("binary", "RaBitQ", ""),
-        Kind("binary, rescored by int8", "RaBitQ,Refine(SQ8)", "k_factor_rf=4"),
-        Kind("binary, rescored by float32", "RaBitQ,RFlat", "k_factor_rf=4"),
+        Kind("binary, rescored by int8", "RaBitQ,Refine(SQ8)", "k_factor_rf=8"),
+        Kind("binary, rescored by float32", "RaBitQ,RFlat", "k_factor_rf=8"),
         Kind("clusters, int8", f"{lists},SQ8", probes),
         Kind("clusters, binary", f"{lists},RaBitQ", probes),
         Kind("clusters, binary, rescored by int8", f"{lists},RaBitQ,Refine(SQ8)", rescored),
@@ -52,7 +52,7 @@ def kinds_for(count: int, dimension: int) -> list[Kind]:
         Kind(f"clusters, {size} bytes, rescored by int8", f"{lists},PQ{size},Refine(SQ8)", rescored),
         Kind("clusters, 16 bytes, rescored by int8", f"{lists},PQ16,Refine(SQ8)", f"{probes},k_factor_rf=16"),
         Kind("embedded as int8: int8", "SQ8", "", "int8"),
-        Kind("embedded as int8: binary, rescored by int8", "RaBitQ,Refine(SQ8)", "k_factor_rf=4", "int8"),
+        Kind("embedded as int8: binary, rescored by int8", "RaBitQ,Refine(SQ8)", "k_factor_rf=8", "int8"),
         Kind("embedded as binary: exact", "Flat", "", "binary"),
         Kind("embedded as binary: binary", "RaBitQ", "", "binary"),
     ]
@@ -152,7 +152,7 @@ def search(kind: Kind, output: Path, seconds: float) -> dict[str, float]:
     # What is scored again is left out first, to see what the first stage alone takes.
     first_stage = faiss.downcast_index(index._segments[0].index)
     if hasattr(first_stage, "base_index"):
-        first_stage.base_index.search(queries, PLACES * 4)
+        first_stage.base_index.search(queries, PLACES * 8)
     else:
         index.search_rows(queries, PLACES)
     first = memory(path)

@@ -33,7 +33,7 @@ def choose_index(count: int, dimension: int, memory_bytes: int, *, bits: int = 3
     1. Up to 50,000 vectors that fit: Flat, which is exact.
     2. Up to 5 million that fit with their links: HNSW32, nearly exact and fast.
     3. If a byte per component fits: IVF with SQ8.
-    4. If a bit per component and 8 bytes per vector fit: IVF with RaBitQ, whose best 4 k candidates are scored again
+    4. If a bit per component and 8 bytes per vector fit: IVF with RaBitQ, whose best 8 k candidates are scored again
        with a byte per component.
     5. Else IVF with product quantisation, of as many bytes per vector as fit, at least 8 and at most a quarter of the
        components, whose best 16 k candidates are scored again in the same way.
@@ -78,7 +78,7 @@ def _kinds(count: int, dimension: int, bits: int) -> Iterator[Choice]:
     fixed, again = clusters * dimension * 4 + count * 8, ",Refine(SQ8)" if bits >= 8 else ""
     if bits >= 8:
         yield Choice(f"{lists},SQ8", probes, fixed + flat // 4)
-    yield Choice(f"{lists},RaBitQ{again}", probes + (",k_factor_rf=4" if again else ""), fixed + signs)
+    yield Choice(f"{lists},RaBitQ{again}", probes + (",k_factor_rf=8" if again else ""), fixed + signs)
     for size in range(min(dimension // 4, signs // count - 1), 7, -1):
         if dimension % size == 0:
             parameters = probes + (",k_factor_rf=16" if again else "")
