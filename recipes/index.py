@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -10,6 +11,7 @@ from mmfusion.data.catalogue import Catalogue
 from mmfusion.embedding import EmbeddedCatalogue
 from mmfusion.retrieval import Choice, MilvusIndex, ProductIndex, choose_index
 from mmfusion.retrieval.choose import physical_memory
+from mmfusion.retrieval.table_rows import take_rows
 from mmfusion.training import load_catalogue, open_run, run_command
 from mmfusion.training.full_disk import full_disk_ends
 from mmfusion.training.run import Run, RunError, read_record
@@ -43,7 +45,7 @@ def main(
         search_parameters: FAISS run-time parameters, e.g. nprobe=16,k_factor_rf=4; default: those that go with that
             choice.
         memory_gib: What the index may take of the memory of the machine that serves it, in GiB; default: half of what
-            this machine has.
+            this machine has, or its container may use.
         milvus_uri: File that ends in .db (Milvus Lite, embedded), or address of a Milvus server, such as
             http://localhost:19530.
         collection: Its name in Milvus.
@@ -149,7 +151,8 @@ def _metadata(catalogue: Catalogue, embedded: EmbeddedCatalogue) -> pa.Table:
             f"{rows.null_count} embedded products are not in {catalogue!r}; run recipes/embed.py on it again, or give "
             "the --catalogue that was embedded."
         )
-    return table.select([name for name in table.column_names if name not in ("product_id", "image")]).take(rows)
+    names = [name for name in table.column_names if name not in ("product_id", "image")]
+    return take_rows(table.select(names), rows.to_numpy(zero_copy_only=False).astype(np.int64))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 1. Pipeline efficiency: recipes/embed.py from its first line to its manifest (start of Python, loading, reading,
    digests, decoding, forward pass, writing), beside a bare loop of the same forward passes over the same batches,
-   decoded beforehand. Both in processes of their own, in turns; the ratio is that of products per second.
+   decoded beforehand. Both in processes of their own, in turns; the ratio is that of products per second. A start
+   costs what the recipe takes when there is nothing to embed any more, whatever the number of products.
 2. Memory: the same recipe on the first products of the catalogue and on all of it. Resident memory is sampled twice a
    second; beside it what is anonymous, as pages of memory-mapped files count as resident and can be taken away.
 
@@ -78,9 +79,10 @@ class Memory:
         return self.samples
 
 
-def embed(catalogue: Path, output: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Runs the recipe anew in a process of its own."""
-    shutil.rmtree(output, ignore_errors=True)
+def embed(catalogue: Path, output: Path, options: argparse.Namespace, *, anew: bool = True) -> dict[str, Any]:
+    """Runs the recipe in a process of its own."""
+    if anew:
+        shutil.rmtree(output, ignore_errors=True)
     command = [sys.executable, str(CHECKOUT / "recipes" / "embed.py"), "--catalogue", str(catalogue)]
     command += ["--base", str(options.model), "--output", str(output), "--batch_size", str(options.batch_size)]
     command += ["--hardware.num_workers", str(options.num_workers), "--hardware.accelerator", "cpu"]
@@ -130,10 +132,11 @@ def efficiency(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of both, in turns."""
     scratch = options.output / "work"
     catalogue = first_products(options.catalogue, options.products, scratch / "first")
-    found: dict[str, Any] = {"products": options.products, "recipe": [], "bare": []}
+    found: dict[str, Any] = {"products": options.products, "recipe": [], "again": [], "bare": []}
     for turn in range(options.turns):
         show(f"efficiency: turn {turn + 1} of {options.turns}")
         found["recipe"].append(embed(catalogue, scratch / "embeddings", options)["seconds"])
+        found["again"].append(embed(catalogue, scratch / "embeddings", options, anew=False)["seconds"])
         cell = [sys.executable, __file__, "--cell", str(catalogue), str(scratch), str(options.model)]
         done = subprocess.run([*cell, str(options.batch_size)], capture_output=True, text=True, check=True)
         found["bare"].append(json.loads(done.stdout.splitlines()[-1])["seconds"])
@@ -153,7 +156,9 @@ def page(results: dict[str, Any], options: argparse.Namespace) -> str:
     """The results in Markdown."""
     sides = results["efficiency"]
     number = sides["products"]
-    ratios = sorted(bare / recipe for bare, recipe in zip(sides["bare"], sides["recipe"], strict=True))
+    turns = list(zip(sides["bare"], sides["recipe"], sides["again"], strict=True))
+    ratios = sorted(bare / recipe for bare, recipe, _ in turns)
+    without_start = sorted(bare / (recipe - again) for bare, recipe, again in turns)
     lines = [
         "# Embedding a catalogue: what the job costs beside its forward pass",
         "",
@@ -168,7 +173,9 @@ def page(results: dict[str, Any], options: argparse.Namespace) -> str:
         _rates("recipes/embed.py, start of Python to manifest", number, sides["recipe"]),
         _rates("bare loop over decoded batches", number, sides["bare"]),
         "",
-        f"Ratio of a turn: median {median(ratios):.2f}, {ratios[0]:.2f} to {ratios[-1]:.2f}.",
+        f"Ratio of a turn: median {median(ratios):.2f}, {ratios[0]:.2f} to {ratios[-1]:.2f}. A start, the recipe with "
+        f"nothing to embed, takes {median(sides['again']):.1f} s; without it the ratio is {median(without_start):.2f}, "
+        f"{without_start[0]:.2f} to {without_start[-1]:.2f}.",
         "",
         "## Memory",
         "",

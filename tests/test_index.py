@@ -225,7 +225,7 @@ def test_a_save_that_fails_leaves_the_old_index_and_nothing_else(
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(index_files.pq, "write_table", fail)
+    monkeypatch.setattr(index_files, "_write_products", fail)
     with pytest.raises(OSError, match="disk full"):
         build(9).save(folder, overwrite=True)
     monkeypatch.undo()
@@ -233,7 +233,7 @@ def test_a_save_that_fails_leaves_the_old_index_and_nothing_else(
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 
-@pytest.mark.parametrize("name", ["index.json", "index.faiss", "products.parquet"])
+@pytest.mark.parametrize("name", ["index.json", "index.faiss", "products.arrow"])
 def test_missing_and_damaged_files_are_named(tmp_path: Path, name: str) -> None:
     folder = build().save(tmp_path / "index")
     path = folder / name
@@ -247,7 +247,7 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path, name: str) -> None:
 
 def test_files_of_two_indexes_are_not_mixed(tmp_path: Path) -> None:
     one, two = build().save(tmp_path / "one"), build(9).save(tmp_path / "two")
-    (two / "products.parquet").replace(one / "products.parquet")
+    (two / "products.arrow").replace(one / "products.arrow")
     with pytest.raises(ValueError, match="do not belong together"):
         ProductIndex.load(one)
 

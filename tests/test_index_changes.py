@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmfusion.retrieval import FilterError, ProductIndex, choose_index, segment
+from mmfusion.retrieval import FilterError, ProductIndex, choose, choose_index, segment
 from mmfusion.retrieval.choose import physical_memory
 
 DIMENSION = 8
@@ -177,7 +177,7 @@ def test_unchanged_files_are_not_written_again(tmp_path: Path) -> None:
     index.save(tmp_path / "index", overwrite=True)
     assert (tmp_path / "index" / "index.faiss").stat().st_ino == before
     assert {path.name for path in (tmp_path / "index").iterdir()} == {
-        *("index.faiss", "products.parquet", "index.json", "delta.faiss", "delta.parquet")
+        *("index.faiss", "products.arrow", "index.json", "delta.faiss", "delta.arrow")
     }
 
 
@@ -340,7 +340,12 @@ def test_embeddings_in_fewer_bits_are_not_blown_up(count: int, bits: int, gib: f
 def test_a_budget_that_nothing_fits_is_refused_with_both_numbers() -> None:
     with pytest.raises(ValueError, match=r"at least 0\.1[0-9] GiB in any index, the budget is 0\.05 GiB"):
         choose_index(10_000_000, 384, int(0.05 * 2**30))
+
+
+def test_a_container_has_the_memory_that_its_limit_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     assert physical_memory() > 2**30
+    monkeypatch.setattr(choose, "memory_limits", lambda: iter([(Path("a"), 2**40, 0), (Path("b"), 2**29, 0)]))
+    assert physical_memory() == 2**29
 
 
 def test_bytes_are_estimated_well(tmp_path: Path) -> None:

@@ -364,9 +364,9 @@ def test_an_index_of_another_model_or_a_broken_one_is_not_swapped_in(
     watch.look()
     assert len(service.index) == 50 and "built with model 'other'" in caplog.text
     drawn_index(encoder, 70).save(folder, overwrite=True)
-    (folder / "products.parquet").write_bytes(b"PAR1")
+    (folder / "products.arrow").write_bytes(b"ARROW1")
     watch.look()
-    assert len(service.index) == 50 and "products.parquet is damaged" in caplog.text
+    assert len(service.index) == 50 and "products.arrow is damaged" in caplog.text
     (folder / "index.json").unlink()
     watch.look()
     drawn_index(encoder, 80).save(folder, overwrite=True)

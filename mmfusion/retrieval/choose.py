@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from mmfusion.control_groups import memory_limits
+
 # Comparing all of so many vectors takes about ten milliseconds, and nothing else finds them all.
 _EXACT_UP_TO = 50_000
 # Links between vectors take this many neighbours, of 4 bytes each, twice at the lowest level.
@@ -94,5 +96,6 @@ def number_of_clusters(count: int) -> int:
 
 
 def physical_memory() -> int:
-    """Bytes of memory that this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Bytes of memory that this machine has, or its container may use."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *(limit for _, limit, _ in memory_limits())])

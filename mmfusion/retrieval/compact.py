@@ -43,7 +43,7 @@ def merge(segments: tuple[Segment, ...], factory: str, train_size: int) -> Segme
 
 def live_products(segments: tuple[Segment, ...]) -> pa.Table:
     """The products that are not deleted, those of the base first."""
-    return pa.concat_tables([one.products.filter(pa.array(one.live)) for one in segments]).combine_chunks()
+    return pa.concat_tables([one.products.filter(pa.array(one.live)) for one in segments])
 
 
 def live_blocks(segment: Segment) -> Iterator[np.ndarray]:

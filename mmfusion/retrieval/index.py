@@ -25,9 +25,10 @@ from mmfusion.retrieval.index_files import (
     write_files,
 )
 from mmfusion.retrieval.milvus import MilvusIndex
-from mmfusion.retrieval.products import like, products_table, read_rows
+from mmfusion.retrieval.products import like, products_table
 from mmfusion.retrieval.recall import ExactNeighbours
 from mmfusion.retrieval.segment import IntArray, Segment, holds_exact_vectors
+from mmfusion.retrieval.table_rows import read_rows
 from mmfusion.retrieval.vectors import as_float32, build_faiss, set_search_parameters
 
 TRAIN_SIZE = 262_144
@@ -122,7 +123,7 @@ class ProductIndex:
         return cls((Segment(index, products, np.ones(len(products), dtype=bool)),), description)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write `index.faiss`, `products.parquet` and `index.json` into a folder, as a whole or not at all.
+        """Write `index.faiss`, `products.arrow` and `index.json` into a folder, as a whole or not at all.
 
         The files are written into a hidden folder beside it, which then takes its place. Of an index that was loaded,
         files that have not changed get a second name where the file system can do that.

@@ -8,15 +8,15 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mmfusion.files import link_or_copy
 from mmfusion.retrieval.segment import BoolArray, Segment
+from mmfusion.retrieval.table_rows import BLOCK
 
 SCHEMA_VERSION = 1
 DESCRIPTION, DELETED = "index.json", "deleted.npy"
 # FAISS index and products of each segment: the base, which never changes, and what was added since.
-SEGMENTS = (("index.faiss", "products.parquet"), ("delta.faiss", "delta.parquet"))
+SEGMENTS = (("index.faiss", "products.arrow"), ("delta.faiss", "delta.arrow"))
 FILES = frozenset({DESCRIPTION, DELETED, *(name for names in SEGMENTS for name in names)})
 
 
@@ -77,7 +77,7 @@ def write_files(
                 link_or_copy(origin / name, folder / name)
         else:
             faiss.write_index(segment.index, str(folder / names[0]))
-            pq.write_table(segment.products, folder / names[1])
+            _write_products(segment.products, folder / names[1])
     if not all(segment.live.all() for segment in segments):
         np.save(folder / DELETED, np.flatnonzero(~np.concatenate([segment.live for segment in segments])))
     text = json.dumps(asdict(description), indent=2, ensure_ascii=False)
@@ -110,6 +110,12 @@ def read_files(folder: Path, memory_map: bool) -> tuple[tuple[Segment, ...], Ind
     cuts = np.split(live, np.cumsum(description.rows)[:-1])
     segments = tuple(Segment(index, products, cut) for (index, products), cut in zip(parts, cuts, strict=True))
     return segments, description
+
+
+def _write_products(products: pa.Table, path: Path) -> None:
+    # Not Parquet: what is mapped needs no memory of the process, of which text takes more than vectors do.
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, products.schema) as writer:
+        writer.write_table(products, max_chunksize=BLOCK)
 
 
 def _check_there(folder: Path, name: str) -> None:
@@ -153,6 +159,7 @@ def _read_faiss(path: Path, memory_map: bool) -> faiss.Index:
 
 def _read_products(path: Path, memory_map: bool) -> pa.Table:
     try:
-        return pq.read_table(path, memory_map=memory_map)
+        with pa.memory_map(str(path)) if memory_map else pa.OSFile(str(path)) as source:
+            return pa.ipc.open_file(source).read_all()
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}); build the index again") from error

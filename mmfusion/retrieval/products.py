@@ -1,10 +1,8 @@
 """The table beside the vectors of an index: ids, modality weights and metadata, row by row."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from mmfusion.retrieval.vectors import as_float32
@@ -57,24 +55,6 @@ def like(table: pa.Table, other: pa.Table) -> pa.Table:
             f"products to add have the columns {_columns(table)}, the index has {_columns(other)}; give the same "
             "metadata and weights as when the index was built"
         ) from error
-
-
-def read_rows(table: pa.Table, rows: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
-    """Some rows of a table as dictionaries, in their order.
-
-    Table.take joins the chunks of a column first: that copies it, and fails beyond 2 GiB of text.
-    """
-    batches = table.to_batches()
-    ends = np.cumsum([len(batch) for batch in batches])
-    found: list[dict[str, Any]] = [{} for _ in rows]
-    of_batch = np.searchsorted(ends, rows, side="right")
-    for number in np.unique(of_batch):
-        places = np.flatnonzero(of_batch == number)
-        batch = batches[number]
-        inside = rows[places] - (ends[number] - len(batch))
-        for place, row in zip(places, batch.take(pa.array(inside)).to_pylist(), strict=True):
-            found[place] = row
-    return found
 
 
 def _columns(table: pa.Table) -> str:

@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mmfusion.retrieval.table_rows import BLOCK
+
 ID_FIELD, VECTOR_FIELD = "product_id", "embedding"
 # Limits of Milvus.
 MAX_BYTES, MAX_FIELDS = 65_535, 64
@@ -156,23 +158,37 @@ def check_values(table: pa.Table, columns: Sequence[Column]) -> None:
     Raises:
         ValueError: A text or list is too long, a number NaN, infinite or too large; names product and column.
     """
-    _check_rows(table, "product id", _too_long(table.column(ID_FIELD).combine_chunks()), _LENGTH)
+    for start in range(0, len(table), BLOCK):
+        try:
+            _check_block(table.slice(start, BLOCK), columns)
+        except _BadRowError as bad:
+            raise ValueError(f"product {bad.name!r} in row {start + bad.row}: its {bad.fault}") from None
+
+
+class _BadRowError(Exception):
+    def __init__(self, name: str, row: int, fault: str) -> None:
+        super().__init__(fault)
+        self.name, self.row, self.fault = name, row, fault
+
+
+def _check_block(rows: pa.Table, columns: Sequence[Column]) -> None:
+    _check_rows(rows, "product id", _too_long(rows.column(ID_FIELD).combine_chunks()), _LENGTH)
     for column in columns:
         what = f"column {column.name!r}"
         if isinstance(column.storage, pa.DataType):
-            values = column.values(table)
+            values = column.values(rows)
             if pa.types.is_uint64(values.type):
                 most = pa.scalar(2**63 - 1, pa.uint64())
-                _check_rows(table, what, pc.greater(values, most), "is more than 2^63 - 1; make it a float or text")
+                _check_rows(rows, what, pc.greater(values, most), "is more than 2^63 - 1; make it a float or text")
             values = as_stored(values, column.storage)
             if pa.types.is_floating(column.storage):
-                _check_rows(table, what, pc.invert(pc.is_finite(values)), "is NaN or infinite; use null instead")
+                _check_rows(rows, what, pc.invert(pc.is_finite(values)), "is NaN or infinite; use null instead")
             elif pa.types.is_string(column.storage):
-                _check_rows(table, what, _too_long(values), _LENGTH)
+                _check_rows(rows, what, _too_long(values), _LENGTH)
         else:
-            faults = [_fault(value) for value in column.stored(table)]
+            faults = [_fault(value) for value in column.stored(rows)]
             for fault in sorted({one for one in faults if one}):
-                _check_rows(table, what, pa.array([one == fault for one in faults], pa.bool_()), fault)
+                _check_rows(rows, what, pa.array([one == fault for one in faults], pa.bool_()), fault)
 
 
 _LENGTH = f"takes more than {MAX_BYTES:,} bytes; shorten it or leave the column out"
@@ -206,5 +222,4 @@ def _check_rows(table: pa.Table, what: str, bad: pa.Array, fault: str) -> None:
     rows = np.flatnonzero(pc.fill_null(bad, False).to_numpy(zero_copy_only=False))
     if len(rows):
         name = table.column(ID_FIELD)[int(rows[0])].as_py()
-        shown = name if len(name) <= 60 else name[:60] + "…"
-        raise ValueError(f"product {shown!r} in row {rows[0]}: its {what} {fault}")
+        raise _BadRowError(name if len(name) <= 60 else name[:60] + "…", int(rows[0]), f"{what} {fault}")

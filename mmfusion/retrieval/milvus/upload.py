@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from mmfusion.retrieval.milvus.columns import ID_FIELD, VECTOR_FIELD, Column
 from mmfusion.retrieval.milvus.connection import Connection
 from mmfusion.retrieval.milvus.description import CollectionDescription
+from mmfusion.retrieval.table_rows import row_blocks
 
 # Products per request: a few MB, far from what Milvus takes at once.
 BATCH_ROWS = 500
@@ -26,7 +27,7 @@ def part_rows_of(count: int) -> int:
 def digest_of(table: pa.Table) -> str:
     """Digest of the ids, weights and metadata of products."""
     digest = hashlib.sha256()
-    for batch in table.combine_chunks().to_batches(max_chunksize=65_536):
+    for batch in row_blocks(table):
         digest.update(batch.serialize())
     return digest.hexdigest()
 

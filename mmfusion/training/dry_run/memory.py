@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from mmfusion.control_groups import NO_LIMIT, memory_limits
+
 try:
     import resource
 except ImportError:  # Windows
@@ -20,8 +22,6 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _SIGNS = ("can't allocate memory", "Cannot allocate memory", "bad_alloc", "could not create a primitive")
 # Of glibc: a parameter of mallopt, and the size up to which it keeps freed blocks in the end.
 _M_MMAP_THRESHOLD, _MOST_KEPT = -3, 32 * 2**20
-# A limit that is larger than any machine is none.
-_NO_LIMIT = 2**60
 
 
 class HostMemory:
@@ -66,7 +66,7 @@ class HostMemory:
             return
         before = resource.getrlimit(resource.RLIMIT_DATA)
         wanted = _status()["VmData"] + max(0, capacity - self.used())
-        resource.setrlimit(resource.RLIMIT_DATA, (min(wanted, *(n for n in before if n >= 0), _NO_LIMIT), before[1]))
+        resource.setrlimit(resource.RLIMIT_DATA, (min(wanted, *(n for n in before if n >= 0), NO_LIMIT), before[1]))
         try:
             yield
         finally:
@@ -148,7 +148,7 @@ def _left() -> dict[str, int]:
     """Bytes that each of those who have a say leave to this process."""
     status = _status()
     left = {"available on this machine": _machine_left()}
-    for folder, limit, usage in _cgroups():
+    for folder, limit, usage in memory_limits():
         left[f"left by the memory limit of the control group {folder.name or 'of the container'}"] = limit - usage
     if resource is not None:
         for name, used in (("RLIMIT_DATA", "VmData"), ("RLIMIT_AS", "VmSize")):
@@ -163,7 +163,7 @@ def _machine_left() -> int:
         found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
         if found:
             return int(found[1]) * 1024
-    return _NO_LIMIT
+    return NO_LIMIT
 
 
 def _status() -> dict[str, int]:
@@ -188,41 +188,3 @@ def _can_reset() -> bool:
     except OSError:
         return False
     return _STATUS.exists()
-
-
-def _cgroups() -> Iterator[tuple[Path, int, int]]:
-    """Folder, limit and use of each control group of this process that limits its memory; versions 1 and 2."""
-    with suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers == "":
-                yield from _limits(Path("/sys/fs/cgroup"), path, "memory.max", "memory.current")
-            elif "memory" in controllers.split(","):
-                yield from _limits(
-                    Path("/sys/fs/cgroup/memory"), path, "memory.limit_in_bytes", "memory.usage_in_bytes"
-                )
-
-
-def _limits(root: Path, path: str, limit_name: str, usage_name: str) -> Iterator[tuple[Path, int, int]]:
-    own = root / path.lstrip("/")
-    # In a container the group's own path may lie outside what is mounted, and the root is the container's.
-    for folder in dict.fromkeys([own, *own.parents, root]):
-        if folder != root and root not in folder.parents:
-            continue
-        limit, usage = _number(folder / limit_name), _number(folder / usage_name)
-        if limit is not None and usage is not None and limit < _NO_LIMIT:
-            yield folder, limit, usage - _droppable(folder)
-
-
-def _number(path: Path) -> int | None:
-    with suppress(OSError, ValueError):
-        return int(path.read_text())
-    return None
-
-
-def _droppable(folder: Path) -> int:
-    """Bytes of cached files in a group's use, which it drops before it runs out."""
-    with suppress(OSError):
-        found = re.search(r"^(?:total_)?inactive_file (\d+)", (folder / "memory.stat").read_text(), re.M)
-        return int(found[1]) if found else 0
-    return 0
