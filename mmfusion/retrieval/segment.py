@@ -31,6 +31,7 @@ class Segment:
         index: FAISS index; its entry i is row i.
         products: Table of N rows with the column `product_id`.
         live: (N,) bool; rows that are not are passed over in each search.
+        num_live: How many are.
     """
 
     index: Any
@@ -39,8 +40,11 @@ class Segment:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
     # Handed on to segments of the same products, of which fewer are live.
     _ids: IdLookup | None = field(default=None, repr=False, compare=False)
+    # Counted once, as ten million take longer than a search.
+    num_live: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "num_live", int(self.live.sum()))
         if self._ids is None:
             object.__setattr__(self, "_ids", IdLookup(self.products))
 
@@ -52,10 +56,6 @@ class Segment:
 
     def __len__(self) -> int:
         return len(self.products)
-
-    @property
-    def num_live(self) -> int:
-        return int(self.live.sum())
 
     def rows_of(self, ids: pa.Array) -> IntArray:
         """Live row of each id, -1 where there is none."""
@@ -82,7 +82,7 @@ class Segment:
             allowed: (N,) bool, or None for all.
         """
         wanted = self.live if allowed is None else self.live & allowed
-        count = int(wanted.sum())
+        count = self.num_live if allowed is None else int(wanted.sum())
         if count == 0 or len(queries) == 0:
             return np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
         if count == len(self):
