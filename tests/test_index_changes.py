@@ -83,6 +83,16 @@ def test_any_changes_give_what_a_dictionary_gives(changes: list[tuple[bool, list
             assert mine == pytest.approx(theirs, abs=2e-4)
 
 
+def test_ids_are_looked_up_one_by_one_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = build(40)
+    index.delete(["a0", "b5"])
+    base = index._segments[0]
+    ids = pa.array(["b7", "a0", "nothing", "", "b5", "b39", "a2"])
+    one_by_one = base.rows_of(ids)
+    monkeypatch.setattr(segment, "_FEW_IDS", 0)
+    assert base.rows_of(ids).tolist() == one_by_one.tolist() == [7, -1, -1, -1, -1, 39, 2]
+
+
 @pytest.mark.parametrize("factory", KINDS)
 def test_every_kind_of_index_is_changed_saved_and_compacted(tmp_path: Path, factory: str) -> None:
     built = build(300, factory=factory)

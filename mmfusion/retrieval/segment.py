@@ -21,6 +21,8 @@ IntArray = npt.NDArray[np.int64]
 # Below so many allowed rows, comparing all of them costs less than an approximate search that passes most of them over,
 # and finds them all.
 _EXACT_BELOW = 20_000
+# Up to so many ids are looked up one by one; for more it pays to hash all that there are.
+_FEW_IDS = 10_000
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,14 @@ class Segment:
 
     def rows_of(self, ids: pa.Array) -> IntArray:
         """Live row of each id, -1 where there is none."""
+        if len(ids) <= _FEW_IDS:
+            found = (self.ids.row_of(name) for name in ids.to_pylist())
+            return np.array([-1 if row is None or not self.live[row] else row for row in found], dtype=np.int64)
         alive = np.flatnonzero(self.live)
         names = self.products.column("product_id")
         names = names.combine_chunks() if len(alive) == len(self) else names.take(pa.array(alive)).combine_chunks()
-        found = pc.index_in(ids, value_set=names).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-        return np.where(found < 0, -1, alive[found] if len(alive) else -1)
+        places = pc.index_in(ids, value_set=names).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        return np.where(places < 0, -1, alive[places] if len(alive) else -1)
 
     def without(self, rows: IntArray) -> "Segment":
         """The same segment with some more rows deleted."""
