@@ -177,8 +177,8 @@ def page(results: dict[str, Any], options: argparse.Namespace) -> str:
         "|---|---|---|---|---|---|---|",
         *rows,
         "",
-        f"The index was replaced {results['swapping']['swaps']} times in the last row. In memory at the end: "
-        f"{health['resident_mib']:,.0f} MiB resident, of which the query tower's weights are "
+        f"The index was replaced {results['swapping']['swaps']} times in the last row, by one with a product less. In "
+        f"memory at the end: {health['resident_mib']:,.0f} MiB resident, of which the query tower's weights are "
         f"{health['query_tower']['mib']:,.1f} MiB; the vision encoder is "
         f"{'loaded' if health['query_tower']['vision_encoder'] else 'not loaded'}.",
         "",
@@ -212,6 +212,9 @@ def plot(growing: list[dict[str, Any]], path: Path) -> None:
         right.plot(clients, [one[name] for one in growing], marker="o", label=label)
     right.set(xscale="log", yscale="log", xlabel="clients", ylabel="ms", title="Latency")
     right.legend()
+    lowest, highest = right.get_ylim()
+    ticks = [tick for power in (1, 10, 100, 1000) for tick in (power, 2 * power, 5 * power) if lowest < tick < highest]
+    right.set_yticks(ticks, [str(tick) for tick in ticks])
     for axes in (left, right):
         axes.set_xticks(clients, [str(one) for one in clients])
         axes.minorticks_off()

@@ -82,8 +82,8 @@ def plan(folder: Path, products: Products, made_of: MadeOf, shard_size: int) -> 
     """
     taken = np.zeros(len(products.rows), dtype=bool)
     old, useless = [], []
-    for path in _shards(folder, made_of):
-        places, same = _places(path, products)
+    paths = _shards(folder, made_of)
+    for path, (places, same) in zip(paths, _found_again(paths, products), strict=True):
         keep = same & ~taken[places]
         taken[places[keep]] = True
         if keep.any():
@@ -127,10 +127,19 @@ def _shards(folder: Path, made_of: MadeOf) -> Sequence[Path]:
     return found
 
 
-def _places(path: Path, products: Products) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Place of each row's product in the catalogue, 0 for none, and whether it is there with the same content."""
-    table = read_table(path, ["product_id", "content"])
-    found = pc.index_in(table.column("product_id").combine_chunks(), value_set=products.ids)
-    there = found.is_valid().to_numpy(zero_copy_only=False)
-    places = found.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-    return places, there & (products.contents[places] == read_contents(table)).all(axis=1)
+def _found_again(
+    paths: Sequence[Path], products: Products
+) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
+    """For each shard: place of each row's product in the catalogue, 0 for none; and whether it is there, unchanged."""
+    if not paths:
+        return []
+    tables = [read_table(path, ["product_id", "content"]) for path in paths]
+    # All shards at once, as looking up means hashing the ids of the whole catalogue.
+    ids = pa.chunked_array([chunk for table in tables for chunk in table.column("product_id").chunks], pa.string())
+    found = pc.index_in(ids, value_set=products.ids)
+    there = found.is_valid().to_numpy()
+    places = found.fill_null(0).to_numpy().astype(np.int64)
+    contents = np.concatenate([read_contents(table) for table in tables])
+    same = there & (products.contents[places] == contents).all(axis=1)
+    cuts = np.cumsum([len(table) for table in tables])[:-1]
+    return list(zip(np.split(places, cuts), np.split(same, cuts), strict=True))
