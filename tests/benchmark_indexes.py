@@ -40,10 +40,15 @@ def kinds_for(count: int, dimension: int) -> list[Kind]:
     return [
         Kind("exact", "Flat", ""),
         Kind("graph", "HNSW32", "efSearch=256"),
+        Kind("graph, looked at more widely", "HNSW32", "efSearch=1024"),
         Kind("int8", "SQ8", ""),
         Kind("binary", "RaBitQ", ""),
         Kind("binary, rescored by int8", "RaBitQ,Refine(SQ8)", "k_factor_rf=8"),
         Kind("binary, rescored by float32", "RaBitQ,RFlat", "k_factor_rf=8"),
+        Kind("embedded as int8: int8", "SQ8", "", "int8"),
+        Kind("embedded as int8: binary, rescored by int8", "RaBitQ,Refine(SQ8)", "k_factor_rf=8", "int8"),
+        Kind("embedded as binary: exact", "Flat", "", "binary"),
+        Kind("embedded as binary: binary", "RaBitQ", "", "binary"),
         Kind("clusters, int8", f"{lists},SQ8", probes),
         Kind("clusters, binary", f"{lists},RaBitQ", probes),
         Kind("clusters, binary, rescored by int8", f"{lists},RaBitQ,Refine(SQ8)", rescored),
@@ -51,10 +56,6 @@ def kinds_for(count: int, dimension: int) -> list[Kind]:
         Kind(f"clusters, {size} bytes", f"{lists},PQ{size}", probes),
         Kind(f"clusters, {size} bytes, rescored by int8", f"{lists},PQ{size},Refine(SQ8)", rescored),
         Kind("clusters, 16 bytes, rescored by int8", f"{lists},PQ16,Refine(SQ8)", f"{probes},k_factor_rf=16"),
-        Kind("embedded as int8: int8", "SQ8", "", "int8"),
-        Kind("embedded as int8: binary, rescored by int8", "RaBitQ,Refine(SQ8)", "k_factor_rf=8", "int8"),
-        Kind("embedded as binary: exact", "Flat", "", "binary"),
-        Kind("embedded as binary: binary", "RaBitQ", "", "binary"),
     ]
 
 
@@ -199,7 +200,8 @@ def memory(path: Path) -> tuple[int, int]:
     for line in Path("/proc/self/smaps").read_text().splitlines():
         name, _, value = line.partition(":")
         if "-" in name.split(" ")[0]:
-            ours = line.endswith(str(path.absolute()))
+            # The kernel names the file itself, whatever links led to it.
+            ours = line.endswith(str(path.resolve()))
         elif ours and name == "Rss":
             mapped += int(value.split()[0]) * 1024
     return int(status["RssAnon"].split()[0]) * 1024, mapped
