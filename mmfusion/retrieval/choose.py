@@ -30,10 +30,13 @@ class Choice(NamedTuple):
 
 
 def choose_index(count: int, dimension: int, memory_bytes: int, *, bits: int = 32) -> Choice:
-    """The most exact kind of index that fits the budget and answers in milliseconds.
+    """The kind of index that fits the budget and answers in milliseconds: exact, or else fast, or else small.
+
+    What each finds of a million vectors, and how fast, is measured in model_cards/search/index-benchmark.md.
 
     1. Up to 50,000 vectors that fit: Flat, which is exact.
-    2. Up to 5 million that fit with their links: HNSW32, nearly exact and fast.
+    2. Up to 5 million that fit with their links: HNSW32, the fastest. It looks at 1,024 products for each query, as
+       queries are texts, which lie apart from the products that the links are between.
     3. If a byte per component fits: IVF with SQ8.
     4. If a bit per component and 8 bytes per vector fit: IVF with RaBitQ, whose best 8 k candidates are scored again
        with a byte per component.
@@ -67,12 +70,12 @@ def choose_index(count: int, dimension: int, memory_bytes: int, *, bits: int = 3
 
 
 def _kinds(count: int, dimension: int, bits: int) -> Iterator[Choice]:
-    """Kinds of index that suit, the most exact first."""
+    """Kinds of index that suit, the preferred one first."""
     flat, signs = count * dimension * 4, count * (-(-dimension // 8) + _FACTORS)
     if bits > 8 and count <= _EXACT_UP_TO:
         yield Choice("Flat", "", flat)
     if bits > 8 and count <= _GRAPH_UP_TO:
-        yield Choice(f"HNSW{_LINKS}", "efSearch=256", flat + count * _LINKS * 2 * 4)
+        yield Choice(f"HNSW{_LINKS}", "efSearch=1024", flat + count * _LINKS * 2 * 4)
     if bits <= 8 and count <= _EXACT_UP_TO:
         yield Choice("RaBitQ", "", signs) if bits == 1 else Choice("SQ8", "", flat // 4)
     clusters = number_of_clusters(count)
