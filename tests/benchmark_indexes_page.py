@@ -3,6 +3,7 @@
 import csv
 import os
 import platform
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ _NOTES = [
 
 
 def _without_folders(command: list[str]) -> str:
-    return " ".join(Path(word).name if "/" in word else word for word in command)
+    return shlex.join(Path(word).name if "/" in word else word for word in command)
 
 
 def _processor() -> str:
