@@ -1,13 +1,11 @@
 """Search an index by text."""
 
-from pathlib import Path
 from typing import Any
 
 from mmfusion.retrieval import Searcher
-from mmfusion.retrieval.built_index import open_built_index
 from mmfusion.retrieval.query_tower import load_query_tower
 from mmfusion.training import run_command
-from mmfusion.training.run import RunError, read_record
+from mmfusion.training.built_index import index_record, open_built_index
 
 
 def main(
@@ -24,11 +22,9 @@ def main(
         filter: Conditions on columns of the catalogue, e.g. [["price", "<", 50], ["category", "in", ["dress"]]]; a
             list of such lists finds what fulfils one of them.
     """
-    record = read_record(Path(index))
-    if record is None or not record["complete"]:
-        raise RunError(f"{index!r} holds no finished index; build one with recipes/index.py --output {index}.")
+    record = index_record(index)
     model, processor = load_query_tower(base or record["base"])
-    searcher = Searcher.of(model, processor, open_built_index(Path(index), record))
+    searcher = Searcher.of(model, processor, open_built_index(index, record))
     print(f"{'rank':>4}  {'score':>6}  {'text':>5} {'photo':>5}  product")
     for hit in searcher.search(query, k, filter=filter)[0]:
         weights = hit.modality_weights or {}

@@ -6,11 +6,10 @@ from typing import Any
 
 from mmfusion.onnx import OnnxQueryTower
 from mmfusion.retrieval import ProductIndex, QueryEncoder, Searcher, TorchQueryEncoder
-from mmfusion.retrieval.built_index import open_built_index
 from mmfusion.retrieval.query_tower import load_query_tower
 from mmfusion.serving import ServiceLimits, check_installed
 from mmfusion.training import run_command
-from mmfusion.training.run import RunError, read_record
+from mmfusion.training.built_index import index_record, open_built_index
 
 log = logging.getLogger("mmfusion")
 
@@ -45,12 +44,10 @@ def main(
     from mmfusion.serving.server import bind, log_as_json, run_server
 
     log_as_json()
-    record = read_record(Path(index))
-    if record is None or not record["complete"]:
-        raise RunError(f"{index!r} holds no finished index; build one with recipes/index.py --output {index}.")
+    record = index_record(index)
     bound = bind(host, port)
     encoder, tower = _load_encoder(base or record["base"], onnx)
-    opened = open_built_index(Path(index), record)
+    opened = open_built_index(index, record)
     followed = None
     if isinstance(opened, ProductIndex):
         opened.prepare_ids()

@@ -25,7 +25,7 @@ from mmfusion.serving.metrics import ServiceMetrics
 from mmfusion.serving.requests import DEFAULT_K, RequestError, only_known, read_k, read_search
 from mmfusion.serving.searches import Answer, Asked, Neighbours, ProductRequest, Searches
 from mmfusion.serving.settings import ServiceLimits
-from mmfusion.serving.watch import IndexWatch, swapped
+from mmfusion.serving.watch import IndexWatch
 
 log = logging.getLogger("mmfusion")
 
@@ -154,7 +154,7 @@ class SearchService:
             await self.batcher.stop()
 
     def _swap(self, index: ProductIndex) -> None:
-        self.searches.searcher = swapped(self.searches.searcher, index)
+        self.searches.searcher = Searcher(self.searches.searcher.encoder, index)
 
     def _count_products(self) -> float:
         try:

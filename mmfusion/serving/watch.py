@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from mmfusion.retrieval import ProductIndex, Searcher
+from mmfusion.retrieval import ProductIndex
 from mmfusion.retrieval.index_files import DESCRIPTION
 
 log = logging.getLogger("mmfusion")
@@ -63,15 +63,6 @@ def load_index(folder: Path) -> ProductIndex:
     index = ProductIndex.load(folder)
     index.prepare_ids()
     return index
-
-
-def swapped(searcher: Searcher, index: ProductIndex) -> Searcher:
-    """A searcher of the same query tower in another index.
-
-    Raises:
-        ValueError: The index is of another model.
-    """
-    return Searcher(searcher.encoder, index)
 
 
 def _version(folder: Path) -> Version:

@@ -1,0 +1,41 @@
+"""The index that recipes/index.py built, wherever it is."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmfusion.retrieval import MilvusIndex, ProductIndex
+from mmfusion.training.run import RunError, read_record
+
+
+def index_record(index: str) -> dict[str, Any]:
+    """What `run.json` of an index says: its model (`base`), and where it is.
+
+    Args:
+        index: Output folder of recipes/index.py.
+
+    Raises:
+        RunError: There is no index, or it is not finished.
+    """
+    record = read_record(Path(index))
+    if record is None or not record["complete"]:
+        raise RunError(f"{index!r} holds no finished index; build one with recipes/index.py --output {index}.")
+    return record
+
+
+def open_built_index(index: str, record: Mapping[str, Any]) -> ProductIndex | MilvusIndex:
+    """Opens the index in a folder, or the collection that was built instead of one.
+
+    Args:
+        index: Output folder of recipes/index.py.
+        record: Its `index_record`. The token of a Milvus server is in the environment variable `MILVUS_TOKEN`.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: The index is damaged, or Milvus cannot be reached.
+    """
+    uri = record.get("milvus_uri")
+    if uri is None:
+        return ProductIndex.load(Path(index) / "index")
+    return MilvusIndex.connect(uri, record["collection"], token=os.environ.get("MILVUS_TOKEN"))
