@@ -30,6 +30,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import close_session, get_session
+from transformers.utils.hub import hf_api
 
 pytestmark = pytest.mark.usefixtures("hub_client_environment")
 
@@ -313,6 +314,14 @@ def test_a_card_with_wrong_metadata_is_refused_in_a_commit(
 def test_the_client_is_the_unpatched_one(hub: LoopbackHub, api: HfApi) -> None:
     assert constants.ENDPOINT == hub.endpoint == api.endpoint
     assert api.whoami()["name"] == hub.user
+
+
+def test_a_client_that_transformers_made_before_does_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = hf_api()
+    with LoopbackHub() as another, monkeypatch.context() as patch:
+        talk_to(another, tmp_path, patch)
+        assert hf_api().endpoint == another.endpoint
+    assert hf_api() is before
 
 
 def test_a_hub_runs_by_itself_until_it_is_interrupted() -> None:

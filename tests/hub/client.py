@@ -44,6 +44,7 @@ def talk_to(hub: LoopbackHub, home: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for name, value in settings.items():
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setattr(hf_api.api, "endpoint", hub.endpoint)
+    _forget_client_of_transformers(monkeypatch)
     _move_remote_code(home / "modules", monkeypatch)
 
 
@@ -51,6 +52,13 @@ def forget_remote_code() -> None:
     """Drop the modules that transformers imported from repositories: the next test has other ones."""
     for name in [name for name in sys.modules if name.split(".")[0] == REMOTE_CODE]:
         del sys.modules[name]
+
+
+def _forget_client_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers makes one client for all calls of a process, and leaves it at the address it was made for."""
+    module = sys.modules.get("transformers.utils.hub")
+    if module is not None:
+        monkeypatch.setattr(module, "_hf_api", None)
 
 
 def _move_remote_code(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
