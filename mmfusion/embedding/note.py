@@ -6,6 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from mmfusion.data.catalogue import Catalogue
+from mmfusion.data.tables import Rows
+from mmfusion.embedding.content import Digests
 from mmfusion.embedding.plan import NewShard, Products
 from mmfusion.files import whole_file
 
@@ -32,6 +34,9 @@ def read_note(path: Path, catalogue: Catalogue) -> tuple[Products, list[NewShard
         return find_products(catalogue, noted["rows"], noted["contents"]), shards
 
 
-def find_products(catalogue: Catalogue, rows: np.ndarray, contents: np.ndarray) -> Products:
-    """Products of some rows."""
-    return Products(rows, pa.array(catalogue.product_ids[rows].tolist(), pa.string()), contents)
+def find_products(catalogue: Catalogue, rows: Rows, contents: Digests) -> Products:
+    """Products of some rows, all different."""
+    column = catalogue.products.data.column("product_id")
+    # Arrow all the way, as an object for each id would take ten times its bytes.
+    ids = column if len(rows) == len(column) else column.take(pa.array(rows))
+    return Products(rows, ids.cast(pa.string()).combine_chunks(), contents)
