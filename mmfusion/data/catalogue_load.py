@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -43,7 +44,8 @@ def _convert(folder: Folder, files: Sequence[str], schema: pa.Schema, mapped: st
     `datasets.load_dataset` would do the same but holds a whole row group in memory, which may be the whole table.
     """
     # Under another name until it is complete: a process that is killed, or runs beside this one, leaves no half table.
-    unfinished = f"{mapped}.{os.getpid()}.part"
+    # Not that of the process, which another machine on the same disk may have too.
+    unfinished = f"{mapped}.{secrets.token_hex(4)}.part"
     try:
         with pa.OSFile(unfinished, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
             for path in files:
@@ -53,6 +55,8 @@ def _convert(folder: Folder, files: Sequence[str], schema: pa.Schema, mapped: st
     finally:
         if os.path.exists(unfinished):
             os.remove(unfinished)
+        # Arrow's allocator keeps what it was given: up to 100 MiB beside everything that follows.
+        pa.default_memory_pool().release_unused()
 
 
 def load_from_hub(name: str, table: str, cache_dir: str, revision: str | None) -> datasets.Dataset:
