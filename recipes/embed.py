@@ -10,7 +10,7 @@ from mmfusion.embedding import EmbeddedCatalogue, EmbeddingJob, EmbeddingSetting
 from mmfusion.embedding.engine_lightning import ShardWriter, embed_with_lightning
 from mmfusion.embedding.engine_ray import ACCELERATORS, embed_with_ray
 from mmfusion.training import Hardware, open_run, run_command
-from mmfusion.training.embedding_sources import load_to_embed
+from mmfusion.training.embedding_sources import forget_other_tables, load_to_embed
 from mmfusion.training.full_disk import full_disk_ends
 from mmfusion.training.trainer import expected_warnings_ignored
 
@@ -71,6 +71,7 @@ def main(
         embedded = _embed(job, engine, hardware, _absolute(base), _absolute(products.source))
     if embedded is not None:
         run.finish(base=_absolute(base), catalogue=products.source, products=len(embedded))
+        forget_other_tables(products, run.folder)
         print(f"{len(embedded):,} products in {run.folder}; next: recipes/index.py --embeddings {output}")
 
 

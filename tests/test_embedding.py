@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hub.server import LoopbackHub
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as drawn
@@ -23,6 +25,7 @@ from hypothesis.extra import numpy as drawn
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.embedded import write_embedded_catalogue
 from mmfusion.embedding import EmbeddedCatalogue, MadeOf, ShardError
+from mmfusion.embedding.engine_lightning import ShardWriter
 from mmfusion.embedding.precision import VECTOR_TYPES, pack, unpack
 from mmfusion.embedding.shard import write_shard
 from mmfusion.model import MMFusionModel, MMFusionProcessor
@@ -57,7 +60,8 @@ def write_products(folder: Path, rows: list[dict[str, Any]], schema: pa.Schema) 
 def embed(place: Path, output: Path, *, catalogue: str = "catalogue", **options: Any) -> None:
     """The recipe, in this process."""
     sizes = {"shard_size": SHARD, "batch_size": 4, "hardware": Hardware(accelerator="cpu"), **options}
-    main(catalogue=str(place / catalogue), base=str(place / "embedded_base"), output=str(output), **sizes)
+    source = catalogue if "://" in catalogue else str(place / catalogue)
+    main(catalogue=source, base=str(place / "embedded_base"), output=str(output), **sizes)
 
 
 def embed_apart(place: Path, output: Path, *flags: str) -> None:
@@ -142,6 +146,7 @@ def test_a_changed_catalogue_is_followed(place: Path, tmp_path: Path, caplog: py
     np.testing.assert_allclose(*as_floats, atol=1e-5)
     listed = {entry.file for entry in EmbeddedCatalogue.open(output).manifest.shards}
     assert {path.name for path in output.glob("shard-*")} == listed
+    assert len(list((output / "cache" / "catalogue").iterdir())) == 1, "the table of the earlier catalogue is gone"
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
@@ -167,6 +172,26 @@ def test_kills_neither_lose_nor_duplicate_a_product(place: Path, finished: Path,
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(timeout=60)
     assert killed, "every run was over before it could be killed"
+    embed(place, output)
+    assert vectors_by_id(output) == vectors_by_id(finished)
+
+
+def test_sigterm_stops_at_once_and_the_same_command_goes_on(
+    place: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, output = ShardWriter.write_on_batch_end, tmp_path / "embeddings"
+
+    def write_and_signal(self: ShardWriter, *batch: Any) -> None:
+        write(self, *batch)
+        if len(list(output.glob("shard-*"))) == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patched, pytest.raises(SystemExit) as stopped:
+        patched.setattr(ShardWriter, "write_on_batch_end", write_and_signal)
+        embed(place, output)
+    assert stopped.value.code == 75 and len(list(output.glob("shard-*"))) == 2
+    assert signal.getsignal(signal.SIGTERM) == before
     embed(place, output)
     assert vectors_by_id(output) == vectors_by_id(finished)
 
@@ -250,6 +275,73 @@ def test_sharded_training_is_no_way_to_embed(place: Path, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"strategy is fsdp, .*embed with auto or ddp"):
         embed(place, tmp_path / "out", hardware=Hardware(strategy="fsdp"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("truncate_dim", [0, 10_000])
+def test_more_components_than_there_are_is_refused_before_anything_is_read(
+    place: Path, tmp_path: Path, truncate_dim: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match=rf"truncate_dim is {truncate_dim}; give 1 to "):
+        embed(place, tmp_path / "out", truncate_dim=truncate_dim)
+    assert "reading products" not in capfd.readouterr().err
+
+
+def test_a_tower_of_texts_embeds_what_is_new_alone(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = MMFusionModel.from_pretrained(place / "embedded_base", fusion="text_only")
+    MMFusionProcessor.from_pretrained(place / "embedded_base").save_pretrained(tmp_path / "embedded_base")
+    model.save_pretrained(tmp_path / "embedded_base")
+    table = pq.read_table(place / "catalogue" / "products.parquet")
+    rows = table.to_pylist()
+    # It looks at photos where a product has no text, which is no reason to embed those that have one anew.
+    write_products(tmp_path / "texts", [row for row in rows if row["title"]], table.schema)
+    embed(tmp_path, tmp_path / "out", catalogue="texts")
+    wordless = sum(not row["title"] for row in rows)
+    for photo, new in ((rows[4]["image"], wordless), (rows[20]["image"], 1)):
+        rows[4]["image"] = photo
+        write_products(tmp_path / "texts", rows, table.schema)
+        caplog.clear()
+        with caplog.at_level("INFO", logger="mmfusion"):
+            embed(tmp_path, tmp_path / "out", catalogue="texts")
+        assert f"64 products: {new} to embed, {64 - new} embedded already" in caplog.text
+
+
+def test_a_catalogue_by_url_gives_the_same_bits(place: Path, finished: Path, tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    name = f"embed-{tmp_path.name}"
+    memory.put(f"{place / 'catalogue'}/", f"/{name}/", recursive=True)
+    try:
+        for number, url in enumerate((f"memory://{name}", f"file://{place / 'catalogue'}")):
+            embed(place, tmp_path / str(number), catalogue=url)
+            assert vectors_by_id(tmp_path / str(number)) == vectors_by_id(finished)
+    finally:
+        memory.rm(f"/{name}", recursive=True)
+
+
+def test_a_hub_data_set_is_followed(place: Path, finished: Path, tmp_path: Path, hub: LoopbackHub) -> None:
+    name, output = f"{hub.user}/shop", tmp_path / "embeddings"
+    card = b"---\nconfigs:\n- config_name: products\n  data_files: products.parquet\n---\n"
+    content = (place / "catalogue" / "products.parquet").read_bytes()
+    hub.create_repo(name, kind="dataset", files={"README.md": card, "products.parquet": content})
+
+    def embed_from_hub() -> str:
+        # In a process of its own, as the library of data sets reads its settings when it is imported.
+        arguments = command(place, output)
+        arguments[arguments.index("--catalogue") + 1] = name
+        environment = {**ENV["env"], **hub.environment(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    embed_from_hub()
+    assert vectors_by_id(output) == vectors_by_id(finished)
+    table = pq.read_table(place / "catalogue" / "products.parquet")
+    write_products(tmp_path / "changed", table.to_pylist()[1:], table.schema)
+    hub.repo(name, kind="dataset").plant({"products.parquet": (tmp_path / "changed" / "products.parquet").read_bytes()})
+    assert "63 products: 0 to embed, 63 embedded already; 1 vectors" in embed_from_hub()
+    tables = list((output / "cache" / "catalogue").rglob("*.arrow"))
+    assert len(tables) == 1, "the table of the earlier revision is gone"
 
 
 def test_a_split_without_products_is_refused(place: Path, tmp_path: Path) -> None:

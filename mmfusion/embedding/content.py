@@ -16,28 +16,35 @@ Digests = npt.NDArray[np.uint64]
 _BLOCK = 1024
 
 
-def content_digests(table: ProductTable, rows: Rows) -> Digests:
+def content_digests(table: ProductTable, rows: Rows, *, photos_beside_text: bool = True) -> Digests:
     """Digests (P, 2) of products: of the text that the template renders, and of the photos as they are stored.
 
     Photos are read and not decoded. A column that the template leaves out has no part in it, as vectors do not
     depend on it.
+
+    Args:
+        table: Where the rows point.
+        rows: (P,) int64 product rows.
+        photos_beside_text: False for a tower of texts, which looks at the photos of products without a text alone.
     """
     digests = np.zeros((len(rows), 2), dtype=np.uint64)
     with tqdm(total=len(rows), desc="reading products", unit="product") as bar:
         for start in range(0, len(rows), _BLOCK):
             block = rows[start : start + _BLOCK]
-            texts, images = table.texts(block), _images(table, block)
+            texts = table.texts(block)
+            images = _images(table, block, [photos_beside_text or not text for text in texts])
             for place, (text, image) in enumerate(zip(texts, images, strict=True), start):
                 digests[place] = np.frombuffer(_digest(text, image, table.catalogue.photo_root), dtype=np.uint64)
             bar.update(len(block))
     return digests
 
 
-def _images(table: ProductTable, rows: Rows) -> list[Any]:
-    if not table.photos:
+def _images(table: ProductTable, rows: Rows, wanted: list[bool]) -> list[Any]:
+    """The photos of products, None for those that are not wanted."""
+    if not table.photos or not any(wanted):
         return [None] * len(rows)
-    found: list[Any] = table.catalogue.products.select_columns(["image"])[rows.tolist()]["image"]
-    return found
+    found = iter(table.catalogue.products.select_columns(["image"])[rows[wanted].tolist()]["image"])
+    return [next(found) if one else None for one in wanted]
 
 
 def _digest(text: str, image: Any, root: str | os.PathLike[str] | None) -> bytes:

@@ -1,11 +1,16 @@
 """Embedding by Lightning: its `predict` on any devices, in any precision, with a writer per rank."""
 
+import logging
+import signal
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -18,6 +23,9 @@ from mmfusion.embedding.note import read_note, write_note
 from mmfusion.embedding.precision import FloatArray
 from mmfusion.embedding.shard import MadeOf
 from mmfusion.model import MMFusionModel
+from mmfusion.training.stop_on_signal import STOPPED
+
+log = logging.getLogger("mmfusion")
 
 
 def embed_with_lightning(job: EmbeddingJob, trainer: L.Trainer) -> EmbeddedCatalogue | None:
@@ -84,6 +92,7 @@ class ShardWriter(BasePredictionWriter):
         own = sum(len(shard.places) for shard in self._shards[trainer.global_rank :: trainer.world_size])
         of = f" (first of {trainer.world_size} parts)" if trainer.world_size > 1 else ""
         self._bar = tqdm(total=own, desc=f"embedding{of}", unit="product", disable=not trainer.is_global_zero)
+        _stop_on_sigterm(trainer)
 
     def write_on_batch_end(
         self,
@@ -146,6 +155,25 @@ class EmbeddingData(L.LightningDataModule):
             rank=trainer.global_rank,
         )
         return shard_loader(job.table, sampler, job.settings.num_workers)
+
+
+def _stop_on_sigterm(trainer: L.Trainer) -> None:
+    """Ends this process, with the code `STOPPED`, and the ranks that it started, as soon as it gets SIGTERM.
+
+    Lightning's handler, which this one replaces until the end of `predict`, only notes it for loops of training.
+    """
+
+    def stop(number: int, _: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(number)
+        if trainer.is_global_zero:
+            log.warning("SIGTERM: embedding stops; run the same command to go on")
+        # Lightning's launcher takes a rank of its own that ends with another code than 0 for one that failed.
+        raise SIGTERMException(STOPPED if trainer.local_rank == 0 else 0)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
 
 
 def _data(trainer: L.Trainer) -> EmbeddingData:

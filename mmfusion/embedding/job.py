@@ -4,6 +4,8 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.tables import ProductTable, Rows, text_lengths
 from mmfusion.embedding.content import content_digests
@@ -79,8 +81,8 @@ class EmbeddingJob:
             split: For the manifest.
 
         Raises:
-            ValueError: There is no product, or binary vectors are wanted of a routed model or of a dimension that is no
-                multiple of 8.
+            ValueError: There is no product, the model has fewer components than `truncate_dim`, or binary vectors are
+                wanted of a routed model or of a dimension that is no multiple of 8.
         """
         if not len(rows):
             raise ValueError(f"{catalogue!r} has no product to embed; check --split and the column 'split'.")
@@ -101,7 +103,10 @@ class EmbeddingJob:
             ShardError: A shard in the folder is damaged, or was made otherwise.
         """
         self.sound = sound_shards(self.folder)
-        self.products = find_products(self.catalogue, self.rows, content_digests(self.table, self.rows))
+        # By product, as one that has lost its text must not make all others new to a tower of texts.
+        photos_beside_text = self.model.config.fusion != "text_only"
+        contents = content_digests(self.table, self.rows, photos_beside_text=photos_beside_text)
+        self.products = find_products(self.catalogue, self.rows, contents)
         found = plan(self.folder, self.products, self.made_of, self.settings.shard_size)
         log.info(
             "%s products: %s to embed, %s embedded already; %s vectors of changed or removed products to drop",
@@ -156,8 +161,8 @@ def describe(model: MMFusionModel, processor: MMFusionProcessor, settings: Embed
 
 def _dimension(model: MMFusionModel, settings: EmbeddingSettings) -> int:
     config = model.config
-    full = config.vector_dim
-    dimension = full if settings.truncate_dim is None else full // config.embedding_dim * settings.truncate_dim
+    # Cut for real, so that a dimension that the model does not have is refused before anything is read.
+    dimension = model.shorten(torch.zeros(1, config.vector_dim), settings.truncate_dim).shape[1]
     if settings.vector_type == "binary":
         if config.query_router:
             raise ValueError(

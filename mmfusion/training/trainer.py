@@ -33,7 +33,7 @@ from mmfusion.training.stop_on_signal import StopOnSignal
 
 # Lightning and torch warn of what is meant to be so here: frozen parts in evaluation mode, few workers, short epochs,
 # checkpoints that are there to be resumed, perhaps without pushing them any more, outputs that nobody changes in place,
-# batches that carry their rows themselves.
+# batches that carry their rows themselves, a catalogue of which nothing has to be embedded.
 _EXPECTED_WARNINGS = (
     r"Found \d+ module\(s\) in eval mode",
     r".*does not have many workers",
@@ -41,6 +41,7 @@ _EXPECTED_WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     r"Checkpoint directory .* exists and is not empty",
     r"Couldn't infer the batch indices fetched from your dataloader",
+    r"Total length of `WorkersLoader` across ranks is zero",
     r"FSDP2-wrapped module .* returned a view tensor",
     r"Be aware that when using `ckpt_path`.*\['PushCheckpoints'\]",
 )
