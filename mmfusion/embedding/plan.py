@@ -133,13 +133,17 @@ def _found_again(
     """For each shard: place of each row's product in the catalogue, 0 for none; and whether it is there, unchanged."""
     if not paths:
         return []
-    tables = [read_table(path, ["product_id", "content"]) for path in paths]
+    chunks, contents = [], []
+    for path in paths:
+        table = read_table(path, ["product_id", "content"])
+        chunks += table.column("product_id").chunks
+        contents.append(read_contents(table))
     # All shards at once, as looking up means hashing the ids of the whole catalogue.
-    ids = pa.chunked_array([chunk for table in tables for chunk in table.column("product_id").chunks], pa.string())
-    found = pc.index_in(ids, value_set=products.ids)
-    there = found.is_valid().to_numpy()
-    places = found.fill_null(0).to_numpy().astype(np.int64)
-    contents = np.concatenate([read_contents(table) for table in tables])
-    same = there & (products.contents[places] == contents).all(axis=1)
-    cuts = np.cumsum([len(table) for table in tables])[:-1]
-    return list(zip(np.split(places, cuts), np.split(same, cuts), strict=True))
+    found = pc.index_in(pa.chunked_array(chunks, pa.string()), value_set=products.ids)
+    cuts = np.cumsum([len(part) for part in contents])[:-1]
+    there = np.split(found.is_valid().to_numpy(), cuts)
+    places = np.split(found.fill_null(0).to_numpy().astype(np.int64), cuts)
+    return [
+        (place, known & (products.contents[place] == part).all(axis=1))
+        for place, known, part in zip(places, there, contents, strict=True)
+    ]
