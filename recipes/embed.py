@@ -78,6 +78,10 @@ def main(
 def _check(engine: str, hardware: Hardware) -> None:
     if hardware.strategy == "fsdp":
         raise ValueError("hardware.strategy is fsdp, which shares out what is trained; embed with auto or ddp.")
+    if hardware.activation_checkpointing:
+        raise ValueError(
+            "hardware.activation_checkpointing is true, of use in training alone; leave it out."
+        )
     if engine != "ray":
         return
     if hardware.strategy != "auto" or hardware.num_nodes != 1:

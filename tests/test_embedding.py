@@ -30,7 +30,7 @@ from mmfusion.embedding.precision import VECTOR_TYPES, pack, unpack
 from mmfusion.embedding.shard import write_shard
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.retrieval.embedding import embed_products
-from mmfusion.training import Hardware
+from mmfusion.training import Hardware, run_command
 from mmfusion.training.sources import starting_base
 from recipes.embed import main
 
@@ -271,10 +271,29 @@ def test_binary_vectors_fill_bytes() -> None:
         pack(np.ones((1, 12), dtype=np.float32), "binary")
 
 
-def test_sharded_training_is_no_way_to_embed(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"strategy is fsdp, .*embed with auto or ddp"):
-        embed(place, tmp_path / "out", hardware=Hardware(strategy="fsdp"))
+@pytest.mark.parametrize(
+    ("hardware", "refusal"),
+    [
+        (Hardware(strategy="fsdp"), r"strategy is fsdp, .*embed with auto or ddp"),
+        (Hardware(activation_checkpointing=True), r"activation_checkpointing is true, .*leave it out"),
+    ],
+)
+def test_what_only_trainings_do_is_no_way_to_embed(
+    place: Path, tmp_path: Path, hardware: Hardware, refusal: str
+) -> None:
+    with pytest.raises(ValueError, match=refusal):
+        embed(place, tmp_path / "out", hardware=hardware)
     assert not (tmp_path / "out").exists()
+
+
+def test_devices_that_are_not_there_are_refused_in_a_line(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {"catalogue": place / "catalogue", "base": place / "embedded_base", "output": tmp_path / "out"}
+    words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
+    monkeypatch.setattr("sys.argv", ["embed.py", *words, "--hardware.devices", "0"])
+    with pytest.raises(SystemExit, match=r"^MisconfigurationException: .*devices=0.*$"):
+        run_command(main)
 
 
 @pytest.mark.parametrize("truncate_dim", [0, 10_000])

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 
 from jsonargparse import auto_cli
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from mmfusion.stages import NonFiniteLossError
 from mmfusion.training.dry_run import OutOfMemoryError
@@ -18,6 +19,8 @@ _REFUSALS = (
     NonFiniteLossError,
     DiskFullError,
     OutOfMemoryError,
+    # Lightning's own, of devices that are not there.
+    MisconfigurationException,
 )
 
 
