@@ -112,11 +112,7 @@ def test_every_kind_of_index_is_changed_saved_and_compacted(tmp_path: Path, fact
     assert len(compacted.description.rows) == 1 and compacted.description.rows[0] == 201
     after = found(ProductIndex.load(compacted.save(tmp_path / "compacted")))
     for mine, theirs in zip(after, before, strict=True):
-        if "HNSW" in factory:
-            # A graph does not lead to every vector from everywhere, but to the best ones.
-            assert list(mine)[:3] == list(theirs)[:3] and set(mine) <= set(theirs)
-        else:
-            assert set(mine) == set(theirs)
+        assert set(mine) == set(theirs)
         others = set(mine) - {"a0", "new"}
         assert {name: mine[name] for name in others} == pytest.approx(
             {name: theirs[name] for name in others}, abs=0.2 if "PCA" in factory else 2e-4
@@ -214,12 +210,36 @@ def test_filters_find_exactly_the_rows_that_fulfil_them(
     ]
     for conditions, fulfils in cases:
         for one in found(index, filter=conditions):
-            expected = {name for name in every if fulfils(name)}
-            graph = "HNSW" in factory and exact_below == 0
-            assert set(one) <= expected if graph else set(one) == expected, conditions
+            assert set(one) == {name for name in every if fulfils(name)}, conditions
     (best,) = index.search(vectors(1, seed=99), 1, filter=[("kind", "=", "b")])
     scores = found(index, filter=[("kind", "=", "b")])[0]
     assert scores[best[0].product_id] == max(scores.values())
+
+
+@pytest.mark.parametrize("factory", [*KINDS, "PCA4,HNSW16", "IVF16,SQ8", "IVF16,PQ4x4fs"])
+@pytest.mark.parametrize("deleted", [False, True])
+def test_products_far_from_the_query_are_found_where_nothing_nearer_is_wanted(
+    factory: str, deleted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segment, "_EXACT_BELOW", 0)
+    embeds, query = vectors(2000), vectors(1, seed=99)
+    far = np.argsort(embeds @ query[0])[:50]
+    ids, kinds = [str(row) for row in range(2000)], np.where(np.isin(np.arange(2000), far), "far", "near")
+    table = pa.table({"kind": kinds})
+    index = ProductIndex.build(embeds, ids, model_fingerprint="m", factory=factory, metadata=table)
+    if deleted:
+        index.delete([name for name, kind in zip(ids, kinds, strict=True) if kind == "near"])
+    for k in (1, 10, 50, 60):
+        hits = index.search(query, k, filter=None if deleted else [("kind", "=", "far")])[0]
+        assert len({hit.product_id for hit in hits}) == min(k, 50)
+        assert {int(hit.product_id) for hit in hits} <= set(far.tolist())
+
+
+@pytest.mark.parametrize("factory", ["IVF16,SQ8", "HNSW16", "IVF16,RaBitQ,Refine(SQ8)", "PCA4,HNSW16,RFlat"])
+def test_as_many_products_are_found_as_there_are(factory: str) -> None:
+    ids = [str(row) for row in range(2000)]
+    index = ProductIndex.build(vectors(2000), ids, model_fingerprint="m", factory=factory)
+    assert {hit.product_id for hit in index.search(vectors(1, seed=99), 2000)[0]} == set(ids)
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ class ProductIndex:
             model_fingerprint: the model that made the query embeddings; None skips the check.
 
         Returns:
-            For each query its hits, best first: min(k, N) with an exact index, perhaps fewer with an IVF index.
+            For each query its hits, best first: k, or as many as there are (that the filter lets through).
 
         Raises:
             ValueError: k is below 1, or the embeddings have another dimension, a NaN, or come from another model; or

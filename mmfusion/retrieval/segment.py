@@ -1,6 +1,5 @@
 """A FAISS index with its products, of which some may be deleted: what an index over a catalogue is made of."""
 
-import math
 import threading
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,11 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmfusion.retrieval.id_lookup import IdLookup
+from mmfusion.retrieval.selection import BoolArray, search_selected
 
-# Its types know neither selectors nor the arguments of its parameters.
+# Its types leave out what kinds of index can do.
 faiss: Any = faiss_module
 
-BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 # Below so many allowed rows, comparing all of them costs less than an approximate search that passes most of them over,
 # and finds them all.
@@ -91,11 +90,11 @@ class Segment:
         if count == 0 or len(queries) == 0:
             return np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
         if count == len(self):
-            scores, rows = self.index.search(queries, min(k, count))
+            scores, rows = search_selected(self.index, queries, min(k, count), None)
         elif count <= _EXACT_BELOW and not _estimating(self.index):
             scores, rows = self._search_all_of(np.flatnonzero(wanted), queries, min(k, count))
         else:
-            scores, rows = self._search_selected(wanted, queries, min(k, count))
+            scores, rows = search_selected(self.index, queries, min(k, count), wanted)
         return _widened(scores, rows, k)
 
     def _search_all_of(
@@ -106,31 +105,6 @@ class Segment:
         found = np.take_along_axis(scores, best, axis=1)
         order = np.argsort(-found, axis=1, kind="stable")
         return np.take_along_axis(found, order, axis=1), rows[np.take_along_axis(best, order, axis=1)]
-
-    def _search_selected(
-        self, wanted: BoolArray, queries: npt.NDArray[np.float32], k: int
-    ) -> tuple[npt.NDArray[np.float32], IntArray]:
-        selector = faiss.IDSelectorBitmap(np.packbits(wanted, bitorder="little"))
-        parameters = selecting(self.index, selector, k)
-        if parameters is not None:
-            found: tuple[npt.NDArray[np.float32], IntArray] = self.index.search(queries, k, params=parameters)
-            return found
-        return self._search_beyond(wanted, queries, k)
-
-    def _search_beyond(
-        self, wanted: BoolArray, queries: npt.NDArray[np.float32], k: int
-    ) -> tuple[npt.NDArray[np.float32], IntArray]:
-        """For kinds of index that cannot pass over rows: takes more and more hits until enough are wanted ones."""
-        fetched = k
-        while True:
-            fetched = min(len(self), 2 * fetched)
-            scores, rows = self.index.search(queries, fetched)
-            good = (rows >= 0) & wanted[np.maximum(rows, 0)]
-            if fetched == len(self) or (good.sum(axis=1) >= k).all():
-                order = np.argsort(~good, axis=1, kind="stable")[:, :k]
-                good, scores = np.take_along_axis(good, order, 1), np.take_along_axis(scores, order, 1)
-                rows = np.where(good, np.take_along_axis(rows, order, 1), -1)
-                return np.where(good, scores, -np.inf).astype(np.float32), rows
 
     def vectors(self, rows: IntArray) -> npt.NDArray[np.float32]:
         """Vectors (n, D) of rows, as the index holds them; with rescoring, those that it scores again."""
@@ -149,26 +123,6 @@ def holds_exact_vectors(index: Any) -> bool:
     return isinstance(faiss.downcast_index(index), kinds)
 
 
-def selecting(index: Any, selector: Any, k: int) -> Any:
-    """Search parameters that pass over all but the selected rows, and are as set otherwise; None: there are none."""
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexRefine):
-        first = selecting(index.base_index, selector, math.ceil(k * index.k_factor))
-        if first is None:
-            return None
-        return _kept(faiss.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=first), first)
-    if isinstance(index, faiss.IndexPreTransform):
-        inner = selecting(index.index, selector, k)
-        return None if inner is None else _kept(faiss.SearchParametersPreTransform(index_params=inner), inner)
-    if isinstance(index, faiss.IndexIVF):
-        return _kept(faiss.SearchParametersIVF(sel=selector, nprobe=index.nprobe), selector)
-    if isinstance(index, faiss.IndexHNSW):
-        return _kept(faiss.SearchParametersHNSW(sel=selector, efSearch=max(index.hnsw.efSearch, k)), selector)
-    if isinstance(index, (faiss.IndexFlat, faiss.IndexScalarQuantizer, faiss.IndexRaBitQ)):
-        return _kept(faiss.SearchParameters(sel=selector), selector)
-    return None
-
-
 def _estimating(index: Any) -> bool:
     """Whether an index estimates scores from bits, which vectors made of them would not have."""
     index = faiss.downcast_index(index)
@@ -176,12 +130,6 @@ def _estimating(index: Any) -> bool:
         return _estimating(index.index)
     kinds = (faiss.IndexRaBitQ, faiss.IndexIVFRaBitQ, faiss.IndexRaBitQFastScan, faiss.IndexIVFRaBitQFastScan)
     return isinstance(index, kinds)
-
-
-def _kept(parameters: Any, *needed: Any) -> Any:
-    # FAISS holds pointers only.
-    parameters.kept = needed
-    return parameters
 
 
 def _inverted(index: Any) -> Any:

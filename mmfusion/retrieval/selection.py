@@ -1,0 +1,126 @@
+"""Searching a FAISS index for rows that are selected, and for as many as are asked for."""
+
+import math
+from typing import Any
+
+import faiss as faiss_module
+import numpy as np
+import numpy.typing as npt
+
+# Its types know neither selectors nor the arguments of its parameters.
+faiss: Any = faiss_module
+
+BoolArray = npt.NDArray[np.bool_]
+Found = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
+# A product that a search in a graph looks at costs about as much as so many that are compared one after the other.
+_SCANNED_PER_STEP = 16
+
+
+def search_selected(index: Any, queries: npt.NDArray[np.float32], k: int, wanted: BoolArray | None) -> Found:
+    """The k best selected rows of each query: scores and rows (Q, k).
+
+    The fewer rows are selected, the more clusters are looked into and the more of a graph is walked, so that about as
+    many vectors are compared as without a selection. Where that does not find k, all clusters or all vectors are gone
+    through: what is selected may lie far from the query.
+
+    Args:
+        index: FAISS index.
+        queries: (Q, D) float32.
+        k: From 1 to the number of selected rows.
+        wanted: (N,) bool, the selected rows; None: all.
+    """
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        for number in range(index.chain.size()):
+            queries = index.chain.at(number).apply(queries)
+        return search_selected(index.index, queries, k, wanted)
+    graph, vectors = _graph(index), _scored(index)
+    selector = None
+    if wanted is None:
+        scores, rows = index.search(queries, k)
+    else:
+        selector, share = faiss.IDSelectorBitmap(np.packbits(wanted, bitorder="little")), float(wanted.mean())
+        steps = 0 if graph is None else max(graph.hnsw.efSearch, k) / share
+        scanned = vectors is not None and steps * _SCANNED_PER_STEP > share * len(wanted)
+        index = vectors if scanned else index
+        parameters = _parameters(index, selector, k, share)
+        if parameters is None:
+            return _search_beyond(index, queries, k, wanted)
+        scores, rows = index.search(queries, k, params=parameters)
+    short = np.flatnonzero((rows < 0).any(axis=1))
+    wide = index if graph is None else vectors
+    if len(short) and wide is not None:
+        scores[short], rows[short] = wide.search(queries[short], k, params=_parameters(wide, selector, k, 0.0))
+    return scores, rows
+
+
+def _graph(index: Any) -> Any:
+    """The graph that a search begins with, or None."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexRefine):
+        return _graph(index.base_index)
+    if isinstance(index, faiss.IndexPreTransform):
+        return _graph(index.index)
+    return index if isinstance(index, faiss.IndexHNSW) else None
+
+
+def _scored(index: Any) -> Any:
+    """The vectors behind a graph whose scores count, as an index that goes through all of them; or None."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexRefine):
+        return None if _graph(index) is None else _if_scanned(index.refine_index)
+    return _if_scanned(index.storage) if isinstance(index, faiss.IndexHNSW) else None
+
+
+def _if_scanned(index: Any) -> Any:
+    index = faiss.downcast_index(index)
+    return index if isinstance(index, (faiss.IndexFlat, faiss.IndexScalarQuantizer)) else None
+
+
+def _parameters(index: Any, selector: Any, k: int, share: float) -> Any:
+    """Search parameters that pass over all but the selected rows; None: there are none.
+
+    Args:
+        index: FAISS index, whose own parameters hold otherwise.
+        selector: Of rows, or None.
+        k: Rows wanted.
+        share: How many of all rows are selected; 0 looks into all clusters.
+    """
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexRefine):
+        first = _parameters(index.base_index, selector, math.ceil(k * index.k_factor), share)
+        if first is None:
+            return None
+        return _kept(faiss.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=first), first)
+    if isinstance(index, faiss.IndexPreTransform):
+        inner = _parameters(index.index, selector, k, share)
+        return None if inner is None else _kept(faiss.SearchParametersPreTransform(index_params=inner), inner)
+    if isinstance(index, faiss.IndexIVF):
+        probes = index.nlist if share == 0 else min(index.nlist, math.ceil(index.nprobe / share))
+        return _kept(faiss.SearchParametersIVF(sel=selector, nprobe=probes), selector)
+    if isinstance(index, faiss.IndexHNSW):
+        width = min(index.ntotal, math.ceil(max(index.hnsw.efSearch, k) / share))
+        return _kept(faiss.SearchParametersHNSW(sel=selector, efSearch=width), selector)
+    if isinstance(index, (faiss.IndexFlat, faiss.IndexScalarQuantizer, faiss.IndexRaBitQ)):
+        return _kept(faiss.SearchParameters(sel=selector), selector)
+    return None
+
+
+def _search_beyond(index: Any, queries: npt.NDArray[np.float32], k: int, wanted: BoolArray) -> Found:
+    """For kinds of index that cannot pass over rows: takes more and more hits until enough are wanted ones."""
+    fetched = k
+    while True:
+        fetched = min(len(wanted), 2 * fetched)
+        scores, rows = index.search(queries, fetched)
+        good = (rows >= 0) & wanted[np.maximum(rows, 0)]
+        if fetched == len(wanted) or (good.sum(axis=1) >= k).all():
+            order = np.argsort(~good, axis=1, kind="stable")[:, :k]
+            good, scores = np.take_along_axis(good, order, 1), np.take_along_axis(scores, order, 1)
+            rows = np.where(good, np.take_along_axis(rows, order, 1), -1)
+            return np.where(good, scores, -np.inf).astype(np.float32), rows
+
+
+def _kept(parameters: Any, *needed: Any) -> Any:
+    # FAISS holds pointers only.
+    parameters.kept = needed
+    return parameters
