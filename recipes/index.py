@@ -84,7 +84,7 @@ def main(
 def _build_with_faiss(run: Run, embedded: EmbeddedCatalogue, metadata: pa.Table, chosen: Choice) -> str:
     index = ProductIndex.build(
         embedded.vectors(),
-        embedded.column("product_id").to_pylist(),
+        embedded.column("product_id"),
         model_fingerprint=embedded.manifest.made_of.model_fingerprint,
         metadata=metadata,
         modality_weights=embedded.modality_weights(),

@@ -1,7 +1,9 @@
 """ProductIndex: searching, saving, and refusing what would give wrong hits."""
 
+import datetime
 import json
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,34 @@ def test_any_characters_in_ids_metadata_and_weights_survive(tmp_path: Path) -> N
         assert hit.modality_weights == {"text": row / 8, "image": 1 - row / 8}
 
 
+@pytest.mark.parametrize(
+    "ids", [pa.chunked_array([IDS[:3], IDS[3:]]), pa.array(IDS, pa.large_string()), np.array(IDS), iter(IDS)]
+)
+def test_ids_come_in_any_kind_of_sequence(ids: Any) -> None:
+    assert ProductIndex.build(vectors(8), ids, model_fingerprint="m").product_ids == IDS
+
+
+def test_metadata_of_any_arrow_type_survives(tmp_path: Path) -> None:
+    kinds = pa.chunked_array([pa.array([*"abca"]).dictionary_encode(), pa.array([*"xyzx"]).dictionary_encode()])
+    days = [datetime.datetime(2024, 1, day, tzinfo=datetime.timezone.utc) for day in range(1, 9)]
+    columns: dict[str, Any] = {
+        "kind": kinds,
+        "price": pa.array([Decimal(day) / 4 for day in range(8)], pa.decimal128(10, 2)),
+        "since": pa.array(days, pa.timestamp("us", "UTC")),
+        "tags": pa.array([["a"], None, [], ["b", None], *[["c"]] * 4]),
+        "size": pa.array([{"width": 1, "unit": None}] * 8, pa.struct([("width", pa.int8()), ("unit", pa.null())])),
+    }
+    table = pa.table(columns)
+    index = ProductIndex.load(build(metadata=table).save(tmp_path / "index"))
+    index.update(vectors(1, seed=1), ["new"], model_fingerprint="model-1", metadata=table.slice(7, 1))
+    compacted = ProductIndex.load(index.compact().save(tmp_path / "compacted"))
+    for one in (index, compacted):
+        found = {hit.product_id: hit.metadata for hit in one.search(vectors(1), 9)[0]}
+        assert [found[name] for name in [*IDS, "new"]] == [*table.to_pylist(), table.to_pylist()[7]]
+        some = one.search(vectors(1), 9, filter=[("kind", "in", ["x"]), ("price", ">", 1.01)])[0]
+        assert {hit.product_id for hit in some} == {IDS[7], "new"}
+
+
 def test_hits_without_metadata_or_weights_have_empty_ones() -> None:
     assert build().search(vectors(1), 1)[0][0].metadata == {}
     assert build().search(vectors(1), 1)[0][0].modality_weights == {}
@@ -98,6 +128,12 @@ def test_k_above_the_count_gives_all_products() -> None:
 def test_k_below_one_is_refused(k: int) -> None:
     with pytest.raises(ValueError, match=f"k={k}"):
         build().search(vectors(1), k)
+
+
+def test_k_is_a_whole_number_of_any_kind() -> None:
+    assert [len(build().search(vectors(1), k)[0]) for k in (np.int64(2), np.uint8(3))] == [2, 3]
+    with pytest.raises(TypeError, match="'float' object cannot be interpreted as an integer"):
+        build().search(vectors(1), 2.0)  # type: ignore[arg-type]
 
 
 def test_no_query_gives_no_list_of_hits() -> None:
@@ -151,6 +187,11 @@ def test_an_index_needs_a_fingerprint() -> None:
         ({"product_ids": ["a", "b"]}, "3 product embeddings for 2 product ids"),
         ({"product_ids": ["a", 7, "c"]}, "product id 7 in row 1 is no string"),
         ({"product_ids": ["a", "b", "a"]}, "'a' comes twice, in rows 0 and 2"),
+        ({"product_ids": pa.chunked_array([["a"], ["b", "b"]])}, "'b' comes twice, in rows 1 and 2"),
+        ({"product_ids": pa.array(["a", None, "c"])}, "product id None in row 1 is no string"),
+        ({"product_ids": pa.array([1, 2, 3])}, "product id 1 in row 0 is no string"),
+        ({"product_ids": ["a", "\ud800", "c"]}, r"product id '.ud800' holds half of a surrogate pair"),
+        ({"metadata": pa.Table.from_arrays([pa.array([1, 2, 3])] * 2, ["x", "x"])}, "2 columns .* are called 'x'"),
         ({"metadata": pa.table({"title": ["x"]})}, "metadata has 1 rows for 3"),
         ({"modality_weights": np.ones((2, 2))}, "modality weights has 2 rows for 3"),
         ({"modality_weights": np.ones((3, 3))}, "have 3 columns"),

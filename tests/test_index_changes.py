@@ -2,6 +2,7 @@
 
 import re
 import threading
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,16 @@ def test_filters_that_mean_nothing_are_refused(conditions: Any, message: str) ->
         found(build(), filter=conditions)
 
 
+@pytest.mark.parametrize(
+    ("operator", "value", "expected"),
+    [("<", 49.99, "a"), ("<=", 49.99, "ab"), ("=", 49.99, "b"), (">", 49.995, "c"), ("in", [49.99, 50], "bc")],
+)
+def test_prices_in_decimals_are_compared_with_numbers(operator: str, value: Any, expected: str) -> None:
+    prices = pa.array([Decimal("1.5"), Decimal("49.99"), Decimal("50"), None], pa.decimal128(10, 2))
+    index = ProductIndex.build(vectors(4), list("abcd"), model_fingerprint="m", metadata=pa.table({"price": prices}))
+    assert set(found(index, filter=[("price", operator, value)])[0]) == set(expected)
+
+
 def test_an_index_without_metadata_says_so() -> None:
     with pytest.raises(FilterError, match="has no metadata"):
         found(build(metadata=None), filter=[("kind", "=", "a")])
@@ -275,6 +286,12 @@ def test_updates_of_another_model_dimension_or_columns_are_refused() -> None:
         index.update(new[:, :5], ["x"], model_fingerprint="m")
     with pytest.raises(ValueError, match="the index has product_id: string; metadata"):
         index.update(new, ["x"], model_fingerprint="m")
+    for table in (metadata(["x"]).append_column("more", pa.array([1])), metadata(["x"]).drop(["price"])):
+        with pytest.raises(ValueError, match="the index has product_id: string; metadata"):
+            index.update(new, ["x"], model_fingerprint="m", metadata=table)
+    with pytest.raises(ValueError, match="the index has product_id: string; metadata"):
+        weights = np.ones((1, 2), np.float32)
+        index.update(new, ["x"], model_fingerprint="m", metadata=metadata(["x"]), modality_weights=weights)
     with pytest.raises(ValueError, match="row 0 holds a NaN"):
         index.update(new * np.nan, ["x"], model_fingerprint="m", metadata=metadata(["x"]))
     with pytest.raises(ValueError, match="'x' comes twice"):

@@ -1,6 +1,7 @@
 """Filters on metadata, written as Parquet readers take them: `[("price", "<", 50), ("category", "in", ["dress"])]`."""
 
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -88,13 +89,19 @@ def _holds(metadata: Any, condition: Any) -> npt.NDArray[np.bool_]:
 
 def _compare(column: Any, operator: str, value: Any) -> Any:
     if operator in _COMPARE:
+        value = _exact(column, value)
         return _COMPARE[operator](column, pa.scalar(value, column.type) if _same_kind(column, value) else value)
     if not isinstance(value, (list, tuple, set)):
         raise TypeError("not a list")
-    among = pc.is_in(column, value_set=pa.array(list(value), column.type), skip_nulls=True)
+    among = pc.is_in(column, value_set=pa.array([_exact(column, one) for one in value], column.type), skip_nulls=True)
     return pc.and_(pc.is_valid(column), pc.invert(among)) if operator == "not in" else among
+
+
+def _exact(column: Any, value: Any) -> Any:
+    # 49.99 is what the digits say where a column holds digits.
+    return Decimal(str(value)) if pa.types.is_decimal(column.type) and isinstance(value, float) else value
 
 
 def _same_kind(column: Any, value: Any) -> bool:
     # Numbers are compared as numbers: 49.5 is no value of an integer column, and yet below 50.
-    return not (pa.types.is_integer(column.type) and isinstance(value, float))
+    return not (pa.types.is_integer(column.type) and isinstance(value, float)) and not isinstance(value, Decimal)

@@ -1,8 +1,9 @@
 """A searchable index of product embeddings that knows its products and its model."""
 
+import operator
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from mmfusion.retrieval.index_files import (
     write_files,
 )
 from mmfusion.retrieval.milvus import MilvusIndex
-from mmfusion.retrieval.products import like, products_table
+from mmfusion.retrieval.products import Ids, ids_column, like, products_table
 from mmfusion.retrieval.recall import ExactNeighbours
 from mmfusion.retrieval.segment import IntArray, Segment, holds_exact_vectors
 from mmfusion.retrieval.table_rows import read_rows
@@ -70,7 +71,7 @@ class ProductIndex:
     def build(
         cls,
         embeds: Any | Iterable[Any],
-        product_ids: Sequence[str] | np.ndarray,
+        product_ids: Ids,
         *,
         model_fingerprint: str,
         metadata: pa.Table | None = None,
@@ -83,7 +84,7 @@ class ProductIndex:
 
         Args:
             embeds: float [N, D] (numpy, memory-mapped or tensor), or an iterable of blocks [n, D] of N rows in all.
-            product_ids: N different strings of any characters.
+            product_ids: N different strings of any characters; an Arrow array spares memory.
             model_fingerprint: identifies the model that made the embeddings.
             metadata: N rows, any columns (title …); returned with each hit, and what filters look at.
             modality_weights: float [N, 2], shares of text and image; returned with each hit.
@@ -95,8 +96,8 @@ class ProductIndex:
                 the first ones of an iterable (shuffle the catalogue if it is sorted by category).
 
         Raises:
-            ValueError: numbers of rows differ, an id comes twice, an embedding or weight is NaN or infinite, FAISS
-                cannot make such an index, or there are too few vectors to train it.
+            ValueError: numbers of rows differ, an id or a name of a column comes twice, an embedding or weight is NaN
+                or infinite, FAISS cannot make such an index, or there are too few vectors to train it.
         """
         if not model_fingerprint:
             raise ValueError("model_fingerprint is empty; pass the fingerprint of the model that made the embeddings")
@@ -227,6 +228,7 @@ class ProductIndex:
     def _search(
         self, segments: tuple[Segment, ...], query_embeds: Any, k: int, filter: Filter | None
     ) -> tuple[npt.NDArray[np.float32], IntArray]:
+        k = operator.index(k)
         if k < 1:
             raise ValueError(f"k={k}: ask for at least one hit")
         queries = as_float32(query_embeds, what="query embeddings")
@@ -282,7 +284,7 @@ class ProductIndex:
     def update(
         self,
         embeds: Any,
-        product_ids: Sequence[str] | np.ndarray,
+        product_ids: Ids,
         *,
         model_fingerprint: str,
         metadata: pa.Table | None = None,
@@ -306,7 +308,7 @@ class ProductIndex:
         if not len(table):
             return
         with self._changing:
-            base, *rest = self._without(table.column("product_id").combine_chunks())
+            base, *rest = self._without(table.column("product_id"))
             table = like(table, base.products)
             # The small one is made anew, as searches may be going on in the one that is there.
             kept = [one.vectors(np.flatnonzero(one.live)) for one in rest]
@@ -315,13 +317,13 @@ class ProductIndex:
             index = build_faiss(np.concatenate([*kept, vectors]), "Flat", 0)
             self._replace((base, Segment(index, products, np.ones(len(products), dtype=bool))))
 
-    def delete(self, product_ids: Sequence[str] | np.ndarray) -> None:
+    def delete(self, product_ids: Ids) -> None:
         """Take products away.
 
         Raises:
             ValueError: the index has no such product; none is taken away then.
         """
-        ids = pa.array(list(product_ids), pa.string())
+        ids = ids_column(product_ids)
         with self._changing:
             there = np.logical_or.reduce([one.rows_of(ids) >= 0 for one in self._segments])
             if not there.all():
@@ -387,7 +389,7 @@ class ProductIndex:
             overwrite=overwrite,
         )
 
-    def _without(self, ids: pa.Array) -> list[Segment]:
+    def _without(self, ids: pa.Array | pa.ChunkedArray) -> list[Segment]:
         parted = []
         for one in self._segments:
             rows = one.rows_of(ids)

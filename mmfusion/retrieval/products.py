@@ -1,30 +1,30 @@
 """The table beside the vectors of an index: ids, modality weights and metadata, row by row."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mmfusion.retrieval.vectors import as_float32
 
 MODALITIES = ("text", "image")
+# Arrow arrays spare a Python object for each of millions of ids.
+Ids = Sequence[str] | np.ndarray | pa.Array | pa.ChunkedArray
 
 
-def products_table(
-    product_ids: Sequence[str] | np.ndarray, metadata: pa.Table | None, modality_weights: np.ndarray | None
-) -> pa.Table:
+def products_table(product_ids: Ids, metadata: pa.Table | None, modality_weights: np.ndarray | None) -> pa.Table:
     """Columns `product_id`, and as far as they are given, structs `modality_weights` and `metadata`.
 
     Raises:
-        ValueError: An id is no string or comes twice, numbers of rows differ, or a weight is not finite.
+        ValueError: An id is no string or comes twice, numbers of rows differ, a weight is not finite, or two columns of
+            the metadata have the same name.
     """
-    ids = list(product_ids)
-    for row, product_id in enumerate(ids):
-        if not isinstance(product_id, str):
-            raise ValueError(f"product id {product_id!r} in row {row} is no string; convert ids before indexing")
+    ids = ids_column(product_ids)
     _check_unique(ids)
     # Structs keep metadata columns of any name apart from ours.
-    columns = {"product_id": pa.array(ids, pa.string())}
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {"product_id": ids}
     if modality_weights is not None:
         weights = as_float32(modality_weights, what="modality weights")
         _check_rows("modality weights", len(weights), len(ids))
@@ -33,8 +33,29 @@ def products_table(
         columns["modality_weights"] = weights_column(weights)
     if metadata is not None and metadata.num_columns:
         _check_rows("metadata", len(metadata), len(ids))
-        columns["metadata"] = metadata.to_struct_array()
+        columns["metadata"] = _plain(metadata).to_struct_array()
     return pa.table(columns)
+
+
+def ids_column(product_ids: Ids) -> pa.Array | pa.ChunkedArray:
+    """Ids as an Arrow column.
+
+    Raises:
+        ValueError: One is no string, or not one of Unicode.
+    """
+    if isinstance(product_ids, (pa.Array, pa.ChunkedArray)) and not product_ids.null_count:
+        if pa.types.is_string(product_ids.type):
+            return product_ids
+        if pa.types.is_large_string(product_ids.type):
+            return product_ids.cast(pa.string())
+    ids = product_ids.to_pylist() if isinstance(product_ids, (pa.Array, pa.ChunkedArray)) else list(product_ids)
+    for row, product_id in enumerate(ids):
+        if not isinstance(product_id, str):
+            raise ValueError(f"product id {product_id!r} in row {row} is no string; convert ids before indexing")
+    try:
+        return pa.array(ids, pa.string())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"product id {error.object!r} holds half of a surrogate pair; correct it") from error
 
 
 def weights_column(weights: np.ndarray) -> pa.StructArray:
@@ -49,7 +70,13 @@ def like(table: pa.Table, other: pa.Table) -> pa.Table:
         ValueError: It has other columns, or values that do not fit the types.
     """
     try:
-        return table.select(other.column_names).cast(other.schema) if len(table) else other.slice(0, 0)
+        # Arrow's cast would fill and drop fields in silence.
+        if _names(table) != _names(other):
+            raise ValueError("other columns")
+        if not len(table):
+            return other.slice(0, 0)
+        chosen = table.select(other.column_names)
+        return chosen if chosen.schema.equals(other.schema) else chosen.cast(other.schema)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, KeyError, ValueError) as error:
         raise ValueError(
             f"products to add have the columns {_columns(table)}, the index has {_columns(other)}; give the same "
@@ -66,13 +93,30 @@ def _check_rows(what: str, rows: int, expected: int) -> None:
         raise ValueError(f"{what} has {rows} rows for {expected} product ids; pass one each")
 
 
-def _check_unique(ids: list[str]) -> None:
-    if len(set(ids)) == len(ids):
+def _names(table: pa.Table) -> set[tuple[str, ...]]:
+    fields = {(field.name,) for field in table.schema}
+    if "metadata" in table.column_names:
+        kind = table.schema.field("metadata").type
+        fields |= {("metadata", kind.field(place).name) for place in range(kind.num_fields)}
+    return fields
+
+
+def _plain(metadata: pa.Table) -> pa.Table:
+    """The same values, those of dictionaries as themselves: a file of Arrow holds one dictionary for all its rows."""
+    name, times = Counter(metadata.column_names).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"{times} columns of the metadata are called {name!r}; rename or remove them")
+    for place, field in enumerate(metadata.schema):
+        if pa.types.is_dictionary(field.type):
+            values = metadata.column(place).cast(field.type.value_type)
+            metadata = metadata.set_column(place, field.with_type(values.type), values)
+    return metadata
+
+
+def _check_unique(ids: pa.Array | pa.ChunkedArray) -> None:
+    if pc.count_distinct(ids).as_py() == len(ids):
         return
-    first_row: dict[str, int] = {}
-    for row, product_id in enumerate(ids):
-        if product_id in first_row:
-            raise ValueError(
-                f"product id {product_id!r} comes twice, in rows {first_row[product_id]} and {row}; remove one"
-            )
-        first_row[product_id] = row
+    counts = pc.value_counts(ids)
+    twice = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"]
+    rows = np.flatnonzero(pc.equal(ids, twice).to_numpy(zero_copy_only=False))
+    raise ValueError(f"product id {twice.as_py()!r} comes twice, in rows {rows[0]} and {rows[1]}; remove one")

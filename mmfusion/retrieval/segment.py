@@ -58,16 +58,14 @@ class Segment:
     def __len__(self) -> int:
         return len(self.products)
 
-    def rows_of(self, ids: pa.Array) -> IntArray:
+    def rows_of(self, ids: pa.Array | pa.ChunkedArray) -> IntArray:
         """Live row of each id, -1 where there is none."""
         if len(ids) <= _FEW_IDS:
             found = (self.ids.row_of(name) for name in ids.to_pylist())
             return np.array([-1 if row is None or not self.live[row] else row for row in found], dtype=np.int64)
-        alive = np.flatnonzero(self.live)
-        names = self.products.column("product_id")
-        names = names.combine_chunks() if len(alive) == len(self) else names.take(pa.array(alive)).combine_chunks()
-        places = pc.index_in(ids, value_set=names).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-        return np.where(places < 0, -1, alive[places] if len(alive) else -1)
+        found = pc.index_in(ids, value_set=self.products.column("product_id")).fill_null(-1)
+        rows = np.asarray(found, dtype=np.int64)
+        return np.where((rows >= 0) & self.live[rows], rows, -1)
 
     def without(self, rows: IntArray) -> "Segment":
         """The same segment with some more rows deleted."""
