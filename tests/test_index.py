@@ -2,7 +2,9 @@
 
 import datetime
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 
 from mmfusion.evaluation.ranking import rank
 from mmfusion.retrieval import Hit, ProductIndex, index_files
+from mmfusion.retrieval import folder as folder_module
 
 IDS = ["a,b", "line\nbreak", "🧥 parka", 'quote"d', "", "قميص", "连衣裙", "0042"]
 
@@ -272,6 +275,75 @@ def test_a_save_that_fails_leaves_the_old_index_and_nothing_else(
     monkeypatch.undo()
     assert len(ProductIndex.load(folder)) == 8
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_while_an_index_is_replaced_there_always_is_one(tmp_path: Path) -> None:
+    folder, done, counts = build().save(tmp_path / "index"), threading.Event(), set()
+    replacement = build(9)
+
+    def read() -> None:
+        while not done.is_set():
+            counts.add(len(ProductIndex.load(folder)))
+
+    with ThreadPoolExecutor() as pool:
+        reading = pool.submit(read)
+        for _ in range(50):
+            replacement.save(folder, overwrite=True)
+            build().save(folder, overwrite=True)
+        done.set()
+        reading.result()
+    assert counts <= {8, 9}
+
+
+@pytest.mark.parametrize("replaced", [0, 1, 2])
+def test_an_index_that_is_replaced_while_it_is_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: int
+) -> None:
+    folder = build(9).save(tmp_path / "index")
+    other = ProductIndex.build(vectors(9, seed=1), list("abcdefghi"), model_fingerprint="model-2")
+    names = ["_read_description", "_read_faiss", "_read_products"]
+    genuine = getattr(index_files, names[replaced])
+
+    def read(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        found = genuine(*arguments)
+        other.save(folder, overwrite=True)
+        return found
+
+    monkeypatch.setattr(index_files, names[replaced], read)
+    loaded = ProductIndex.load(folder, model_fingerprint="model-2")
+    assert loaded.product_ids == list("abcdefghi")
+    np.testing.assert_array_equal(loaded.product("c").vector, vectors(9, seed=1)[2])
+
+
+def test_what_a_killed_save_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    left, held = tmp_path / ".index.new-0123", tmp_path / ".index.new-4567"
+    for path in (left, held):
+        path.mkdir()
+        (path / "index.faiss").write_bytes(b"half")
+    with folder_module._held(held):
+        build().save(tmp_path / "index")
+        assert not left.exists() and (held / "index.faiss").exists()
+    build().save(tmp_path / "index", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_folders_are_replaced_where_names_cannot_be_exchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_module, "_exchanged", lambda *_: False)
+    folder = build().save(tmp_path / "index")
+    build(9).save(folder, overwrite=True)
+    assert len(ProductIndex.load(folder)) == 9
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_a_changed_index_is_whole_although_its_folder_was_replaced_meanwhile(tmp_path: Path) -> None:
+    folder = build(9).save(tmp_path / "index")
+    index = ProductIndex.load(folder)
+    ProductIndex.build(vectors(9, seed=1), list("abcdefghi"), model_fingerprint="model-2").save(folder, overwrite=True)
+    index.update(vectors(1, seed=2), ["new"], model_fingerprint="model-1")
+    loaded = ProductIndex.load(index.save(folder, overwrite=True))
+    assert loaded.product_ids == [*(f"p{row}" for row in range(9)), "new"]
+    np.testing.assert_array_equal(loaded.product("p3").vector, vectors(9)[3])
 
 
 @pytest.mark.parametrize("name", ["index.json", "index.faiss", "products.arrow"])

@@ -188,6 +188,16 @@ def test_unchanged_files_are_not_written_again(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("factory", ["Flat", "HNSW16", "IVF4,RaBitQ,Refine(SQ8)", "IVF4,PQ4x4fs,RFlat"])
+def test_an_index_without_products_is_compacted_and_filled_again(tmp_path: Path, factory: str) -> None:
+    index = build(300, factory=factory)
+    index.delete(index.product_ids)
+    empty = ProductIndex.load(index.compact().save(tmp_path / "index"))
+    assert len(empty) == 0 and found(empty) == [{}] * 3
+    update(empty, [f"a{row}" for row in range(300)], seed=5)
+    assert set(found(empty.compact())[0]) == {f"a{row}" for row in range(300)}
+
+
 @pytest.mark.parametrize("factory", KINDS)
 @pytest.mark.parametrize("exact_below", [0, 20_000])
 def test_filters_find_exactly_the_rows_that_fulfil_them(

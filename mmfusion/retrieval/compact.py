@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmfusion.retrieval.segment import BoolArray, Segment
-from mmfusion.retrieval.vectors import build_faiss
+from mmfusion.retrieval.vectors import build_faiss, make_faiss
 
 # Its types leave out what codes and inverted lists can do.
 faiss: Any = faiss_module
@@ -32,7 +32,9 @@ def merge(segments: tuple[Segment, ...], factory: str, train_size: int) -> Segme
     base = segments[0]
     products = live_products(segments)
     index = _with_copied_codes(base)
-    if index is None:
+    if index is None and not len(products):
+        index = make_faiss(base.index.d, factory)
+    elif index is None:
         index = build_faiss((block for one in segments for block in live_blocks(one)), factory, train_size)
     else:
         for one in segments[1:]:
@@ -55,7 +57,7 @@ def live_blocks(segment: Segment) -> Iterator[np.ndarray]:
 
 def _with_copied_codes(base: Segment) -> Any:
     """A writable index with the live vectors of the base, numbered anew; None where they cannot be copied as codes."""
-    copy = faiss.clone_index(base.index) if _copies(base.index) else None
+    copy = base.copied_index() if _copies(base.index) else None
     if copy is not None:
         _refill(copy, base.index, base.live)
     return copy
@@ -90,7 +92,7 @@ def _refill(copy: Any, source: Any, live: BoolArray) -> None:
 
 
 def _refill_codes(copy: Any, source: Any, live: BoolArray) -> None:
-    codes = faiss.rev_swig_ptr(source.codes.data(), len(live) * source.code_size).reshape(len(live), -1)
+    codes = faiss.rev_swig_ptr(source.codes.data(), len(live) * source.code_size).reshape(-1, source.code_size)
     rows = np.flatnonzero(live)
     for start in range(0, len(rows), _BLOCK):
         copy.add_sa_codes(codes[rows[start : start + _BLOCK]])

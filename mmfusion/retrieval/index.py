@@ -21,6 +21,7 @@ from mmfusion.retrieval.index_files import (
     SCHEMA_VERSION,
     SEGMENTS,
     IndexDescription,
+    Origin,
     created_by,
     read_files,
     write_files,
@@ -44,7 +45,7 @@ class ProductIndex:
     """
 
     def __init__(
-        self, segments: tuple[Segment, ...], description: IndexDescription, *, origin: Path | None = None
+        self, segments: tuple[Segment, ...], description: IndexDescription, *, origin: Origin | None = None
     ) -> None:
         # Both in one attribute, which is replaced at once, so that no reader sees half a change.
         self._state = segments, description
@@ -160,11 +161,10 @@ class ProductIndex:
             FileNotFoundError: a file of the index is missing.
             ValueError: a file is damaged, of a later layout or of another index, or the fingerprint differs.
         """
-        folder = Path(folder).absolute()
-        segments, description = read_files(folder, memory_map)
+        segments, description, origin = read_files(Path(folder).absolute(), memory_map)
         if description.search_parameters:
             set_search_parameters(segments[0].index, description.search_parameters)
-        loaded = cls(segments, description, origin=folder)
+        loaded = cls(segments, description, origin=origin)
         if model_fingerprint is not None:
             loaded.check_model(model_fingerprint)
         return loaded

@@ -50,6 +50,34 @@ class IndexDescription:
     created_by: str
 
 
+Stamp = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the base of a loaded index lies, as long as nothing else has taken its place.
+
+    Attributes:
+        folder: the folder.
+        stamps: device, inode, time and size of its files.
+    """
+
+    folder: Path
+    stamps: tuple[Stamp, ...]
+
+    @classmethod
+    def of(cls, folder: Path) -> "Origin":
+        """The folder as it is."""
+        return cls(folder, tuple(_stamp(folder / name) for name in SEGMENTS[0]))
+
+    def is_there(self) -> bool:
+        """Whether the files are those that were read."""
+        try:
+            return self == Origin.of(self.folder)
+        except OSError:
+            return False
+
+
 def created_by() -> str:
     """Names and versions of the software that makes vectors and indexes."""
     try:
@@ -60,7 +88,7 @@ def created_by() -> str:
 
 
 def write_files(
-    folder: Path, segments: tuple[Segment, ...], description: IndexDescription, origin: Path | None
+    folder: Path, segments: tuple[Segment, ...], description: IndexDescription, origin: Origin | None
 ) -> None:
     """Writes an index into an empty folder.
 
@@ -68,15 +96,16 @@ def write_files(
         folder: the folder.
         segments: base and, if there is one, delta.
         description: what `index.json` will say.
-        origin: folder that the base was loaded from and is unchanged in, whose files get a second name instead of being
+        origin: where the base was loaded from. If its files are still there, they get a second name instead of being
             written again.
     """
+    linked = origin is not None and origin.is_there()
     for place, (segment, names) in enumerate(zip(segments, SEGMENTS, strict=False)):
-        if place == 0 and origin is not None:
+        if place == 0 and origin is not None and linked:
             for name in names:
-                link_or_copy(origin / name, folder / name)
+                link_or_copy(origin.folder / name, folder / name)
         else:
-            faiss.write_index(segment.index, str(folder / names[0]))
+            segment.write_vectors(folder / names[0])
             _write_products(segment.products, folder / names[1])
     if not all(segment.live.all() for segment in segments):
         np.save(folder / DELETED, np.flatnonzero(~np.concatenate([segment.live for segment in segments])))
@@ -84,13 +113,39 @@ def write_files(
     (folder / DESCRIPTION).write_text(text + "\n", "utf-8")
 
 
-def read_files(folder: Path, memory_map: bool) -> tuple[tuple[Segment, ...], IndexDescription]:
-    """Reads an index.
+def read_files(folder: Path, memory_map: bool) -> tuple[tuple[Segment, ...], IndexDescription, Origin]:
+    """Reads an index; if another one takes its place meanwhile, that one.
 
     Raises:
         FileNotFoundError: a file of the index is missing.
         ValueError: a file is damaged, of a later layout or of another index.
     """
+    while True:
+        before = _place(folder)
+        try:
+            found = *_read_files(folder, memory_map), Origin.of(folder)
+        except (OSError, ValueError):
+            if _place(folder) == before:
+                raise
+        else:
+            if _place(folder) == before:
+                return found
+
+
+def _place(folder: Path) -> tuple[int, int] | None:
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _stamp(path: Path) -> Stamp:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _read_files(folder: Path, memory_map: bool) -> tuple[tuple[Segment, ...], IndexDescription]:
     _check_there(folder, DESCRIPTION)
     description = _read_description(folder / DESCRIPTION)
     parts = []

@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import faiss as faiss_module
@@ -106,13 +107,26 @@ class Segment:
 
     def vectors(self, rows: IntArray) -> npt.NDArray[np.float32]:
         """Vectors (n, D) of rows, as the index holds them; with rescoring, those that it scores again."""
+        self._map_rows()
+        found: npt.NDArray[np.float32] = self.index.reconstruct_batch(rows)
+        return found
+
+    def copied_index(self) -> Any:
+        """A copy of the FAISS index that may be changed."""
+        self._map_rows()
+        return faiss.clone_index(self.index)
+
+    def write_vectors(self, path: Path) -> None:
+        """Writes the FAISS index to a file."""
         with self._lock:
-            # FAISS finds entries of inverted lists through a map that it makes once.
+            faiss.write_index(self.index, str(path))
+
+    def _map_rows(self) -> None:
+        # FAISS finds entries of inverted lists through a map that it makes once, and that is not to be copied by half.
+        with self._lock:
             ivf = _inverted(self.index)
             if ivf is not None and ivf.direct_map.no():
                 ivf.make_direct_map()
-        found: npt.NDArray[np.float32] = self.index.reconstruct_batch(rows)
-        return found
 
 
 def holds_exact_vectors(index: Any) -> bool:
