@@ -11,6 +11,7 @@ from mmfusion.data.catalogue import Catalogue
 from mmfusion.embedding import EmbeddedCatalogue
 from mmfusion.retrieval import Choice, MilvusIndex, ProductIndex, choose_index
 from mmfusion.retrieval.choose import physical_memory
+from mmfusion.retrieval.index import TRAIN_SIZE
 from mmfusion.retrieval.table_rows import take_rows
 from mmfusion.training import load_catalogue, open_run, run_command
 from mmfusion.training.full_disk import full_disk_ends
@@ -90,12 +91,22 @@ def _build_with_faiss(run: Run, embedded: EmbeddedCatalogue, metadata: pa.Table,
         modality_weights=embedded.modality_weights(),
         factory=chosen.factory,
         search_parameters=chosen.search_parameters,
+        sample=_sample(embedded) if len(embedded) and chosen.factory != "Flat" else None,
     )
     index.save(run.folder / "index", overwrite=True)
     return (
         f"{run.folder / 'index'} ({chosen.factory} {chosen.search_parameters}".rstrip()
         + f"; finds {index.description.recall_at_100:.1%} of the 100 products most like a product)"
     )
+
+
+def _sample(embedded: EmbeddedCatalogue) -> np.ndarray:
+    """Vectors (M, D) float32 from all over the catalogue, which often is sorted by category."""
+    step, first, parts = -(-len(embedded) // TRAIN_SIZE), 0, []
+    for block in embedded.vectors():
+        parts.append(block[-first % step :: step].copy())
+        first += len(block)
+    return np.concatenate(parts)
 
 
 def _build_in_milvus(

@@ -165,8 +165,9 @@ def test_queries_that_are_no_matrix_of_floats_are_refused(queries: np.ndarray) -
 def test_a_product_embedding_that_is_not_finite_is_refused_with_its_row_over_all_blocks() -> None:
     bad = vectors(10)
     bad[7, 0] = np.nan
-    with pytest.raises(ValueError, match="product embeddings: row 7"):
-        ProductIndex.build(iter([bad[:5], bad[5:]]), list("abcdefghij"), model_fingerprint="m")
+    for embeds, factory in ((iter([bad[:5], bad[5:]]), "Flat"), (bad, "Flat"), (bad, "HNSW16")):
+        with pytest.raises(ValueError, match="product embeddings: row 7"):
+            ProductIndex.build(embeds, list("abcdefghij"), model_fingerprint="m", factory=factory, train_size=4)
 
 
 def test_another_model_is_refused_naming_both(tmp_path: Path) -> None:

@@ -356,6 +356,37 @@ def test_recall_is_measured_when_an_index_is_built() -> None:
         assert (index.description.recall_at_100 > 0.999) == (parameters == "nprobe=16") or "HNSW" in factory
 
 
+def test_a_sample_of_a_sorted_catalogue_trains_for_all_of_it() -> None:
+    drawn = np.random.default_rng(0)
+    centres = drawn.normal(size=(8, 16))
+    embeds = (np.repeat(centres, 500, axis=0) + 0.6 * drawn.normal(size=(4000, 16))).astype(np.float32)
+    embeds /= np.linalg.norm(embeds, axis=1, keepdims=True)
+    exact = np.argsort(-(embeds[::10] @ embeds.T), axis=1)[:, :100]
+
+    def recalls(given: Any, **options: Any) -> tuple[float, float]:
+        index = ProductIndex.build(
+            given,
+            [str(row) for row in range(4000)],
+            model_fingerprint="m",
+            factory="IVF32,SQ8",
+            search_parameters="nprobe=4",
+            train_size=500,
+            **options,
+        )
+        _, rows = index.search_rows(embeds[::10], 100)
+        true = np.mean([len(np.intersect1d(*pair)) / 100 for pair in zip(rows, exact, strict=True)])
+        return float(true), index.description.recall_at_100
+
+    first, sampled, whole = (
+        recalls(iter(np.split(embeds, 8))),
+        recalls(iter(np.split(embeds, 8)), sample=embeds[::8]),
+        recalls(embeds),
+    )
+    assert first[0] < 0.8 < 0.9 < sampled[0]
+    for true, told in (sampled, whole):
+        assert true > 0.9 and told == pytest.approx(true, abs=0.03)
+
+
 @pytest.mark.parametrize(
     ("count", "dimension", "gib", "kind"),
     [

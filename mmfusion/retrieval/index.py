@@ -31,7 +31,7 @@ from mmfusion.retrieval.products import Ids, ids_column, like, products_table
 from mmfusion.retrieval.recall import ExactNeighbours
 from mmfusion.retrieval.segment import IntArray, Segment, holds_exact_vectors
 from mmfusion.retrieval.table_rows import read_rows
-from mmfusion.retrieval.vectors import as_float32, build_faiss, set_search_parameters
+from mmfusion.retrieval.vectors import as_float32, build_faiss, set_search_parameters, spread_rows
 
 TRAIN_SIZE = 262_144
 
@@ -80,6 +80,7 @@ class ProductIndex:
         factory: str = "Flat",
         search_parameters: str = "",
         train_size: int = TRAIN_SIZE,
+        sample: Any | None = None,
     ) -> "ProductIndex":
         """Index product embeddings for search by inner product.
 
@@ -93,8 +94,9 @@ class ProductIndex:
                 With "Refine(SQ8)" or "RFlat" behind a comma, candidates are scored again with vectors on disk.
             search_parameters: FAISS run-time parameters, for example "nprobe=16" (an IVF index looks into a single
                 cluster otherwise), "efSearch=64", or "nprobe=16,k_factor_rf=4" (with rescoring, 4 k candidates).
-            train_size: vectors that an index in need of training is trained on at most: spread evenly over an array,
-                the first ones of an iterable (shuffle the catalogue if it is sorted by category).
+            train_size: vectors that an index in need of training is trained on at most, where there is no sample:
+                spread evenly over an array, the first ones of an iterable (often of a single category).
+            sample: float [M, D], vectors of all kinds of products, to train on and to measure recall with.
 
         Raises:
             ValueError: numbers of rows differ, an id or a name of a column comes twice, an embedding or weight is NaN
@@ -103,9 +105,14 @@ class ProductIndex:
         if not model_fingerprint:
             raise ValueError("model_fingerprint is empty; pass the fingerprint of the model that made the embeddings")
         products = products_table(product_ids, metadata, modality_weights)
-        exact = ExactNeighbours()
+        if sample is not None:
+            sample = as_float32(sample, what="the sample")
+        elif factory != "Flat" and getattr(embeds, "ndim", None) == 2 and len(embeds):
+            sample = spread_rows(embeds, train_size)
+        exact = ExactNeighbours(sample)
         # Exact search would only find that an exact index is exact.
-        index = build_faiss(embeds, factory, train_size, *([] if factory == "Flat" else [exact.watch]))
+        watch = iter if factory == "Flat" else exact.watch
+        index = build_faiss(embeds, factory, train_size, watch, sample)
         if index.ntotal != len(products):
             raise ValueError(f"{index.ntotal} product embeddings for {len(products)} product ids; pass one each")
         if search_parameters:

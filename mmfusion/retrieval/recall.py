@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mmfusion.retrieval.vectors import spread_rows
+
 SAMPLE, PLACES = 256, 100
 FloatArray = npt.NDArray[np.float32]
 
@@ -13,12 +15,14 @@ FloatArray = npt.NDArray[np.float32]
 class ExactNeighbours:
     """Exact search for a sample of the vectors that pass by, block by block, with the memory of the sample.
 
-    The sample is spread over the first block, so shuffle a catalogue that is sorted by category. Vectors of the sample
-    find themselves, in the index as in exact search.
+    Vectors of the sample find themselves, in the index as in exact search.
+
+    Args:
+        sample: (M, D) float32, of which at most `SAMPLE` rows are taken; None: of the first block.
     """
 
-    def __init__(self) -> None:
-        self.queries: FloatArray | None = None
+    def __init__(self, sample: FloatArray | None = None) -> None:
+        self.queries = None if sample is None else _some(sample)
         self._scores = np.empty((0, 0), dtype=np.float32)
         self._rows = np.empty((0, 0), dtype=np.int64)
         self._seen = 0
@@ -31,10 +35,10 @@ class ExactNeighbours:
 
     def _look(self, block: FloatArray) -> None:
         if self.queries is None:
-            chosen = np.unique(np.linspace(0, len(block) - 1, min(SAMPLE, len(block))).astype(np.int64))
-            self.queries = block[chosen].copy()
-            self._scores = np.empty((len(chosen), 0), dtype=np.float32)
-            self._rows = np.empty((len(chosen), 0), dtype=np.int64)
+            self.queries = _some(block)
+        if not self._seen:
+            self._scores = np.empty((len(self.queries), 0), dtype=np.float32)
+            self._rows = np.empty((len(self.queries), 0), dtype=np.int64)
         rows = np.broadcast_to(np.arange(self._seen, self._seen + len(block)), (len(self.queries), len(block)))
         self._seen += len(block)
         scores = np.concatenate([self._scores, self.queries @ block.T], axis=1)
@@ -50,3 +54,7 @@ class ExactNeighbours:
         _, found = index.search(self.queries, places)
         hits = sum(len(np.intersect1d(mine, exact)) for mine, exact in zip(found, self._rows, strict=True))
         return hits / self._rows.size
+
+
+def _some(vectors: FloatArray) -> FloatArray:
+    return spread_rows(vectors, SAMPLE).copy()

@@ -1,6 +1,7 @@
 """FAISS indexes from blocks of vectors, with errors that say what to do."""
 
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import faiss
@@ -11,13 +12,13 @@ _BLOCK = 65_536
 _AT_LEAST_ONE = frozenset({"nprobe", "efSearch", "k_factor_rf"})
 
 
-def as_float32(block: Any, *, what: str, first_row: int = 0) -> np.ndarray:
+def as_float32(block: Any, *, what: str, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
     """Check one block of vectors.
 
     Args:
         block: float [n, D], a numpy array or a tensor on any device.
         what: name of the vectors for error messages.
-        first_row: number of the block's first row, for error messages.
+        rows: numbers of the block's rows, for error messages; None: from 0.
 
     Returns:
         float32 [n, D], contiguous.
@@ -34,7 +35,7 @@ def as_float32(block: Any, *, what: str, first_row: int = 0) -> np.ndarray:
         block = np.ascontiguousarray(block, dtype=np.float32)
     finite = np.isfinite(block).all(axis=1)
     if not finite.all():
-        row = first_row + int(finite.argmin())
+        row = int(finite.argmin()) if rows is None else rows[int(finite.argmin())]
         raise ValueError(
             f"{what}: row {row} holds a NaN or a number that float32 cannot hold; check the model and input behind it"
         )
@@ -42,15 +43,20 @@ def as_float32(block: Any, *, what: str, first_row: int = 0) -> np.ndarray:
 
 
 def build_faiss(
-    embeds: Any, factory: str, train_size: int, watch: Callable[[Iterator[np.ndarray]], Iterator[np.ndarray]] = iter
+    embeds: Any,
+    factory: str,
+    train_size: int,
+    watch: Callable[[Iterator[np.ndarray]], Iterator[np.ndarray]] = iter,
+    sample: np.ndarray | None = None,
 ) -> faiss.Index:
     """Train, if needed, and fill an inner-product index.
 
     Args:
         embeds: float [N, D], or an iterable of blocks [n, D].
         factory: FAISS factory string.
-        train_size: vectors to train on at most: spread evenly over an array, the first ones of an iterable.
+        train_size: vectors to train on at most, where there is no sample: the first ones.
         watch: sees each block once, in order, and passes it on.
+        sample: float32 [M, D], vectors to train on.
 
     Returns:
         The index; its entry i is the i-th vector.
@@ -65,17 +71,25 @@ def build_faiss(
     index = make_faiss(first.shape[1], factory)
     held = [first]
     if not index.is_trained:
-        num_held = len(first)
-        if not hasattr(embeds, "ndim"):
+        if sample is None:
+            num_held = len(first)
             while num_held < train_size and (block := next(blocks, None)) is not None:
                 held.append(block)
                 num_held += len(block)
-        _train(index, _training_vectors(embeds, held, train_size), factory)
+            sample = np.concatenate(held)[:train_size]
+        _train(index, sample, factory)
+        sample = None
     while held:
         _add(index, held.pop(0), factory)
     for block in blocks:
         _add(index, block, factory)
     return index
+
+
+def spread_rows(embeds: Any, count: int) -> np.ndarray:
+    """At most so many rows of an array or tensor [N, D], from its first to its last, as float32."""
+    rows = np.unique(np.linspace(0, embeds.shape[0] - 1, min(count, embeds.shape[0])).astype(np.int64))
+    return as_float32(embeds[rows], what="product embeddings", rows=rows)
 
 
 def set_search_parameters(index: faiss.Index, parameters: str) -> None:
@@ -120,7 +134,7 @@ def checked_blocks(embeds: Any) -> Iterator[np.ndarray]:
     """
     row, dimension = 0, None
     for block in _slices(embeds) if hasattr(embeds, "ndim") else embeds:
-        checked = as_float32(block, what="product embeddings", first_row=row)
+        checked = as_float32(block, what="product embeddings", rows=range(row, sys.maxsize))
         row += len(checked)
         if len(checked):
             dimension = dimension or checked.shape[1]
@@ -155,13 +169,6 @@ def make_faiss(dimension: int, factory: str) -> faiss.Index:
             f"FAISS cannot make an inner-product index {factory!r} of dimension {dimension} ({_reason(error)}); pass "
             "a factory string such as 'Flat', 'HNSW32' or 'IVF256,PQ32' (PQ32 needs a dimension divisible by 32)"
         ) from error
-
-
-def _training_vectors(embeds: Any, held: list[np.ndarray], train_size: int) -> np.ndarray:
-    if not hasattr(embeds, "ndim"):
-        return np.concatenate(held)[:train_size]
-    rows = np.unique(np.linspace(0, embeds.shape[0] - 1, min(train_size, embeds.shape[0])).astype(np.int64))
-    return as_float32(embeds[rows], what="product embeddings")
 
 
 def _train(index: faiss.Index, vectors: np.ndarray, factory: str) -> None:
