@@ -25,8 +25,9 @@ def main(
     record = index_record(index)
     model, processor = load_query_tower(base or record["base"])
     searcher = Searcher.of(model, processor, open_built_index(index, record))
+    (hits,) = searcher.search(query, k, filter=filter)
     print(f"{'rank':>4}  {'score':>6}  {'text':>5} {'photo':>5}  product")
-    for hit in searcher.search(query, k, filter=filter)[0]:
+    for hit in hits:
         weights = hit.modality_weights or {}
         title = hit.metadata.get("title") or "(no title)"
         shares = " ".join(f"{weights.get(name, float('nan')):5.2f}" for name in ("text", "image"))

@@ -236,6 +236,15 @@ def test_search_parameters_are_applied_kept_and_checked(tmp_path: Path) -> None:
         build(200, factory="IVF16,Flat", search_parameters="nprob=3")
 
 
+def test_wrong_search_parameters_are_told_before_the_rest_is_read() -> None:
+    def blocks() -> Iterator[np.ndarray]:
+        yield vectors(20)
+        raise AssertionError("read further")
+
+    with pytest.raises(ValueError, match="'nprob=3'"):
+        ProductIndex.build(blocks(), IDS, model_fingerprint="m", factory="IVF4,SQ8", search_parameters="nprob=3")
+
+
 def test_saving_over_an_index_needs_overwrite(tmp_path: Path) -> None:
     folder = tmp_path / "index"
     folder.mkdir()

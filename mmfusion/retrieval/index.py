@@ -112,11 +112,9 @@ class ProductIndex:
         exact = ExactNeighbours(sample)
         # Exact search would only find that an exact index is exact.
         watch = iter if factory == "Flat" else exact.watch
-        index = build_faiss(embeds, factory, train_size, watch, sample)
+        index = build_faiss(embeds, factory, train_size, watch, sample, search_parameters)
         if index.ntotal != len(products):
             raise ValueError(f"{index.ntotal} product embeddings for {len(products)} product ids; pass one each")
-        if search_parameters:
-            set_search_parameters(index, search_parameters)
         description = IndexDescription(
             schema_version=SCHEMA_VERSION,
             dimension=index.d,

@@ -48,6 +48,7 @@ def build_faiss(
     train_size: int,
     watch: Callable[[Iterator[np.ndarray]], Iterator[np.ndarray]] = iter,
     sample: np.ndarray | None = None,
+    search_parameters: str = "",
 ) -> faiss.Index:
     """Train, if needed, and fill an inner-product index.
 
@@ -57,6 +58,7 @@ def build_faiss(
         train_size: vectors to train on at most, where there is no sample: the first ones.
         watch: sees each block once, in order, and passes it on.
         sample: float32 [M, D], vectors to train on.
+        search_parameters: of the index, see [`set_search_parameters`].
 
     Returns:
         The index; its entry i is the i-th vector.
@@ -69,6 +71,9 @@ def build_faiss(
     if first is None:
         raise ValueError("no product embedding to index; check that the catalogue is not empty")
     index = make_faiss(first.shape[1], factory)
+    if search_parameters:
+        # Before the hours that the rest may take.
+        set_search_parameters(index, search_parameters)
     held = [first]
     if not index.is_trained:
         if sample is None:
