@@ -102,11 +102,14 @@ def _build_with_faiss(run: Run, embedded: EmbeddedCatalogue, metadata: pa.Table,
 
 def _sample(embedded: EmbeddedCatalogue) -> np.ndarray:
     """Vectors (M, D) float32 from all over the catalogue, which often is sorted by category."""
-    step, first, parts = -(-len(embedded) // TRAIN_SIZE), 0, []
+    step = -(-len(embedded) // TRAIN_SIZE)
+    sample = np.empty((-(-len(embedded) // step), embedded.manifest.made_of.dimension), np.float32)
+    first = filled = 0
     for block in embedded.vectors():
-        parts.append(block[-first % step :: step].copy())
-        first += len(block)
-    return np.concatenate(parts)
+        some = block[-first % step :: step]
+        sample[filled : filled + len(some)] = some
+        first, filled = first + len(block), filled + len(some)
+    return sample
 
 
 def _build_in_milvus(

@@ -13,6 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import recipes.index
+from mmfusion.embedding import EmbeddedCatalogue, MadeOf, Manifest
+from mmfusion.embedding.manifest import entry_of
+from mmfusion.embedding.shard import write_shard
 from mmfusion.retrieval import FilterError, ProductIndex, choose, choose_index, segment
 from mmfusion.retrieval.choose import physical_memory
 
@@ -188,6 +192,16 @@ def test_unchanged_files_are_not_written_again(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("damage", [b"", b"half", b"\x93NUMPY\x01\x00\x76\x00{'descr': '<i8', ('" + b" " * 200])
+def test_a_damaged_list_of_deleted_products_is_named(tmp_path: Path, damage: bytes) -> None:
+    index = build()
+    index.delete(["a0"])
+    folder = index.save(tmp_path / "index")
+    (folder / "deleted.npy").write_bytes(damage)
+    with pytest.raises(ValueError, match=r"deleted\.npy is damaged"):
+        ProductIndex.load(folder)
+
+
 @pytest.mark.parametrize("factory", ["Flat", "HNSW16", "IVF4,RaBitQ,Refine(SQ8)", "IVF4,PQ4x4fs,RFlat"])
 def test_an_index_without_products_is_compacted_and_filled_again(tmp_path: Path, factory: str) -> None:
     index = build(300, factory=factory)
@@ -354,6 +368,24 @@ def test_recall_is_measured_when_an_index_is_built() -> None:
         expected = np.mean([len(np.intersect1d(*pair)) / 100 for pair in zip(mine, exact, strict=True)])
         assert index.description.recall_at_100 == pytest.approx(expected, abs=1e-3)
         assert (index.description.recall_at_100 > 0.999) == (parameters == "nprobe=16") or "HNSW" in factory
+
+
+@pytest.mark.parametrize(("count", "at_most", "step"), [(10, 3, 4), (10, 100, 1), (7, 7, 1), (1, 5, 1), (100, 9, 12)])
+def test_the_recipe_samples_all_shards(
+    count: int, at_most: int, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_of, embeds = MadeOf("m", "b", "32-true", DIMENSION, "float32"), vectors(count)
+    entries = []
+    for first in range(0, count, 4):
+        rows = np.arange(first, min(first + 4, count))
+        path = tmp_path / f"{first}.parquet"
+        contents, weights = np.zeros((len(rows), 2), np.uint64), np.ones((len(rows), 2), np.float32)
+        write_shard(path, made_of, list(map(str, rows)), contents, embeds[rows], weights)
+        entries.append(entry_of(path))
+    manifest = Manifest(1, made_of, "m", None, "c", None, count, tuple(entries), "test")
+    monkeypatch.setattr(recipes.index, "TRAIN_SIZE", at_most)
+    sample = recipes.index._sample(EmbeddedCatalogue(tmp_path, manifest))
+    np.testing.assert_array_equal(sample, embeds[::step])
 
 
 def test_a_sample_of_a_sorted_catalogue_trains_for_all_of_it() -> None:

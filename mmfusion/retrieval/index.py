@@ -105,9 +105,10 @@ class ProductIndex:
         if not model_fingerprint:
             raise ValueError("model_fingerprint is empty; pass the fingerprint of the model that made the embeddings")
         products = products_table(product_ids, metadata, modality_weights)
+        shape: tuple[int, ...] = getattr(embeds, "shape", ())
         if sample is not None:
             sample = as_float32(sample, what="the sample")
-        elif factory != "Flat" and getattr(embeds, "ndim", None) == 2 and len(embeds):
+        elif factory != "Flat" and len(shape) == 2 and shape[0]:
             sample = spread_rows(embeds, train_size)
         exact = ExactNeighbours(sample)
         # Exact search would only find that an exact index is exact.

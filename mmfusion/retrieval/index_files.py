@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tokenize import TokenError
 
 import faiss
 import numpy as np
@@ -200,7 +201,7 @@ def _read_live(folder: Path, count: int) -> BoolArray:
     if path.is_file():
         try:
             live[np.load(path)] = False
-        except (ValueError, EOFError, IndexError, OSError) as error:
+        except (ValueError, EOFError, IndexError, OSError, TokenError) as error:
             raise ValueError(f"{path} is damaged ({error}); build the index again") from error
     return live
 

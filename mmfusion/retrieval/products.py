@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ from mmfusion.retrieval.vectors import as_float32
 
 MODALITIES = ("text", "image")
 # Arrow arrays spare a Python object for each of millions of ids.
-Ids = Sequence[str] | np.ndarray | pa.Array | pa.ChunkedArray
+Ids: TypeAlias = Sequence[str] | np.ndarray | pa.Array | pa.ChunkedArray
 
 
 def products_table(product_ids: Ids, metadata: pa.Table | None, modality_weights: np.ndarray | None) -> pa.Table:
@@ -94,7 +95,7 @@ def _check_rows(what: str, rows: int, expected: int) -> None:
 
 
 def _names(table: pa.Table) -> set[tuple[str, ...]]:
-    fields = {(field.name,) for field in table.schema}
+    fields: set[tuple[str, ...]] = {(field.name,) for field in table.schema}
     if "metadata" in table.column_names:
         kind = table.schema.field("metadata").type
         fields |= {("metadata", kind.field(place).name) for place in range(kind.num_fields)}
