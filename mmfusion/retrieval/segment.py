@@ -46,7 +46,7 @@ class Segment:
     num_live: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "num_live", int(self.live.sum()))
+        object.__setattr__(self, "num_live", int(np.count_nonzero(self.live)))
         if self._ids is None:
             object.__setattr__(self, "_ids", IdLookup(self.products))
 
@@ -85,7 +85,7 @@ class Segment:
             allowed: (N,) bool, or None for all.
         """
         wanted = self.live if allowed is None else self.live & allowed
-        count = self.num_live if allowed is None else int(wanted.sum())
+        count = self.num_live if allowed is None else int(np.count_nonzero(wanted))
         if count == 0 or len(queries) == 0:
             return np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
         if count == len(self):

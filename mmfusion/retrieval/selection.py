@@ -39,7 +39,8 @@ def search_selected(index: Any, queries: npt.NDArray[np.float32], k: int, wanted
     if wanted is None:
         scores, rows = index.search(queries, k)
     else:
-        selector, share = faiss.IDSelectorBitmap(np.packbits(wanted, bitorder="little")), float(wanted.mean())
+        selector = faiss.IDSelectorBitmap(np.packbits(wanted, bitorder="little"))
+        share = np.count_nonzero(wanted) / len(wanted)
         steps = 0 if graph is None else max(graph.hnsw.efSearch, k) / share
         scanned = vectors is not None and steps * _SCANNED_PER_STEP > share * len(wanted)
         index = vectors if scanned else index
