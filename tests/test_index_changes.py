@@ -322,6 +322,10 @@ def test_updates_of_another_model_dimension_or_columns_are_refused() -> None:
         index.update(vectors(2), ["x", "x"], model_fingerprint="m")
     with pytest.raises(ValueError, match="'y' is not in the index"):
         index.delete(["a0", "y"])
+    with pytest.raises(ValueError, match="product_ids is the text 'a0'; give a list"):
+        index.delete("a0")
+    with pytest.raises(ValueError, match="product id 7 in row 1 is no string"):
+        index.delete(["a0", 7])  # type: ignore[list-item]
     assert len(index) == 60 and "a0" in index.product_ids
 
 

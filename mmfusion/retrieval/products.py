@@ -42,8 +42,10 @@ def ids_column(product_ids: Ids) -> pa.Array | pa.ChunkedArray:
     """Ids as an Arrow column.
 
     Raises:
-        ValueError: One is no string, or not one of Unicode.
+        ValueError: One is no string, or not one of Unicode; or this is a single string.
     """
+    if isinstance(product_ids, str):
+        raise ValueError(f"product_ids is the text {product_ids!r}; give a list of ids")
     if isinstance(product_ids, (pa.Array, pa.ChunkedArray)) and not product_ids.null_count:
         if pa.types.is_string(product_ids.type):
             return product_ids
