@@ -10,8 +10,9 @@ from mmfusion.embedding import EmbeddedCatalogue, EmbeddingJob, EmbeddingSetting
 from mmfusion.embedding.engine_lightning import ShardWriter, embed_with_lightning
 from mmfusion.embedding.engine_ray import ACCELERATORS, embed_with_ray
 from mmfusion.training import Hardware, open_run, run_command
-from mmfusion.training.embedding_sources import forget_other_tables, load_to_embed
+from mmfusion.training.embedding_sources import load_to_embed
 from mmfusion.training.full_disk import full_disk_ends
+from mmfusion.training.sources import forget_other_tables
 from mmfusion.training.trainer import expected_warnings_ignored
 
 
@@ -79,9 +80,7 @@ def _check(engine: str, hardware: Hardware) -> None:
     if hardware.strategy == "fsdp":
         raise ValueError("hardware.strategy is fsdp, which shares out what is trained; embed with auto or ddp.")
     if hardware.activation_checkpointing:
-        raise ValueError(
-            "hardware.activation_checkpointing is true, of use in training alone; leave it out."
-        )
+        raise ValueError("hardware.activation_checkpointing is true, of use in training alone; leave it out.")
     if engine != "ray":
         return
     if hardware.strategy != "auto" or hardware.num_nodes != 1:

@@ -13,9 +13,10 @@ from mmfusion.retrieval import Choice, MilvusIndex, ProductIndex, choose_index
 from mmfusion.retrieval.choose import physical_memory
 from mmfusion.retrieval.index import TRAIN_SIZE
 from mmfusion.retrieval.table_rows import take_rows
-from mmfusion.training import load_catalogue, open_run, run_command
+from mmfusion.training import open_run, run_command
 from mmfusion.training.full_disk import full_disk_ends
 from mmfusion.training.run import Run, RunError, read_record
+from mmfusion.training.sources import forget_other_tables
 
 
 def main(
@@ -72,12 +73,14 @@ def main(
         _check_milvus_flags(milvus_uri, factory, search_parameters, memory_gib)
     run = open_run(output, "index", arguments)
     with full_disk_ends(run.folder, "build the index; one that was there is left as it was"):
-        products = load_catalogue(catalogue or record["catalogue"], None, run.folder, products_only=True)
+        source = catalogue or record["catalogue"]
+        products = Catalogue.load_products(source, cache_dir=run.folder / "cache" / "catalogue", photos=False)
         metadata = _metadata(products, embedded)
         if milvus_uri is None:
             told = _build_with_faiss(run, embedded, metadata, chosen)
         else:
             told = _build_in_milvus(embedded, metadata, milvus_uri, collection, index_type, overwrite)
+    forget_other_tables(products, run.folder)
     run.finish(base=record["base"], products=len(embedded), milvus_uri=milvus_uri, collection=collection)
     print(f'{len(embedded):,} products in {told}; next: recipes/search.py "red floral summer dress" --index {output}')
 
@@ -165,7 +168,7 @@ def _metadata(catalogue: Catalogue, embedded: EmbeddedCatalogue) -> pa.Table:
             f"{rows.null_count} embedded products are not in {catalogue!r}; run recipes/embed.py on it again, or give "
             "the --catalogue that was embedded."
         )
-    names = [name for name in table.column_names if name not in ("product_id", "image")]
+    names = [name for name in table.column_names if name != "product_id"]
     return take_rows(table.select(names), rows.to_numpy(zero_copy_only=False).astype(np.int64))
 
 

@@ -551,6 +551,23 @@ def pretend_hub(
     return calls
 
 
+@pytest.mark.parametrize("on_the_hub", [False, True])
+def test_products_without_their_photos(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_the_hub: bool
+) -> None:
+    if on_the_hub:
+        pretend_hub(monkeypatch, folder, tmp_path / "downloaded")
+    source = "someone/shop-data" if on_the_hub else str(folder)
+    cache = tmp_path / "cache"
+    whole = Catalogue.load_products(source, cache_dir=cache)
+    bare = Catalogue.load_products(source, cache_dir=cache, photos=False)
+    assert bare.products.column_names == [name for name in whole.products.column_names if name != "image"]
+    assert bare.products.to_dict() == whole.products.remove_columns("image").to_dict()
+    assert on_the_hub or not any(
+        PHOTO["bytes"] in Path(file["filename"]).read_bytes() for file in bare.products.cache_files
+    )
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_a_hub_data_set(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, several: bool) -> None:
     content = tables()

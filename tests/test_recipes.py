@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Timer
 from typing import Any
 
+import datasets
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -50,6 +51,13 @@ def test_stages_leave_model_processor_logs_and_curves(outputs: Path) -> None:
         assert (outputs / name / "logs" / "version_0" / "metrics.csv").is_file()
         assert json.loads((outputs / name / "run.json").read_text())["complete"]
     assert MMFusionModel.from_pretrained(outputs / "stage2").config.fusion == "gated"
+
+
+def test_an_index_takes_no_photos_from_the_catalogue(outputs: Path) -> None:
+    used = {name: list((outputs / name / "cache").rglob("*.arrow")) for name in ("embeddings", "index")}
+    columns = {name: [datasets.Dataset.from_file(str(path)).column_names for path in used[name]] for name in used}
+    assert [("image" in names) for names in columns["embeddings"]] == [True]
+    assert [("image" in names) for names in columns["index"]] == [False]
 
 
 def test_a_routed_model_is_trained_evaluated_indexed_and_searched(

@@ -97,14 +97,22 @@ class Catalogue:
 
     @staticmethod
     def load_products(
-        source: str | os.PathLike[str], *, cache_dir: str | os.PathLike[str], revision: str | None = None
+        source: str | os.PathLike[str],
+        *,
+        cache_dir: str | os.PathLike[str],
+        revision: str | None = None,
+        photos: bool = True,
     ) -> Catalogue:
         """Loads and checks products alone: a catalogue without queries and judgements, as an index is made of.
 
-        Arguments and errors are those of `load`; the other tables need not be there.
+        Further arguments and errors are those of `load`; the other tables need not be there.
+
+        Args:
+            photos: False leaves the column ``image`` out, which is most of a catalogue's bytes.
         """
         name = os.fspath(source)
-        tables, photo_root = _load_tables(name, os.path.abspath(cache_dir), revision, ("products",))
+        leave_out = () if photos else ("image",)
+        tables, photo_root = _load_tables(name, os.path.abspath(cache_dir), revision, ("products",), leave_out)
         check_products(tables["products"], name, photo_root)
         nobody = datasets.Dataset.from_dict({"query_id": [], "query": []})
         return Catalogue(tables["products"], nobody, Qrels([], [], []), source=name, photo_root=photo_root)
@@ -243,11 +251,11 @@ class Catalogue:
 
 
 def _load_tables(
-    name: str, cache: str, revision: str | None, wanted: Sequence[str]
+    name: str, cache: str, revision: str | None, wanted: Sequence[str], leave_out: Sequence[str] = ()
 ) -> tuple[dict[str, datasets.Dataset], str | None]:
     """Tables by name, and the folder in which photos are found that are stored as a path."""
     folder = find_folder(name)
     if folder is None:
-        return {table: load_from_hub(name, table, cache, revision) for table in wanted}, cache
+        return {table: load_from_hub(name, table, cache, revision, leave_out) for table in wanted}, cache
     refuse_revision(name, revision)
-    return {table: load_from_folder(folder, table, cache) for table in wanted}, folder.photo_root
+    return {table: load_from_folder(folder, table, cache, leave_out) for table in wanted}, folder.photo_root

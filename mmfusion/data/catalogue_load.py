@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import datasets
@@ -15,19 +16,17 @@ from mmfusion.data.catalogue_files import Folder, read_batches
 from mmfusion.data.catalogue_schema import read_schemas, target_schema
 
 
-def load_from_folder(
-    folder: Folder, table: str, cache_dir: str, columns: Sequence[str] | None = None
-) -> datasets.Dataset:
+def load_from_folder(folder: Folder, table: str, cache_dir: str, leave_out: Collection[str] = ()) -> datasets.Dataset:
     """One table of a folder, memory-mapped from a conversion in ``cache_dir`` that is made where it is missing.
 
-    Of ``columns`` alone, which the table has, or of all.
+    Columns to ``leave_out`` are neither read nor written; the table need not have them.
     """
     files = folder.files(table)
     schema, fingerprint = read_schemas(folder, table, files)
     place = f"catalogue {folder.name!r}, table {table!r}"
-    if columns is not None:
-        schema = pa.schema([schema.field(column) for column in columns])
-    part = "" if columns is None else f"-{'-'.join(columns)}"
+    columns = [column for column in schema.names if column not in leave_out]
+    part = "" if columns == schema.names else f"-{hashlib.sha256(repr(columns).encode()).hexdigest()[:8]}"
+    schema = pa.schema([schema.field(column) for column in columns])
     mapped = os.path.join(cache_dir, f"{table}-{fingerprint}{part}.arrow")
     if not os.path.exists(mapped):
         with reading(f"cache folder {cache_dir!r}", "Give a folder that can be written to."):
@@ -59,8 +58,13 @@ def _convert(folder: Folder, files: Sequence[str], schema: pa.Schema, mapped: st
         pa.default_memory_pool().release_unused()
 
 
-def load_from_hub(name: str, table: str, cache_dir: str, revision: str | None) -> datasets.Dataset:
-    """One configuration of a Hub data set, all its splits in one memory-mapped table, photos undecoded."""
+def load_from_hub(
+    name: str, table: str, cache_dir: str, revision: str | None, leave_out: Collection[str] = ()
+) -> datasets.Dataset:
+    """One configuration of a Hub data set, all its splits in one memory-mapped table, photos undecoded.
+
+    Columns to ``leave_out`` are not in the table, but are downloaded, as files come whole.
+    """
     place = f"Hub data set {name!r}, configuration {table!r}"
     remedy = f"Check the id (there is no folder {name!r} either), the configuration's name, the network and your login."
     with reading(place, remedy), _without_progress_bars():
@@ -83,7 +87,7 @@ def load_from_hub(name: str, table: str, cache_dir: str, revision: str | None) -
         for column in target.names:
             if plain.features.arrow_schema.field(column).type != target.field(column).type:
                 plain = plain.cast_column(column, datasets.Features.from_arrow_schema(target)[column])
-    return plain
+    return plain.remove_columns([column for column in plain.column_names if column in leave_out])
 
 
 def _undecoded(table: datasets.Dataset, schema: pa.Schema) -> datasets.Dataset:

@@ -69,9 +69,9 @@ class StreamedCatalogue(Catalogue):
         name, cache = os.fspath(source), os.path.abspath(cache_dir)
         folder = _find(name, revision)
         shards = ProductShards.open(folder)
-        ids = [column for column in ("product_id", "split") if column in shards.column_names]
+        further = [column for column in shards.column_names if column not in ("product_id", "split")]
         tables = {
-            "products": load_from_folder(folder, "products", cache, columns=ids),
+            "products": load_from_folder(folder, "products", cache, leave_out=further),
             "queries": load_from_folder(folder, "queries", cache),
             "qrels": load_from_folder(folder, "qrels", cache),
         }

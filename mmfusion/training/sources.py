@@ -1,6 +1,7 @@
 """Where a recipe gets its base model and its catalogue from."""
 
 import logging
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +51,25 @@ def load_catalogue(
     catalogue: Catalogue = load(source, cache_dir=folder / "cache" / "catalogue")
     log.info("%r", catalogue)
     return catalogue
+
+
+def forget_other_tables(catalogue: Catalogue, folder: Path) -> None:
+    """Removes the tables of earlier contents of a catalogue, and those that a kill left unfinished.
+
+    Each has about the size of the uncompressed catalogue, photos included, and none is read again.
+
+    Args:
+        catalogue: What is in use; no rank or worker may still be loading it.
+        folder: Output folder of the run, with the tables in `cache/catalogue`.
+    """
+    cache = (folder / "cache" / "catalogue").resolve()
+    used = {Path(file["filename"]).resolve() for file in catalogue.products.cache_files}
+    for path in list(cache.rglob("*.arrow*")):
+        if path.parent == cache and path not in used:
+            path.unlink()
+        elif path.parent not in {cache, *(file.parent for file in used)}:
+            # Of a Hub data set, as its library takes the folder of a revision for whole.
+            shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def note_catalogue(run: Run, catalogue: Catalogue) -> None:
