@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mmfusion.retrieval import ProductIndex
-from mmfusion.retrieval.index_files import DESCRIPTION
+from mmfusion.retrieval.index_files import DESCRIPTION, FILES
 
 log = logging.getLogger("mmfusion")
 
-# Identity of a file: another one has been put in its place if any of these is another.
-Version = tuple[int, int, int] | None
+# Identity of each file of an index, None for one that is not there: all of them, as tools that copy replace one by one.
+Version = tuple[tuple[int, int, int] | None, ...]
 
 
 class IndexWatch:
@@ -24,15 +24,20 @@ class IndexWatch:
         folder: Of the index.
         swap: Called with the new index.
         observe: Called with "done" or "refused".
+        seen: `version_of` the folder before the index that is served was read from it; None: as it is now.
     """
 
     def __init__(
-        self, folder: Path, swap: Callable[[ProductIndex], None], observe: Callable[[str], None] = lambda outcome: None
+        self,
+        folder: Path,
+        swap: Callable[[ProductIndex], None],
+        observe: Callable[[str], None] = lambda outcome: None,
+        seen: Version | None = None,
     ) -> None:
         self.folder = folder
         self._swap = swap
         self._observe = observe
-        self._seen = _version(folder)
+        self._seen = version_of(folder) if seen is None else seen
 
     async def run(self, every_s: float) -> None:
         """Looks at the folder again and again."""
@@ -42,20 +47,30 @@ class IndexWatch:
 
     def look(self) -> None:
         """Looks once."""
-        version = _version(self.folder)
+        version = version_of(self.folder)
         # Between two renames there is no folder for a moment.
-        if version is None or version == self._seen:
+        if version == self._seen or not (self.folder / DESCRIPTION).is_file():
             return
-        self._seen = version
         try:
             index = load_index(self.folder)
+            if self._changed_since(version):
+                return
             self._swap(index)
-        except (OSError, ValueError) as error:
-            log.error("the new index in %s is not served, the one before goes on: %s", self.folder, error)
+        except Exception as error:  # Whatever a damaged file brings about must not end the watch.
+            if self._changed_since(version):
+                return
+            unexpected = not isinstance(error, (OSError, ValueError))
+            text = "the new index in %s is not served, the one before goes on: %s"
+            log.error(text, self.folder, repr(error) if unexpected else error, exc_info=unexpected)
             self._observe("refused")
         else:
             log.info("the new index in %s is served: %s products", self.folder, f"{len(index):,}")
             self._observe("done")
+        self._seen = version
+
+    def _changed_since(self, version: Version) -> bool:
+        # What was read while files were being replaced may be of two indexes; the next look reads it again.
+        return version_of(self.folder) != version
 
 
 def load_index(folder: Path) -> ProductIndex:
@@ -65,9 +80,14 @@ def load_index(folder: Path) -> ProductIndex:
     return index
 
 
-def _version(folder: Path) -> Version:
+def version_of(folder: Path) -> Version:
+    """What tells the files of an index from those that take their place."""
+    return tuple(_identity(folder / name) for name in sorted(FILES))
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
     try:
-        found = (folder / DESCRIPTION).stat()
+        found = path.stat()
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns, found.st_size
