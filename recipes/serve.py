@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmfusion.onnx import OnnxQueryTower
 from mmfusion.retrieval import ProductIndex, QueryEncoder, Searcher, TorchQueryEncoder
@@ -10,6 +10,9 @@ from mmfusion.retrieval.query_tower import load_query_tower
 from mmfusion.serving import ServiceLimits, check_installed
 from mmfusion.training import run_command
 from mmfusion.training.built_index import index_record, open_built_index
+
+if TYPE_CHECKING:
+    from mmfusion.serving.app import SearchService
 
 log = logging.getLogger("mmfusion")
 
@@ -39,27 +42,39 @@ def main(
         limits: Sizes, time-outs, and the queue.
     """
     check_installed()
-    from mmfusion.serving.app import SearchService
-    from mmfusion.serving.memory import resident_mib
     from mmfusion.serving.server import bind, log_as_json, run_server
 
     log_as_json()
     record = index_record(index)
     bound = bind(host, port)
-    encoder, tower = _load_encoder(base or record["base"], onnx)
+    # Only the service holds the index, so that it is let go when another one takes its place.
+    service = _load_service(index, record, _load_encoder(base or record["base"], onnx), limits)
+    run_server(service.app(), bound, limits)
+
+
+def _load_service(
+    index: str, record: dict[str, Any], loaded: tuple[QueryEncoder, dict[str, Any]], limits: ServiceLimits
+) -> "SearchService":
+    from mmfusion.serving.app import SearchService
+    from mmfusion.serving.memory import resident_mib
+    from mmfusion.serving.watch import version_of
+
+    encoder, tower = loaded
+    folder = Path(index) / "index"
+    version = version_of(folder)
     opened = open_built_index(index, record)
     followed = None
     if isinstance(opened, ProductIndex):
         opened.prepare_ids()
-        followed = Path(index) / "index"
+        followed = folder
     searcher = Searcher(encoder, opened)
     searcher.search("warm up")
-    service = SearchService(searcher, followed, limits, tower)
+    service = SearchService(searcher, followed, limits, tower, version)
     log.info(
         "query tower of %s parameters (%s MiB), no vision encoder; %s products; %s MiB in RAM",
         *(f"{tower['parameters']:,}", tower["mib"], f"{len(service.index):,}", resident_mib()),
     )
-    run_server(service.app(), bound, limits)
+    return service
 
 
 def _load_encoder(base: str, onnx: str | None) -> tuple[QueryEncoder, dict[str, Any]]:
