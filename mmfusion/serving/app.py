@@ -22,10 +22,10 @@ from mmfusion.serving.batcher import MicroBatcher, QueueFullError
 from mmfusion.serving.jsonable import to_json
 from mmfusion.serving.memory import resident_mib
 from mmfusion.serving.metrics import ServiceMetrics
-from mmfusion.serving.requests import DEFAULT_K, RequestError, only_known, read_k, read_search
-from mmfusion.serving.searches import Answer, Asked, Neighbours, ProductRequest, Searches
+from mmfusion.serving.requests import RequestError, limited, parameters, read_k, read_search
+from mmfusion.serving.searches import DEFAULT_K, Answer, Asked, Neighbours, ProductRequest, Searches
 from mmfusion.serving.settings import ServiceLimits
-from mmfusion.serving.watch import IndexWatch
+from mmfusion.serving.watch import IndexWatch, Version
 
 log = logging.getLogger("mmfusion")
 
@@ -52,19 +52,25 @@ class SearchService:
         folder: Of the index, which is followed; None: there is none, or it is not to be.
         limits: What is refused.
         tower: What `/health` says of the query tower.
+        version: `version_of` the folder before the index was read from it; None: as it is now.
     """
 
     def __init__(
-        self, searcher: Searcher, folder: Path | None, limits: ServiceLimits, tower: Mapping[str, Any] | None = None
+        self,
+        searcher: Searcher,
+        folder: Path | None,
+        limits: ServiceLimits,
+        tower: Mapping[str, Any] | None = None,
+        version: Version | None = None,
     ) -> None:
         self.limits = limits
         self._tower = dict(tower or {})
-        self.searches = Searches(searcher, lambda size: self.metrics.batch.observe(size))
+        self.searches = Searches(searcher, lambda size: self.metrics.batch.observe(size), min(DEFAULT_K, limits.max_k))
         self.batcher: MicroBatcher[Asked, Answer] = MicroBatcher(
             self.searches.answer, max_batch=limits.max_batch, max_waiting=limits.max_waiting
         )
         self.metrics = ServiceMetrics(lambda: self.batcher.waiting, self._count_products)
-        self._watch = None if folder is None else IndexWatch(folder, self._swap, self._count_swap)
+        self._watch = None if folder is None else IndexWatch(folder, self._swap, self._count_swap, version)
         self._started = time.monotonic()
 
     @property
@@ -74,7 +80,7 @@ class SearchService:
 
     def app(self) -> Starlette:
         """The ASGI application."""
-        return Starlette(
+        app = Starlette(
             routes=[
                 Route("/search", self.search, methods=["GET", "POST"]),
                 Route("/products/{product_id:product_id}", self.products, methods=["GET"]),
@@ -91,22 +97,24 @@ class SearchService:
             },
             lifespan=self._lifespan,
         )
+        # To the address in the request's own Host, which a proxy in front may have another name for.
+        app.router.redirect_slashes = False
+        return app
 
     async def search(self, request: Request) -> Response:
         """The k best products of a query."""
         asked = await read_search(request, self.limits)
         request.state.logged = {"k": asked.k, "query_chars": len(asked.query), "filtered": asked.filter is not None}
-        hits = await self.batcher.submit(asked, self.limits.timeout_s)
+        hits = await self._answer(request, asked)
         assert isinstance(hits, list)
         request.state.logged["hits"] = len(hits)
         return _json({"query": asked.query, "hits": [_hit(one) for one in hits]})
 
     async def products(self, request: Request) -> Response:
         """A stored product, and the k products whose vectors are most like its own."""
-        only_known(request.query_params, ("k",))
-        k = read_k(request.query_params.get("k", DEFAULT_K), self.limits)
+        k = read_k(parameters(request, ("k",)), self.limits)
         asked = ProductRequest(request.path_params["product_id"], k)
-        found = await self.batcher.submit(asked, self.limits.timeout_s)
+        found = await self._answer(request, asked)
         assert isinstance(found, Neighbours)
         product = found.product
         return _json(
@@ -138,6 +146,19 @@ class SearchService:
         """Counters and histograms for Prometheus."""
         text = await asyncio.to_thread(self.metrics.text)
         return Response(text, media_type=self.metrics.content_type)
+
+    async def _answer(self, request: Request, asked: Asked) -> Answer:
+        """What the batcher gives, unless the client leaves before: then nothing is computed for it any more."""
+        answer = asyncio.create_task(self.batcher.submit(asked, self.limits.timeout_s))
+        leaving = asyncio.create_task(_left(request))
+        try:
+            await asyncio.wait((answer, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+        finally:
+            answer.cancel()
+            leaving.cancel()
+        raise RequestError(499, "the client left before there was an answer.")
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -179,6 +200,11 @@ class SearchService:
         return _json({"error": f"there was no answer within {self.limits.timeout_s:g} s; try again."}, 504)
 
 
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 def _hit(hit: Hit) -> dict[str, Any]:
     return {name: getattr(hit, name) for name in ("product_id", "score", "rank", "modality_weights", "metadata")}
 
@@ -199,5 +225,6 @@ async def _unreachable(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     routes = "there are /search, /products/{id}, /health and /metrics"
-    text = {404: f"{request.url.path} is not there; {routes}.", 405: f"{request.method} is not for {request.url.path}."}
+    path = limited(request.scope["path"])
+    text = {404: f"{path} is not there; {routes}.", 405: f"{request.method} is not for {path}."}
     return _json({"error": text.get(error.status_code, error.detail)}, error.status_code, dict(error.headers or {}))

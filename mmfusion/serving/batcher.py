@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Generic, TypeVar
 
 # Part of the time that an item has which it may be expected to take: batches differ.
@@ -32,7 +33,10 @@ class MicroBatcher(Generic[T, R]):
     def __init__(self, run: Callable[[list[T]], list[R | Exception]], *, max_batch: int, max_waiting: int) -> None:
         self._run = run
         self._max_batch = max_batch
-        self._waiting: asyncio.Queue[tuple[T, asyncio.Future[R]]] = asyncio.Queue(max_waiting)
+        self._max_waiting = max_waiting
+        # In the order in which they came; whoever gives up takes its item out and makes room at once.
+        self._waiting: dict[asyncio.Future[R], T] = {}
+        self._came = asyncio.Event()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="batch")
         self._loop: asyncio.Task[None] | None = None
         self._computing = False
@@ -42,7 +46,7 @@ class MicroBatcher(Generic[T, R]):
     @property
     def waiting(self) -> int:
         """Items that wait for a batch."""
-        return self._waiting.qsize()
+        return len(self._waiting)
 
     async def start(self) -> None:
         """Begins to compute."""
@@ -54,28 +58,29 @@ class MicroBatcher(Generic[T, R]):
             self._loop.cancel()
             await asyncio.gather(self._loop, return_exceptions=True)
         await asyncio.to_thread(self._pool.shutdown)
-        while not self._waiting.empty():
-            self._waiting.get_nowait()[1].cancel()
+        for done in [*self._waiting]:
+            done.cancel()
 
     async def submit(self, item: T, timeout_s: float) -> R:
         """The result of an item.
 
         Raises:
             QueueFullError: `max_waiting` items wait already, or so many that this one would be late, as batches go now.
-            TimeoutError: There was no result in time; an item that still waits is not computed any more.
+            TimeoutError: There was no result in time; an item that still waits is not computed any more, nor is that of
+                a task which is cancelled.
             Exception: What `run` gave for the item, or raised.
         """
-        if self._expected_s() > _IN_TIME * timeout_s:
+        if self.waiting >= self._max_waiting or self._expected_s() > _IN_TIME * timeout_s:
             raise QueueFullError
         done: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        try:
-            self._waiting.put_nowait((item, done))
-        except asyncio.QueueFull:
-            raise QueueFullError from None
+        self._waiting[done] = item
+        self._came.set()
         try:
             return await asyncio.wait_for(done, timeout_s)
         except asyncio.TimeoutError as error:  # another class than the built-in one before Python 3.11
             raise TimeoutError from error
+        finally:
+            self._waiting.pop(done, None)
 
     def _expected_s(self) -> float:
         """Seconds until an item that comes now is done; 0 for one that finds nothing before it, which is let in."""
@@ -86,27 +91,32 @@ class MicroBatcher(Generic[T, R]):
     async def _compute(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            batch = [await self._waiting.get()]
-            while len(batch) < self._max_batch and not self._waiting.empty():
-                batch.append(self._waiting.get_nowait())
-            # Nobody waits for those whose time is up.
-            batch = [(item, done) for item, done in batch if not done.done()]
+            await self._came.wait()
+            batch = self._take()
             if not batch:
                 continue
             self._computing, start = True, loop.time()
             try:
-                results = await loop.run_in_executor(self._pool, self._run, [item for item, _ in batch])
+                results = await loop.run_in_executor(self._pool, self._run, [*batch.values()])
             except Exception as error:
                 results = [error] * len(batch)
             except asyncio.CancelledError:
-                for _, done in batch:
+                for done in batch:
                     done.cancel()
                 raise
             self._computing = False
             took = loop.time() - start
             self._batch_s = 0.8 * self._batch_s + 0.2 * took if self._batch_s else took
-            for (_, done), result in zip(batch, results, strict=True):
+            for done, result in zip(batch, results, strict=True):
                 _settle(done, result)
+
+    def _take(self) -> dict[asyncio.Future[R], T]:
+        """The items that have waited longest, which wait no more; none if nobody waits for them."""
+        batch = {done: self._waiting.pop(done) for done in [*islice(self._waiting, self._max_batch)]}
+        if not self._waiting:
+            self._came.clear()
+        # Whose time is up this very moment has not taken its item out yet.
+        return {done: item for done, item in batch.items() if not done.done()}
 
 
 def _settle(done: asyncio.Future[R], result: R | Exception) -> None:

@@ -7,11 +7,14 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
-from mmfusion.retrieval.filters import Filter
+from mmfusion.retrieval.filters import Filter, FilterError, alternatives_of
 from mmfusion.serving.jsonable import from_json
 from mmfusion.serving.settings import ServiceLimits
 
-DEFAULT_K = 10
+# Of JSON in a request; a filter needs four levels, and Python fails at some hundred.
+_MAX_LEVELS = 8
+# Each looks at a column of the whole index, and holds a byte per product.
+_MAX_CONDITIONS = 32
 
 
 class RequestError(Exception):
@@ -24,10 +27,10 @@ class RequestError(Exception):
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """A query, the number of hits wanted, and conditions on metadata."""
+    """A query, the number of hits wanted (None: it was not said), and conditions on metadata."""
 
     query: str
-    k: int = DEFAULT_K
+    k: int | None = None
     filter: Filter | None = None
 
 
@@ -37,23 +40,25 @@ async def read_search(request: Request, limits: ServiceLimits) -> SearchRequest:
     Raises:
         RequestError: Something is missing, unknown, of another type or beyond the limits.
     """
-    given = _parameters(request) if request.method == "GET" else await _body(request, limits)
-    k = read_k(given.get("k", DEFAULT_K), limits)
-    return SearchRequest(_query(given.get("query"), limits), k, given.get("filter"))
+    given = await _body(request, limits) if request.method == "POST" else _parameters(request)
+    return SearchRequest(_query(given.get("query"), limits), read_k(given, limits), _filter(given.get("filter")))
 
 
-def read_k(value: Any, limits: ServiceLimits) -> int:
-    """A number of products.
+def read_k(given: Mapping[str, Any], limits: ServiceLimits) -> int | None:
+    """The number of products that is asked for, None if none is.
 
     Raises:
         RequestError: It is none, or out of range.
     """
+    if "k" not in given:
+        return None
+    value = given["k"]
     try:
         k = int(value) if isinstance(value, str) else value
     except ValueError:
         k = None
     if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= limits.max_k:
-        raise RequestError(400, f"k is {_short(value)}; give a whole number from 1 to {limits.max_k}.")
+        raise RequestError(400, f"k is {short(value)}; give a whole number from 1 to {limits.max_k}.")
     return k
 
 
@@ -65,18 +70,46 @@ def only_known(given: Mapping[str, Any], known: tuple[str, ...]) -> None:
     """
     for name in given:
         if name not in known:
-            raise RequestError(400, f"{_short(name)} is no parameter; there are {', '.join(known)}.")
+            raise RequestError(400, f"{short(name)} is no parameter; there are {', '.join(known)}.")
+
+
+def parameters(request: Request, known: tuple[str, ...]) -> dict[str, Any]:
+    """Parameters in a request's address.
+
+    Raises:
+        RequestError: One is unknown, or there twice.
+    """
+    given: dict[str, Any] = {}
+    for name, value in request.query_params.multi_items():
+        only_known({name: value}, known)
+        if name in given:
+            raise RequestError(400, f"{name} is given twice, as {short(given[name])} and {short(value)}; give it once.")
+        given[name] = value
+    return given
+
+
+def short(value: Any) -> str:
+    """A value as an answer repeats it: its beginning, in a line without control characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def limited(text: str) -> str:
+    """An error's text that repeats what was asked, which may be long."""
+    return text if len(text) <= 400 else f"{text[:399]}…"
 
 
 def _parameters(request: Request) -> dict[str, Any]:
-    given: dict[str, Any] = dict(request.query_params)
-    only_known(given, ("query", "k", "filter"))
+    given = parameters(request, ("query", "k", "filter"))
     if "filter" in given:
         given["filter"] = _json(given["filter"], "the parameter filter")
     return given
 
 
 async def _body(request: Request, limits: ServiceLimits) -> dict[str, Any]:
+    if request.query_params:
+        name = next(iter(request.query_params))
+        raise RequestError(400, f"{short(name)} is in the address; a POST says everything in its body.")
     try:
         raw = await asyncio.wait_for(_bytes(request, limits.max_body_kib), limits.timeout_s)
     except asyncio.TimeoutError:
@@ -85,7 +118,7 @@ async def _body(request: Request, limits: ServiceLimits) -> dict[str, Any]:
         raise RequestError(400, "the client left before its request had arrived.") from None
     given = _json(raw, "the body")
     if not isinstance(given, dict):
-        raise RequestError(400, f'the body is {_short(given)}; give an object such as {{"query": "red dress"}}.')
+        raise RequestError(400, f'the body is {short(given)}; give an object such as {{"query": "red dress"}}.')
     only_known(given, ("query", "k", "filter"))
     return given
 
@@ -102,21 +135,38 @@ async def _bytes(request: Request, max_kib: int) -> bytes:
 
 def _json(raw: str | bytes, what: str) -> Any:
     try:
-        return from_json(raw)
+        value = from_json(raw)
     except ValueError as error:
-        raise RequestError(400, f"{what} is no JSON ({_short(str(error))}).") from error
+        raise RequestError(400, f"{what} is no JSON ({short(str(error))}).") from error
+    if not _within(value, _MAX_LEVELS):
+        raise RequestError(400, f"{what} is nested in more than {_MAX_LEVELS} levels.")
+    return value
+
+
+def _within(value: Any, levels: int) -> bool:
+    if not isinstance(value, (list, dict)):
+        return True
+    inner = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(_within(one, levels - 1) for one in inner)
+
+
+def _filter(value: Any) -> Filter | None:
+    if value is None:
+        return None
+    try:
+        conditions = sum(map(len, alternatives_of(value)))
+    except FilterError as error:
+        raise RequestError(400, limited(str(error))) from error
+    if conditions > _MAX_CONDITIONS:
+        raise RequestError(400, f"filter has {conditions:,} conditions; give at most {_MAX_CONDITIONS}.")
+    return value
 
 
 def _query(value: Any, limits: ServiceLimits) -> str:
     if value is None:
         raise RequestError(400, "query is missing; give a text to search for.")
     if not isinstance(value, str) or not value.strip():
-        raise RequestError(400, f"query is {_short(value)}; give a text to search for.")
+        raise RequestError(400, f"query is {short(value)}; give a text to search for.")
     if len(value) > limits.max_query_chars:
         raise RequestError(400, f"query has {len(value):,} characters; give at most {limits.max_query_chars:,}.")
     return value
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"
