@@ -1,9 +1,13 @@
 """The search service: what it answers, what it refuses, and how it behaves when there is too much to do."""
 
 import asyncio
+import gc
+import importlib
 import json
+import socket
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import date
@@ -15,16 +19,17 @@ from urllib.parse import quote
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from served_index import ODD_IDS, drawn_index, write_served
 
 from mmfusion.hub.query_only import write_query_tower
-from mmfusion.retrieval import Searcher, TorchQueryEncoder
+from mmfusion.retrieval import ProductIndex, Searcher, TorchQueryEncoder
 from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.retrieval.query_tower import load_query_tower
-from mmfusion.serving import ServiceLimits
+from mmfusion.serving import ServiceLimits, server, watch
 from mmfusion.serving.app import SearchService
 from mmfusion.serving.batcher import MicroBatcher, QueueFullError
 from mmfusion.serving.jsonable import to_json
@@ -140,6 +145,8 @@ def test_a_product_is_found_by_its_id_whatever_it_holds(searcher: Searcher, prod
         ({"query": "x", "filter": "price < 3"}, 400, "the filter is 'price < 3'"),
         ({"query": "x", "filter": {"price": 3}}, 400, "the filter is {'price': 3}"),
         ({"query": "x", "filters": []}, 400, "'filters' is no parameter; there are query, k, filter"),
+        ({"query": "x", "filter": [["price", "<", 3]] * 33}, 400, "filter has 33 conditions; give at most 32"),
+        ({"query": "x", "filter": ["y" * 9_000]}, 400, "the filter holds 'yyy"),
         (["x"], 400, "the body is ['x']; give an object"),
     ],
 )
@@ -149,7 +156,7 @@ def test_a_bad_search_is_refused_with_its_value(searcher: Searcher, body: Any, s
 
     refused, after = asking(searcher, ask)
     assert (refused.status_code, after.status_code) == (status, 200)
-    assert text in refused.json()["error"] and "\n" not in refused.json()["error"]
+    assert text in refused.json()["error"] and "\n" not in refused.json()["error"] and len(refused.text) < 500
 
 
 @pytest.mark.parametrize(
@@ -160,12 +167,24 @@ def test_a_bad_search_is_refused_with_its_value(searcher: Searcher, body: Any, s
         ("POST", "/search", b'{"query": "\\ud800"}', 400, "the body is no JSON"),
         ("POST", "/search", b"\xff\xfe", 400, "the body is no JSON"),
         ("POST", "/search", b"[" * 50_000, 400, "the body is no JSON"),
+        ("POST", "/search", b"[" * 1000 + b"]" * 1000, 400, "the body is nested in more than 8 levels"),
+        (
+            "POST",
+            "/search",
+            b'{"query": "x", "filter": ' + b"[" * 990 + b"]" * 990 + b"}",
+            400,
+            "nested in more than 8",
+        ),
+        ("POST", "/search?k=3", b'{"query": "x"}', 400, "'k' is in the address; a POST says everything in its body"),
+        ("GET", "/search?query=x&query=y", b"", 400, "query is given twice, as 'x' and 'y'; give it once"),
         ("GET", "/search?query=x&filter=[", b"", 400, "the parameter filter is no JSON"),
         ("GET", "/search?query=x&page=2", b"", 400, "'page' is no parameter"),
         ("GET", f"/search?query={'x' * 60_000}", b"", 400, "query has 60,000 characters"),
         ("GET", "/products/nothing%0Athere", b"", 404, "there is no product 'nothing\\nthere' in the index"),
         ("GET", "/products/p5?k=0", b"", 400, "k is '0'"),
         ("GET", "/products/p5?n=3", b"", 400, "'n' is no parameter; there are k"),
+        ("GET", "/products/p5?k=200", b"", 400, "k is 200, and the index has 199 other products"),
+        ("GET", "/search/?query=x", b"", 404, "/search/ is not there; there are /search"),
         ("GET", "/nowhere", b"", 404, "/nowhere is not there; there are /search"),
         ("DELETE", "/search", b"", 405, "DELETE is not for /search"),
     ],
@@ -175,6 +194,24 @@ def test_a_bad_request_is_answered_in_json(
 ) -> None:
     answer = asking(searcher, lambda http: http.request(method, url, content=content))
     assert answer.status_code == status and text in answer.json()["error"]
+
+
+def test_a_head_is_that_of_the_answer(searcher: Searcher) -> None:
+    async def ask(http: httpx.AsyncClient) -> list[int]:
+        urls = ("/search?query=x", "/search", "/products/p5", "/health")
+        return [(await http.head(url)).status_code for url in urls]
+
+    assert asking(searcher, ask) == [200, 400, 200, 200]
+
+
+def test_who_does_not_say_how_many_gets_what_there_is(encoder: TorchQueryEncoder) -> None:
+    async def ask(http: httpx.AsyncClient) -> tuple[int, int]:
+        found, product = await http.get("/search?query=x"), await http.get("/products/p5")
+        return len(ids_of(found)), len(product.json()["neighbours"])
+
+    assert asking(Searcher(encoder, drawn_index(encoder, 6)), ask) == (6, 5)
+    assert asking(Searcher(encoder, drawn_index(encoder, 50)), ask) == (10, 10)
+    assert asking(Searcher(encoder, drawn_index(encoder, 50)), ask, max_k=4) == (4, 4)
 
 
 def test_queries_that_come_together_are_computed_together(encoder: TorchQueryEncoder) -> None:
@@ -271,6 +308,95 @@ def test_a_failure_is_of_one_batch(encoder: TorchQueryEncoder, caplog: pytest.Lo
     assert "the encoder fell over" not in broken.text and "the encoder fell over" in caplog.text
 
 
+def test_a_failure_is_of_one_request_of_its_batch(encoder: TorchQueryEncoder) -> None:
+    gate = Gate(encoder)
+
+    async def ask(http: httpx.AsyncClient) -> list[httpx.Response]:
+        asked = [asyncio.create_task(http.get("/search?query=first"))]
+        await asyncio.to_thread(gate.entered.wait, 30)
+        urls = ("/search?query=fine", "/search?query=broken", "/products/p9")
+        asked += [asyncio.create_task(http.get(url)) for url in urls]
+        while await waiting(http) < 3:
+            await asyncio.sleep(0.01)
+        gate.open.set()
+        return [await one for one in asked]
+
+    _, fine, broken, product = asking(Searcher(gate, drawn_index(encoder, 50)), ask)
+    assert gate.batches[:2] == [["first"], ["fine", "broken"]]
+    assert (broken.status_code, product.status_code) == (500, 200)
+    assert ids_of(fine) == [hit.product_id for hit in Searcher(encoder, drawn_index(encoder, 50)).search("fine")[0]]
+
+
+def test_nothing_is_computed_for_a_client_that_has_left(encoder: TorchQueryEncoder) -> None:
+    gate = Gate(encoder)
+    app = SearchService(Searcher(gate, drawn_index(encoder, 50)), None, ServiceLimits(max_waiting=1)).app()
+
+    async def run() -> list[int]:
+        transport = httpx.ASGITransport(app)
+        leave, statuses = asyncio.Event(), []
+        scope = {"type": "http", "method": "GET", "path": "/search", "query_string": b"query=left", "headers": []}
+
+        async def receive() -> dict[str, Any]:
+            await leave.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            statuses.extend([message["status"]] if "status" in message else [])
+
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://x") as http,
+        ):
+            first = asyncio.create_task(http.get("/search?query=first"))
+            await asyncio.to_thread(gate.entered.wait, 30)
+            left = asyncio.create_task(app(scope, receive, send))
+            while await waiting(http) < 1:
+                await asyncio.sleep(0.01)
+            leave.set()
+            await asyncio.wait_for(left, 30)
+            # The place that it had is free while the batch before still runs.
+            after = asyncio.create_task(http.get("/search?query=after"))
+            while await waiting(http) < 1:
+                await asyncio.sleep(0.01)
+            gate.open.set()
+            return [*statuses, (await first).status_code, (await after).status_code]
+
+    assert asyncio.run(run()) == [499, 200, 200]
+    assert gate.batches == [["first"], ["after"]]
+
+
+def test_a_connection_without_a_request_is_closed(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_IDLE_S", 0.3)
+    app, answers = SearchService(searcher, None, ServiceLimits(max_body_kib=1)).app(), []
+
+    async def trickle(port: int, head: bytes, more: bytes) -> bytes:
+        """What is answered to a client that goes on sending until its connection is closed."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        answer = asyncio.create_task(reader.read())
+        writer.write(head)
+        while not answer.done():
+            await asyncio.sleep(0.05)
+            writer.write(more)
+        writer.close()
+        return b"" if answer.exception() else answer.result()
+
+    class Trickled(uvicorn.Server):
+        async def serve(self, sockets: Any = None) -> None:
+            serving = asyncio.create_task(super().serve(sockets))
+            post = b"POST /search HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n" + b"x" * 2000
+            sent = [(b"", b""), (b"GET /health HTTP/1.1\r\nX: ", b"x"), (post, b"x")]
+            asked = (trickle(sockets[0].getsockname()[1], *one) for one in sent)
+            answers.extend(await asyncio.wait_for(asyncio.gather(*asked), 60))
+            self.should_exit = True
+            await serving
+
+    monkeypatch.setattr(uvicorn, "Server", Trickled)
+    server.run_server(app, server.bind("127.0.0.1", 0), ServiceLimits())
+    gc.unfreeze()
+    silent, headless, refused = answers
+    assert silent == headless == b"" and refused.startswith(b"HTTP/1.1 413 ")
+
+
 def test_a_body_that_does_not_arrive_is_given_up(searcher: Searcher) -> None:
     async def trickle() -> AsyncIterator[bytes]:
         yield b'{"query": "x'
@@ -355,28 +481,121 @@ def test_an_index_of_another_model_or_a_broken_one_is_not_swapped_in(
     folder = tmp_path / "index"
     drawn_index(encoder, 50).save(folder)
     service = SearchService(Searcher(encoder, load_index(folder)), folder, ServiceLimits())
-    watch = service._watch
-    assert isinstance(watch, IndexWatch)
-    watch.look()
+    watching = service._watch
+    assert isinstance(watching, IndexWatch)
+    watching.look()
     assert len(service.index) == 50
 
     drawn_index(encoder, 60, fingerprint="other").save(folder, overwrite=True)
-    watch.look()
+    watching.look()
     assert len(service.index) == 50 and "built with model 'other'" in caplog.text
     drawn_index(encoder, 70).save(folder, overwrite=True)
     (folder / "products.arrow").write_bytes(b"ARROW1")
-    watch.look()
+    watching.look()
     assert len(service.index) == 50 and "products.arrow is damaged" in caplog.text
     (folder / "index.json").unlink()
-    watch.look()
+    watching.look()
     drawn_index(encoder, 80).save(folder, overwrite=True)
-    watch.look()
-    watch.look()
+    watching.look()
+    watching.look()
     assert len(service.index) == 80
     samples = {
         str(one.labels): one.value for one in samples_of(service.metrics.text().decode()) if "swaps_total" in one.name
     }
     assert samples == {"{'outcome': 'refused'}": 2, "{'outcome': 'done'}": 1}
+
+
+def test_an_index_that_is_copied_file_by_file_is_served_when_all_are_there(
+    encoder: TorchQueryEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, new = tmp_path / "index", tmp_path / "new"
+    drawn_index(encoder, 50).save(folder)
+    drawn_index(encoder, 60).save(new)
+    service = SearchService(Searcher(encoder, load_index(folder)), folder, ServiceLimits())
+    assert service._watch is not None
+    for name in ("index.faiss", "index.json"):
+        (new / name).replace(folder / name)
+    service._watch.look()
+    assert len(service.index) == 50 and "do not belong together" in caplog.text
+    (new / "products.arrow").replace(folder / "products.arrow")
+    service._watch.look()
+    assert len(service.index) == 60
+
+
+def test_an_index_that_is_replaced_while_it_is_read_is_read_again(
+    encoder: TorchQueryEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "index"
+    drawn_index(encoder, 50).save(folder)
+    before = watch.version_of(folder)
+    opened = load_index(folder)
+    drawn_index(encoder, 60).save(folder, overwrite=True)
+    service = SearchService(Searcher(encoder, opened), folder, ServiceLimits(), version=before)
+    assert service._watch is not None
+
+    def slowly(folder: Path) -> ProductIndex:
+        found = load_index(folder)
+        drawn_index(encoder, 70).save(folder, overwrite=True)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(watch, "load_index", slowly)
+        service._watch.look()
+    assert len(service.index) == 50
+    service._watch.look()
+    assert len(service.index) == 70
+
+
+def test_whatever_is_wrong_with_an_index_the_watch_goes_on(
+    encoder: TorchQueryEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "index"
+    drawn_index(encoder, 50).save(folder)
+    service = SearchService(Searcher(encoder, load_index(folder)), folder, ServiceLimits())
+    assert service._watch is not None
+    described = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps({**described, "rows": ["many"]}))
+    service._watch.look()
+    service._watch.look()
+    assert caplog.text.count("is not served, the one before goes on") == 1
+    drawn_index(encoder, 60).save(folder, overwrite=True)
+    service._watch.look()
+    assert len(service.index) == 60
+
+
+def test_an_index_that_is_no_longer_served_is_let_go(
+    place: Path, encoder: TorchQueryEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[Any] = []
+
+    def run(app: Any, bound: socket.socket, limits: ServiceLimits) -> None:
+        bound.close()
+        service = app.routes[0].endpoint.__self__
+        served = weakref.ref(service.index)
+        assert served() is not None
+        service._swap(drawn_index(encoder, 60))
+        gc.collect()
+        left.append(served())
+
+    monkeypatch.setattr(server, "run_server", run)
+    monkeypatch.setattr(server, "log_as_json", lambda: None)
+    importlib.import_module("recipes.serve").main(str(place / "run"), base=str(place / "embedded_base"), port=0)
+    assert left == [None]
+
+
+def test_an_address_must_be_one() -> None:
+    with pytest.raises(ValueError, match=r"host is empty; give 127\.0\.0\.1"):
+        server.bind("", 0)
+    with pytest.raises(ValueError, match=r"cannot listen on nowhere\.invalid:0 "):
+        server.bind("nowhere.invalid", 0)
+
+
+def test_counters_begin_at_zero(searcher: Searcher) -> None:
+    samples = samples_of(asking(searcher, lambda http: http.get("/metrics")).text)
+    assert {one.labels["outcome"]: one.value for one in samples if "swaps_total" in one.name} == {
+        "done": 0,
+        "refused": 0,
+    }
 
 
 def test_a_collection_of_milvus_is_served_and_its_absence_is_said(encoder: TorchQueryEncoder, tmp_path: Path) -> None:

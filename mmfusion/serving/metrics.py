@@ -31,6 +31,9 @@ class ServiceMetrics:
             "mmfusion_batch_queries", "Queries computed together", buckets=_QUERIES, registry=self.registry
         )
         self.swaps = Counter("mmfusion_index_swaps", "Index replaced", ["outcome"], registry=self.registry)
+        for outcome in ("done", "refused"):
+            # From 0, as Prometheus sees no increase where a counter begins at 1.
+            self.swaps.labels(outcome)
         self._gauge("mmfusion_waiting_requests", "Requests that wait for a batch", waiting)
         self._gauge("mmfusion_products", "Products that can be found", products)
 

@@ -12,10 +12,13 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 
+from mmfusion.serving.connection import PunctualProtocol
 from mmfusion.serving.settings import ServiceLimits
 
 # Bytes of request line and headers; beyond what a query of the default length takes when it is percent-encoded.
 _MAX_HEAD = 256 * 1024
+# Seconds that a connection is kept on which there is no request, or not the whole head of one.
+_IDLE_S = 30
 # Seconds that requests which are being answered get when the service is asked to end.
 _GRACE_S = 10
 
@@ -56,6 +59,11 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         ValueError: It cannot be had.
     """
+    if not host:
+        # To the system that is 0.0.0.0, and more likely a variable of a shell that was not set.
+        raise ValueError(
+            "host is empty; give 127.0.0.1 for this machine only, or 0.0.0.0 to be reached from everywhere"
+        )
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -79,13 +87,14 @@ def run_server(app: Starlette, bound: socket.socket, limits: ServiceLimits) -> N
     """
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=PunctualProtocol,
+        ws="none",
         lifespan="on",
         access_log=False,
         log_config=None,
         server_header=False,
         h11_max_incomplete_event_size=_MAX_HEAD,
-        timeout_keep_alive=30,
+        timeout_keep_alive=_IDLE_S,
         timeout_graceful_shutdown=_GRACE_S,
         backlog=max(2048, limits.max_waiting),
     )
