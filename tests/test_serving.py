@@ -583,6 +583,24 @@ def test_an_index_that_is_no_longer_served_is_let_go(
     assert left == [None]
 
 
+def test_an_answer_does_not_wait_for_the_acknowledgement_of_its_head() -> None:
+    async def run() -> int:
+        accepted: asyncio.Queue[int] = asyncio.Queue()
+
+        class Accepting(asyncio.Protocol):
+            def connection_made(self, transport: Any) -> None:
+                its = transport.get_extra_info("socket")
+                accepted.put_nowait(its.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+        listening = await asyncio.get_running_loop().create_server(Accepting, sock=server.bind("127.0.0.1", 0))
+        async with listening:
+            _, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
+            writer.close()
+            return await asyncio.wait_for(accepted.get(), 30)
+
+    assert asyncio.run(run())
+
+
 def test_an_address_must_be_one() -> None:
     with pytest.raises(ValueError, match=r"host is empty; give 127\.0\.0\.1"):
         server.bind("", 0)
