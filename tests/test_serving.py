@@ -384,7 +384,7 @@ def test_a_connection_without_a_request_is_closed(searcher: Searcher, monkeypatc
         async def serve(self, sockets: Any = None) -> None:
             serving = asyncio.create_task(super().serve(sockets))
             post = b"POST /search HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n" + b"x" * 2000
-            sent = [(b"", b""), (b"GET /health HTTP/1.1\r\nX: ", b"x"), (post, b"x")]
+            sent = [(b"", b""), (b"GET /health HTTP/1.1\r\nX: ", b"x"), (post, b"x"), (b"\x16\x03\x01\r\n\r\n", b"")]
             asked = (trickle(sockets[0].getsockname()[1], *one) for one in sent)
             answers.extend(await asyncio.wait_for(asyncio.gather(*asked), 60))
             self.should_exit = True
@@ -393,8 +393,12 @@ def test_a_connection_without_a_request_is_closed(searcher: Searcher, monkeypatc
     monkeypatch.setattr(uvicorn, "Server", Trickled)
     server.run_server(app, server.bind("127.0.0.1", 0), ServiceLimits())
     gc.unfreeze()
-    silent, headless, refused = answers
+    silent, headless, refused, strange = answers
     assert silent == headless == b"" and refused.startswith(b"HTTP/1.1 413 ")
+    head, body = strange.split(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request") and json.loads(body)["error"].startswith(
+        "this is no request in HTTP/1.1"
+    )
 
 
 def test_a_body_that_does_not_arrive_is_given_up(searcher: Searcher) -> None:

@@ -1,7 +1,9 @@
-"""HTTP connections that end when the other side is slow to say what it wants."""
+"""HTTP connections that end when the other side is slow to say what it wants, or does not say it in HTTP."""
 
 import asyncio
+import json
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
@@ -25,3 +27,14 @@ class PunctualProtocol(H11Protocol):
     def timeout_keep_alive_handler(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
             super().timeout_keep_alive_handler()
+
+    def send_400_response(self, msg: str) -> None:
+        kib = (self.config.h11_max_incomplete_event_size or 0) // 1024
+        text = f"this is no request in HTTP/1.1, or its line and headers have more than {kib} KiB."
+        body = json.dumps({"error": text}).encode()
+        size = str(len(body)).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", size), (b"connection", b"close")]
+        start = h11.Response(status_code=400, reason=b"Bad Request", headers=headers)
+        for event in (start, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
