@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from decimal import Decimal
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -42,9 +43,9 @@ def filter_rows(metadata: pa.StructArray | pa.ChunkedArray | None, conditions: F
     Raises:
         FilterError: An unknown field or operator, a value of another type, or something else than such triples.
     """
-    alternatives = alternatives_of(conditions)
-    found = [_all([_holds(metadata, condition) for condition in one]) for one in alternatives]
-    return np.logical_or.reduce(found)
+    # Folded, as each of them has a byte for every product.
+    alternatives = ((_holds(metadata, condition) for condition in one) for one in alternatives_of(conditions))
+    return reduce(np.logical_or, (reduce(np.logical_and, masks) for masks in alternatives))
 
 
 def alternatives_of(conditions: Filter) -> list[list[Any]]:
@@ -57,10 +58,6 @@ def alternatives_of(conditions: Filter) -> list[list[Any]]:
         raise FilterError(f"the filter is {conditions!r}; give a list of (field, operator, value) triples.")
     nested = all(isinstance(one, (list, tuple)) and one and isinstance(one[0], (list, tuple)) for one in conditions)
     return [list(one) for one in conditions] if nested else [list(conditions)]
-
-
-def _all(masks: list[npt.NDArray[np.bool_]]) -> npt.NDArray[np.bool_]:
-    return np.asarray(np.logical_and.reduce(masks))
 
 
 def _holds(metadata: Any, condition: Any) -> npt.NDArray[np.bool_]:
