@@ -25,9 +25,10 @@ from mmfusion.retrieval.milvus.upload import BATCH_ROWS, digest_of, part_rows_of
 from mmfusion.retrieval.products import like, products_table
 from mmfusion.retrieval.vectors import as_float32, checked_blocks
 
-# What Milvus finds for one query at most, and how many hits are asked for in one request.
+# What Milvus finds for one query at most, and how many hits are asked for in one request: servers take no more queries
+# than that in one, and send no more than 100 MB back.
 MAX_HITS = 16_384
-_HITS_PER_REQUEST = 65_536
+_HITS_PER_REQUEST = 16_384
 TIMEOUT = 60.0
 
 
@@ -330,7 +331,8 @@ class MilvusIndex:
         wanted = k if k <= MAX_HITS else min(k, len(self))
         if wanted > MAX_HITS:
             raise ValueError(f"k={k}: Milvus finds at most {MAX_HITS:,} hits for a query; ask for fewer")
-        return wanted
+        # Milvus takes no numbers of NumPy.
+        return int(wanted)
 
     def _hits(self, found: list[Any]) -> list[list[Hit]]:
         rows = [row for one in found for row in one]
