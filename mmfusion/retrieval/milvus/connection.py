@@ -67,13 +67,19 @@ class Connection:
                     f"{self.uri!r} is no address of Milvus; give a file that ends in {LITE_SUFFIX}, or a server such "
                     "as http://localhost:19530"
                 )
-            Path(self.uri).absolute().parent.mkdir(parents=True, exist_ok=True)
-        with self.asking("cannot be reached", "start the server, or see that no other process has the file open"):
+            folder = Path(self.uri).parent.resolve()
+            folder.mkdir(parents=True, exist_ok=True)
+            # One name for the file, wherever this process goes later, as its users are counted by name.
+            self.uri = str(folder / Path(self.uri).name)
+            remedy = "see that no other process has the file open, and that Milvus Lite made it"
+        else:
+            remedy = "start the server, or see that address and token are right"
+        with self.asking("cannot be reached", remedy):
             self._client = library.MilvusClient(uri=self.uri, token=token or "", timeout=timeout)
         self._open = True
         if is_file(self.uri):
             with _counting:
-                _embedded[os.path.abspath(self.uri)] += 1
+                _embedded[self.uri] += 1
 
     @property
     def place(self) -> str:
@@ -98,7 +104,7 @@ class Connection:
         self._open = False
         self._client.close()
         if is_file(self.uri):
-            _release(os.path.abspath(self.uri))
+            _release(self.uri)
 
     @contextmanager
     def asking(self, trouble: str, remedy: str) -> Iterator[None]:
@@ -108,7 +114,7 @@ class Connection:
 
         try:
             yield
-        except (MilvusException, grpc.RpcError, grpc.FutureTimeoutError) as error:
+        except (MilvusException, grpc.RpcError, grpc.FutureTimeoutError, ValueError) as error:
             reason = " ".join(str(getattr(error, "message", None) or error).split())
             raise MilvusError(
                 f"Milvus at {_without_credentials(self.uri)} {trouble} ({reason[:300]}); {remedy}"
@@ -131,4 +137,5 @@ def _release(path: str) -> None:
 
 
 def _without_credentials(uri: str) -> str:
-    return re.sub(r"://[^/@]*@", "://", uri)
+    # Up to the last @, as passwords may hold others.
+    return re.sub(r"://.*@", "://", uri)
