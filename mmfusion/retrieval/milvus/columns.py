@@ -105,7 +105,8 @@ def columns_of(schema: pa.Schema) -> tuple[Column, ...]:
 def _column(struct: str, inner: pa.Field, place: int, taken: set[str | None]) -> Column:
     storage = _storage(inner.name, inner.type)
     wanted = inner.name if struct == "metadata" else f"{inner.name}_share"
-    plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,254}", wanted) and wanted.lower() not in _TAKEN
+    # Names of the form that the others get stay free for them.
+    plain = re.fullmatch(r"(?!column_\d+_$)[A-Za-z][A-Za-z0-9_]{0,254}", wanted) and wanted.lower() not in _TAKEN
     field = wanted if plain and wanted not in taken else f"column_{place}_"
     return Column(struct, inner.name, inner.type, None if pa.types.is_null(inner.type) else field, storage)
 
