@@ -58,9 +58,11 @@ def prepare_collection(
     """
     found = find_description(connection)
     if found is not None:
-        if not found.complete and replace(found, parts=(), created_by="") == replace(wanted, parts=(), created_by=""):
+        same = _is_same_upload(found, wanted)
+        if same and found.parts:
             return found
-        if not overwrite:
+        # One without parts is made anew, as it may have been cut off before it had its vector index.
+        if not overwrite and not same:
             held = "an index" if found.complete else "what was uploaded of other products or of another model"
             raise MilvusError(
                 f"the {connection.place} holds {held}; pass overwrite=True to replace it, or name another collection"
@@ -68,6 +70,10 @@ def prepare_collection(
         connection.ask("drop_collection")
     _create(connection, wanted, columns, index_params)
     return wanted
+
+
+def _is_same_upload(found: CollectionDescription, wanted: CollectionDescription) -> bool:
+    return not found.complete and replace(found, parts=(), created_by="") == replace(wanted, parts=(), created_by="")
 
 
 def _create(
