@@ -139,7 +139,7 @@ def _build_in_milvus(
 
 
 def _check_milvus_flags(uri: str, factory: str | None, search_parameters: str | None, memory_gib: float | None) -> None:
-    if "@" in uri:
+    if "://" in uri and "@" in uri:
         raise ValueError("milvus_uri holds a user or password, which run.json would keep; put them into MILVUS_TOKEN.")
     for name, value in (("factory", factory), ("search_parameters", search_parameters), ("memory_gib", memory_gib)):
         if value is not None:

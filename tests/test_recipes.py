@@ -220,7 +220,7 @@ def test_an_index_in_milvus_is_searched_as_one_with_faiss(
 ) -> None:
     pytest.importorskip("milvus_lite")
     monkeypatch.chdir(tmp_path)
-    options = {"embeddings": str(outputs / "embeddings"), "milvus_uri": "shop.db", "collection": "dresses"}
+    options = {"embeddings": str(outputs / "embeddings"), "milvus_uri": "sh@p.db", "collection": "dresses"}
     recipe("index")(output="index", **options)
     assert "collection 'dresses' at" in capsys.readouterr().out
     found = []
