@@ -90,6 +90,14 @@ def test_many_queries_are_asked_in_several_requests(tmp_path: Path, monkeypatch:
         assert_same(milvus.search(queries, 3), index.search(queries, 3))
 
 
+def test_a_request_holds_no_more_queries_than_servers_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    with in_milvus(tmp_path, 3) as milvus:
+        monkeypatch.setattr(milvus._connection, "ask", lambda method, data, **_: asked.append(len(data)) or [])
+        milvus.search(np.zeros((40_000, 16), np.float32), 1)
+    assert max(asked) <= 16_384 and sum(asked) == 40_000
+
+
 COLUMNS = {
     "text": (pa.string(), st.sampled_from(["", "a", "b", 'a"', "a'\\", "\n", "🧥", '") or (text != "', "\\n", None])),
     "whole": (pa.int64(), st.sampled_from([-3, 0, 1, 2, 2**53, None])),
@@ -259,6 +267,13 @@ def test_any_characters_in_ids_and_texts_survive(tmp_path: Path) -> None:
         assert len(milvus) == 0
 
 
+def test_fields_that_stand_for_odd_names_are_not_mixed_up_with_columns_of_that_name(tmp_path: Path) -> None:
+    table = pa.table({"column_1_": [0, 1, 2], "a b": [3, 4, 5], "column_0_": [6, 7, 8]})
+    with in_milvus(tmp_path, 3, metadata=table, modality_weights=None) as milvus:
+        (hits,) = milvus.search(vectors(3)[1:2], 1, filter=[("column_1_", "=", 1), ("a b", "=", 4)])
+        assert hits[0].metadata == {"column_1_": 1, "a b": 4, "column_0_": 7}
+
+
 ROUND_TRIP = {
     "bool": pa.array([True, False, None]),
     **{
@@ -352,6 +367,7 @@ def test_queries_and_updates_that_do_not_fit_are_refused(tmp_path: Path, monkeyp
             with pytest.raises(ValueError, match=f"k={k}: ask for at least one hit"):
                 milvus.search(vectors(1), k)
         assert len(milvus.search(vectors(1), 10**6)[0]) == 60
+        assert len(milvus.search(vectors(1), np.int64(3))[0]) == 3  # type: ignore[arg-type]
         monkeypatch.setattr("mmfusion.retrieval.milvus.index.MAX_HITS", 50)
         with pytest.raises(ValueError, match="k=51: Milvus finds at most 50 hits"):
             milvus.search(vectors(1), 51)
@@ -461,6 +477,22 @@ def test_an_upload_that_was_cut_off_is_no_index_and_goes_on(tmp_path: Path, part
         assert milvus.description.complete and not milvus.description.parts
 
 
+def test_a_collection_that_was_cut_off_before_it_had_its_index_gets_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = pytest.importorskip("pymilvus").MilvusClient
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise pytest.importorskip("pymilvus").MilvusException(message="cut off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "create_index", refuse)
+        with pytest.raises(MilvusError, match="cut off"):
+            in_milvus(tmp_path, 3)
+    with in_milvus(tmp_path, 3) as milvus:
+        assert milvus._connection._client.list_indexes("products") == ["embedding"]
+
+
 @pytest.mark.parametrize("other", [{"model_fingerprint": "other"}, {"product_ids": [f"n{row}" for row in range(100)]}])
 def test_an_upload_of_something_else_does_not_go_on_with_one_that_was_cut_off(
     tmp_path: Path, parts_of_ten: list[int], other: dict[str, Any]
@@ -525,10 +557,12 @@ def release(uri: Path) -> None:
     pytest.importorskip("milvus_lite.server_manager").server_manager_instance.release_server(str(uri))
 
 
-def test_the_last_to_close_closes_the_embedded_server(tmp_path: Path) -> None:
-    def servers() -> int:
-        return sum("_serve" in thread.name for thread in threading.enumerate())
+def servers() -> int:
+    """Embedded servers of this process."""
+    return sum("_serve" in thread.name for thread in threading.enumerate())
 
+
+def test_the_last_to_close_closes_the_embedded_server(tmp_path: Path) -> None:
     before = servers()
     first = in_milvus(tmp_path)
     second = MilvusIndex.connect(tmp_path / "index.db")
@@ -540,6 +574,28 @@ def test_the_last_to_close_closes_the_embedded_server(tmp_path: Path) -> None:
         len(first)
     second.close()
     assert servers() == before
+
+
+def test_a_file_is_the_same_under_another_name_and_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").symlink_to("here")
+    monkeypatch.chdir(tmp_path)
+    before = servers()
+    first = in_milvus(Path("here"), 3)
+    with MilvusIndex.connect("there/index.db") as second:
+        monkeypatch.chdir("here")
+        first.close()
+        assert len(second) == 3
+    assert servers() == before
+
+
+def test_a_file_that_milvus_did_not_make_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "index.db").write_bytes(b"mine")
+    with pytest.raises(MilvusError, match=r"index\.db cannot be reached .* and that Milvus Lite made it"):
+        in_milvus(tmp_path, 3, overwrite=True)
+    assert (tmp_path / "index.db").read_bytes() == b"mine"
 
 
 @pytest.fixture
@@ -570,6 +626,8 @@ def test_a_server_is_used_as_the_file_is_and_missed_in_one_line(server: tuple[st
         stop()
         with pytest.raises(MilvusError, match=rf"^Milvus at {uri} fails at search \([^\n]*\); see that [^\n]*$"):
             milvus.search(vectors(1), 1)
+    with pytest.raises(MilvusError, match=r"^Milvus at http://127.0.0.1:99999 cannot be reached \(Port out of range"):
+        MilvusIndex.connect("http://user:se@cret@127.0.0.1:99999")
     with pytest.raises(
         MilvusError, match=rf"^Milvus at {uri} (cannot be reached|fails at) [^\n]*Fail connecting[^\n]*; see [^\n]*$"
     ):
