@@ -1,6 +1,7 @@
 """Embedding by Ray: the vectors of Lightning, bit for bit, whatever is killed."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import pytest
 
 from mmfusion.data.embedded import write_embedded_catalogue
 from mmfusion.embedding import EmbeddingJob, EmbeddingSettings
+from mmfusion.embedding.engine_ray import _warn_of_waiting
 from mmfusion.embedding.ray_cluster import RayJobError, import_ray, ray_cluster
 from mmfusion.embedding.ray_worker import MOST_TRIES, Assignment, ShardWorker, as_item, forget_tries
 from mmfusion.training import Hardware, sources
@@ -249,6 +252,29 @@ def test_what_this_machine_has_not(
         pytest.skip("there is a GPU")
     with pytest.raises(RayJobError, match=refusal):
         embed(place, tmp_path / "out", engine="ray", hardware=hardware)
+
+
+def test_a_cluster_that_is_away_is_told_before_the_catalogue_is_read(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_ray(), "is_initialized", lambda: False)
+    monkeypatch.setattr(EmbeddingJob, "find", lambda job: pytest.fail("it was read"))
+    for address in ("127.0.0.1:1", "ray://[::1]:1"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(RayJobError, match=rf"no Ray cluster answers at RAY_ADDRESS='{re.escape(address)}' \("):
+            embed_by_ray(place, tmp_path / "out")
+
+
+def test_a_cluster_that_is_too_small_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    small: Any = SimpleNamespace(cluster_resources=lambda: {"CPU": 3.0})
+    _warn_of_waiting(small, "CPU", 3)
+    assert not caplog.messages
+    _warn_of_waiting(small, "CPU", 4)
+    _warn_of_waiting(small, "GPU", 2)
+    assert [message[:36] for message in caplog.messages] == [
+        "the cluster has 3 of the 4 CPUs that",
+        "the cluster has 0 of the 2 GPUs that",
+    ]
 
 
 def test_lightning_takes_no_other_precision_in_silence(place: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from mmfusion.embedding.job import EmbeddingJob
 from mmfusion.embedding.manifest import EmbeddedCatalogue
 from mmfusion.embedding.plan import NewShard
-from mmfusion.embedding.ray_cluster import RayJobError, ray_cluster
+from mmfusion.embedding.ray_cluster import RayJobError, check_ray, ray_cluster
 from mmfusion.embedding.ray_worker import Assignment, Load, ShardWorker, as_item, forget_tries
 
 log = logging.getLogger("mmfusion")
@@ -36,11 +36,14 @@ def embed_with_ray(job: EmbeddingJob, load: Load, *, workers: int, accelerator: 
         RayJobError: Ray is not installed, no cluster answers, devices or precision do not fit each other, or a worker
             refused a shard or died several times over it.
     """
+    check_ray()
     shards = job.find()
     threads = int(os.environ.get("OMP_NUM_THREADS") or 1)
     if shards:
-        with ray_cluster(workers * (threads + job.settings.num_workers)) as ray:
+        cpus = workers * (threads + job.settings.num_workers)
+        with ray_cluster(cpus) as ray:
             kind = _accelerator(ray, accelerator, workers, job.made_of.precision)
+            _warn_of_waiting(ray, kind.upper(), workers if kind == "gpu" else cpus)
             photos = job.table.photos
             told = Assignment(load, job.folder, job.made_of, job.settings, photos, kind, threads)
             _compute(ray, job, shards, told, workers)
@@ -50,14 +53,18 @@ def embed_with_ray(job: EmbeddingJob, load: Load, *, workers: int, accelerator: 
 def _accelerator(ray: Any, wanted: str, workers: int, precision: str) -> str:
     gpus = int(ray.cluster_resources().get("GPU", 0))
     kind = wanted if wanted != "auto" else "gpu" if gpus else "cpu"
-    if kind == "gpu" and gpus < workers:
-        if not os.environ.get("RAY_ADDRESS"):
-            raise RayJobError(f"hardware.devices is {workers}, one GPU each, and this machine has {gpus}; give fewer.")
-        # An autoscaler may add some, so this is no reason to give up.
-        log.warning("the cluster has %s of the %s GPUs asked for; waiting for those it lacks", gpus, workers)
+    if kind == "gpu" and gpus < workers and not os.environ.get("RAY_ADDRESS"):
+        raise RayJobError(f"hardware.devices is {workers}, one GPU each, and this machine has {gpus}; give fewer.")
     if kind == "cpu" and precision == "16-mixed":
         raise RayJobError("hardware.precision is 16-mixed, which CPUs do not support; give bf16-mixed.")
     return kind
+
+
+def _warn_of_waiting(ray: Any, kind: str, wanted: int) -> None:
+    # An autoscaler may add what the cluster lacks, so this is no reason to give up.
+    has = int(ray.cluster_resources().get(kind, 0))
+    if has < wanted:
+        log.warning("the cluster has %s of the %s %ss that the workers need; waiting for the others", has, wanted, kind)
 
 
 def _compute(ray: Any, job: EmbeddingJob, shards: list[NewShard], told: Assignment, workers: int) -> None:

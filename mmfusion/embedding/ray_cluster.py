@@ -2,8 +2,10 @@
 
 import logging
 import os
+import re
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,8 +16,10 @@ from typing import Any
 # Of a path of a socket, the fewest that an operating system allows; and what such a path has below a temporary folder.
 _SOCKET_CHARACTERS = 103
 _SOCKET = "/mmfusion_ray_12345678/session_2026-11-26_12-00-00_123456_1234567/sockets/plasma_store"
-# Products travel through files, so that the memory for objects holds hardly more than names of shards.
+# Products travel through files, and 24 bytes of each, its row and digest, through this memory for objects. What is more
+# goes to the temporary folder: 200 MB for ten million products.
 _OBJECT_BYTES = 128 << 20
+_ANSWER_SECONDS = 10.0
 
 
 class RayJobError(ValueError):
@@ -39,6 +43,25 @@ def import_ray() -> Any:
             "pip install 'mmfusion[ray]'"
         ) from error
     return ray
+
+
+def check_ray() -> None:
+    """Finds out whether Ray is there before anything that takes long.
+
+    Raises:
+        RayJobError: Ray is not installed, or nothing answers at RAY_ADDRESS.
+    """
+    ray = import_ray()
+    if ray.is_initialized():
+        return
+    # Of an address that is no host and port, such as `auto`, Ray soon says so itself; of one that is, after minutes.
+    found = re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d{1,5})", os.environ.get("RAY_ADDRESS", ""))
+    if found is None:
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=_ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(error) from error
 
 
 @contextmanager
@@ -84,10 +107,15 @@ def _connect(ray: Any) -> None:
     try:
         ray.init(logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise RayJobError(
-            f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']!r} ({str(error).splitlines()[0]}); "
-            "check it with `ray status`, or unset RAY_ADDRESS to start Ray on this machine."
-        ) from error
+        raise _no_cluster(error) from error
+
+
+def _no_cluster(error: Exception) -> RayJobError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return RayJobError(
+        f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']!r} ({reason}); check it with `ray status`, "
+        "or unset RAY_ADDRESS to start Ray on this machine."
+    )
 
 
 def _keep_to_this_machine() -> None:
