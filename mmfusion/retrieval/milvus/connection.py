@@ -86,8 +86,13 @@ class Connection:
         """The collection and where it is, without credentials."""
         return f"collection {self.collection!r} at {_without_credentials(self.uri)}"
 
-    def ask(self, method: str, **arguments: Any) -> Any:
+    def ask(self, method: str, *, timeout: float | None = None, **arguments: Any) -> Any:
         """Calls a method of the client for the collection.
+
+        Args:
+            method: Its name.
+            timeout: Seconds that it may take; default: the connection's.
+            arguments: Its arguments.
 
         Raises:
             MilvusError: Milvus refuses, or cannot be reached.
@@ -95,7 +100,8 @@ class Connection:
         if not self._open:
             raise MilvusError(f"the connection to {self.place} is closed; connect again")
         with self.asking(f"fails at {method}", "see that the server is up, has room and lets you in"):
-            return getattr(self._client, method)(collection_name=self.collection, timeout=self.timeout, **arguments)
+            asked = getattr(self._client, method)
+            return asked(collection_name=self.collection, timeout=timeout or self.timeout, **arguments)
 
     def close(self) -> None:
         """Closes the client, and Milvus Lite in this process when this was the last one."""

@@ -30,6 +30,8 @@ from mmfusion.retrieval.vectors import as_float32, checked_blocks
 MAX_HITS = 16_384
 _HITS_PER_REQUEST = 16_384
 TIMEOUT = 60.0
+# For the index of all products to be built.
+_LOAD_TIMEOUT = 3600.0
 
 
 class MilvusIndex:
@@ -379,8 +381,11 @@ def _count(connection: Connection) -> int:
 def _completed(connection: Connection, description: CollectionDescription, expected: int) -> CollectionDescription:
     """Says that all products are there, once they are."""
     connection.ask("flush")
+    if is_file(connection.uri):
+        # Milvus Lite builds an index in the background, and says only when it loads one that there is no such kind.
+        connection.ask("release_collection")
     # Of an upload that went on, nobody has loaded it since.
-    connection.ask("load_collection")
+    connection.ask("load_collection", timeout=_LOAD_TIMEOUT)
     count = _count(connection)
     if count != expected:
         raise MilvusError(
