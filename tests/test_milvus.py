@@ -503,12 +503,24 @@ def test_a_collection_that_was_cut_off_before_it_had_its_index_gets_one(
         assert milvus._connection._client.list_indexes("products") == ["embedding"]
 
 
-@pytest.mark.parametrize("other", [{"model_fingerprint": "other"}, {"product_ids": [f"n{row}" for row in range(100)]}])
+def labels(*known: str) -> pa.Table:
+    return pa.table({"label": pa.DictionaryArray.from_arrays(pa.array([0, 1] * 50), pa.array(known))})
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model_fingerprint": "other"},
+        {"product_ids": [f"n{row}" for row in range(100)]},
+        {"metadata": labels("a", "c")},
+    ],
+)
 def test_an_upload_of_something_else_does_not_go_on_with_one_that_was_cut_off(
     tmp_path: Path, parts_of_ten: list[int], other: dict[str, Any]
 ) -> None:
+    other = {"metadata": labels("a", "b"), **other}
     with pytest.raises(CutError):
-        in_milvus(tmp_path, 100, embeds=cut_after(45))
+        in_milvus(tmp_path, 100, embeds=cut_after(45), metadata=labels("a", "b"))
     with pytest.raises(MilvusError, match=r"holds what was uploaded of other products or of another model"):
         in_milvus(tmp_path, 100, **other)
     with in_milvus(tmp_path, 100, **other, overwrite=True) as milvus:

@@ -28,7 +28,11 @@ def digest_of(table: pa.Table) -> str:
     """Digest of the ids, weights and metadata of products."""
     digest = hashlib.sha256()
     for batch in row_blocks(table):
-        digest.update(batch.serialize())
+        # A batch by itself is without the values of its dictionaries.
+        stream = pa.BufferOutputStream()
+        with pa.ipc.new_stream(stream, batch.schema) as writer:
+            writer.write_batch(batch)
+        digest.update(stream.getvalue())
     return digest.hexdigest()
 
 
