@@ -698,3 +698,35 @@ def test_a_full_disk_is_told_in_one_line_and_the_upload_goes_on_later(tmp_path: 
         MilvusIndex.connect(tmp_path / "index.db")
     with in_milvus(tmp_path, 3000) as milvus:
         assert_same(milvus.search(vectors(3, seed=1), 10), flat(3000).search(vectors(3, seed=1), 10))
+
+
+UPDATES = """
+import os, resource, signal, sys
+sys.path[:0] = {path!r}
+from milvus_indexes import Path, in_milvus, metadata, names, vectors, weights
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+index = in_milvus(Path({folder!r}), 1000)
+def update(seed):
+    new = {{"metadata": metadata(names(1000)), "modality_weights": weights(1000)}}
+    index.update(vectors(1000, seed), names(1000), model_fingerprint="m", **new)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+try:
+    update(1)
+except ValueError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+update(2)
+index.delete(["a0"])
+print("done", flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_was_changed_after_a_full_disk_outlives_a_kill(tmp_path: Path) -> None:
+    script = UPDATES.format(path=CHECKOUT, folder=str(tmp_path))
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert re.search(r"fails at upsert \(.*File too large.*\ndone\n$", ended.stdout), ended.stderr
+    with MilvusIndex.connect(tmp_path / "index.db") as milvus:
+        assert len(milvus) == 999
+        (found,) = milvus.search(vectors(1000, seed=2)[7:8], 1)
+        assert found[0].product_id == names(1000)[7] and found[0].score > 0.9999

@@ -15,6 +15,8 @@ LITE_SUFFIX = ".db"
 # Embedded servers of this process by path, and how many connections each has.
 _embedded: Counter[str] = Counter()
 _counting = threading.Lock()
+# Path and collection of logs in which a write failed.
+_torn_logs: set[tuple[str, str]] = set()
 
 
 class MilvusError(ValueError):
@@ -102,6 +104,23 @@ class Connection:
         with self.asking(f"fails at {method}", "see that the server is up, has room and lets you in"):
             asked = getattr(self._client, method)
             return asked(collection_name=self.collection, timeout=timeout or self.timeout, **arguments)
+
+    def change(self, method: str, **arguments: Any) -> None:
+        """Calls a method that changes products, as `ask` does.
+
+        Of the log of Milvus Lite, a kill takes what is behind a write that failed, as on a full disk. So the next one
+        is not left to the log alone.
+        """
+        log = self.uri, self.collection
+        try:
+            self.ask(method, **arguments)
+            if log in _torn_logs:
+                self.ask("flush")
+                _torn_logs.discard(log)
+        except MilvusError:
+            if is_file(self.uri):
+                _torn_logs.add(log)
+            raise
 
     def close(self) -> None:
         """Closes the client, and Milvus Lite in this process when this was the last one."""

@@ -302,7 +302,7 @@ class MilvusIndex:
         if missing is not None:
             raise ValueError(f"product {missing!r} is not in the index; nothing was deleted")
         for group in groups:
-            self._connection.ask("delete", filter=among_ids(ID_FIELD, group))
+            self._connection.change("delete", filter=among_ids(ID_FIELD, group))
 
     def _among(self, ids: list[str]) -> set[str]:
         """Those of the ids that the index has."""

@@ -88,7 +88,7 @@ def upsert(connection: Connection, vectors: np.ndarray, table: pa.Table, columns
     named: dict[str, list[Any]] = {ID_FIELD: table.column(ID_FIELD).to_pylist(), VECTOR_FIELD: list(vectors)}
     named.update({column.field: column.stored(table) for column in columns if column.field is not None})
     rows = [dict(zip(named, values, strict=True)) for values in zip(*named.values(), strict=True)]
-    connection.ask("upsert", data=rows)
+    connection.change("upsert", data=rows)
 
 
 def _regrouped(blocks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
