@@ -99,7 +99,8 @@ def main() -> None:
     searcher = Searcher.of(*load_base(arguments.base), flat)
     queries = np.concatenate([searcher.embed([texts[row]]) for row in chosen])
     field = arguments.columns[1]
-    commonest = max(pc.value_counts(table.column(field)).to_pylist(), key=lambda count: count["counts"])["values"]
+    counts = pc.value_counts(table.column(field).drop_null()).to_pylist()
+    commonest = max(counts, key=lambda count: count["counts"])["values"]
     with tempfile.TemporaryDirectory() as folder:
         uri, start = arguments.uri or str(Path(folder) / "benchmark.db"), perf_counter()
         options |= {"uri": uri, "collection": "benchmark", "index_type": arguments.index_type, "overwrite": True}
