@@ -598,6 +598,22 @@ def test_the_last_to_close_closes_the_embedded_server(tmp_path: Path) -> None:
     assert servers() == before
 
 
+def test_a_file_stays_open_for_who_connects_while_the_last_one_closes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = pytest.importorskip("pymilvus")
+    client, first = library.MilvusClient, in_milvus(tmp_path)
+
+    def slow(**arguments: Any) -> Any:
+        made = client(**arguments)
+        first.close()
+        return made
+
+    monkeypatch.setattr(library, "MilvusClient", slow)
+    with MilvusIndex.connect(tmp_path / "index.db") as second:
+        assert len(second) == 60
+
+
 def test_a_file_is_the_same_under_another_name_and_from_another_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -675,6 +691,13 @@ def test_without_pymilvus_one_line_says_what_to_install(tmp_path: Path, monkeypa
     monkeypatch.setattr(sys, "argv", ["index.py"])
     with pytest.raises(SystemExit, match=r"^ImportError: an index in Milvus needs the library pymilvus; [^\n]*$"):
         run_command(main)
+
+
+def test_without_milvus_lite_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "milvus_lite", None)
+    monkeypatch.setitem(sys.modules, "milvus_lite.server_manager", None)
+    with pytest.raises(MilvusError, match=r"index\.db cannot be reached \(.*milvus-lite.*pip install"):
+        in_milvus(tmp_path)
 
 
 DISK = """

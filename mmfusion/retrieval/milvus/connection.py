@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -76,12 +77,15 @@ class Connection:
             remedy = "see that no other process has the file open, and that Milvus Lite made it"
         else:
             remedy = "start the server, or see that address and token are right"
-        with self.asking("cannot be reached", remedy):
-            self._client = library.MilvusClient(uri=self.uri, token=token or "", timeout=timeout)
+        # Before there is a client, or who closes the last one meanwhile would close the file under it.
+        self._hold()
+        try:
+            with self.asking("cannot be reached", remedy):
+                self._client = library.MilvusClient(uri=self.uri, token=token or "", timeout=timeout)
+        except BaseException:
+            self._release()
+            raise
         self._open = True
-        if is_file(self.uri):
-            with _counting:
-                _embedded[self.uri] += 1
 
     @property
     def place(self) -> str:
@@ -128,8 +132,23 @@ class Connection:
             return
         self._open = False
         self._client.close()
+        self._release()
+
+    def _hold(self) -> None:
         if is_file(self.uri):
-            _release(self.uri)
+            with _counting:
+                _embedded[self.uri] += 1
+
+    def _release(self) -> None:
+        if is_file(self.uri):
+            # It is there as soon as a file was opened; without it, that is what the error is about.
+            servers = sys.modules.get("milvus_lite.server_manager")
+            with _counting:
+                _embedded[self.uri] -= 1
+                if not _embedded[self.uri]:
+                    del _embedded[self.uri]
+                    if servers is not None:
+                        servers.server_manager_instance.release_server(self.uri)
 
     @contextmanager
     def asking(self, trouble: str, remedy: str) -> Iterator[None]:
@@ -149,16 +168,6 @@ class Connection:
 def is_file(uri: str) -> bool:
     """Whether a URI is a file of Milvus Lite rather than a server."""
     return "://" not in uri and not uri.startswith("unix:")
-
-
-def _release(path: str) -> None:
-    from milvus_lite.server_manager import server_manager_instance
-
-    with _counting:
-        _embedded[path] -= 1
-        if _embedded[path] <= 0:
-            del _embedded[path]
-            server_manager_instance.release_server(path)
 
 
 def _without_credentials(uri: str) -> str:
