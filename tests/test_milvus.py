@@ -418,16 +418,6 @@ def test_another_model_and_what_is_not_ours_are_refused(tmp_path: Path) -> None:
         client.close()
 
 
-def test_a_kind_of_index_that_there_is_not_is_told_before_anything_is_said_to_be_done(tmp_path: Path) -> None:
-    with pytest.raises(MilvusError, match=r"fails at load_collection .*unknown index_type: 'HNWS'"):
-        in_milvus(tmp_path, index_type="HNWS")
-    with pytest.raises(MilvusError, match="was cut off"):
-        MilvusIndex.connect(tmp_path / "index.db")
-    in_milvus(tmp_path, index_type="HNSW", overwrite=True).close()
-    with MilvusIndex.connect(tmp_path / "index.db") as milvus:
-        assert len(milvus.search(vectors(1), 5)[0]) == 5
-
-
 def test_compressed_vectors_are_not_passed_off_as_the_embeddings(tmp_path: Path) -> None:
     for factory in ("HNSW16", "IVF4,Flat"):
         with flat(200, factory=factory).to("milvus", uri=tmp_path / "exact.db", overwrite=True) as milvus:

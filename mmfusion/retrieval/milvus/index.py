@@ -381,9 +381,6 @@ def _count(connection: Connection) -> int:
 def _completed(connection: Connection, description: CollectionDescription, expected: int) -> CollectionDescription:
     """Says that all products are there, once they are."""
     connection.ask("flush")
-    if is_file(connection.uri):
-        # Milvus Lite builds an index in the background, and says only when it loads one that there is no such kind.
-        connection.ask("release_collection")
     # Of an upload that went on, nobody has loaded it since.
     connection.ask("load_collection", timeout=_LOAD_TIMEOUT)
     count = _count(connection)
