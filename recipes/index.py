@@ -125,7 +125,7 @@ def _build_in_milvus(
 ) -> str:
     with MilvusIndex.build(
         embedded.vectors(),
-        embedded.column("product_id").to_pylist(),
+        embedded.column("product_id"),
         model_fingerprint=embedded.manifest.made_of.model_fingerprint,
         uri=uri,
         collection=collection,

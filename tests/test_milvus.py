@@ -215,9 +215,11 @@ def test_changes_are_those_of_an_exact_index_and_are_there_when_it_is_opened_aga
         change(index)
         assert len(milvus) == len(index) == 60
         assert_same(milvus.search(queries, 100), index.search(queries, 100))
-        for ids in (["a0", "nothing"], ["a0", 7]):
-            with pytest.raises(ValueError, match=r"is not in the index; nothing was deleted"):
-                milvus.delete(ids)
+        for one in (milvus, index):
+            with pytest.raises(ValueError, match=r"product 'nothing' is not in the index; nothing was deleted"):
+                one.delete(["a0", "nothing"])
+            with pytest.raises(ValueError, match=r"product id 7 in row 1 is no string"):
+                one.delete(["a0", 7])
         milvus.delete([])
     with MilvusIndex.connect(tmp_path / "index.db", model_fingerprint="m") as milvus:
         assert_same(milvus.search(queries, 100), index.search(queries, 100))

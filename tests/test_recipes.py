@@ -19,7 +19,7 @@ from mmfusion import MMFusionModel, MMFusionProcessor
 from mmfusion.evaluation import Evaluation
 from mmfusion.retrieval import MilvusError, ProductIndex
 from mmfusion.stages import Optimization
-from mmfusion.training import RunError, load_base, open_run
+from mmfusion.training import RunError, load_base, open_run, run_command
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -353,6 +353,20 @@ def test_a_refusal_is_one_line_and_not_a_traceback(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("RunError: --base ")
     assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_is_a_line_and_not_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> None:
+        """Does nothing for long."""
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.argv", ["recipe.py"])
+    with pytest.raises(SystemExit) as ended:
+        run_command(main)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_a_printed_config_can_be_replayed(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A recipe's `main` as a command: its signature is the command line, and its refusals are one line."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -28,7 +29,8 @@ def run_command(main: Callable[..., None], *, as_positional: bool = False) -> No
     """Runs `main` with arguments from the command line.
 
     Abbreviated flags are errors. A refusal (an exception whose text names value, place and remedy) is printed without
-    its traceback and ends the process with code 1; set `MMFUSION_TRACEBACK=1` to see where it came from.
+    its traceback and ends the process with code 1; set `MMFUSION_TRACEBACK=1` to see where it came from. Ctrl-C ends it
+    with code 130.
 
     Args:
         main: Typed function with a Google-style docstring.
@@ -40,3 +42,7 @@ def run_command(main: Callable[..., None], *, as_positional: bool = False) -> No
         if os.environ.get("MMFUSION_TRACEBACK"):
             raise
         sys.exit(f"{type(refusal).__name__}: {refusal}")
+    except KeyboardInterrupt:
+        # As a shell says of a process that SIGINT ended.
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)

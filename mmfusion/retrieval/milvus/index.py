@@ -1,7 +1,7 @@
 """An index of product embeddings in Milvus, which searches, changes and refuses as a [`ProductIndex`] does."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -22,7 +22,7 @@ from mmfusion.retrieval.milvus.description import (
 )
 from mmfusion.retrieval.milvus.expression import among_ids, milvus_expression
 from mmfusion.retrieval.milvus.upload import BATCH_ROWS, digest_of, part_rows_of, upload, upsert
-from mmfusion.retrieval.products import like, products_table
+from mmfusion.retrieval.products import Ids, ids_column, like, products_table
 from mmfusion.retrieval.vectors import as_float32, checked_blocks
 
 # What Milvus finds for one query at most, and how many hits are asked for in one request: servers take no more queries
@@ -51,7 +51,7 @@ class MilvusIndex:
     def build(
         cls,
         embeds: Any | Iterable[Any],
-        product_ids: Sequence[str] | np.ndarray,
+        product_ids: Ids,
         *,
         model_fingerprint: str,
         uri: str | os.PathLike[str],
@@ -263,7 +263,7 @@ class MilvusIndex:
     def update(
         self,
         embeds: Any,
-        product_ids: Sequence[str] | np.ndarray,
+        product_ids: Ids,
         *,
         model_fingerprint: str,
         metadata: pa.Table | None = None,
@@ -288,14 +288,14 @@ class MilvusIndex:
             rows = table.slice(start, BATCH_ROWS)
             upsert(self._connection, vectors[start : start + len(rows)], rows, self._columns)
 
-    def delete(self, product_ids: Sequence[str] | np.ndarray) -> None:
+    def delete(self, product_ids: Ids) -> None:
         """Take products away.
 
         Raises:
-            ValueError: the index has no such product; none is taken away then.
+            ValueError: the index has no such product, or an id is no string; none is taken away then.
             MilvusError: Milvus refuses or cannot be reached.
         """
-        ids = list(product_ids)
+        ids = ids_column(product_ids).to_pylist()
         groups = [ids[start : start + BATCH_ROWS] for start in range(0, len(ids), BATCH_ROWS)]
         there = {name for group in groups for name in self._among(group)}
         missing = next((name for name in ids if name not in there), None)
@@ -306,10 +306,7 @@ class MilvusIndex:
 
     def _among(self, ids: list[str]) -> set[str]:
         """Those of the ids that the index has."""
-        texts = [name for name in ids if isinstance(name, str)]
-        if not texts:
-            return set()
-        found = self._connection.ask("query", filter=among_ids(ID_FIELD, texts), output_fields=[ID_FIELD])
+        found = self._connection.ask("query", filter=among_ids(ID_FIELD, ids), output_fields=[ID_FIELD])
         return {row[ID_FIELD] for row in found}
 
     @property
