@@ -420,6 +420,21 @@ def test_another_model_and_what_is_not_ours_are_refused(tmp_path: Path) -> None:
         client.close()
 
 
+@pytest.mark.parametrize("kind", ["HNSW", "IVF_FLAT"])
+def test_a_file_has_the_kind_of_index_that_is_asked_for(tmp_path: Path, kind: str) -> None:
+    in_milvus(tmp_path, index_type=kind).close()
+    with MilvusIndex.connect(tmp_path / "index.db") as index:
+        assert index.description.index_type == kind and len(index.search(vectors(1), 5)[0]) == 5
+
+
+def test_a_kind_of_index_that_files_do_not_have_is_refused_before_anything_is_replaced(tmp_path: Path) -> None:
+    in_milvus(tmp_path).close()
+    with pytest.raises(ValueError, match=r"index_type 'DISKANN' is none .*give one of FLAT, HNSW"):
+        in_milvus(tmp_path, index_type="DISKANN", overwrite=True)
+    with MilvusIndex.connect(tmp_path / "index.db") as index:
+        assert len(index) == 60
+
+
 def test_compressed_vectors_are_not_passed_off_as_the_embeddings(tmp_path: Path) -> None:
     for factory in ("HNSW16", "IVF4,Flat"):
         with flat(200, factory=factory).to("milvus", uri=tmp_path / "exact.db", overwrite=True) as milvus:

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from mmfusion.retrieval.milvus.columns import ID_FIELD, MAX_BYTES, VECTOR_FIELD, Column, Nested
-from mmfusion.retrieval.milvus.connection import Connection, MilvusError, pymilvus
+from mmfusion.retrieval.milvus.connection import Connection, MilvusError, is_file, pymilvus
 from mmfusion.retrieval.milvus.description import CollectionDescription, read_description
 
 _FIELD_TYPES = {
@@ -21,6 +21,7 @@ _FIELD_TYPES = {
     pa.string(): "VARCHAR",
     Nested: "JSON",
 }
+_KINDS_IN_FILES = ("FLAT", "HNSW", "HNSW_SQ", "IVF_FLAT", "IVF_SQ8")
 
 
 def find_description(connection: Connection) -> CollectionDescription | None:
@@ -32,6 +33,22 @@ def find_description(connection: Connection) -> CollectionDescription | None:
     if not connection.ask("has_collection"):
         return None
     return read_description(connection.ask("describe_collection").get("properties", {}), connection.place)
+
+
+def kind_of_index(uri: str, wanted: str | None) -> str:
+    """The kind of index that is asked of Milvus; None: exact in a file, and the server's choice on a server.
+
+    Raises:
+        ValueError: Milvus Lite does not have it, which it says of an upload only when it is opened again.
+    """
+    if not is_file(uri):
+        return wanted or "AUTOINDEX"
+    if wanted is not None and wanted not in _KINDS_IN_FILES:
+        raise ValueError(
+            f"index_type {wanted!r} is none that a file of Milvus Lite has; give one of {', '.join(_KINDS_IN_FILES)}, "
+            "or the address of a server"
+        )
+    return wanted or "FLAT"
 
 
 def prepare_collection(

@@ -12,7 +12,7 @@ import pyarrow as pa
 from mmfusion.retrieval.filters import Filter
 from mmfusion.retrieval.hit import Hit, StoredProduct
 from mmfusion.retrieval.index_files import created_by
-from mmfusion.retrieval.milvus.collection import find_description, prepare_collection
+from mmfusion.retrieval.milvus.collection import find_description, kind_of_index, prepare_collection
 from mmfusion.retrieval.milvus.columns import ID_FIELD, VECTOR_FIELD, Column, check_values, columns_of
 from mmfusion.retrieval.milvus.connection import Connection, MilvusError, is_file
 from mmfusion.retrieval.milvus.description import (
@@ -90,7 +90,8 @@ class MilvusIndex:
         Raises:
             ImportError: pymilvus is not installed.
             MilvusError: there is such a collection, or Milvus refuses or cannot be reached.
-            ValueError: as of [`ProductIndex.build`]; or a column, id or value that Milvus cannot hold.
+            ValueError: as of [`ProductIndex.build`]; or a column, id or value that Milvus cannot hold, or a kind of
+                index that Milvus Lite does not have.
         """
         if not model_fingerprint:
             raise ValueError("model_fingerprint is empty; pass the fingerprint of the model that made the embeddings")
@@ -104,13 +105,14 @@ class MilvusIndex:
         first = next(blocks, None)
         if first is None:
             raise ValueError("no product embedding to index; check that the catalogue is not empty")
+        kind = kind_of_index(os.fspath(uri), index_type)
         connection = Connection(uri, collection, token, timeout)
         try:
             wanted = CollectionDescription(
                 schema_version=SCHEMA_VERSION,
                 dimension=first.shape[1],
                 model_fingerprint=model_fingerprint,
-                index_type=index_type or ("FLAT" if is_file(connection.uri) else "AUTOINDEX"),
+                index_type=kind,
                 search_params=dict(search_params or {}),
                 products_schema=encoded_schema(table.schema),
                 created_by=created_by(),
