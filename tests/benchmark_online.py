@@ -13,6 +13,8 @@ import argparse
 import gc
 import json
 import os
+import shlex
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -149,7 +151,7 @@ def measure_encoders(options: argparse.Namespace, queries: Texts) -> tuple[dict[
 
 
 def as_markdown(ratios: Sequence[Ratio], times: dict[str, Times], facts: dict[str, Any]) -> str:
-    """What was measured on, the ratios, and the spread of all calls."""
+    """The command, what was measured on, the ratios, and the spread of all calls."""
     head = ["", "ratio of", "first, ms", "second, ms", "ratio of medians", "95 % interval"]
     rows = [
         [
@@ -164,8 +166,10 @@ def as_markdown(ratios: Sequence[Ratio], times: dict[str, Times], facts: dict[st
         for name, values in own.items()
     ]
     measured_on = ", ".join(f"{name} {value}" for name, value in facts.items())
+    command = shlex.join(["python", "tests/benchmark_online.py", *sys.argv[1:]])
+    tables = [table([head, *rows]), table([["", "way", "p50, ms", "p90, ms", "p99, ms"], *spread])]
     return "\n\n".join(
-        [measured_on, table([head, *rows]), table([["", "way", "p50, ms", "p90, ms", "p99, ms"], *spread])]
+        ["# What a query costs", f"`{command}`", f"{measured_on}.", *tables, "![share of calls by time](online.png)"]
     )
 
 
@@ -233,7 +237,7 @@ def main() -> None:
         "products": len(products),
         "vectors": "embedded" if options.embeddings else "random",
         "index": options.factory,
-        **{name: getattr(options, name) for name in ("queries", "rounds", "threads")},
+        **{name: getattr(options, name) for name in ("queries", "rounds", "threads", "seed")},
         "cores": os.cpu_count(),
         "torch": torch.__version__,
         "onnxruntime": onnxruntime.__version__,
