@@ -25,7 +25,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def is_partial(path: Path) -> bool:
@@ -49,9 +49,9 @@ def move_files(source: Path, target: Path, last: Sequence[str]) -> None:
     """
     files = sorted(path for path in source.iterdir() if path.name not in last)
     for path in [*files, *(source / name for name in last)]:
-        _sync(path)
+        sync(path)
         os.replace(path, target / path.name)
-    _sync(target)
+    sync(target)
     source.rmdir()
 
 
@@ -67,7 +67,7 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Has the disk hold a file's content, or the names in a folder."""
     if os.name == "nt":
         # Windows neither opens folders nor flushes what was opened for reading.

@@ -479,14 +479,19 @@ def test_a_batcher_that_stops_leaves_nobody_waiting() -> None:
     assert all(isinstance(one, asyncio.CancelledError) for one in asyncio.run(run())[1:])
 
 
+def followed(encoder: TorchQueryEncoder, folder: Path) -> tuple[SearchService, IndexWatch]:
+    """A service of the index of 50 products that is in a folder from now on, and what looks at the folder."""
+    drawn_index(encoder, 50).save(folder)
+    service = SearchService(Searcher(encoder, load_index(folder)), folder, ServiceLimits())
+    assert isinstance(service._watch, IndexWatch)
+    return service, service._watch
+
+
 def test_an_index_of_another_model_or_a_broken_one_is_not_swapped_in(
     encoder: TorchQueryEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "index"
-    drawn_index(encoder, 50).save(folder)
-    service = SearchService(Searcher(encoder, load_index(folder)), folder, ServiceLimits())
-    watching = service._watch
-    assert isinstance(watching, IndexWatch)
+    service, watching = followed(encoder, folder)
     watching.look()
     assert len(service.index) == 50
 
@@ -513,16 +518,14 @@ def test_an_index_that_is_copied_file_by_file_is_served_when_all_are_there(
     encoder: TorchQueryEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, new = tmp_path / "index", tmp_path / "new"
-    drawn_index(encoder, 50).save(folder)
+    service, watching = followed(encoder, folder)
     drawn_index(encoder, 60).save(new)
-    service = SearchService(Searcher(encoder, load_index(folder)), folder, ServiceLimits())
-    assert service._watch is not None
     for name in ("index.faiss", "index.json"):
         (new / name).replace(folder / name)
-    service._watch.look()
+    watching.look()
     assert len(service.index) == 50 and "do not belong together" in caplog.text
     (new / "products.arrow").replace(folder / "products.arrow")
-    service._watch.look()
+    watching.look()
     assert len(service.index) == 60
 
 
@@ -554,16 +557,14 @@ def test_whatever_is_wrong_with_an_index_the_watch_goes_on(
     encoder: TorchQueryEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "index"
-    drawn_index(encoder, 50).save(folder)
-    service = SearchService(Searcher(encoder, load_index(folder)), folder, ServiceLimits())
-    assert service._watch is not None
+    service, watching = followed(encoder, folder)
     described = json.loads((folder / "index.json").read_text())
     (folder / "index.json").write_text(json.dumps({**described, "rows": ["many"]}))
-    service._watch.look()
-    service._watch.look()
+    watching.look()
+    watching.look()
     assert caplog.text.count("is not served, the one before goes on") == 1
     drawn_index(encoder, 60).save(folder, overwrite=True)
-    service._watch.look()
+    watching.look()
     assert len(service.index) == 60
 
 

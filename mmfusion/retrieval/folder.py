@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mmfusion.files import sync
+
 if sys.platform != "win32":
     import fcntl
 
@@ -40,10 +42,10 @@ def replacing(folder: Path, *, files: frozenset[str], overwrite: bool) -> Iterat
         with _held(new):
             yield new
             for path in new.iterdir():
-                _sync(path)
-            _sync(new)
+                sync(path)
+            sync(new)
             _put_in_place(new, folder, old)
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
@@ -114,11 +116,3 @@ def _check_replaceable(folder: Path, files: frozenset[str], overwrite: bool) -> 
         raise FileExistsError(f"{folder} also holds {foreign[0]!r}, which saving would delete; name another folder")
     if found and not overwrite:
         raise FileExistsError(f"{folder} already holds {', '.join(sorted(found))}; pass overwrite=True to replace it")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

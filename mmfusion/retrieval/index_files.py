@@ -1,6 +1,9 @@
 """The files of an index: what is written, read back, and found to be damaged."""
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -51,7 +54,17 @@ class IndexDescription:
     created_by: str
 
 
+# Device, inode, time and size.
 Stamp = tuple[int, int, int, int]
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """What tells a file from another one that takes its place; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 @dataclass(frozen=True)
@@ -60,23 +73,20 @@ class Origin:
 
     Attributes:
         folder: the folder.
-        stamps: device, inode, time and size of its files.
+        stamps: of its files.
     """
 
     folder: Path
-    stamps: tuple[Stamp, ...]
+    stamps: tuple[Stamp | None, ...]
 
     @classmethod
     def of(cls, folder: Path) -> "Origin":
         """The folder as it is."""
-        return cls(folder, tuple(_stamp(folder / name) for name in SEGMENTS[0]))
+        return cls(folder, tuple(stamp_of(folder / name) for name in SEGMENTS[0]))
 
     def is_there(self) -> bool:
         """Whether the files are those that were read."""
-        try:
-            return self == Origin.of(self.folder)
-        except OSError:
-            return False
+        return None not in self.stamps and self == Origin.of(self.folder)
 
 
 def created_by() -> str:
@@ -122,28 +132,37 @@ def read_files(folder: Path, memory_map: bool) -> tuple[tuple[Segment, ...], Ind
         ValueError: a file is damaged, of a later layout or of another index.
     """
     while True:
-        before = _place(folder)
-        try:
-            found = *_read_files(folder, memory_map), Origin.of(folder)
-        except (OSError, ValueError):
-            if _place(folder) == before:
-                raise
-        else:
-            if _place(folder) == before:
-                return found
+        with _held(folder) as before:
+            try:
+                found = *_read_files(folder, memory_map), Origin.of(folder)
+            except (OSError, ValueError):
+                if _place(folder) == before:
+                    raise
+            else:
+                if _place(folder) == before:
+                    return found
 
 
-def _place(folder: Path) -> tuple[int, int] | None:
+@contextmanager
+def _held(folder: Path) -> Iterator[tuple[int, int] | None]:
+    """The place of a folder, which none that comes after it is given before the end of the block; None: no folder."""
     try:
-        found = folder.stat()
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # On Windows, of every folder.
+        yield _place(folder)
+        return
+    try:
+        yield _place(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _place(folder: Path | int) -> tuple[int, int] | None:
+    try:
+        found = os.stat(folder)
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _stamp(path: Path) -> Stamp:
-    found = path.stat()
-    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _read_files(folder: Path, memory_map: bool) -> tuple[tuple[Segment, ...], IndexDescription]:

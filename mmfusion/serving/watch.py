@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mmfusion.retrieval import ProductIndex
-from mmfusion.retrieval.index_files import DESCRIPTION, FILES
+from mmfusion.retrieval.index_files import DESCRIPTION, FILES, Stamp, stamp_of
 
 log = logging.getLogger("mmfusion")
 
-# Identity of each file of an index, None for one that is not there: all of them, as tools that copy replace one by one.
-Version = tuple[tuple[int, int, int] | None, ...]
+# Of each file of an index, None for one that is not there: all of them, as tools that copy replace one by one.
+Version = tuple[Stamp | None, ...]
 
 
 class IndexWatch:
@@ -82,12 +82,4 @@ def load_index(folder: Path) -> ProductIndex:
 
 def version_of(folder: Path) -> Version:
     """What tells the files of an index from those that take their place."""
-    return tuple(_identity(folder / name) for name in sorted(FILES))
-
-
-def _identity(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    return tuple(stamp_of(folder / name) for name in sorted(FILES))
