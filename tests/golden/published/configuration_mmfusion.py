@@ -1,0 +1,275 @@
+"""Configuration of the two-tower model: its encoders, its embedding space and its fusion network."""
+
+import dataclasses
+import math
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from .errors_mmfusion import HubError, explained
+
+# Raised when a field is added or changes its meaning, so that older code says what it is that it cannot read.
+SCHEMA_VERSION = 1
+
+FUSION_KINDS = (
+    *("text_only", "image_only", "weighted_mean", "concat"),
+    *("gated", "bilinear", "moe", "cross_attention"),
+)
+POOLINGS = ("mean", "cls", "pooler")
+
+
+class MMFusionConfig(PreTrainedConfig):
+    """Architecture of an [`MMFusionModel`].
+
+    Args:
+        text_config: Configuration of the text encoder (any encoder that `AutoModel` knows), or its dict.
+        vision_config: Configuration of the vision encoder, or its dict.
+        embedding_dim: Width D of query and product embeddings, > 0.
+        fusion: Kind of fusion network of the product tower, one of `FUSION_KINDS`.
+        fusion_hidden_size: Width of the fusion network (rank of `bilinear`), a multiple of `fusion_heads`.
+        fusion_layers: Transformer layers of `cross_attention`, > 0.
+        fusion_heads: Attention heads of `cross_attention`, > 0.
+        fusion_latents: Latent queries that pool the token sequence of `cross_attention`, > 0.
+        fusion_dropout: Dropout inside the fusion network, in [0, 1).
+        fusion_text_weight: Weight of the text view in `weighted_mean`, in (0, 1); the image view has the rest.
+        fusion_learned_weights: Whether `weighted_mean` learns that weight, starting from `fusion_text_weight`.
+        fusion_experts: Experts of `moe`, > 0.
+        fusion_balance_weight: Weight of the loss that balances the load of the experts, >= 0.
+        text_pooling: How token states become one text vector: `mean` over tokens, `cls` (first token)
+            or `pooler` (the encoder's own `pooler_output`, as CLIP and SigLIP were trained).
+        image_pooling: The same for photos.
+        vision_feature_layers: Blocks of the vision encoder, from 0, whose output states reach the product tower beside
+            the pooled top: colour and pattern live below the top. Finer grids are averaged down to the coarsest of
+            them. Empty: the top states alone.
+        neck_hidden_size: Width of the learned pooling of those states, > 0.
+        neck_heads: Slots that it pools them into, > 0.
+        projection_hidden_size: Width of a perceptron beside each projection into the embedding space; 0: none. It is
+            what adapts a tower whose encoders are frozen.
+        projection_dropout: Dropout inside it, in [0, 1).
+        share_text_encoder: Whether queries and product texts go through one encoder.
+        role_embedding: Adds a learned vector per role (query, product) to the token embeddings of a shared encoder.
+        query_prompt: Prefix of every query, for encoders trained with prompts (E5: `"query: "`).
+        product_prompt: Prefix of every product text (E5: `"passage: "`).
+        product_template: Product text as a `str.format` template over product columns. The same text is used in
+            training, evaluation and indexing.
+        matryoshka_dims: Shorter widths, each below `embedding_dim`, that the losses train the first components for.
+        query_router: Whether the query tower weighs the views of a product: vectors to search and to index are then
+            three views side by side, 3 * `embedding_dim` wide, and compared by inner product.
+        query_only: Whether the model is the query tower alone: text encoder of queries, projection and router. That is
+            what a search front end loads; it embeds no product.
+        query_tower_of: Fingerprint of the whole model that a query tower was taken from, by which an index of that
+            model's products knows it.
+        freeze_batch_norm: Keeps BatchNorm statistics of the backbones fixed in training mode.
+        logit_scale_init: Initial inverse temperature of the contrastive losses, > 0.
+        initializer_range: Standard deviation of new weights.
+        schema_version: Version of this list of fields, from 1 to `SCHEMA_VERSION`.
+
+    Raises:
+        ValueError: A value is outside its range, a key is unknown (a misspelling), or the schema is newer.
+    """
+
+    model_type = "mmfusion"
+    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}  # noqa: RUF012 (transformers reads it)
+
+    text_config: Any = None
+    vision_config: Any = None
+    embedding_dim: int = 256
+    fusion: str = "gated"
+    fusion_hidden_size: int = 256
+    fusion_layers: int = 2
+    fusion_heads: int = 4
+    fusion_latents: int = 4
+    fusion_dropout: float = 0.1
+    fusion_text_weight: float = 0.9
+    fusion_learned_weights: bool = False
+    fusion_experts: int = 4
+    fusion_balance_weight: float = 0.01
+    text_pooling: str = "mean"
+    image_pooling: str = "mean"
+    vision_feature_layers: list[int] = dataclasses.field(default_factory=list)
+    neck_hidden_size: int = 128
+    neck_heads: int = 4
+    projection_hidden_size: int = 0
+    projection_dropout: float = 0.2
+    share_text_encoder: bool = True
+    role_embedding: bool = False
+    query_prompt: str = ""
+    product_prompt: str = ""
+    product_template: str = "{title}"
+    matryoshka_dims: list[int] = dataclasses.field(default_factory=list)
+    query_router: bool = False
+    query_only: bool = False
+    query_tower_of: str = ""
+    freeze_batch_norm: bool = True
+    logit_scale_init: float = 20.0
+    initializer_range: float = 0.02
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self._check_schema()
+        self.text_config = _sub_config(self.text_config, "bert")
+        self.vision_config = _sub_config(self.vision_config, "vit")
+        super().__post_init__(**kwargs)
+        self._refuse_unknown(kwargs)
+        self.check()
+
+    def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
+        # transformers stores any keyword it does not know as an attribute, so a misspelt field would pass in silence.
+        unknown = sorted(key for key in kwargs if not key.startswith("_") and key not in _FOREIGN_KEYS)
+        if unknown:
+            raise ValueError(
+                f"MMFusionConfig has no field {', '.join(map(repr, unknown))}; its own fields are "
+                f"{', '.join(own_fields())}. Correct the name, or upgrade mmfusion if a newer version wrote it."
+            )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Loads a config from a folder or the Hub, as `PreTrainedConfig.from_pretrained` does.
+
+        Raises:
+            HubError: It cannot be fetched, or it is no config of an mmfusion model.
+        """
+        with explained(pretrained_model_name_or_path, kwargs.get("revision")):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        # transformers takes an absent config.json for a default one, merely warns of another type, and then trips over
+        # its fields.
+        source = pretrained_model_name_or_path
+        fields, unused = super().get_config_dict(source, **kwargs)
+        if "model_type" not in fields:
+            raise HubError(
+                f"{source} is not an mmfusion model: it has no config.json with a model_type; check name, revision and "
+                "subfolder."
+            )
+        if fields["model_type"] != cls.model_type:
+            raise HubError(
+                f"{source} is a {fields['model_type']!r} model, not an mmfusion model; load it with AutoModel, or make "
+                "an mmfusion model of its encoders with MMFusionModel.from_backbones."
+            )
+        return fields, unused
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        # transformers sets overrides (`from_pretrained(…, fusion="concat")`) after the constructor has checked the
+        # rest, and drops those that it does not know.
+        result: Any = super().from_dict(config_dict, **kwargs)
+        unused = kwargs.get("return_unused_kwargs", False)
+        config = result[0] if unused else result
+        config.check()
+        if not unused:
+            config._refuse_unknown({name: None for name in kwargs if not hasattr(config, name)})
+        return result
+
+    def check(self) -> None:
+        """Raises a ValueError for the first value that is out of range; call it after changing a field."""
+        _one_of("fusion", self.fusion, FUSION_KINDS)
+        _one_of("text_pooling", self.text_pooling, POOLINGS)
+        _one_of("image_pooling", self.image_pooling, POOLINGS)
+        for name in (*_FUSION_SIZES, "embedding_dim", "neck_hidden_size", "neck_heads"):
+            _check(name, getattr(self, name), _is_count(getattr(self, name), 1), "an integer of at least 1")
+        hidden = self.projection_hidden_size
+        _check("projection_hidden_size", hidden, _is_count(hidden, 0), "an integer of at least 0")
+        layers = self.vision_feature_layers
+        valid = isinstance(layers, (list, tuple)) and all(_is_count(layer, 0) for layer in layers)
+        _check("vision_feature_layers", layers, valid and len(set(layers)) == len(layers), "different blocks from 0")
+        if self.fusion_hidden_size % self.fusion_heads:
+            raise ValueError(
+                f"MMFusionConfig.fusion_hidden_size {self.fusion_hidden_size!r} is not a multiple of "
+                f"fusion_heads {self.fusion_heads}; change one of them."
+            )
+        for name in ("fusion_dropout", "projection_dropout"):
+            value = getattr(self, name)
+            _check(name, value, _is_number(value) and 0.0 <= value < 1.0, "a number in [0, 1)")
+        weight, balance = self.fusion_text_weight, self.fusion_balance_weight
+        _check("fusion_text_weight", weight, _is_number(weight) and 0.0 < weight < 1.0, "a number in (0, 1)")
+        _check("fusion_balance_weight", balance, _is_number(balance) and balance >= 0.0, "a number of at least 0")
+        for name in ("logit_scale_init", "initializer_range"):
+            value = getattr(self, name)
+            _check(name, value, _is_number(value) and value > 0.0, "a finite number above 0")
+        for name in _SWITCHES:
+            _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "True or False")
+        for name in ("query_prompt", "product_prompt", "product_template", "query_tower_of"):
+            _check(name, getattr(self, name), isinstance(getattr(self, name), str), "a string")
+        self._check_vectors()
+
+    def _check_schema(self) -> None:
+        version = self.schema_version
+        _check("schema_version", version, _is_count(version, 1), "an integer of at least 1")
+        if version > SCHEMA_VERSION:
+            raise HubError(
+                f"The config has schema_version {version}, and this mmfusion reads up to {SCHEMA_VERSION}: a newer "
+                "mmfusion wrote it; upgrade mmfusion, or load a revision of that time."
+            )
+
+    def _check_vectors(self) -> None:
+        dims = self.matryoshka_dims
+        valid = isinstance(dims, (list, tuple)) and all(_is_count(dim, 1) and dim < self.embedding_dim for dim in dims)
+        wanted = f"different widths from 1 to below embedding_dim {self.embedding_dim}"
+        _check("matryoshka_dims", dims, valid and len(set(dims)) == len(dims), wanted)
+        if self.query_router and self.fusion in ("text_only", "image_only"):
+            raise ValueError(
+                f"MMFusionConfig.query_router is True, but fusion {self.fusion!r} has a single view, so there is "
+                "nothing to weigh; choose another fusion, or leave the router out."
+            )
+
+    @property
+    def vector_dim(self) -> int:
+        """Width of the vectors to search and to index."""
+        return self.embedding_dim * (3 if self.query_router else 1)
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        return self.text_config
+
+
+_FUSION_SIZES = ("fusion_hidden_size", "fusion_layers", "fusion_heads", "fusion_latents", "fusion_experts")
+
+_SWITCHES = (
+    *("share_text_encoder", "role_embedding", "freeze_batch_norm", "query_router", "query_only"),
+    "fusion_learned_weights",
+)
+
+# Keys that transformers itself writes into or passes through a config, none of them ours.
+_FOREIGN_KEYS = frozenset(
+    {
+        *("torch_dtype", "num_labels", "name_or_path", "output_attentions", "attn_implementation", "auto_map"),
+        *("experts_implementation", "per_layer_config", "transformers_version", "model_type", "quantization_config"),
+    }
+)
+
+
+def own_fields() -> list[str]:
+    """Names of the fields that this class adds to `PreTrainedConfig`."""
+    return list(MMFusionConfig.__annotations__)
+
+
+def _sub_config(value: Any, default_type: str) -> PreTrainedConfig:
+    if value is None:
+        return AutoConfig.for_model(default_type)
+    if isinstance(value, dict):
+        fields = dict(value)
+        if "model_type" not in fields:
+            raise ValueError(
+                f"A nested encoder config lacks model_type (it has {sorted(fields)[:5]}…); name the encoder."
+            )
+        return AutoConfig.for_model(fields.pop("model_type"), **fields)
+    return value
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check(name: str, value: Any, valid: bool, wanted: str) -> None:
+    if not valid:
+        raise ValueError(f"MMFusionConfig.{name} is {value!r}; give {wanted}.")
+
+
+def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"MMFusionConfig.{name} is {value!r}; it must be one of {', '.join(known)}.")

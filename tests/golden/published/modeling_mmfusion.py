@@ -1,0 +1,596 @@
+"""The two-tower model: a text-only query tower, and a product tower that fuses title and photos into one vector."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import is_accelerate_available
+
+from .backbones_mmfusion import (
+    Encoded,
+    blank_photo,
+    check_takes_embeddings,
+    encode_photos,
+    encode_photos_from,
+    encode_text,
+    encoded_text,
+    evaluating,
+    freeze_unread,
+    freeze_vision_prefix,
+    hidden_size,
+    load_half,
+    new_encoder,
+    vision_activations,
+    vision_blocks,
+    vision_prefix,
+    vision_state_size,
+)
+from .checkpointing_mmfusion import check_no_statistics, checkpoint_blocks, has_checkpointing
+from .configuration_mmfusion import MMFusionConfig
+from .errors_mmfusion import explained
+from .fusion_mmfusion import FUSIONS, TEXT, Fusion, FusionSizes, ProductViews
+from .inputs_mmfusion import check_mask, check_photos, mask_of_photos, not_empty
+from .output_mmfusion import MMFusionOutput
+from .vectors_mmfusion import VIEWS, QueryRouter, routed_products, routed_queries, shorten
+from .views_mmfusion import Projection, Residual, VisionNeck
+from .weights_mmfusion import HUB_ARGUMENTS, align_weights, fetch_weights, refuse_adapter
+
+_Texts = tuple[Tensor, Tensor, Tensor | None]
+_Photos = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+class MMFusionPreTrainedModel(PreTrainedModel):
+    """Weight initialisation and loading rules."""
+
+    config_class = MMFusionConfig
+    config: MMFusionConfig
+    base_model_prefix = "mmfusion"
+    main_input_name = "query_input_ids"
+    input_modalities = ("image", "text")  # type: ignore[assignment]
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _no_split_modules: list[str] = []  # noqa: RUF012 (transformers reads it)
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, *args: Any, **options: Any
+    ) -> None:
+        # What transformers' own methods to turn it on and off call. They pass over encoders that know nothing of it.
+        if enable and not self.config.freeze_batch_norm:
+            check_no_statistics(self)
+        if has_checkpointing(self):
+            super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, *args, **options)
+        for encoder in self.encoders():
+            if not has_checkpointing(encoder):
+                checkpoint_blocks(encoder, gradient_checkpointing_func if enable else None)
+
+    def encoders(self) -> list[PreTrainedModel]:
+        """The encoders of a model, each once."""
+        found = (getattr(self, name, None) for name in ("text_model", "query_model", "vision_model"))
+        return [encoder for encoder in found if encoder is not None]
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # For code outside transformers, a module is passed over once its own parameters are loaded, although it may be
+        # the one that initialises a layer inside it. Ours checks each parameter, so that nothing needs passing over.
+        super()._initialize_weights(module, is_custom_code=False)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Loads a model from a folder or the Hub, as `PreTrainedModel.from_pretrained` does, from safetensors alone.
+
+        Args:
+            pretrained_model_name_or_path: Folder, or Hub id (`org/name`).
+            args, kwargs: As for transformers: `revision`, `subfolder`, `cache_dir`, `token`, `dtype`, `device_map` …
+
+        Raises:
+            HubError: There is no such model, it cannot be fetched, or it holds pickles or a PEFT adapter. One line says
+                which, and what to do.
+        """
+        source = pretrained_model_name_or_path
+        if source is None or kwargs.get("gguf_file"):
+            return super().from_pretrained(source, *args, **kwargs)
+        with explained(source, kwargs.get("revision")):
+            refuse_adapter(source, kwargs)
+            if not isinstance(kwargs.get("config"), PreTrainedConfig):
+                # A repository of another kind is to be called that, whatever its weights are.
+                hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+                cls.config_class.from_pretrained(kwargs.get("config") or source, **hub)
+            fetch_weights(source, kwargs)
+            kwargs.update(use_safetensors=True, force_download=False)
+            device = None if is_accelerate_available() else _single_device(kwargs.get("device_map"))
+            if device is not None:
+                # transformers wants accelerate for any device_map, even for one that maps all to one device.
+                del kwargs["device_map"]
+            loaded: Any = super().from_pretrained(source, *args, **kwargs)
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            align_weights(model)
+            if device is not None:
+                model.to(device)
+            return loaded
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # Parameters that a checkpoint lacks come back as uninitialised memory unless they are covered here.
+        super()._init_weights(module)
+        if isinstance(module, Fusion):
+            module.init_weights(self.config.initializer_range)
+        if isinstance(module, (Residual, QueryRouter)):
+            module.init_weights()
+        if isinstance(module, MMFusionModel):
+            init.constant_(module.logit_scale, math.log(self.config.logit_scale_init))
+            if module.roles is not None:
+                init.zeros_(module.roles.weight)
+            for projection in (module.query_projection, module.text_projection, module.image_projection):
+                if projection is not None:
+                    init.orthogonal_(projection.weight)
+
+
+class MMFusionModel(MMFusionPreTrainedModel):
+    """Text-only query tower and multimodal product tower in one embedding space.
+
+    Example:
+        >>> model = MMFusionModel.from_pretrained("org/mm-ecom")  # doctest: +SKIP
+        >>> processor = MMFusionProcessor.from_pretrained("org/mm-ecom")  # doctest: +SKIP
+        >>> query = model.get_query_features(**processor(queries=["red floral dress"]))  # doctest: +SKIP
+    """
+
+    # Those of the product tower are None in a query-only model; `_needs_products` stands before each use.
+    text_model: PreTrainedModel
+    query_model: PreTrainedModel | None
+    vision_model: PreTrainedModel
+    vision_neck: VisionNeck | None
+    text_projection: Projection
+    image_projection: Projection
+    fusion: Fusion
+    # Whether training shows the vision encoder a blank photo where a batch has none, so that it runs in every step.
+    blank_photos: bool
+
+    def __init__(self, config: MMFusionConfig) -> None:
+        super().__init__(config)
+        # A query-only model is a subset of the modules of the whole, under the same names: the weights of the whole
+        # load into it, whether its towers share an encoder or not.
+        shared, whole = config.share_text_encoder, not config.query_only
+        self.text_model = new_encoder(config.text_config) if shared or whole else None  # type: ignore[assignment]
+        self.query_model = None if shared else new_encoder(config.text_config)
+        text_hidden = hidden_size(config.text_config)
+        self.vision_model, self.vision_neck, self.vision_state_size = None, None, 0  # type: ignore[assignment]
+        sizes = self._add_vision(config, text_hidden) if whole else None
+        if config.role_embedding:
+            check_takes_embeddings(self.text_encoder("query"))
+        self.roles = nn.Embedding(2, text_hidden) if config.role_embedding else None
+        perceptron = (config.projection_hidden_size, config.projection_dropout)
+        self.query_projection = Projection(text_hidden, config.embedding_dim, *perceptron)
+        self.text_projection, self.image_projection, self.fusion = None, None, None  # type: ignore[assignment]
+        if sizes is not None:
+            self.text_projection = Projection(sizes.text, config.embedding_dim, *perceptron)
+            self.image_projection = Projection(sizes.image, config.embedding_dim, *perceptron)
+            self.fusion = FUSIONS[config.fusion](config, sizes)
+        self.query_router = QueryRouter(text_hidden) if config.query_router else None
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale_init)))
+        self.frozen_vision_blocks = 0
+        self.blank_photos = False
+        self.post_init()
+        for encoder in (self.text_model, self.query_model):
+            if encoder is not None:
+                freeze_unread(encoder, config.text_pooling)
+        if self.vision_model is not None:
+            freeze_unread(self.vision_model, config.image_pooling)
+
+    def _add_vision(self, config: MMFusionConfig, text_hidden: int) -> FusionSizes:
+        self.vision_model = new_encoder(config.vision_config)
+        self.vision_state_size = hidden_size(config.vision_config)
+        if not config.vision_feature_layers:
+            return FusionSizes(text_hidden, self.vision_state_size, self.vision_state_size)
+        pooled_size, slots = self.vision_state_size, (config.neck_hidden_size, config.neck_heads)
+        self.vision_state_size = vision_state_size(self.vision_model, config.vision_feature_layers)
+        self.vision_neck = VisionNeck(self.vision_state_size, pooled_size, *slots)
+        return FusionSizes(text_hidden, pooled_size + slots[0] * slots[1], slots[0])
+
+    @classmethod
+    def from_backbones(
+        cls,
+        text: str | PreTrainedModel,
+        vision: str | PreTrainedModel,
+        *,
+        dtype: torch.dtype = torch.float32,
+        **config: Any,
+    ) -> "MMFusionModel":
+        """Assembles a model from pretrained encoders; projections and fusion network are new.
+
+        Args:
+            text: Text encoder or dual encoder (CLIP, SigLIP …, which contributes its text half): local folder, Hub id
+                or model.
+            vision: Vision encoder or dual encoder, in the same way.
+            dtype: Floating-point type of the loaded weights.
+            config: Fields of [`MMFusionConfig`]. `embedding_dim` defaults to the width of the text encoder (of its
+                projection, for CLIP): our projections then start as identity (as CLIP's own), and a pretrained
+                encoder ranks from the first step as it did before.
+        """
+        text_half, vision_half = load_half(text, "text", dtype), load_half(vision, "vision", dtype)
+        width = hidden_size(text_half.encoder.config) if text_half.projection is None else len(text_half.projection)
+        config.setdefault("embedding_dim", width)
+        if config.get("query_only"):
+            raise ValueError("A model is assembled whole; drop query_only=True, and take the query tower out later.")
+        model = cls(
+            MMFusionConfig(
+                text_config=_portable(text_half.encoder.config),
+                vision_config=_portable(vision_half.encoder.config),
+                **config,
+            )
+        ).to(dtype)  # type: ignore[arg-type]
+        model.text_model.load_state_dict(text_half.encoder.state_dict())
+        model.vision_model.load_state_dict(vision_half.encoder.state_dict())
+        if model.query_model is not None:
+            model.query_model.load_state_dict(text_half.encoder.state_dict())
+        _start_projection(model.query_projection, text_half.projection)
+        _start_projection(model.text_projection, text_half.projection)
+        _start_projection(model.image_projection, vision_half.projection)
+        return model
+
+    def train(self, mode: bool = True) -> "MMFusionModel":
+        """Sets training mode; BatchNorm layers of the backbones keep their statistics if the config says so.
+
+        In-batch statistics would make an embedding depend on its batch, which breaks gradient caching and the equality
+        of one and two ranks.
+        """
+        super().train(mode)
+        if self.config.freeze_batch_norm:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        if self.frozen_vision_blocks:
+            # The blank photo that stands in for cached ones must not reach the statistics of the frozen stem.
+            for module in vision_prefix(self.vision_model, self.frozen_vision_blocks):
+                module.eval()
+        return self
+
+    @property
+    def num_vision_blocks(self) -> int:
+        """Blocks of the vision encoder."""
+        self._needs_products("num_vision_blocks")
+        return len(vision_blocks(self.vision_model))
+
+    def freeze_vision(self, blocks: int) -> None:
+        """Freezes the vision encoder below block `blocks` (0: nothing); its input may then be passed instead of photos.
+
+        Args:
+            blocks: Number of lowest blocks; [`num_vision_blocks`] freezes the whole encoder.
+
+        Raises:
+            ValueError: The encoder has fewer blocks.
+        """
+        self._needs_products("freeze_vision")
+        if blocks:
+            freeze_vision_prefix(self.vision_model, blocks)
+        self.frozen_vision_blocks = blocks
+
+    def get_vision_activations(self, pixel_values: Tensor) -> Tensor:
+        """Output of the frozen part of the vision encoder, for a cache of features.
+
+        Args:
+            pixel_values: (photos, channels, height, width) float.
+
+        Returns:
+            (photos, …) float; the trailing shape is the encoder's own.
+        """
+        self._needs_products("get_vision_activations")
+        with evaluating(self.vision_model):
+            return vision_activations(
+                self.vision_model,
+                pixel_values.to(self.dtype),
+                self.frozen_vision_blocks,
+                self.config.image_pooling,
+                self.config.vision_feature_layers,
+            )
+
+    def vision_prefix_state(self) -> Iterator[tuple[str, Tensor]]:
+        """Parameters and buffers of the frozen part of the vision encoder, by a name that is unique and stable."""
+        self._needs_products("vision_prefix_state")
+        for index, module in enumerate(vision_prefix(self.vision_model, self.frozen_vision_blocks)):
+            for name, value in module.state_dict().items():
+                yield f"{index}.{name}", value
+
+    def text_encoder(self, role: Literal["query", "product"]) -> PreTrainedModel:
+        """The encoder of queries or of product texts; both are one where they share it."""
+        if role == "product":
+            self._needs_products("the text encoder of products")
+        return self.text_model if role == "product" or self.query_model is None else self.query_model
+
+    @torch.no_grad()
+    def get_text_states(self, input_ids: Tensor, attention_mask: Tensor, role: Literal["query", "product"]) -> Tensor:
+        """Token states (texts, length, hidden) of a text encoder in evaluation mode, for a cache of features.
+
+        Args:
+            input_ids, attention_mask: (texts, length) int64; a row without tokens gives arbitrary states.
+            role: Which tower's texts these are.
+        """
+        encoder = self.text_encoder(role)
+        with evaluating(encoder):
+            return encode_text(encoder, input_ids, not_empty(attention_mask), "mean", self._role(role)).tokens
+
+    def get_query_features(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        text_states: Tensor | None = None,
+        truncate_dim: int | None = None,
+        **unused: Any,
+    ) -> Tensor:
+        """Embeddings of queries: the vectors to search with.
+
+        Args:
+            input_ids: (Q, length) int64.
+            attention_mask: (Q, length) int64, 1 for tokens and 0 for padding; at least one 1 in each row.
+            text_states: (Q, length, hidden) float from [`get_text_states`], instead of running the encoder.
+            truncate_dim: Components to keep of each view, in [1, D]; use one of `config.matryoshka_dims`.
+
+        Returns:
+            (Q, D) float, L2-normalised; (Q, 3 D) with a query router.
+        """
+        embeds = self.encode_queries(input_ids, attention_mask, text_states).query_embeds
+        assert embeds is not None
+        return self.shorten(embeds, truncate_dim)
+
+    def get_product_features(
+        self, input_ids: Tensor, attention_mask: Tensor, truncate_dim: int | None = None, **photos: Any
+    ) -> Tensor:
+        """Embeddings of products: the vectors to index.
+
+        Args:
+            input_ids, attention_mask, photos: As in [`encode_products`].
+            truncate_dim: As in [`get_query_features`]; both sides need the same.
+
+        Returns:
+            (P, D) float, L2-normalised; (P, 3 D) with a query router.
+        """
+        embeds = self.encode_products(input_ids, attention_mask, **photos).product_embeds
+        assert embeds is not None
+        return self.shorten(embeds, truncate_dim)
+
+    def shorten(self, embeds: Tensor, truncate_dim: int | None) -> Tensor:
+        """Shortens vectors to search or to index to `truncate_dim` components per view; None leaves them as they are.
+
+        Raises:
+            ValueError: There are fewer components.
+        """
+        if truncate_dim is None:
+            return embeds
+        if not 1 <= truncate_dim <= self.config.embedding_dim:
+            raise ValueError(
+                f"truncate_dim is {truncate_dim}; give 1 to {self.config.embedding_dim} (trained: "
+                f"{', '.join(map(str, self.config.matryoshka_dims)) or 'none'})."
+            )
+        return shorten(embeds, truncate_dim, len(VIEWS) if self.config.query_router else 1)
+
+    def encode_queries(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        text_states: Tensor | None = None,
+        views_only: bool = False,
+    ) -> MMFusionOutput:
+        """Embeddings of queries and, with a query router, their weights of views.
+
+        Args:
+            input_ids, attention_mask, text_states: As in [`get_query_features`].
+            views_only: Leaves the router out.
+        """
+        check_mask(input_ids, attention_mask)
+        pooled = self._encode_text(input_ids, attention_mask, text_states, "query").pooled
+        embeds = F.normalize(self.query_projection(pooled), dim=-1)
+        weights = None if self.query_router is None or views_only else self.query_router(pooled)
+        return MMFusionOutput(
+            query_embeds=embeds if weights is None else routed_queries(embeds, weights),
+            query_view_embeds=embeds,
+            query_weights=weights,
+        )
+
+    def encode_products(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Tensor | None = None,
+        photo_mask: Tensor | None = None,
+        vision_activations: Tensor | None = None,
+        text_states: Tensor | None = None,
+        views_only: bool = False,
+    ) -> MMFusionOutput:
+        """Embeddings, modality weights and single-modality views of products.
+
+        Args:
+            input_ids: (P, length) int64 product texts.
+            attention_mask: (P, length) int64; a row of zeros means that the product has no text.
+            pixel_values: (P, photos, channels, height, width) float, or None if no product has a photo.
+            photo_mask: (P, photos) bool, True where `pixel_values` holds a photo; None means all.
+            vision_activations: (P, photos, …) float from [`get_vision_activations`], instead of `pixel_values`.
+            text_states: (P, length, hidden) float from [`get_text_states`], instead of running the text encoder.
+            views_only: Leaves the fusion network out; both views are computed, `product_embeds` is None.
+
+        A product with neither text nor photo is embedded as the empty text, with weight 1 on text.
+        """
+        self._needs_products("embedding products")
+        check_mask(input_ids, attention_mask)
+        photos = (pixel_values, photo_mask, vision_activations)
+        views = self._views((input_ids, attention_mask, text_states), photos, views_only)
+        fused = None if views_only else self.fusion(views)
+        embeds = None if fused is None else F.normalize(fused.embeds, dim=-1)
+        if embeds is not None and self.query_router is not None:
+            embeds = routed_products(embeds, views.text_embeds, views.image_embeds, views.present)
+        return MMFusionOutput(
+            product_embeds=embeds,
+            modality_weights=None if fused is None else fused.weights,
+            text_embeds=views.text_embeds,
+            image_embeds=views.image_embeds,
+            modality_present=views.present,
+            fusion_penalty=None if fused is None else fused.penalty,
+            expert_load=None if fused is None else fused.expert_load,
+        )
+
+    def forward(
+        self,
+        query_input_ids: Tensor | None = None,
+        query_attention_mask: Tensor | None = None,
+        product_input_ids: Tensor | None = None,
+        product_attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        photo_mask: Tensor | None = None,
+        vision_activations: Tensor | None = None,
+        query_text_states: Tensor | None = None,
+        product_text_states: Tensor | None = None,
+        views_only: bool = False,
+        return_dict: bool = True,
+    ) -> MMFusionOutput | tuple[Tensor, ...]:
+        """Both towers at once; arguments as in [`get_query_features`] and [`encode_products`]. There is no loss inside.
+
+        Returns:
+            [`MMFusionOutput`], or its values without the Nones as a tuple if `return_dict` is False.
+        """
+        output, queries = MMFusionOutput(), MMFusionOutput()
+        if product_input_ids is not None:
+            if product_attention_mask is None:
+                raise ValueError("product_input_ids came without product_attention_mask; give both.")
+            output = self.encode_products(
+                product_input_ids,
+                product_attention_mask,
+                pixel_values,
+                photo_mask,
+                vision_activations,
+                product_text_states,
+                views_only,
+            )
+        if query_input_ids is not None:
+            if query_attention_mask is None:
+                raise ValueError("query_input_ids came without query_attention_mask; give both.")
+            queries = self.encode_queries(query_input_ids, query_attention_mask, query_text_states, views_only)
+        output = MMFusionOutput(**queries, **output)
+        return output if return_dict else output.to_tuple()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_encoder("query" if self.config.query_only else "product").get_input_embeddings()
+
+    def _needs_products(self, what: str) -> None:
+        if self.config.query_only:
+            raise ValueError(
+                f"This model is the query tower alone (query_only): it has no product tower, which {what} needs. Load "
+                'the whole model, from the same repository without subfolder="query".'
+            )
+
+    def _role(self, role: Literal["query", "product"]) -> Tensor | None:
+        return None if self.roles is None else self.roles.weight[0 if role == "query" else 1]
+
+    def _views(self, texts: _Texts, photos: _Photos, all_views: bool) -> ProductViews:
+        input_ids, attention_mask, states = texts
+        pixel_values, photo_mask, activations = photos
+        check_photos(pixel_values, photo_mask, activations, self.frozen_vision_blocks)
+        has_text = attention_mask.any(1)
+        photo_mask = mask_of_photos(pixel_values if activations is None else activations, photo_mask, input_ids)
+        has_image = photo_mask.any(1)
+        present = torch.stack([has_text | ~has_image, has_image], dim=1)
+        if not all_views and self.fusion.reads == (TEXT,):
+            photo_mask = photo_mask & ~has_text.unsqueeze(1)
+        mask = not_empty(attention_mask)
+        text = self._encode_text(input_ids, mask, states, "product")
+        image, image_mask = self._encode_photos(pixel_values, activations, photo_mask)
+        return ProductViews(
+            text_embeds=F.normalize(self.text_projection(text.pooled), dim=-1),
+            image_embeds=F.normalize(self.image_projection(image.pooled), dim=-1),
+            text_pooled=text.pooled,
+            image_pooled=image.pooled,
+            text_tokens=text.tokens,
+            image_tokens=image.tokens,
+            text_mask=mask.bool() & present[:, TEXT, None],
+            image_mask=image_mask,
+            present=present,
+        )
+
+    def _encode_text(
+        self, input_ids: Tensor, attention_mask: Tensor, states: Tensor | None, role: Literal["query", "product"]
+    ) -> Encoded:
+        if states is not None:
+            return encoded_text(states.to(self.dtype), attention_mask, self.config.text_pooling)
+        encoder, pooling = self.text_encoder(role), self.config.text_pooling
+        return encode_text(encoder, input_ids, attention_mask, pooling, self._role(role))
+
+    def _encode_photos(
+        self, pixel_values: Tensor | None, activations: Tensor | None, photo_mask: Tensor
+    ) -> tuple[Encoded, Tensor]:
+        """Encodes the photos that are there; a product's photos become one token sequence and one pooled mean."""
+        products, photos = photo_mask.shape
+        if not photo_mask.any():
+            return self._no_photos(products)
+        if activations is not None:
+            encoded = self._encode_activations(activations[photo_mask].to(self.dtype))
+        else:
+            assert pixel_values is not None
+            encoded = self._encode_pixels(pixel_values[photo_mask].to(self.dtype))
+        if self.vision_neck is not None:
+            encoded = self.vision_neck(encoded)
+        length, width = encoded.tokens.shape[1:]
+        tokens = encoded.tokens.new_zeros(products, photos, length, width)
+        tokens[photo_mask] = encoded.tokens
+        pooled = encoded.pooled.new_zeros(products, photos, encoded.pooled.shape[-1])
+        pooled[photo_mask] = encoded.pooled
+        mean = pooled.sum(1) / photo_mask.sum(1, keepdim=True).clamp_min(1)
+        return Encoded(tokens.flatten(1, 2), mean), photo_mask.repeat_interleave(length, dim=1)
+
+    def _encode_pixels(self, photos: Tensor) -> Encoded:
+        pooling, layers = self.config.image_pooling, self.config.vision_feature_layers
+        return encode_photos(self.vision_model, photos, pooling, layers)
+
+    def _encode_activations(self, activations: Tensor) -> Encoded:
+        pooling, layers = self.config.image_pooling, self.config.vision_feature_layers
+        return encode_photos_from(
+            self.vision_model, activations, self.frozen_vision_blocks, pooling, layers, self.vision_state_size
+        )
+
+    def _no_photos(self, products: int) -> tuple[Encoded, Tensor]:
+        weight = self.image_projection.weight
+        width = weight.shape[1] if self.vision_neck is None else self.config.neck_hidden_size
+        tokens, pooled = weight.new_zeros(products, 1, width), weight.new_zeros(products, weight.shape[1])
+        if self.blank_photos and self.training:
+            nothing = 0.0 * self._encode_blank().tokens.sum()
+            tokens, pooled = tokens + nothing, pooled + nothing
+        return Encoded(tokens, pooled), torch.zeros(products, 1, dtype=torch.bool, device=weight.device)
+
+    def _encode_blank(self) -> Encoded:
+        photo = blank_photo(self.vision_model)
+        if self.frozen_vision_blocks:
+            return self._encode_activations(self.get_vision_activations(photo))
+        return self._encode_pixels(photo)
+
+
+def _single_device(device_map: Any) -> torch.device | None:
+    """The device of a `device_map` that names one for the whole model; None for all others."""
+    if isinstance(device_map, dict) and list(device_map) == [""]:
+        device_map = device_map[""]
+    if device_map is None or isinstance(device_map, dict) or device_map in _PLACED_BY_ACCELERATE:
+        return None
+    return torch.device(device_map)
+
+
+_PLACED_BY_ACCELERATE = ("auto", "balanced", "balanced_low_0", "sequential", "disk")
+
+
+def _portable(config: PreTrainedConfig) -> dict[str, Any]:
+    """The encoder's config as a dict; the path of a local folder means nothing to others and is left out."""
+    fields = config.to_dict()
+    source = Path(config._name_or_path)
+    if source.is_absolute() or source.exists():
+        fields.pop("_name_or_path", None)
+    return fields
+
+
+@torch.no_grad()
+def _start_projection(projection: nn.Linear, pretrained: Tensor | None) -> None:
+    if pretrained is not None and len(pretrained) == projection.out_features:
+        # A neck appends its slots to what the encoder's own projection was trained on.
+        projection.weight.zero_()[:, : pretrained.shape[1]] = pretrained
+    elif projection.in_features == projection.out_features:
+        projection.weight.copy_(torch.eye(projection.in_features))

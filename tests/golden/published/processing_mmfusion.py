@@ -1,0 +1,340 @@
+"""From queries and products to tensors: text templates, prompts, truncation, photos and their masks."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from string import Formatter
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BatchFeature,
+    ImageProcessingMixin,
+    ProcessorMixin,
+    SiglipImageProcessorPil,
+)
+
+# transformers 5.17 hides this class behind torchvision at the top level, although it needs none for the PIL backend.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from .errors_mmfusion import explained
+
+PHOTO_COLUMN = "image"
+PhotoLoader = Callable[[str], Image.Image]
+
+
+class MMFusionProcessor(ProcessorMixin):
+    """Turns queries and products into the inputs of [`MMFusionModel`].
+
+    Args:
+        image_processor: Image processor of the vision encoder; it must give photos one fixed size.
+        tokenizer: Tokenizer of the text encoder.
+        product_template: `str.format` template over product columns, e.g. `"{title} {description}"`.
+        query_prompt: Prefix of every query.
+        product_prompt: Prefix of every product text.
+        max_query_length: Longest query in tokens; longer ones are truncated.
+        max_product_length: Longest product text in tokens; longer ones are truncated.
+        max_photos: Photos of a product beyond this number are ignored.
+        pad_to_max_length: Pads texts to full length, as SigLIP was trained, rather than to the longest in the batch.
+    """
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        product_template: str = "{title}",
+        query_prompt: str = "",
+        product_prompt: str = "",
+        max_query_length: int = 32,
+        max_product_length: int = 64,
+        max_photos: int = 4,
+        pad_to_max_length: bool = False,
+    ) -> None:
+        super().__init__(image_processor, tokenizer)
+        self.product_template = product_template
+        self.query_prompt = query_prompt
+        self.product_prompt = product_prompt
+        self.max_query_length = max_query_length
+        self.max_product_length = max_product_length
+        self.max_photos = max_photos
+        self.pad_to_max_length = pad_to_max_length
+        for name in ("max_query_length", "max_product_length", "max_photos"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"MMFusionProcessor.{name} is {value!r}; give an integer of at least 1.")
+        self.template_columns = _template_columns(product_template)
+
+    @classmethod
+    def from_backbones(
+        cls, text: str, vision: str, *, image_size: tuple[int, int] | None = None, **fields: Any
+    ) -> "MMFusionProcessor":
+        """Combines the tokenizer of one pretrained model with the image processor of another.
+
+        Args:
+            text: Folder or Hub id of the text encoder or dual encoder.
+            vision: Folder or Hub id of the vision encoder or dual encoder.
+            image_size: (height, width) in pixels that every photo is resized to, whole, without cropping. None keeps
+                the image processor's own resizing.
+            fields: Further arguments of the constructor. For a SigLIP text encoder, texts are padded to its full length
+                unless they say otherwise: it reads padding, so its embeddings would depend on the batch.
+        """
+        image_processor = _new_image_processor(vision)
+        if image_size is not None:
+            image_processor.size = {"height": image_size[0], "width": image_size[1]}
+            for switch in ("do_center_crop", "do_crop"):
+                if hasattr(image_processor, switch):
+                    setattr(image_processor, switch, False)
+        return cls(image_processor, AutoTokenizer.from_pretrained(text), **{**_text_fields(text), **fields})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Loads a processor from a folder or the Hub, as `ProcessorMixin.from_pretrained` does.
+
+        Raises:
+            HubError: There is no such processor or it cannot be fetched; one line says which, and what to do.
+        """
+        with explained(pretrained_model_name_or_path, kwargs.get("revision")):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        # transformers drops fields that it does not know, so a misspelt one would pass in silence.
+        known = [*inspect.signature(cls).parameters, "auto_map", "processor_class"]
+        unknown = sorted(set(processor_dict) - set(known))
+        if unknown:
+            raise ValueError(
+                f"MMFusionProcessor has no field {', '.join(map(repr, unknown))} (in processor_config.json); its "
+                f"fields are {', '.join(known)}. Correct the name, or upgrade mmfusion if a newer version wrote it."
+            )
+        return super().from_args_and_dict(args, processor_dict, **kwargs)
+
+    @classmethod
+    def _get_arguments_from_pretrained(
+        cls, pretrained_model_name_or_path: Any, processor_dict: dict[str, Any] | None = None, **kwargs: Any
+    ) -> list[Any]:
+        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return [_image_processor(pretrained_model_name_or_path, **kwargs), tokenizer]
+
+    def __call__(
+        self,
+        queries: str | Sequence[str] | None = None,
+        products: Sequence[Mapping[str, Any]] | None = None,
+        photo_loader: PhotoLoader | None = None,
+    ) -> BatchFeature:
+        """Inputs for the model.
+
+        Args:
+            queries: One query or several.
+            products: Mappings with the columns of the template and, under `image`, a PIL image, several, or None.
+            photo_loader: Gives the RGB image of a photo that is a text: its URL, say. By default texts are refused.
+
+        Returns:
+            For queries alone `input_ids`, `attention_mask` (arguments of `get_query_features`); for products alone the
+            arguments of `get_product_features`; for both the arguments of `forward`.
+
+        Raises:
+            ValueError: Neither is given, one is empty, a query is blank, a template column is missing from a product,
+                or a photo is not a PIL image of mode RGB.
+        """
+        if queries is None and products is None:
+            raise ValueError("Give queries, products or both; got neither.")
+        if products is None:
+            assert queries is not None
+            return self.encode_queries([queries] if isinstance(queries, str) else queries)
+        features = self.encode_products(products, photo_loader)
+        if queries is None:
+            return features
+        text = self.encode_queries([queries] if isinstance(queries, str) else queries)
+        renamed = {f"product_{name}": features.pop(name) for name in ("input_ids", "attention_mask")}
+        return BatchFeature({**{f"query_{name}": value for name, value in text.items()}, **renamed, **features})
+
+    def encode_queries(self, queries: Sequence[str]) -> BatchFeature:
+        """`input_ids` and `attention_mask`, both (Q, length) int64."""
+        return self._tokenize(query_texts(queries, self.query_prompt), self.max_query_length)
+
+    def encode_products(
+        self, products: Sequence[Mapping[str, Any]], photo_loader: PhotoLoader | None = None
+    ) -> BatchFeature:
+        """`input_ids`, `attention_mask` (P, length) int64, and, if any product has a photo, those of photos.
+
+        A product without text has an attention mask of zeros. `pixel_values` is (P, photos, channels, height, width)
+        float32 and `photo_mask` (P, photos) bool.
+        """
+        features = self.encode_product_texts([self.product_text(product) for product in products])
+        photos = [photos_of(product.get(PHOTO_COLUMN)) for product in products]
+        if photo_loader is not None:
+            photos = [
+                [photo_loader(photo) if isinstance(photo, str) else photo for photo in own[: self.max_photos]]
+                for own in photos
+            ]
+        features.update(self.encode_photos(photos))
+        return features
+
+    def encode_product_texts(self, texts: Sequence[str]) -> BatchFeature:
+        """Tokens of rendered product texts, (P, length) int64; the mask of an empty text is all zeros."""
+        features = self._tokenize([self.product_prompt + text for text in texts], self.max_product_length)
+        features["attention_mask"][[not text for text in texts]] = 0
+        return features
+
+    def encode_photos(self, photos: Sequence[Sequence[Image.Image]]) -> dict[str, torch.Tensor]:
+        """`pixel_values` and `photo_mask` of P lists of RGB images; empty if there is no photo at all."""
+        photos = [list(own)[: self.max_photos] for own in photos]
+        for position, own in enumerate(photos):
+            for photo in own:
+                _check_photo(photo, position)
+        widest = max((len(own) for own in photos), default=0)
+        if widest == 0:
+            return {}
+        mask = torch.tensor([[position < len(own) for position in range(widest)] for own in photos])
+        pixels = self.pixel_values([photo for own in photos for photo in own])
+        padded = pixels.new_zeros(*mask.shape, *pixels.shape[1:])
+        padded[mask] = pixels
+        return {"pixel_values": padded, "photo_mask": mask}
+
+    def pixel_values(self, photos: Sequence[Image.Image]) -> torch.Tensor:
+        """(count, channels, height, width) float32 of RGB images."""
+        arrays = self.image_processor(images=list(photos), return_tensors=None)["pixel_values"]
+        tensors = [torch.as_tensor(array) for array in arrays]
+        shapes = {tuple(tensor.shape) for tensor in tensors}
+        if len(shapes) > 1 or any(len(shape) != 3 for shape in shapes):
+            raise ValueError(
+                f"The image processor gives arrays of shapes {sorted(shapes)[:3]} where all must have one shape "
+                "(channels, height, width); set a fixed size, "
+                "e.g. MMFusionProcessor.from_backbones(…, image_size=(224, 224))."
+            )
+        return torch.stack(tensors).float()
+
+    def product_text(self, product: Mapping[str, Any]) -> str:
+        """The product's text as its template renders it, without the prompt; empty if all columns used are blank.
+
+        Raises:
+            ValueError: A column that the template names is not in the product.
+        """
+        values = {}
+        for column in self.template_columns:
+            if column not in product:
+                raise ValueError(
+                    f"product_template {self.product_template!r} names the column {column!r}, which product "
+                    f"{product.get('product_id', '?')!r} lacks (it has {', '.join(map(str, product))}); change the "
+                    "template or add the column."
+                )
+            values[column] = clean("" if product[column] is None else str(product[column]))
+        return clean(self.product_template.format(**values)) if any(values.values()) else ""
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "pixel_values", "photo_mask"]
+
+    def _tokenize(self, texts: list[str], max_length: int) -> BatchFeature:
+        _check_any(texts)
+        limit = min(max_length, self.tokenizer.model_max_length)
+        padding = "max_length" if self.pad_to_max_length else "longest"
+        encoded = self.tokenizer(
+            texts, padding=padding, truncation=True, max_length=limit, return_attention_mask=True, return_tensors="pt"
+        )
+        return BatchFeature({name: encoded[name] for name in ("input_ids", "attention_mask")})
+
+
+def query_texts(queries: Sequence[str], prompt: str) -> list[str]:
+    """Queries as they are tokenized: cleaned, behind their prompt.
+
+    Raises:
+        ValueError: There is no query, or one is blank.
+    """
+    for position, query in enumerate(queries):
+        if not isinstance(query, str) or not query.strip():
+            raise ValueError(f"Query {position} is {query!r}; a query is a text with at least one visible character.")
+    _check_any(queries)
+    return [prompt + clean(query) for query in queries]
+
+
+def _check_any(texts: Sequence[str]) -> None:
+    if not texts:
+        raise ValueError("There are no queries or products; give at least one.")
+
+
+def clean(text: str) -> str:
+    """Collapses runs of white space, which sellers' exports are full of, and replaces halves of broken emoji."""
+    if not text.isascii():
+        # A lone surrogate is not text to any tokenizer; a pair of them is one character that was split.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return " ".join(text.split())
+
+
+def photos_of(value: Any) -> list[Any]:
+    """A product's photo column as a list: None, one photo or several."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _image_processor(source: Any, **kwargs: Any) -> Any:
+    # The two backends of transformers resize differently; vectors must not depend on whether torchvision is installed.
+    return AutoImageProcessor.from_pretrained(source, backend="pil", **kwargs)
+
+
+def _new_image_processor(source: str) -> Any:
+    """The image processor of a pretrained encoder, or one of fixed size in its place where it has no such thing."""
+    fields, _ = ImageProcessingMixin.get_image_processor_dict(source)
+    kind = str(fields.get("image_processor_type"))
+    if kind.startswith("Siglip2ImageProcessor"):
+        # It cuts patches of photos of any shape; the model cuts them itself, of photos of one shape.
+        side = math.isqrt(fields.get("max_num_patches", 256)) * fields.get("patch_size", 16)
+        defaults: dict[str, Any] = {"size": {"height": side, "width": side}}
+    elif kind.startswith("DINOv3ViTImageProcessor"):
+        # It exists for torchvision alone.
+        defaults = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    else:
+        return _image_processor(source)
+    names = ("size", "image_mean", "image_std", "resample", "rescale_factor", "do_normalize", "do_rescale")
+    given = {name: fields[name] for name in names if fields.get(name) is not None}
+    return SiglipImageProcessorPil(**{"resample": Image.Resampling.BILINEAR, **defaults, **given})
+
+
+def _text_fields(source: str) -> dict[str, Any]:
+    """Fields that the text encoder was trained with; none for a folder that holds a tokenizer alone."""
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError):
+        return {}
+    config = getattr(config, "text_config", config)
+    if not config.model_type.startswith("siglip"):
+        return {}
+    length = config.max_position_embeddings
+    return {"pad_to_max_length": True, "max_query_length": length, "max_product_length": length}
+
+
+def _check_photo(photo: Any, position: int) -> None:
+    if isinstance(photo, str):
+        raise ValueError(
+            f"A photo of product {position} is the text {photo[:60]!r}; nothing is opened or fetched unasked. Give PIL "
+            "images, or the processor a photo_loader (mmfusion.hub.PhotoFetcher() for URLs)."
+        )
+    if not isinstance(photo, Image.Image):
+        raise ValueError(
+            f"A photo of product {position} is a {type(photo).__name__}; give PIL images, e.g. Image.open(path)."
+        )
+    if photo.mode != "RGB":
+        raise ValueError(f"A photo of product {position} has mode {photo.mode}; give photo.convert('RGB').")
+
+
+def _template_columns(template: str) -> list[str]:
+    try:
+        fields = [field for field in Formatter().parse(template) if field[1] is not None]
+    except ValueError as error:
+        raise ValueError(
+            f"product_template {template!r} cannot be read: {error}; write a brace as {{{{ or }}}}."
+        ) from None
+    for _, name, specification, conversion in fields:
+        # Attribute and index access in a template would let a downloaded config read Python objects, and a width fill
+        # the memory.
+        if not str(name).isidentifier() or specification or conversion:
+            raise ValueError(
+                f"product_template {template!r} has the field {name!r}; use plain column names: '{{title}}'."
+            )
+    if not fields:
+        raise ValueError(f"product_template {template!r} names no column; use at least one, e.g. '{{title}}'.")
+    return list(dict.fromkeys(str(name) for _, name, _, _ in fields))

@@ -1,0 +1,218 @@
+"""Which files a model's weights are read from: safetensors alone, inside their folder, as they were published."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from huggingface_hub import HfApi
+from torch import nn
+from transformers.utils import cached_file
+
+from .errors_mmfusion import HubError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+# Formats that run code when they are read, or that transformers would read by way of one that does.
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".npy", ".npz", ".joblib")
+
+# What torch's own allocator gives to tensors on a CPU.
+_ALIGNMENT_BYTES = 64
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
+
+
+def fetch_weights(source: str | os.PathLike[str], arguments: Mapping[str, Any]) -> list[Path]:
+    """Fetches the weights into the cache, or finds them in a folder, and refuses those that are not safe to read.
+
+    Args:
+        source: Folder or Hub id.
+        arguments: Keyword arguments of `from_pretrained`.
+
+    Returns:
+        The files: one, or the shards.
+
+    Raises:
+        HubError: There are only pickles, a shard lies outside the folder, or a download is not what was published.
+    """
+    if arguments.get("use_safetensors") is False:
+        raise HubError("use_safetensors=False would read pickles, which can run code; leave it out.")
+    variant = arguments.get("variant")
+    names = [_variant(name, variant) for name in (WEIGHTS, INDEX)]
+
+    def find(name: str) -> Path | None:
+        return _find(source, name, arguments)
+
+    whole = find(names[0])
+    if whole is not None:
+        return [whole]
+    index = find(names[1])
+    if index is None:
+        _refuse(source, arguments)
+    files = []
+    for shard in shards(index):
+        found = find(shard)
+        if found is None:
+            raise HubError(f"{source} lacks {shard}, which its {names[1]} names; the upload or copy is not whole.")
+        files.append(found)
+    return files
+
+
+def refuse_adapter(source: str | os.PathLike[str], arguments: Mapping[str, Any]) -> None:
+    """Refuses a PEFT adapter, by itself or beside a model.
+
+    Where peft is installed, transformers would apply it, from a pickle if need be; elsewhere it would leave it out
+    without a word, and vectors would be others.
+
+    Args:
+        source: Folder or Hub id.
+        arguments: Keyword arguments of `from_pretrained`.
+
+    Raises:
+        HubError: There is an adapter.
+    """
+    # AutoModel turns to the base of an adapter before it asks us.
+    named = (arguments.get("adapter_kwargs") or {}).get("_adapter_model_path")
+    # Where the Hub cannot be asked, what is in the cache is loaded, or its absence explained, by what comes next.
+    if named is None and _find(source, ADAPTER, arguments, _raise_exceptions_for_connection_errors=False) is None:
+        return
+    source = named or source
+    pickles = [name for name in pickles_among(_names(source, arguments)) if name.startswith("adapter_")]
+    reason = f" in a pickle ({pickles[0]}), and reading one can run code that came with it" if pickles else ""
+    raise HubError(
+        f"{_where(source, arguments)} holds a PEFT adapter{reason}; adapters are not applied here. Apply it to its "
+        "base with peft, merge it (merge_and_unload) and load what save_pretrained writes then."
+    )
+
+
+def shards(index: Path) -> list[str]:
+    """Names of the files that an index of sharded weights names.
+
+    Raises:
+        HubError: The file is no such index, or one of the names leads out of its folder or is no safetensors file.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise HubError(
+            f"{index.name} is truncated or damaged ({error}); fetch it again (force_download=True)."
+        ) from error
+    for name in names:
+        check_name(name, index.name)
+        if not name.endswith(".safetensors"):
+            raise HubError(f"{index.name} names {name!r}, which is no safetensors file; nothing else is read.")
+    return names
+
+
+def check_name(name: Any, where: str) -> str:
+    """A relative name of a file below a folder, with `/` between its parts.
+
+    Raises:
+        HubError: It would lead out of the folder, on this system or another.
+    """
+    parts = name.split("/") if isinstance(name, str) else [""]
+    if any(part in ("", ".", "..") or "\\" in part or ":" in part or "\0" in part for part in parts):
+        raise HubError(f"{where} names the file {name!r}, which may lead out of its folder; nothing of it is read.")
+    return str(name)
+
+
+def pickles_among(names: Iterable[str]) -> list[str]:
+    """Those of the names that are no safe format for weights."""
+    return sorted(name for name in names if name.lower().endswith(PICKLES))
+
+
+def _variant(name: str, variant: str | None) -> str:
+    return name if variant is None else name.replace("model.", f"model.{variant}.", 1)
+
+
+def _find(source: str | os.PathLike[str], name: str, arguments: Mapping[str, Any], **options: Any) -> Path | None:
+    given = {key: arguments[key] for key in HUB_ARGUMENTS if arguments.get(key) is not None} | options
+
+    def look(**more: Any) -> str | None:
+        found: str | None = cached_file(
+            source, name, **{**given, "_raise_exceptions_for_missing_entries": False, **more}
+        )
+        return found
+
+    if Path(source).is_dir():
+        return _path(look())
+    before = _known(look) if not given.get("force_download") else None
+    path = _path(look())
+    if path is not None and path != before:
+        _check_digest(source, path)
+    return path
+
+
+def _known(look: Callable[..., str | None]) -> Path | None:
+    return _path(look(local_files_only=True, _raise_exceptions_for_connection_errors=False))
+
+
+def _path(found: str | None) -> Path | None:
+    return None if found is None else Path(found)
+
+
+def _check_digest(source: str | os.PathLike[str], path: Path) -> None:
+    """Compares a fresh download with the SHA-256 that the Hub names it by; the client compares sizes only."""
+    blob = path.resolve()
+    if blob.parent.name != "blobs" or not re.fullmatch("[0-9a-f]{64}", blob.name):
+        return
+    found = sha256_of(blob)
+    if found != blob.name:
+        # Left in the cache it would be taken for whole by the next load.
+        path.unlink()
+        blob.unlink(missing_ok=True)
+        raise HubError(
+            f"{path.name} of {source} was damaged on its way (SHA-256 {found[:12]}… where the Hub has "
+            f"{blob.name[:12]}…) and is removed from the cache; load it again."
+        )
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 (hex) of a file, read block by block."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _refuse(source: str | os.PathLike[str], arguments: Mapping[str, Any]) -> NoReturn:
+    where, found = _where(source, arguments), pickles_among(_names(source, arguments))
+    if found:
+        raise HubError(
+            f"{where} holds its weights as {found[0]} and not as safetensors; reading a pickle can run code that came "
+            "with it, so it is refused; ask its author for safetensors (model.save_pretrained writes them)."
+        )
+    raise HubError(f"{where} holds no weights: neither {WEIGHTS} nor {INDEX}; check the revision and the subfolder.")
+
+
+def _where(source: str | os.PathLike[str], arguments: Mapping[str, Any]) -> str:
+    folder = arguments.get("subfolder")
+    return f"{source}/{folder}" if folder else f"{source}"
+
+
+def _names(source: str | os.PathLike[str], arguments: Mapping[str, Any]) -> list[str]:
+    """Names of the files beside the weights, cached or not."""
+    folder = arguments.get("subfolder") or ""
+    if Path(source).is_dir():
+        return os.listdir(Path(source) / folder)
+    names = HfApi(token=arguments.get("token")).list_repo_files(str(source), revision=arguments.get("revision"))
+    prefix = f"{folder}/" if folder else ""
+    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+
+
+@torch.no_grad()
+def align_weights(model: nn.Module) -> None:
+    """Copies weights on the CPU that do not begin where torch's own would.
+
+    safetensors are read in place, wherever a tensor begins in its file. Some kernels round the last bit otherwise
+    there, and a loaded model would not give the vectors of the one that was saved.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT_BYTES:
+            tensor.data = tensor.data.clone()
