@@ -22,6 +22,8 @@ from torch.nn import functional as F
 from transformers import MobileNetV2Config, MobileNetV2Model, PreTrainedConfig, Siglip2ImageProcessor
 
 from mmfusion.model import backbones_mmfusion as backbones
+from mmfusion.model.pretrained_mmfusion import hidden_size, load_half
+from mmfusion.model.text_encoders_mmfusion import encode_text
 
 
 @pytest.mark.parametrize("name", TEXT_ENCODERS)
@@ -51,11 +53,11 @@ def test_vision_encoder_gives_unit_products(name: str) -> None:
 
 @pytest.mark.parametrize("name", VISION_ENCODERS)
 def test_declared_width_is_the_width_of_the_states(name: str) -> None:
-    encoder = backbones.load_half(VISION_ENCODERS[name](), "vision", torch.float32).encoder.eval()
+    encoder = load_half(VISION_ENCODERS[name](), "vision", torch.float32).encoder.eval()
     with torch.no_grad():
         encoded = backbones.encode_photos(encoder, photos(2)[:, 0], "mean")
     assert encoded.tokens.ndim == 3
-    assert encoded.tokens.shape[2] == encoded.pooled.shape[1] == backbones.hidden_size(encoder.config)
+    assert encoded.tokens.shape[2] == encoded.pooled.shape[1] == hidden_size(encoder.config)
     assert torch.allclose(encoded.tokens.mean(1), encoded.pooled)
 
 
@@ -65,12 +67,12 @@ def test_mobilenet_width_follows_its_config(multiplier: float, finegrained: bool
     config = MobileNetV2Config(depth_multiplier=multiplier, finegrained_output=finegrained)
     with torch.device("meta"):
         model = MobileNetV2Model(config)
-    assert backbones.hidden_size(config) == model.conv_1x1.convolution.out_channels
+    assert hidden_size(config) == model.conv_1x1.convolution.out_channels
 
 
 def test_width_of_an_unknown_encoder_is_an_error() -> None:
     with pytest.raises(ValueError, match="hidden_size"):
-        backbones.hidden_size(PreTrainedConfig())
+        hidden_size(PreTrainedConfig())
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip", "siglip2"])
@@ -285,15 +287,13 @@ def test_activations_are_taken_in_evaluation_mode_and_leave_the_mode_as_it_was()
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_many_texts_are_encoded_by_length_as_they_are_one_by_one(name: str, side: str) -> None:
     torch.manual_seed(0)
-    encoder = backbones.load_half(TEXT_ENCODERS[name](), "text", torch.float64).encoder.double().eval()
+    encoder = load_half(TEXT_ENCODERS[name](), "text", torch.float64).encoder.double().eval()
     lengths = torch.randint(1, 12, (70,))
     mask = (torch.arange(12) < lengths[:, None]).long()
     mask = mask.flip(1) if side == "left" else mask
     ids = torch.randint(5, VOCABULARY - 1, mask.shape) * mask
-    many = backbones.encode_text(encoder, ids, mask, "mean", None)
-    alone = [
-        backbones.encode_text(encoder, *row, "mean", None) for row in zip(ids.split(1), mask.split(1), strict=True)
-    ]
+    many = encode_text(encoder, ids, mask, "mean", None)
+    alone = [encode_text(encoder, *row, "mean", None) for row in zip(ids.split(1), mask.split(1), strict=True)]
     single = torch.cat([part.pooled for part in alone])
     torch.testing.assert_close(many.pooled, single)
     there = mask.bool()

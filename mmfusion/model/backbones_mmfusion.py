@@ -1,176 +1,16 @@
-"""Any transformers encoder as a tower half: token states, a pooled vector, and a resumable vision forward."""
+"""Photos through any vision encoder of transformers: token states, a pooled vector, and a resumable forward pass."""
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-
-class Encoded(NamedTuple):
-    """States of a batch: `tokens` (batch, length, hidden) and `pooled` (batch, hidden)."""
-
-    tokens: Tensor
-    pooled: Tensor
-
-
-class Half(NamedTuple):
-    """A whole encoder or one half of a dual one: the `encoder` and its projection's weight (out, in), if it has one."""
-
-    encoder: PreTrainedModel
-    projection: Tensor | None
-
-
-def load_half(source: str | PreTrainedModel, half: str, dtype: torch.dtype) -> Half:
-    """Loads an encoder, or the named half of a dual encoder such as CLIP, SigLIP or SigLIP 2.
-
-    Args:
-        source: Local folder, Hub id, or a model already in memory (its own modules are returned, not copies).
-        half: `"text"` or `"vision"`.
-        dtype: Floating-point type of the weights.
-    """
-    model = source if isinstance(source, PreTrainedModel) else AutoModel.from_pretrained(source, dtype=dtype)
-    encoder = getattr(model, f"{half}_model", model)
-    projection = getattr(model, {"text": "text_projection", "vision": "visual_projection"}[half], None)
-    return Half(encoder, projection.weight if isinstance(projection, nn.Linear) else None)
-
-
-def new_encoder(config: PreTrainedConfig) -> PreTrainedModel:
-    """An encoder with new weights, also for halves of dual encoders that `AutoModel` leaves out (SigLIP's text)."""
-    if type(config) in transformers.MODEL_MAPPING:
-        return AutoModel.from_config(config)
-    own_class = getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", None)
-    if own_class is None:
-        raise ValueError(
-            f"transformers has no encoder for a {config.model_type!r} config; use an encoder that it knows."
-        )
-    return own_class._from_config(config)
-
-
-def freeze_unread(encoder: PreTrainedModel, pooling: str) -> None:
-    """Turns gradients off in what no output of ours depends on: it never gets one, which DDP treats as an error."""
-    for name, value in encoder.named_parameters():
-        if name.rpartition(".")[2] == "mask_token":
-            value.requires_grad_(False)
-    if pooling == "pooler":
-        return
-    names = ["pooler", "head", *_POOLED_ONLY.get(encoder.config.model_type, ())]
-    for module in (getattr(encoder, name, None) for name in names):
-        if isinstance(module, nn.Module):
-            module.requires_grad_(False)
-
-
-# Norms that an encoder applies to its pooled output alone, beside `pooler` and `head`.
-_POOLED_ONLY = {
-    "clip_vision_model": ("post_layernorm",),
-    "convnext": ("layernorm",),
-    "convnextv2": ("layernorm",),
-    "dinov3_convnext": ("layer_norm",),
-}
-
-
-def hidden_size(config: PreTrainedConfig) -> int:
-    """Width of an encoder's token states, for transformers and for convolutional backbones."""
-    if config.model_type == "mobilenet_v2":
-        return _mobilenet_v2_width(config)
-    if getattr(config, "hidden_sizes", None):
-        return int(config.hidden_sizes[-1])
-    if getattr(config, "hidden_size", None):
-        return int(config.hidden_size)
-    raise ValueError(
-        f"Cannot tell the width of a {config.model_type!r} encoder: its config has neither hidden_size nor "
-        "hidden_sizes. Use an encoder whose last_hidden_state has a fixed width."
-    )
-
-
-def _mobilenet_v2_width(config: PreTrainedConfig) -> int:
-    if config.finegrained_output and config.depth_multiplier < 1.0:
-        return 1280
-    scaled = 1280 * config.depth_multiplier
-    divisor = config.depth_divisible_by
-    rounded = max(config.min_depth, int(scaled + divisor / 2) // divisor * divisor)
-    return int(rounded + divisor if rounded < 0.9 * scaled else rounded)
-
-
-def encode_text(
-    encoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, pooling: str, role: Tensor | None
-) -> Encoded:
-    """Token states and a pooled vector of a batch of texts.
-
-    Args:
-        encoder: Any transformers text encoder.
-        input_ids: (batch, length) int64.
-        attention_mask: (batch, length) int64 or bool, at least one 1 in each row.
-        pooling: One of `POOLINGS`.
-        role: (hidden,) vector added to every token embedding, or None.
-    """
-    if _better_by_length(encoder, input_ids):
-        return _encode_by_length(encoder, input_ids, attention_mask, pooling, role)
-    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
-    if _unmasked(encoder):
-        # SigLIP was trained on texts padded to full length and without a mask.
-        del inputs["attention_mask"]
-    if role is not None:
-        check_takes_embeddings(encoder)
-        inputs["inputs_embeds"] = encoder.get_input_embeddings()(inputs.pop("input_ids")) + role
-    output = encoder(**inputs, return_dict=True)
-    return Encoded(output.last_hidden_state, _pool(output, output.last_hidden_state, attention_mask, pooling))
-
-
-# Few rows share a length, many keep the cores busy; a batch of 128 titles has half as many tokens without its padding.
-_CPU_TEXTS = 32
-
-
-def _better_by_length(encoder: PreTrainedModel, input_ids: Tensor) -> bool:
-    # An exported program serves batches of any size, so that none may decide what it does.
-    exporting = torch.compiler.is_exporting()
-    return not exporting and input_ids.device.type == "cpu" and len(input_ids) > _CPU_TEXTS and not _unmasked(encoder)
-
-
-def _unmasked(encoder: PreTrainedModel) -> bool:
-    return encoder.config.model_type.startswith("siglip")
-
-
-def _encode_by_length(
-    encoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, pooling: str, role: Tensor | None
-) -> Encoded:
-    """The same in groups of similar length without the padding that they share; states of padding are zero."""
-    places = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
-    ends = (attention_mask.bool() * places).amax(1)
-    order = ends.argsort()
-    parts = []
-    for rows in order.split(_CPU_TEXTS):
-        end = int(ends[rows].max())
-        part = encode_text(encoder, input_ids[rows, :end], attention_mask[rows, :end], pooling, role)
-        parts.append(Encoded(F.pad(part.tokens, (0, 0, 0, input_ids.shape[1] - end)), part.pooled))
-    back = order.argsort()
-    tokens, pooled = (torch.cat(states)[back] for states in zip(*parts, strict=True))
-    return Encoded(tokens, pooled)
-
-
-def encoded_text(states: Tensor, attention_mask: Tensor, pooling: str) -> Encoded:
-    """Pools token states (batch, length, hidden) that were computed before.
-
-    Raises:
-        ValueError: The pooling is `pooler`, which is a layer of the encoder and not in its token states.
-    """
-    if pooling == "pooler":
-        raise ValueError("text_pooling 'pooler' needs the text encoder itself; text_states serve 'mean' and 'cls'.")
-    return Encoded(states, _pool(None, states, attention_mask, pooling))
-
-
-def check_takes_embeddings(encoder: PreTrainedModel) -> None:
-    """Raises a ValueError if the text encoder cannot be given token embeddings, to which a role embedding is added."""
-    if "inputs_embeds" not in inspect.signature(encoder.forward).parameters:
-        raise ValueError(
-            f"role_embedding needs a text encoder that takes inputs_embeds, which {type(encoder).__name__} does not; "
-            "tell the roles apart with query_prompt and product_prompt instead."
-        )
+from .pooling_mmfusion import Encoded, pool
+from .pretrained_mmfusion import hidden_size
 
 
 def encode_photos(encoder: PreTrainedModel, pixel_values: Tensor, pooling: str, layers: Sequence[int] = ()) -> Encoded:
@@ -451,7 +291,7 @@ def _photo_size(encoder: PreTrainedModel) -> tuple[int, int]:
 
 def _encoded_photos(output: Any, pooling: str, levels: Sequence[Tensor]) -> Encoded:
     states = _as_tokens(output.last_hidden_state)
-    pooled = _pool(output, states, None, pooling)
+    pooled = pool(output, states, None, pooling)
     return Encoded(_side_by_side(levels) if levels else states, pooled)
 
 
@@ -491,18 +331,3 @@ def _captured(encoder: PreTrainedModel, layers: Sequence[int]) -> Iterator[dict[
 def _unpacked(activations: Tensor, pooled_size: int, state_size: int) -> Encoded:
     pooled, tokens = activations[:, :pooled_size], activations[:, pooled_size:]
     return Encoded(tokens.unflatten(1, (-1, state_size)), pooled)
-
-
-def _pool(output: Any, tokens: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
-    if pooling == "cls":
-        return tokens[:, 0]
-    if pooling == "pooler":
-        if getattr(output, "pooler_output", None) is None:
-            raise ValueError(
-                "The encoder has no pooler_output, so its pooling cannot be 'pooler'; use 'mean' or 'cls'."
-            )
-        return output.pooler_output.flatten(1)
-    if mask is None:
-        return tokens.mean(1)
-    weights = mask.to(tokens.dtype).unsqueeze(-1)
-    return (tokens * weights).sum(1) / weights.sum(1)

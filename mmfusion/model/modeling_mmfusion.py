@@ -14,19 +14,11 @@ from transformers import initialization as init
 from transformers.utils import is_accelerate_available
 
 from .backbones_mmfusion import (
-    Encoded,
     blank_photo,
-    check_takes_embeddings,
     encode_photos,
     encode_photos_from,
-    encode_text,
-    encoded_text,
     evaluating,
-    freeze_unread,
     freeze_vision_prefix,
-    hidden_size,
-    load_half,
-    new_encoder,
     vision_activations,
     vision_blocks,
     vision_prefix,
@@ -38,6 +30,9 @@ from .errors_mmfusion import explained
 from .fusion_mmfusion import FUSIONS, TEXT, Fusion, FusionSizes, ProductViews
 from .inputs_mmfusion import check_mask, check_photos, mask_of_photos, not_empty
 from .output_mmfusion import MMFusionOutput
+from .pooling_mmfusion import Encoded
+from .pretrained_mmfusion import freeze_unread, hidden_size, load_half, new_encoder
+from .text_encoders_mmfusion import check_takes_embeddings, encode_text, encoded_text
 from .vectors_mmfusion import VIEWS, QueryRouter, routed_products, routed_queries, shorten
 from .views_mmfusion import Projection, Residual, VisionNeck
 from .weights_mmfusion import HUB_ARGUMENTS, align_weights, fetch_weights, refuse_adapter

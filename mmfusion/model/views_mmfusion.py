@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from .backbones_mmfusion import Encoded
+from .pooling_mmfusion import Encoded
 
 
 class VisionNeck(nn.Module):

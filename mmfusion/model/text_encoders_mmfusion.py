@@ -1,0 +1,87 @@
+"""Texts through any text encoder of transformers: token states and a pooled vector."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from .pooling_mmfusion import Encoded, pool
+
+
+def encode_text(
+    encoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, pooling: str, role: Tensor | None
+) -> Encoded:
+    """Token states and a pooled vector of a batch of texts.
+
+    Args:
+        encoder: Any transformers text encoder.
+        input_ids: (batch, length) int64.
+        attention_mask: (batch, length) int64 or bool, at least one 1 in each row.
+        pooling: One of `POOLINGS`.
+        role: (hidden,) vector added to every token embedding, or None.
+    """
+    if _better_by_length(encoder, input_ids):
+        return _encode_by_length(encoder, input_ids, attention_mask, pooling, role)
+    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if _unmasked(encoder):
+        # SigLIP was trained on texts padded to full length and without a mask.
+        del inputs["attention_mask"]
+    if role is not None:
+        check_takes_embeddings(encoder)
+        inputs["inputs_embeds"] = encoder.get_input_embeddings()(inputs.pop("input_ids")) + role
+    output = encoder(**inputs, return_dict=True)
+    return Encoded(output.last_hidden_state, pool(output, output.last_hidden_state, attention_mask, pooling))
+
+
+# Few rows share a length, many keep the cores busy; a batch of 128 titles has half as many tokens without its padding.
+_CPU_TEXTS = 32
+
+
+def _better_by_length(encoder: PreTrainedModel, input_ids: Tensor) -> bool:
+    # An exported program serves batches of any size, so that none may decide what it does.
+    exporting = torch.compiler.is_exporting()
+    return not exporting and input_ids.device.type == "cpu" and len(input_ids) > _CPU_TEXTS and not _unmasked(encoder)
+
+
+def _unmasked(encoder: PreTrainedModel) -> bool:
+    return encoder.config.model_type.startswith("siglip")
+
+
+def _encode_by_length(
+    encoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, pooling: str, role: Tensor | None
+) -> Encoded:
+    """The same in groups of similar length without the padding that they share; states of padding are zero."""
+    places = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
+    ends = (attention_mask.bool() * places).amax(1)
+    order = ends.argsort()
+    parts = []
+    for rows in order.split(_CPU_TEXTS):
+        end = int(ends[rows].max())
+        part = encode_text(encoder, input_ids[rows, :end], attention_mask[rows, :end], pooling, role)
+        parts.append(Encoded(F.pad(part.tokens, (0, 0, 0, input_ids.shape[1] - end)), part.pooled))
+    back = order.argsort()
+    tokens, pooled = (torch.cat(states)[back] for states in zip(*parts, strict=True))
+    return Encoded(tokens, pooled)
+
+
+def encoded_text(states: Tensor, attention_mask: Tensor, pooling: str) -> Encoded:
+    """Pools token states (batch, length, hidden) that were computed before.
+
+    Raises:
+        ValueError: The pooling is `pooler`, which is a layer of the encoder and not in its token states.
+    """
+    if pooling == "pooler":
+        raise ValueError("text_pooling 'pooler' needs the text encoder itself; text_states serve 'mean' and 'cls'.")
+    return Encoded(states, pool(None, states, attention_mask, pooling))
+
+
+def check_takes_embeddings(encoder: PreTrainedModel) -> None:
+    """Raises a ValueError if the text encoder cannot be given token embeddings, to which a role embedding is added."""
+    if "inputs_embeds" not in inspect.signature(encoder.forward).parameters:
+        raise ValueError(
+            f"role_embedding needs a text encoder that takes inputs_embeds, which {type(encoder).__name__} does not; "
+            "tell the roles apart with query_prompt and product_prompt instead."
+        )
