@@ -209,7 +209,8 @@ class MMFusionModel(MMFusionPreTrainedModel):
                 encoder ranks from the first step as it did before.
         """
         text_half, vision_half = load_half(text, "text", dtype), load_half(vision, "vision", dtype)
-        width = hidden_size(text_half.encoder.config) if text_half.projection is None else len(text_half.projection)
+        projection = text_half.projection
+        width = hidden_size(text_half.encoder.config) if projection is None else projection.out_features
         config.setdefault("embedding_dim", width)
         if config.get("query_only"):
             raise ValueError("A model is assembled whole; drop query_only=True, and take the query tower out later.")
@@ -583,9 +584,11 @@ def _portable(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _start_projection(projection: nn.Linear, pretrained: Tensor | None) -> None:
-    if pretrained is not None and len(pretrained) == projection.out_features:
+def _start_projection(projection: nn.Linear, pretrained: nn.Linear | None) -> None:
+    if pretrained is not None and pretrained.out_features == projection.out_features:
         # A neck appends its slots to what the encoder's own projection was trained on.
-        projection.weight.zero_()[:, : pretrained.shape[1]] = pretrained
+        projection.weight.zero_()[:, : pretrained.in_features] = pretrained.weight
+        if pretrained.bias is not None:
+            projection.bias.copy_(pretrained.bias)
     elif projection.in_features == projection.out_features:
         projection.weight.copy_(torch.eye(projection.in_features))

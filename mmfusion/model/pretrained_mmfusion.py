@@ -4,15 +4,15 @@ from typing import NamedTuple
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 
 class Half(NamedTuple):
-    """A whole encoder or one half of a dual one: the `encoder` and its projection's weight (out, in), if it has one."""
+    """A whole encoder or one half of a dual one: the `encoder`, and its projection if it has one."""
 
     encoder: PreTrainedModel
-    projection: Tensor | None
+    projection: nn.Linear | None
 
 
 def load_half(source: str | PreTrainedModel, half: str, dtype: torch.dtype) -> Half:
@@ -26,7 +26,7 @@ def load_half(source: str | PreTrainedModel, half: str, dtype: torch.dtype) -> H
     model = source if isinstance(source, PreTrainedModel) else AutoModel.from_pretrained(source, dtype=dtype)
     encoder = getattr(model, f"{half}_model", model)
     projection = getattr(model, {"text": "text_projection", "vision": "visual_projection"}[half], None)
-    return Half(encoder, projection.weight if isinstance(projection, nn.Linear) else None)
+    return Half(encoder, projection if isinstance(projection, nn.Linear) else None)
 
 
 def new_encoder(config: PreTrainedConfig) -> PreTrainedModel:
