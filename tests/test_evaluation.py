@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import sys
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from mmfusion.evaluation import (
     rank,
     rank_bm25,
 )
-from mmfusion.evaluation.bm25 import tokenize
+from mmfusion.evaluation.bm25 import query_words, tokenize
 
 # Ids whose order as text, as numbers, by case and by code point all differ.
 ID_POOL = ["10", "9", "a", "B", "b", "é", "z", "🧥", "连", "a b", "a,b", "-1"]
@@ -426,7 +427,7 @@ def slow_bm25(query: str, texts: list[str], k1: float = 1.2, b: float = 0.75) ->
     scores = []
     for document in documents:
         score = 0.0
-        for word in tokenize(query):
+        for word in query_words(query):
             containing = sum(word in other for other in documents)
             idf = math.log(1 + (len(documents) - containing + 0.5) / (containing + 0.5))
             count = document.count(word)
@@ -446,6 +447,64 @@ def test_bm25_equals_its_formula_and_ends_before_products_that_do_not_match(quer
     assert columns[0, len(retrieved) :].tolist() == [-1] * (6 - len(retrieved))
     np.testing.assert_allclose(scores[0, : len(retrieved)], [exact[column] for column in retrieved], rtol=1e-5)
     assert sorted(exact, reverse=True)[: len(retrieved)] == pytest.approx([exact[column] for column in retrieved])
+
+
+def found(query: str, titles: list[str]) -> list[int]:
+    """Rows of the titles that BM25 retrieves, best first."""
+    _, columns = rank_bm25([query], titles, len(titles), [f"p{row}" for row in range(len(titles))])
+    return [column for column in columns[0].tolist() if column >= 0]
+
+
+@pytest.mark.parametrize(
+    ("query", "titles"),
+    [
+        ("连衣裙", ["红色连衣裙", "衣架", "蓝色衬衫"]),
+        ("裙", ["红色连衣裙", "蓝色衬衫"]),
+        ("手机壳", ["iPhone手机壳", "iPhone charger"]),
+        ("ワンピース", ["赤いロングワンピース", "スマホケース", "青いシャツ"]),
+        ("ﾜﾝﾋﾟｰｽ", ["赤いワンピース", "マグカップ"]),
+        ("バッグ", ["ショルダーバッグ", "マグカップ"]),
+        ("赤い服", ["赤 ドレス", "青い靴"]),
+        ("服の店", ["子供服", "靴の箱"]),
+        ("かわいい", ["とてもかわいい靴", "かわ"]),
+        ("สีแดง", ["เสื้อยืดสีแดง", "เสื้อสีดำ", "รองเท้า"]),
+        ("กางเกง", ["กางเกงยีนส์", "รองเท้า"]),
+        ("ກະໂປງ", ["ກະໂປງສີແດງ", "ເກີບ"]),
+        ("កាបូប", ["កាបូបស្ពាយ", "ស្បែកជើង"]),
+        ("အင်္ကျီ", ["အင်္ကျီအနီ", "ဖိနပ်"]),
+        ("लाल पोशाक", ["लाल पोशाक", "नीली शर्ट", "लोशन कप"]),
+        ("فُستان", ["فُستان أحمر", "قميص"]),
+        ("원피스", ["빨간 원피스", "셔츠"]),
+        ("cafe\u0301", ["Caf\u00e9 table", "Cafe table"]),
+        ("istanbul", ["İSTANBUL ÇANTA", "Mug"]),
+        ("I\u0307stanbul", ["istanbul", "Mug"]),
+        ("ısparta", ["ISPARTA halı", "Mug"]),
+        ("straße", ["STRASSE", "Strand"]),
+        ("οδός", ["ΟΔΟΣ", "ΔΟΜΟΣ"]),
+        ("κόκκινο", ["ΚΟΚΚΙΝΟ ΦΟΡΕΜΑ", "ΜΠΛΕ"]),
+        ("usb", ["ＵＳＢ cable", "Mug"]),
+        ("shoe S", ["shoe S", "SL hook", "shoes"]),
+        ("10.5", ["boot 10,5", "boot 10 5", "boot 10"]),
+        ("37", ["sizes 36,37,38", "size 3.7"]),
+        ("42", ["حذاء ٤٢", "حذاء ٤٣"]),
+        ("10½", ["boot 10 1/2", "boot 1014"]),
+        ("tshirt", ["T\u00adshirt", "T\u2011shirt"]),
+    ],
+)
+def test_bm25_finds_words_of_all_scripts_and_nothing_without_them(query: str, titles: list[str]) -> None:
+    assert found(query, titles) == [0]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.text())
+def test_words_are_alike_however_they_are_composed_and_query_words_are_among_them(text: str) -> None:
+    assert tokenize(unicodedata.normalize("NFD", text)) == tokenize(unicodedata.normalize("NFC", text))
+    assert set(query_words(text)) <= set(tokenize(text))
+    assert all(word and not word.isspace() for word in tokenize(text))
+
+
+def test_words_of_plain_english_are_those_of_before() -> None:
+    assert tokenize("Men's T-shirt, XL blue_navy 3/4") == ["men", "s", "t", "shirt", "xl", "blue_navy", "3", "4"]
 
 
 def test_bm25_orders_ties_by_id_also_at_the_last_place() -> None:
