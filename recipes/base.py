@@ -19,6 +19,7 @@ def main(
     product_prompt: str = "",
     max_product_length: int = 64,
     model_config: dict[str, Any] | None = None,
+    trust_remote_code: bool = False,
     seed: int = 0,
 ) -> None:
     """Writes a model folder with new projections and a new fusion network; train it with stage1.py.
@@ -33,6 +34,7 @@ def main(
         product_prompt: Prefix of product texts.
         max_product_length: Product texts are truncated to this many tokens.
         model_config: Further fields of MMFusionConfig as JSON, e.g. {"embedding_dim": 256, "text_pooling": "cls"}.
+        trust_remote_code: Runs code that comes with an encoder, where transformers has none for it. Read it first.
         seed: Of the new weights.
     """
     fields: dict[str, Any] = {
@@ -41,12 +43,21 @@ def main(
         "product_prompt": product_prompt,
     }
     sources = {"text": text, "vision": vision, "image_size": image_size, "max_product_length": max_product_length}
-    run = open_run(output, "base", {**sources, **fields, "model_config": model_config, "seed": seed})
+    arguments = {**sources, **fields, "model_config": model_config, "trust_remote_code": trust_remote_code}
     torch.manual_seed(seed)
-    model = MMFusionModel.from_backbones(text, vision, **fields, **(model_config or {}))
-    processor = MMFusionProcessor.from_backbones(
-        text, vision, image_size=image_size, max_product_length=max_product_length, **fields
+    model = MMFusionModel.from_backbones(
+        text, vision, trust_remote_code=trust_remote_code, **fields, **(model_config or {})
     )
+    processor = MMFusionProcessor.from_backbones(
+        text,
+        vision,
+        image_size=image_size,
+        max_product_length=max_product_length,
+        trust_remote_code=trust_remote_code,
+        **fields,
+    )
+    # Only now, so that an encoder that cannot be used leaves nothing behind.
+    run = open_run(output, "base", {**arguments, "seed": seed})
     model.save_pretrained(run.folder)
     processor.save_pretrained(run.folder)
     run.finish(parameters=model.num_parameters())

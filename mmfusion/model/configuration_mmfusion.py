@@ -7,6 +7,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from .errors_mmfusion import HubError, explained
+from .remote_code_mmfusion import is_known, remote_class, trusting
 
 # Raised when a field is added or changes its meaning, so that older code says what it is that it cannot read.
 SCHEMA_VERSION = 1
@@ -129,7 +130,8 @@ class MMFusionConfig(PreTrainedConfig):
         Raises:
             HubError: It cannot be fetched, or it is no config of an mmfusion model.
         """
-        with explained(pretrained_model_name_or_path, kwargs.get("revision")):
+        source, trust = pretrained_model_name_or_path, kwargs.pop("trust_remote_code", None)
+        with explained(source, kwargs.get("revision")), trusting(source, trust):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
@@ -253,6 +255,8 @@ def _sub_config(value: Any, default_type: str) -> PreTrainedConfig:
             raise ValueError(
                 f"A nested encoder config lacks model_type (it has {sorted(fields)[:5]}…); name the encoder."
             )
+        if not is_known(fields["model_type"]):
+            return remote_class(fields, "AutoConfig")(**fields)
         return AutoConfig.for_model(fields.pop("model_type"), **fields)
     return value
 

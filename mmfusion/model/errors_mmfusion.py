@@ -159,7 +159,7 @@ def _of_the_files(error: BaseException, repo: str, revision: str | None) -> str 
     if isinstance(error, JSONDecodeError) or "is not a valid JSON file" in str(error):
         return f"A file of {repo} is truncated or damaged ({_first_line(error)}); fetch it again (force_download=True)."
     if "does not appear to have a file named config.json" in str(error):
-        return f"{repo} (revision {revision or 'main'}) is not an mmfusion model: it has no config.json."
+        return f"{repo} (revision {revision or 'main'}) holds no model: it has no config.json."
     return None
 
 

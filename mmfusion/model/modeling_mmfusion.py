@@ -1,5 +1,6 @@
 """The two-tower model: a text-only query tower, and a product tower that fuses title and photos into one vector."""
 
+import copy
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,8 @@ from .fusion_mmfusion import FUSIONS, TEXT, Fusion, FusionSizes, ProductViews
 from .inputs_mmfusion import check_mask, check_photos, mask_of_photos, not_empty
 from .output_mmfusion import MMFusionOutput
 from .pooling_mmfusion import Encoded
-from .pretrained_mmfusion import freeze_unread, hidden_size, load_half, new_encoder
+from .pretrained_mmfusion import check_complete, freeze_unread, hidden_size, load_half, new_encoder
+from .remote_code_mmfusion import save_code, trusting
 from .text_encoders_mmfusion import check_takes_embeddings, encode_text, encoded_text
 from .vectors_mmfusion import VIEWS, QueryRouter, routed_products, routed_queries, shorten
 from .views_mmfusion import Projection, Residual, VisionNeck
@@ -91,12 +93,13 @@ class MMFusionPreTrainedModel(PreTrainedModel):
         source = pretrained_model_name_or_path
         if source is None or kwargs.get("gguf_file"):
             return super().from_pretrained(source, *args, **kwargs)
-        with explained(source, kwargs.get("revision")):
+        trust = kwargs.pop("trust_remote_code", None)
+        with explained(source, kwargs.get("revision")), trusting(source, trust):
             refuse_adapter(source, kwargs)
             if not isinstance(kwargs.get("config"), PreTrainedConfig):
                 # A repository of another kind is to be called that, whatever its weights are.
                 hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-                cls.config_class.from_pretrained(kwargs.get("config") or source, **hub)
+                cls.config_class.from_pretrained(kwargs.get("config") or source, trust_remote_code=trust, **hub)
             fetch_weights(source, kwargs)
             kwargs.update(use_safetensors=True, force_download=False)
             device = None if is_accelerate_available() else _single_device(kwargs.get("device_map"))
@@ -109,6 +112,12 @@ class MMFusionPreTrainedModel(PreTrainedModel):
             if device is not None:
                 model.to(device)
             return loaded
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Saves a model as `PreTrainedModel.save_pretrained` does, with the code of encoders that bring their own."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        for encoder in self.encoders():
+            save_code(encoder, save_directory)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -195,6 +204,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         vision: str | PreTrainedModel,
         *,
         dtype: torch.dtype = torch.float32,
+        trust_remote_code: bool = False,
         **config: Any,
     ) -> "MMFusionModel":
         """Assembles a model from pretrained encoders; projections and fusion network are new.
@@ -204,23 +214,29 @@ class MMFusionModel(MMFusionPreTrainedModel):
                 or model.
             vision: Vision encoder or dual encoder, in the same way.
             dtype: Floating-point type of the loaded weights.
+            trust_remote_code: Whether code that comes with an encoder may run, where transformers has none for it.
             config: Fields of [`MMFusionConfig`]. `embedding_dim` defaults to the width of the text encoder (of its
                 projection, for CLIP): our projections then start as identity (as CLIP's own), and a pretrained
                 encoder ranks from the first step as it did before.
+
+        Raises:
+            HubError: An encoder cannot be loaded: there is none, it holds pickles or an adapter, weights that are read
+                are missing, or it needs code that is not trusted.
         """
-        text_half, vision_half = load_half(text, "text", dtype), load_half(vision, "vision", dtype)
+        text_half = load_half(text, "text", dtype, trust_remote_code=trust_remote_code)
+        vision_half = load_half(vision, "vision", dtype, trust_remote_code=trust_remote_code)
         projection = text_half.projection
         width = hidden_size(text_half.encoder.config) if projection is None else projection.out_features
         config.setdefault("embedding_dim", width)
         if config.get("query_only"):
             raise ValueError("A model is assembled whole; drop query_only=True, and take the query tower out later.")
-        model = cls(
-            MMFusionConfig(
-                text_config=_portable(text_half.encoder.config),
-                vision_config=_portable(vision_half.encoder.config),
-                **config,
-            )
-        ).to(dtype)  # type: ignore[arg-type]
+        configs = {
+            "text_config": _portable(text_half.encoder.config),
+            "vision_config": _portable(vision_half.encoder.config),
+        }
+        model = cls(MMFusionConfig(**configs, **config)).to(dtype)  # type: ignore[arg-type]
+        check_complete(text, model.text_model, text_half.missing)
+        check_complete(vision, model.vision_model, vision_half.missing)
         model.text_model.load_state_dict(text_half.encoder.state_dict())
         model.vision_model.load_state_dict(vision_half.encoder.state_dict())
         if model.query_model is not None:
@@ -574,13 +590,13 @@ def _single_device(device_map: Any) -> torch.device | None:
 _PLACED_BY_ACCELERATE = ("auto", "balanced", "balanced_low_0", "sequential", "disk")
 
 
-def _portable(config: PreTrainedConfig) -> dict[str, Any]:
-    """The encoder's config as a dict; the path of a local folder means nothing to others and is left out."""
-    fields = config.to_dict()
+def _portable(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A copy of the encoder's config; the path of a local folder means nothing to others and is left out."""
+    config = copy.deepcopy(config)
     source = Path(config._name_or_path)
     if source.is_absolute() or source.exists():
-        fields.pop("_name_or_path", None)
-    return fields
+        config._name_or_path = ""
+    return config
 
 
 @torch.no_grad()

@@ -1,43 +1,144 @@
 """Pretrained encoders of transformers: loading one, or a half of a dual one, and making one anew from its config."""
 
-from typing import NamedTuple
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from .errors_mmfusion import HubError, explained
+from .remote_code_mmfusion import is_known, remote_class, trusting
+from .weights_mmfusion import fetch_weights, refuse_adapter
 
 
 class Half(NamedTuple):
-    """A whole encoder or one half of a dual one: the `encoder`, and its projection if it has one."""
+    """A whole encoder, or one half of a dual one.
+
+    Attributes:
+        encoder: The encoder.
+        projection: Its projection, if it has one.
+        missing: Names of weights of the encoder that its checkpoint lacks; they are newly drawn.
+    """
 
     encoder: PreTrainedModel
     projection: nn.Linear | None
+    missing: frozenset[str]
 
 
-def load_half(source: str | PreTrainedModel, half: str, dtype: torch.dtype) -> Half:
+def load_half(source: str | PreTrainedModel, half: str, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Half:
     """Loads an encoder, or the named half of a dual encoder such as CLIP, SigLIP or SigLIP 2.
 
     Args:
         source: Local folder, Hub id, or a model already in memory (its own modules are returned, not copies).
         half: `"text"` or `"vision"`.
         dtype: Floating-point type of the weights.
+        trust_remote_code: Whether code that comes with the weights may run.
+
+    Raises:
+        HubError: As for [`read_model`].
     """
-    model = source if isinstance(source, PreTrainedModel) else AutoModel.from_pretrained(source, dtype=dtype)
+    model, missing = (
+        (source, frozenset[str]())
+        if isinstance(source, PreTrainedModel)
+        else read_model(source, dtype, trust_remote_code=trust_remote_code)
+    )
     encoder = getattr(model, f"{half}_model", model)
     projection = getattr(model, {"text": "text_projection", "vision": "visual_projection"}[half], None)
-    return Half(encoder, projection if isinstance(projection, nn.Linear) else None)
+    prefix = next(f"{name}." if name else "" for name, module in model.named_modules() if module is encoder)
+    own = frozenset(name.removeprefix(prefix) for name in missing if name.startswith(prefix))
+    return Half(encoder, projection if isinstance(projection, nn.Linear) else None, own)
+
+
+def read_config(source: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The config of an encoder. Code of transformers goes before code that comes with the weights.
+
+    Args:
+        source: Local folder or Hub id.
+        trust_remote_code: Whether code that comes with the weights may run.
+
+    Raises:
+        HubError: There is none, it cannot be read, or it needs code that is not trusted.
+    """
+    with explained(source):
+        fields, _ = PreTrainedConfig.get_config_dict(source)
+        name = fields.get("model_type")
+        if name is not None and not is_known(name):
+            with trusting(source, trust_remote_code):
+                # Says in one line what transformers says in many.
+                remote_class(fields, "AutoConfig", where=source)
+            return AutoConfig.from_pretrained(source, trust_remote_code=True)
+        try:
+            return AutoConfig.from_pretrained(source, trust_remote_code=False)
+        except ValueError as error:
+            if name is None:
+                raise HubError(f"{source} has no config.json that names a model_type; check the folder.") from error
+            raise
+
+
+def read_model(
+    source: str, dtype: torch.dtype, *, trust_remote_code: bool = False, model_class: type[Any] = AutoModel
+) -> tuple[PreTrainedModel, frozenset[str]]:
+    """Loads a pretrained model from safetensors.
+
+    Args:
+        source: Local folder or Hub id.
+        dtype: Floating-point type of the weights.
+        trust_remote_code: Whether code that comes with the weights may run.
+        model_class: Class to load, if it is not the one that `AutoModel` chooses.
+
+    Returns:
+        The model, and the names of its weights that the checkpoint lacks.
+
+    Raises:
+        HubError: There is no such model, it holds pickles or an adapter, it is damaged or incomplete, or it needs code
+            that is not trusted.
+    """
+    with explained(source):
+        refuse_adapter(source, {})
+        config = read_config(source, trust_remote_code=trust_remote_code)
+        fetch_weights(source, {})
+        trusts = trust_remote_code and not is_known(config.model_type)
+        loaded: Any = model_class.from_pretrained(
+            source,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            **({"trust_remote_code": trusts} if model_class is AutoModel else {}),
+        )
+    model, info = loaded
+    return model, frozenset(info["missing_keys"])
+
+
+def check_complete(source: str | PreTrainedModel, encoder: PreTrainedModel, missing: Collection[str]) -> None:
+    """Raises an error if a checkpoint lacks weights that are read.
+
+    Args:
+        source: Where the encoder comes from.
+        encoder: The encoder after [`freeze_unread`]: parameters without gradients are never read.
+        missing: Names of weights of the encoder that its checkpoint lacks.
+
+    Raises:
+        HubError: It lacks some.
+    """
+    unread = {name for name, value in encoder.named_parameters() if not value.requires_grad}
+    absent = sorted(set(missing) - unread)
+    if absent:
+        raise HubError(
+            f"{source} lacks {len(absent)} weights that a {encoder.config.model_type!r} encoder reads, such as "
+            f"{absent[0]}; they would be drawn at random. Fetch or copy the checkpoint again, or choose a whole one."
+        )
 
 
 def new_encoder(config: PreTrainedConfig) -> PreTrainedModel:
     """An encoder with new weights, also for halves of dual encoders that `AutoModel` leaves out (SigLIP's text)."""
     if type(config) in transformers.MODEL_MAPPING:
-        return AutoModel.from_config(config)
+        return AutoModel.from_config(config, trust_remote_code=False)
     own_class = getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", None)
     if own_class is None:
-        raise ValueError(
-            f"transformers has no encoder for a {config.model_type!r} config; use an encoder that it knows."
-        )
+        own_class = remote_class(config, "AutoModel")
     return own_class._from_config(config)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import (
-    AutoConfig,
     AutoTokenizer,
     BatchFeature,
     ImageProcessingMixin,
@@ -21,6 +20,7 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .errors_mmfusion import explained
+from .pretrained_mmfusion import read_config
 
 PHOTO_COLUMN = "image"
 PhotoLoader = Callable[[str], Image.Image]
@@ -69,7 +69,13 @@ class MMFusionProcessor(ProcessorMixin):
 
     @classmethod
     def from_backbones(
-        cls, text: str, vision: str, *, image_size: tuple[int, int] | None = None, **fields: Any
+        cls,
+        text: str,
+        vision: str,
+        *,
+        image_size: tuple[int, int] | None = None,
+        trust_remote_code: bool = False,
+        **fields: Any,
     ) -> "MMFusionProcessor":
         """Combines the tokenizer of one pretrained model with the image processor of another.
 
@@ -78,16 +84,18 @@ class MMFusionProcessor(ProcessorMixin):
             vision: Folder or Hub id of the vision encoder or dual encoder.
             image_size: (height, width) in pixels that every photo is resized to, whole, without cropping. None keeps
                 the image processor's own resizing.
+            trust_remote_code: Whether code that comes with an encoder may run, where transformers has none for it.
             fields: Further arguments of the constructor. For a SigLIP text encoder, texts are padded to its full length
                 unless they say otherwise: it reads padding, so its embeddings would depend on the batch.
         """
-        image_processor = _new_image_processor(vision)
+        image_processor = _new_image_processor(vision, trust_remote_code)
         if image_size is not None:
             image_processor.size = {"height": image_size[0], "width": image_size[1]}
             for switch in ("do_center_crop", "do_crop"):
                 if hasattr(image_processor, switch):
                     setattr(image_processor, switch, False)
-        return cls(image_processor, AutoTokenizer.from_pretrained(text), **{**_text_fields(text), **fields})
+        tokenizer = AutoTokenizer.from_pretrained(text, trust_remote_code=trust_remote_code)
+        return cls(image_processor, tokenizer, **{**_text_fields(text, trust_remote_code), **fields})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -115,6 +123,8 @@ class MMFusionProcessor(ProcessorMixin):
     def _get_arguments_from_pretrained(
         cls, pretrained_model_name_or_path: Any, processor_dict: dict[str, Any] | None = None, **kwargs: Any
     ) -> list[Any]:
+        # Unless it is said, transformers would ask on the terminal whether code that comes with a model may run.
+        kwargs = {"trust_remote_code": False, **kwargs}
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
         return [_image_processor(pretrained_model_name_or_path, **kwargs), tokenizer]
 
@@ -276,7 +286,7 @@ def _image_processor(source: Any, **kwargs: Any) -> Any:
     return AutoImageProcessor.from_pretrained(source, backend="pil", **kwargs)
 
 
-def _new_image_processor(source: str) -> Any:
+def _new_image_processor(source: str, trust_remote_code: bool) -> Any:
     """The image processor of a pretrained encoder, or one of fixed size in its place where it has no such thing."""
     fields, _ = ImageProcessingMixin.get_image_processor_dict(source)
     kind = str(fields.get("image_processor_type"))
@@ -288,16 +298,16 @@ def _new_image_processor(source: str) -> Any:
         # It exists for torchvision alone.
         defaults = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
     else:
-        return _image_processor(source)
+        return _image_processor(source, trust_remote_code=trust_remote_code)
     names = ("size", "image_mean", "image_std", "resample", "rescale_factor", "do_normalize", "do_rescale")
     given = {name: fields[name] for name in names if fields.get(name) is not None}
     return SiglipImageProcessorPil(**{"resample": Image.Resampling.BILINEAR, **defaults, **given})
 
 
-def _text_fields(source: str) -> dict[str, Any]:
+def _text_fields(source: str, trust_remote_code: bool) -> dict[str, Any]:
     """Fields that the text encoder was trained with; none for a folder that holds a tokenizer alone."""
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = read_config(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError):
         return {}
     config = getattr(config, "text_config", config)
