@@ -93,7 +93,7 @@ def test_ids_come_in_any_kind_of_sequence(ids: Any) -> None:
 
 def test_metadata_of_any_arrow_type_survives(tmp_path: Path) -> None:
     kinds = pa.chunked_array([pa.array([*"abca"]).dictionary_encode(), pa.array([*"xyzx"]).dictionary_encode()])
-    days = [datetime.datetime(2024, 1, day, tzinfo=datetime.timezone.utc) for day in range(1, 9)]
+    days = [datetime.datetime(2024, 1, day, tzinfo=datetime.UTC) for day in range(1, 9)]
     columns: dict[str, Any] = {
         "kind": kinds,
         "price": pa.array([Decimal(day) / 4 for day in range(8)], pa.decimal128(10, 2)),

@@ -12,6 +12,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -29,6 +30,13 @@ def requirements(wheel: Path) -> list[Requirement]:
     return [Requirement(line) for line in message.get_all("Requires-Dist", [])]
 
 
+def pinned_versions() -> dict[str, str]:
+    """The versions that CI runs, by normalised name."""
+    lines = (CHECKOUT / ".ci" / "tested.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line.split("==") for line in lines if not line.startswith("#")]
+    return {canonicalize_name(name): version for name, version in pins}
+
+
 def test_wheel_holds_the_package_and_nothing_else(built_wheel: Path) -> None:
     with zipfile.ZipFile(built_wheel) as archive:
         names = archive.namelist()
@@ -44,11 +52,47 @@ def test_wheel_admits_the_oldest_and_the_newest_supported_stack(built_wheel: Pat
     core = core_requirements(built_wheel)
     for stack in (
         {"torch": "2.11.0", "transformers": "5.17.0", "huggingface-hub": "1.33.0", "lightning": "2.6.0"},
-        {"torch": "2.13.0", "transformers": "5.23.0", "huggingface-hub": "2.4.0", "lightning": "2.6.6"},
+        {"torch": "2.16.0", "transformers": "5.25.0", "huggingface-hub": "2.5.0", "lightning": "2.7.0"},
     ):
         for name, version in stack.items():
             assert core[name].contains(version), f"{name} {version} is not in {core[name]}"
-    assert not core["torch"].contains("2.14.0")
+    assert not core["torch"].contains("2.17.0")
+
+
+def test_every_dependency_is_pinned_to_what_ci_runs_inside_our_ranges(built_wheel: Path) -> None:
+    pins = pinned_versions()
+    for one in requirements(built_wheel):
+        if one.marker is None or one.marker.evaluate({"extra": "dev"}):
+            name = canonicalize_name(one.name)
+            if name != "mmfusion":
+                assert name in pins, f"{name} is a dependency and not in .ci/tested.txt"
+                assert one.specifier.contains(pins[name]), f".ci/tested.txt has {name} {pins[name]}, outside {one}"
+
+
+def test_everything_that_a_pinned_version_needs_is_pinned() -> None:
+    pins = pinned_versions()
+    checked = 0
+    for name, version in pins.items():
+        assert Version(version).local is None, f"{name} {version} is a build of one machine"
+        try:
+            installed = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        # What torch needs depends on its build: with CUDA, a dozen more packages.
+        if installed.version != version or name == "torch":
+            continue
+        checked += 1
+        for needed in map(Requirement, installed.requires or []):
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                assert canonicalize_name(needed.name) in {*pins, "setuptools"}, f"{name} needs {needed}, not pinned"
+    assert checked
+
+
+def test_the_commands_of_the_readme_and_ci_install_what_is_pinned() -> None:
+    for file, count in (("README.md", 2), (".ci/run", 1)):
+        installs = [line for line in (CHECKOUT / file).read_text().splitlines() if "-e '.[dev]'" in line]
+        assert len(installs) == count
+        assert all("pip install" in line and "-c .ci/tested.txt" in line for line in installs)
 
 
 def test_rare_things_are_extras(built_wheel: Path) -> None:

@@ -77,8 +77,6 @@ class MicroBatcher(Generic[T, R]):
         self._came.set()
         try:
             return await asyncio.wait_for(done, timeout_s)
-        except asyncio.TimeoutError as error:  # another class than the built-in one before Python 3.11
-            raise TimeoutError from error
         finally:
             self._waiting.pop(done, None)
 

@@ -112,7 +112,7 @@ async def _body(request: Request, limits: ServiceLimits) -> dict[str, Any]:
         raise RequestError(400, f"{short(name)} is in the address; a POST says everything in its body.")
     try:
         raw = await asyncio.wait_for(_bytes(request, limits.max_body_kib), limits.timeout_s)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         raise RequestError(408, f"the body did not arrive within {limits.timeout_s:g} s.") from None
     except ClientDisconnect:
         raise RequestError(400, "the client left before its request had arrived.") from None

@@ -6,14 +6,14 @@ import hashlib
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 
 from hub.blobs import Blob
 from hub.large_files import LargeFiles
 from hub.refusals import RefusalError, revision_not_found
 
-EPOCH = datetime(2026, 1, 1, tzinfo=timezone.utc)
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 LFS_SUFFIXES = ("bin", "ckpt", "h5", "model", "npy", "npz", "onnx", "parquet", "pkl", "pt", "pth", "safetensors", "zip")
 GITATTRIBUTES = "".join(f"*.{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES)
 
