@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from published_model import embed_queries, products, write_model_folder
+from tiny_encoders import VISION_ENCODERS, tiny_model
 
 from mmfusion import MMFusionModel, MMFusionProcessor, ProductIndex
 from mmfusion.hub.query_only import query_tower
 from mmfusion.retrieval import QueryEncoder, Searcher, TorchQueryEncoder
 from mmfusion.retrieval.fingerprint import model_fingerprint
+from mmfusion.retrieval.query_tower import load_query_tower
 
 Loaded = tuple[MMFusionModel, MMFusionProcessor]
 
@@ -101,3 +103,17 @@ def test_threads_get_their_own_vectors(loaded: Loaded) -> None:
     with ThreadPoolExecutor(8) as pool:
         for one, other in zip(pool.map(encoder.encode, batches), expected, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("vision", sorted(VISION_ENCODERS))
+def test_the_tower_of_a_folder_has_the_name_of_the_model_whatever_its_vision_encoder(
+    vision: str, loaded: Loaded, tmp_path: Path
+) -> None:
+    # transformers saves ViT and DINO under other names than they have in memory, by which the fingerprint goes.
+    processor = loaded[1]
+    tiny_model("bert", vision).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    tower, its_processor = load_query_tower(tmp_path)
+    whole = MMFusionModel.from_pretrained(tmp_path)
+    assert model_fingerprint(tower, its_processor) == model_fingerprint(whole, processor)
+    assert tower.vision_model is None

@@ -27,7 +27,7 @@ def stored_fingerprint(files: Sequence[Path], config: MMFusionConfig, processor:
     """The `model_fingerprint` of a model in safetensors files, tensor by tensor: no module of it is made.
 
     Args:
-        files: The file with the weights, or all of its shards.
+        files: The file with the weights, or all of its shards, under the names that the model in memory gives them.
         config: The model's.
         processor: The model's.
     """
@@ -35,6 +35,15 @@ def stored_fingerprint(files: Sequence[Path], config: MMFusionConfig, processor:
         opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
         places = {name: one for one in opened for name in one.keys()}  # noqa: SIM118 (no dict)
         return _digest(((name, places[name].get_tensor(name)) for name in sorted(places)), config, processor)
+
+
+def stored_names(files: Sequence[Path]) -> set[str]:
+    """Names of all tensors in safetensors files."""
+    names: set[str] = set()
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            names.update(opened.keys())
+    return names
 
 
 def _digest(weights: Iterable[tuple[str, torch.Tensor]], config: MMFusionConfig, processor: MMFusionProcessor) -> str:

@@ -1,15 +1,17 @@
 """The query tower of a model, loaded by itself: neither the vision encoder nor the fusion network is ever made."""
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils import logging as transformers_logging
 
 from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
 from mmfusion.model.errors_mmfusion import HubError, explained
 from mmfusion.model.weights_mmfusion import fetch_weights
-from mmfusion.retrieval.fingerprint import stored_fingerprint
+from mmfusion.retrieval.fingerprint import model_fingerprint, stored_fingerprint, stored_names
 
 # Where publish.py puts the query tower beside the whole model.
 PUBLISHED = "query"
@@ -21,7 +23,8 @@ def load_query_tower(
     """Loads the query tower alone, in evaluation mode, with the fingerprint of the whole model.
 
     Of a repository that publish.py wrote, only its `query/` is fetched. Of a whole model the weights are read once for
-    the fingerprint, and those of the product tower are let go again.
+    the fingerprint, and those of the product tower are let go again: tensor by tensor, or, where transformers saves an
+    encoder under other names than it has in memory (ViT, DINOv2, DINOv3), all of them at once.
 
     Args:
         base: Folder or Hub id of a model, or of a query tower.
@@ -37,7 +40,7 @@ def load_query_tower(
         config = MMFusionConfig.from_pretrained(base, **hub)
         processor = MMFusionProcessor.from_pretrained(base, **hub)
         if not config.query_only:
-            config.query_tower_of = stored_fingerprint(fetch_weights(base, hub), config, processor)
+            config.query_tower_of = _fingerprint(base, config, processor, hub)
             config.query_only = True
         return _load(base, config, hub), processor
 
@@ -51,6 +54,17 @@ def _publishes_tower(base: str | os.PathLike[str], hub: dict[str, Any]) -> bool:
         # What is wrong, if it is more than that, is said when the model itself is loaded.
         return False
     return True
+
+
+def _fingerprint(
+    base: str | os.PathLike[str], config: MMFusionConfig, processor: MMFusionProcessor, hub: dict[str, Any]
+) -> str:
+    files = fetch_weights(base, hub)
+    with torch.device("meta"):
+        names = MMFusionModel(copy.deepcopy(config)).state_dict().keys()
+    if stored_names(files) == set(names):
+        return stored_fingerprint(files, config, processor)
+    return model_fingerprint(MMFusionModel.from_pretrained(base, **hub), processor)
 
 
 def _load(base: str | os.PathLike[str], config: MMFusionConfig, hub: dict[str, Any]) -> MMFusionModel:
