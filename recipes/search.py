@@ -9,7 +9,12 @@ from mmfusion.training.built_index import index_record, open_built_index
 
 
 def main(
-    query: str, index: str = "outputs/index", base: str | None = None, k: int = 10, filter: list[Any] | None = None
+    query: str,
+    index: str = "outputs/index",
+    base: str | None = None,
+    k: int = 10,
+    filter: list[Any] | None = None,
+    verify: bool = False,
 ) -> None:
     """Prints the k best products with score, modality weights and title.
 
@@ -21,10 +26,12 @@ def main(
         k: Number of products, at least 1.
         filter: Conditions on columns of the catalogue, e.g. [["price", "<", 50], ["category", "in", ["dress"]]]; a
             list of such lists finds what fulfils one of them.
+        verify: Whether all bytes of a FAISS index are compared with their checksums first, which reads it once. Of
+            files above 64 MiB, only the size and both ends are compared otherwise.
     """
     record = index_record(index)
     model, processor = load_query_tower(base or record["base"])
-    searcher = Searcher.of(model, processor, open_built_index(index, record))
+    searcher = Searcher.of(model, processor, open_built_index(index, record, verify=verify))
     (hits,) = searcher.search(query, k, filter=filter)
     print(f"{'rank':>4}  {'score':>6}  {'text':>5} {'photo':>5}  product")
     for hit in hits:

@@ -23,6 +23,7 @@ def main(
     onnx: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
+    verify: bool = False,
     limits: ServiceLimits = ServiceLimits(),
 ) -> None:
     """Answers until Ctrl-C or SIGTERM; of the model only the query tower is loaded.
@@ -39,6 +40,9 @@ def main(
         onnx: Folder that export.py wrote, to embed queries with ONNX Runtime; base is not read then.
         host: Address to listen on; 127.0.0.1 is reached from this machine only, 0.0.0.0 from everywhere.
         port: TCP port; 0 takes a free one and logs it.
+        verify: Whether all bytes of a FAISS index, and of each that takes its place, are compared with their checksums
+            before it is served, which reads it once. Of files above 64 MiB, only the size and both ends are compared
+            otherwise.
         limits: Sizes, time-outs, and the queue.
     """
     check_installed()
@@ -48,12 +52,16 @@ def main(
     record = index_record(index)
     bound = bind(host, port)
     # Only the service holds the index, so that it is let go when another one takes its place.
-    service = _load_service(index, record, _load_encoder(base or record["base"], onnx), limits)
+    service = _load_service(index, record, _load_encoder(base or record["base"], onnx), limits, verify)
     run_server(service.app(), bound, limits)
 
 
 def _load_service(
-    index: str, record: dict[str, Any], loaded: tuple[QueryEncoder, dict[str, Any]], limits: ServiceLimits
+    index: str,
+    record: dict[str, Any],
+    loaded: tuple[QueryEncoder, dict[str, Any]],
+    limits: ServiceLimits,
+    verify: bool,
 ) -> "SearchService":
     from mmfusion.serving.app import SearchService
     from mmfusion.serving.memory import resident_mib
@@ -62,14 +70,14 @@ def _load_service(
     encoder, tower = loaded
     folder = Path(index) / "index"
     version = version_of(folder)
-    opened = open_built_index(index, record)
+    opened = open_built_index(index, record, verify=verify)
     followed = None
     if isinstance(opened, ProductIndex):
         opened.prepare_ids()
         followed = folder
     searcher = Searcher(encoder, opened)
     searcher.search("warm up")
-    service = SearchService(searcher, followed, limits, tower, version)
+    service = SearchService(searcher, followed, limits, tower, version, verify=verify)
     log.info(
         "query tower of %s parameters (%s MiB), no vision encoder; %s products; %s MiB in RAM",
         *(f"{tower['parameters']:,}", tower["mib"], f"{len(service.index):,}", resident_mib()),

@@ -223,7 +223,7 @@ def test_settings_out_of_range_are_refused_before_anything_is_written(
 
 
 def rewritten(folder: Path, target: Path, **columns: list[Any]) -> Path:
-    """The mined table with its first row changed."""
+    """The mined table with its first row changed, as if it had been mined before there were checksums."""
     table = pq.read_table(folder / "mined" / TABLE)
     for name, first in columns.items():
         values = [*first, *table.column(name).to_pylist()[len(first) :]]
@@ -232,7 +232,9 @@ def rewritten(folder: Path, target: Path, **columns: list[Any]) -> Path:
         )
     target.mkdir()
     pq.write_table(table, target / TABLE)
-    (target / MANIFEST).write_text((folder / "mined" / MANIFEST).read_text())
+    manifest = json.loads((folder / "mined" / MANIFEST).read_text())
+    del manifest["sha256"]
+    (target / MANIFEST).write_text(json.dumps(manifest))
     return target
 
 
@@ -276,6 +278,17 @@ def test_a_table_of_another_catalogue_and_files_that_are_missing_or_damaged_are_
     pq.write_table(pq.read_table(short / TABLE).slice(1), short / TABLE)
     with pytest.raises(HardNegativesError, match=r"rows, but hard_negatives.json says"):
         HardNegatives.load(short, catalogue)
+
+
+def test_a_flipped_bit_in_a_table_is_an_error(folder: Path, catalogue: Catalogue, tmp_path: Path) -> None:
+    for name in (TABLE, MANIFEST):
+        (tmp_path / name).write_bytes((folder / "mined" / name).read_bytes())
+    HardNegatives.load(tmp_path, catalogue)
+    content = bytearray((tmp_path / TABLE).read_bytes())
+    content[len(content) // 3] ^= 1
+    (tmp_path / TABLE).write_bytes(content)
+    with pytest.raises(HardNegativesError, match=r"hard_negatives.parquet is damaged: it has the checksum"):
+        HardNegatives.load(tmp_path, catalogue)
 
 
 def data(folder: Path, catalogue: Catalogue, **options: Any) -> MMFusionDataModule:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.catalogue_contents import contents_digest
 from mmfusion.files import replace_text, whole_file
+from mmfusion.model.weights_mmfusion import sha256_of
 
 TABLE, MANIFEST = "hard_negatives.parquet", "hard_negatives.json"
 SCHEMA = pa.schema(
@@ -76,7 +77,9 @@ class HardNegatives:
                     f"hard_negatives: {folder} is no folder of mined negatives: {name} is missing; make one with "
                     "recipes/mine.py"
                 )
-        manifest, table = _read_manifest(folder / MANIFEST), _read_table(folder / TABLE)
+        manifest = _read_manifest(folder / MANIFEST)
+        _check_sum(folder / TABLE, manifest.get("sha256"))
+        table = _read_table(folder / TABLE)
         if manifest["catalogue_contents"] != contents_digest(catalogue):
             raise HardNegativesError(
                 f"{folder} was mined from another catalogue ({manifest['catalogue']}) than {catalogue.source}: ids, "
@@ -107,6 +110,7 @@ def write_hard_negatives(folder: Path, table: pa.Table, catalogue: Catalogue, **
         "schema_version": _VERSION,
         "catalogue": catalogue.name,
         "catalogue_contents": contents_digest(catalogue),
+        "sha256": sha256_of(folder / TABLE),
         **facts,
         "counts": counts,
     }
@@ -124,6 +128,17 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if version != _VERSION:
         raise HardNegativesError(f"{path} has schema version {version}, this mmfusion reads {_VERSION}; {_REMEDY}")
     return manifest
+
+
+def _check_sum(path: Path, expected: str | None) -> None:
+    """Compares the table with its checksum; manifests of before there were any have none."""
+    if expected is None:
+        return
+    found = sha256_of(path)
+    if found != expected:
+        raise HardNegativesError(
+            f"{path} is damaged: it has the checksum {found[:12]}…, and {MANIFEST} says {expected[:12]}…; {_REMEDY}"
+        )
 
 
 def _read_table(path: Path) -> pa.Table:

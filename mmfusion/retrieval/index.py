@@ -154,20 +154,29 @@ class ProductIndex:
 
     @classmethod
     def load(
-        cls, folder: str | Path, *, model_fingerprint: str | None = None, memory_map: bool = True
+        cls,
+        folder: str | Path,
+        *,
+        model_fingerprint: str | None = None,
+        memory_map: bool = True,
+        verify: bool = False,
     ) -> "ProductIndex":
-        """Read what `save` wrote.
+        """Read what `save` wrote, and compare it with its checksums.
 
         Args:
             folder: the folder.
             model_fingerprint: the model whose queries will be searched; None leaves the check to `search`.
-            memory_map: leave vectors on disk until they are needed, where FAISS can.
+            memory_map: leave vectors on disk until they are needed, where FAISS can. Of files above 64 MiB, only the
+                size and the first and last 64 KiB are compared then.
+            verify: compare all bytes even so, which reads the index once. An index that was saved before there were
+                checksums has nothing to compare.
 
         Raises:
             FileNotFoundError: a file of the index is missing.
-            ValueError: a file is damaged, of a later layout or of another index, or the fingerprint differs.
+            ValueError: a file is damaged (the message names it), of a later layout or of another index, or the
+                fingerprint differs.
         """
-        segments, description, origin = read_files(Path(folder).absolute(), memory_map)
+        segments, description, origin = read_files(Path(folder).absolute(), memory_map, verify)
         if description.search_parameters:
             set_search_parameters(segments[0].index, description.search_parameters)
         loaded = cls(segments, description, origin=origin)
@@ -342,7 +351,11 @@ class ProductIndex:
         """A new index whose base holds what this one finds; see [`merge`].
 
         The recall that was measured stays beside it, as clusters and codes do; build anew when much has changed.
+
+        Raises:
+            ValueError: a file that this index was loaded from is damaged.
         """
+        self._verify_base()
         segments, description = self._state
         base = merge(segments, description.factory, train_size)
         if description.search_parameters:
@@ -364,8 +377,8 @@ class ProductIndex:
         """Upload the products that can be found into another engine; arguments as of [`MilvusIndex.build`].
 
         Raises:
-            ValueError: the engine is another one, or the vectors of this index are compressed; or as of
-                [`MilvusIndex.build`].
+            ValueError: the engine is another one, the vectors of this index are compressed, or a file that it was
+                loaded from is damaged; or as of [`MilvusIndex.build`].
         """
         if engine != "milvus":
             raise ValueError(f"the engine is {engine!r}; 'milvus' is the one that there is")
@@ -375,6 +388,7 @@ class ProductIndex:
                 f"an index {description.factory!r} holds compressed vectors; upload the embeddings themselves with "
                 "MilvusIndex.build or index.py --milvus_uri"
             )
+        self._verify_base()
         products = live_products(segments)
         names = products.column_names
         weights = (
@@ -394,6 +408,11 @@ class ProductIndex:
             search_params=search_params,
             overwrite=overwrite,
         )
+
+    def _verify_base(self) -> None:
+        # What is read whole and written anew would get checksums that a damaged byte agrees with.
+        if self._origin is not None:
+            self._origin.verify()
 
     def _without(self, ids: pa.Array | pa.ChunkedArray) -> list[Segment]:
         parted = []

@@ -53,6 +53,7 @@ class SearchService:
         limits: What is refused.
         tower: What `/health` says of the query tower.
         version: `version_of` the folder before the index was read from it; None: as it is now.
+        verify: Compares all bytes of an index that takes the place of this one with their checksums.
     """
 
     def __init__(
@@ -62,6 +63,8 @@ class SearchService:
         limits: ServiceLimits,
         tower: Mapping[str, Any] | None = None,
         version: Version | None = None,
+        *,
+        verify: bool = False,
     ) -> None:
         self.limits = limits
         self._tower = dict(tower or {})
@@ -70,7 +73,9 @@ class SearchService:
             self.searches.answer, max_batch=limits.max_batch, max_waiting=limits.max_waiting
         )
         self.metrics = ServiceMetrics(lambda: self.batcher.waiting, self._count_products)
-        self._watch = None if folder is None else IndexWatch(folder, self._swap, self._count_swap, version)
+        self._watch: IndexWatch | None = None
+        if folder is not None:
+            self._watch = IndexWatch(folder, self._swap, self._count_swap, version, verify)
         self._started = time.monotonic()
 
     @property

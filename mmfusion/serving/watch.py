@@ -25,6 +25,7 @@ class IndexWatch:
         swap: Called with the new index.
         observe: Called with "done" or "refused".
         seen: `version_of` the folder before the index that is served was read from it; None: as it is now.
+        verify: Compares all bytes of a new index with their checksums.
     """
 
     def __init__(
@@ -33,8 +34,10 @@ class IndexWatch:
         swap: Callable[[ProductIndex], None],
         observe: Callable[[str], None] = lambda outcome: None,
         seen: Version | None = None,
+        verify: bool = False,
     ) -> None:
         self.folder = folder
+        self._verify = verify
         self._swap = swap
         self._observe = observe
         self._seen = version_of(folder) if seen is None else seen
@@ -52,7 +55,7 @@ class IndexWatch:
         if version == self._seen or not (self.folder / DESCRIPTION).is_file():
             return
         try:
-            index = load_index(self.folder)
+            index = load_index(self.folder, self._verify)
             if self._changed_since(version):
                 return
             self._swap(index)
@@ -73,9 +76,9 @@ class IndexWatch:
         return version_of(self.folder) != version
 
 
-def load_index(folder: Path) -> ProductIndex:
-    """Loads an index, ready to look up products by id."""
-    index = ProductIndex.load(folder)
+def load_index(folder: Path, verify: bool = False) -> ProductIndex:
+    """Loads an index, ready to look up products by id; `verify` as of [`ProductIndex.load`]."""
+    index = ProductIndex.load(folder, verify=verify)
     index.prepare_ids()
     return index
 

@@ -24,18 +24,21 @@ def index_record(index: str) -> dict[str, Any]:
     return record
 
 
-def open_built_index(index: str, record: Mapping[str, Any]) -> ProductIndex | MilvusIndex:
+def open_built_index(index: str, record: Mapping[str, Any], *, verify: bool = False) -> ProductIndex | MilvusIndex:
     """Opens the index in a folder, or the collection that was built instead of one.
 
     Args:
         index: Output folder of recipes/index.py.
         record: Its `index_record`. The token of a Milvus server is in the environment variable `MILVUS_TOKEN`.
+        verify: Compares all bytes of the files with their checksums, see [`ProductIndex.load`].
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: The index is damaged, or Milvus cannot be reached.
+        ValueError: The index is damaged, or Milvus cannot be reached, or is to be verified.
     """
     uri = record.get("milvus_uri")
     if uri is None:
-        return ProductIndex.load(Path(index) / "index")
+        return ProductIndex.load(Path(index) / "index", verify=verify)
+    if verify:
+        raise RunError(f"verify is true, but {index!r} is an index in Milvus, which keeps its own files; leave it out.")
     return MilvusIndex.connect(uri, record["collection"], token=os.environ.get("MILVUS_TOKEN"))
