@@ -1,6 +1,7 @@
 """Catalogue: tables survive loading exactly, stay on disk, and every kind of bad input is named."""
 
 import logging
+import math
 import multiprocessing
 import os
 import pickle
@@ -619,3 +620,26 @@ def test_a_real_catalogue(tmp_path: Path) -> None:
     assert all(len(qrels) > 0 for qrels in splits)
     [first, *_] = Catalogue.stream(os.environ["MMFUSION_BENCH"], batch_size=50)
     assert first == [catalogue.product(row) for row in range(50)]
+
+
+def test_columns_without_any_value_may_be_of_numbers_and_others_name_the_value(tmp_path: Path) -> None:
+    missing = {"title": ["red", "blue"], "description": [math.nan, None], "image": pa.nulls(2, pa.int32())}
+    pq.write_table(pa.table({"product_id": ["a", "b"], **missing}), tmp_path / "products.parquet")
+    products = Catalogue.load_products(tmp_path, cache_dir=tmp_path / "cache")
+    assert products.descriptions([0, 1]) == ["", ""] and products.product(0)["image"] is None
+    (streamed,) = Catalogue.stream(tmp_path)
+    assert [row["description"] for row in streamed] == ["", ""]
+    for name, number in (("description", 1.5), ("description", 3), ("image", 0.5)):
+        pq.write_table(
+            pa.table({"product_id": ["a", "b"], "title": ["x", "y"], name: [None, number]}),
+            tmp_path / "products.parquet",
+        )
+        with pytest.raises(
+            CatalogueError, match=rf"products.parquet', row 1: column '{name}' has type .*: it holds {number}\. Convert"
+        ):
+            Catalogue.load_products(tmp_path, cache_dir=tmp_path / "cache2")
+    pq.write_table(pa.table({"product_id": [1.0, math.nan], "title": ["x", "y"]}), tmp_path / "products.parquet")
+    with pytest.raises(
+        CatalogueError, match=r"'product_id'.*double, not strings or integers.*become floats where one is missing"
+    ):
+        Catalogue.load_products(tmp_path, cache_dir=tmp_path / "cache3")

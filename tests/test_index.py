@@ -381,3 +381,14 @@ def test_a_later_layout_is_refused(tmp_path: Path) -> None:
     (folder / "index.json").write_text(json.dumps({**description, "schema_version": 99}))
     with pytest.raises(ValueError, match="schema version 99, this mmfusion reads up to 2"):
         ProductIndex.load(folder)
+
+
+def test_nan_in_metadata_is_a_missing_value() -> None:
+    nested = [[1.0, np.nan], None, [np.nan]]
+    kind = pa.struct([("x", pa.float64())])
+    metadata = {"price": [np.nan, 2.0, None], "sizes": nested, "at": pa.array([{"x": np.nan}, {"x": 1.0}, None], kind)}
+    hits = build(3, metadata=pa.table(metadata)).search(vectors(1), 3)[0]
+    found = {hit.product_id: hit.metadata for hit in hits}
+    assert found["p0"] == {"price": None, "sizes": [1.0, None], "at": {"x": None}}
+    assert found["p1"] == {"price": 2.0, "sizes": None, "at": {"x": 1.0}}
+    assert found["p2"] == {"price": None, "sizes": [None], "at": None}

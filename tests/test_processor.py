@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import math
+import re
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -23,6 +29,8 @@ from transformers import (
 )
 
 from mmfusion import MMFusionProcessor
+from mmfusion.data.catalogue import Catalogue
+from mmfusion.data.tables import ProductTable
 
 RED, GREEN = (200, 30, 40), (20, 180, 60)
 
@@ -374,3 +382,146 @@ def test_siglip_texts_are_padded_to_full_length(tmp_path: Path) -> None:
     assert processor.max_query_length == processor.max_product_length == 40
     kept = MMFusionProcessor.from_backbones(str(tmp_path), str(tmp_path), pad_to_max_length=False, max_query_length=9)
     assert not kept.pad_to_max_length and kept.max_query_length == 9
+
+
+# --- Missing values and lists ----------------------------------------------------------------------------------------
+
+
+class _NotAvailable:
+    """As pandas.NA: whether it equals anything cannot be told."""
+
+    def __ne__(self, other: object) -> Any:
+        return self
+
+    def __bool__(self) -> bool:
+        raise TypeError("boolean value of NA is ambiguous")
+
+    def __repr__(self) -> str:
+        return "<NA>"
+
+
+MISSING = [None, math.nan, np.float32("nan"), Decimal("NaN"), Decimal("sNaN"), np.datetime64("NaT"), np.ma.masked]
+MISSING += [np.datetime64("NaT", "ns"), _NotAvailable(), [], [None, math.nan], np.array([np.nan]), pa.scalar(None)]
+
+
+@pytest.mark.parametrize("missing", MISSING, ids=repr)
+def test_missing_values_are_no_text_and_no_photo(missing: Any) -> None:
+    processor = _processor(product_template="{title} {brand}")
+    assert processor.product_text({"title": missing, "brand": missing}) == ""
+    assert processor.product_text({"title": "Dress", "brand": missing}) == "Dress"
+    features = processor(products=[{"title": missing, "brand": None}, {"title": None, "brand": ""}])
+    assert features["attention_mask"].sum() == 0
+    if not isinstance(missing, (pa.Scalar, np.ndarray)):
+        photos = processor(products=[{"title": "a", "brand": "", "image": missing}, {"title": "a", "brand": ""}])
+        assert "pixel_values" not in photos
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (["red", " light  blue", None, "", math.nan], "red, light blue"),
+        ([["S", "M"], [], ["L", None]], "S, M, L"),
+        (("red", 3), "red, 3"),
+        (np.array(["red", None, math.nan], object), "red"),
+        (np.array([1.5, np.nan]), "1.5"),
+        (np.ma.array([1, 2], mask=[False, True]), "1"),
+        (pa.array(["red", None]), "red"),
+        (pa.chunked_array([["red"], ["blue"]], pa.large_string()), "red, blue"),
+        (pa.array(["red"]).dictionary_encode()[0], "red"),
+        (pa.scalar(Decimal("9.90")), "9.90"),
+        (torch.tensor([1, 2]), "1, 2"),
+        (3, "3"),
+        (3.0, "3.0"),
+        (np.int64(3), "3"),
+        (np.float64(0.1), "0.1"),
+        (np.str_("red"), "red"),
+        (np.array("red"), "red"),
+        (datetime.date(2026, 1, 2), "2026-01-02"),
+        (np.datetime64("2026-01-02"), "2026-01-02"),
+        (datetime.datetime(2026, 1, 2, 3, 4), "2026-01-02 03:04:00"),
+        (np.datetime64("2026-01-02T03:04", "ns"), "2026-01-02 03:04:00"),
+        ("nan", "nan"),
+    ],
+    ids=repr,
+)
+def test_values_become_text_alike_from_every_library(value: Any, text: str) -> None:
+    assert _processor(product_template="{tags}").product_text({"tags": value}) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        ({"name": "red"}, r"a struct, \{'name': 'red'\}; put the fields that are text into columns of their own"),
+        ([{"name": "red"}], "a struct"),
+        (pa.scalar({"name": "red"}), "a struct"),
+        (np.array([("red",)], dtype=[("name", "U3")])[0], "a struct"),
+        (b"red", "bytes, b'red'; decode them to text"),
+        (object(), "a object, <object.*convert it to text"),
+        ({"red"}, "a set, .*convert it to text"),
+    ],
+)
+def test_values_that_are_no_text_name_product_column_and_remedy(value: Any, what: str) -> None:
+    with pytest.raises(ValueError, match=rf"names the column 'tags', which for product 'p7' holds {what}"):
+        _processor(product_template="{tags}").product_text({"product_id": "p7", "tags": value})
+
+
+@pytest.mark.parametrize("missing", [None, math.nan, _NotAvailable(), 3, ["red"]], ids=repr)
+def test_a_query_that_is_no_text_is_named_by_its_position(missing: Any) -> None:
+    with pytest.raises(ValueError, match=rf"Query 1 is {re.escape(repr(missing))}; a query is a text"):
+        _processor()(queries=["red", missing])
+
+
+def test_queries_that_are_missing_altogether_are_an_error() -> None:
+    with pytest.raises(ValueError, match="queries is nan; give one query or several"):
+        _processor()(queries=math.nan)  # type: ignore[arg-type]
+    assert len(_processor()(queries=np.array(["red", "blue"]))["input_ids"]) == 2
+
+
+def test_records_of_pandas_read_as_rows_of_arrow() -> None:
+    pandas = pytest.importorskip("pandas")
+    rows = pa.table(
+        {
+            "title": ["Dress", None, "Mug"],
+            "rating": [4.5, None, 3.0],
+            "tags": [["red", None], None, []],
+            "added": pa.array([datetime.datetime(2026, 1, 2), None, None], pa.timestamp("ns")),
+            "stock": pa.array([3, None, 4], pa.int64()),
+        }
+    )
+    processor = _processor(product_template="{title} {rating} {tags} {added} {stock}")
+    texts = [processor.product_text(row) for row in rows.to_pylist()]
+    assert texts == ["Dress 4.5 red 2026-01-02 00:00:00 3", "", "Mug 3.0 4"]
+    frame = rows.to_pandas().astype({"stock": "Int64"})
+    assert [processor.product_text(row) for row in frame.to_dict("records")] == texts
+    assert [processor.product_text(row) for _, row in frame.astype(object).iterrows()] == texts
+    assert (
+        processor.product_text({"title": pandas.NA, "rating": pandas.NaT, "tags": "", "added": None, "stock": ""}) == ""
+    )
+
+
+def test_columns_of_a_catalogue_become_the_texts_of_its_rows(tmp_path: Path) -> None:
+    columns = {
+        "title": pa.array(["Dress", None, "Mug"], pa.large_string()),
+        "rating": [math.nan, 4.5, None],
+        "tags": [["red", None], [], None],
+        "brand": pa.array(["Acme", None, "Acme"]).dictionary_encode(),
+        "price": pa.array([Decimal("9.90"), None, None], pa.decimal128(10, 2)),
+        "added": pa.array([None, datetime.date(2026, 1, 2), None]),
+    }
+    pq.write_table(pa.table({"product_id": ["a", "b", "c"], **columns}), tmp_path / "products.parquet")
+    products = Catalogue.load_products(tmp_path, cache_dir=tmp_path / "cache")
+    processor = _processor(product_template="{title} {rating} {tags} {brand} {price} {added}")
+    texts = ["Dress red Acme 9.90", "4.5 2026-01-02", "Mug Acme"]
+    assert ProductTable(products, processor).texts(np.arange(3)) == texts
+    assert [processor.product_text(products.product(row)) for row in range(3)] == texts
+    assert [processor.product_text(row) for batch in Catalogue.stream(tmp_path) for row in batch] == texts
+
+
+@pytest.mark.parametrize(
+    "values", [pa.array([{"en": "red"}]), pa.array([b"red"]), pa.array([[{"en": "red"}]])], ids=str
+)
+def test_a_template_column_of_structs_or_bytes_is_an_error_at_once(tmp_path: Path, values: pa.Array) -> None:
+    pq.write_table(pa.table({"product_id": ["a"], "title": ["x"], "name": values}), tmp_path / "products.parquet")
+    products = Catalogue.load_products(tmp_path, cache_dir=tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"names 'name', which is .*columns of their own, or decode bytes"):
+        ProductTable(products, _processor(product_template="{title} {name}"))

@@ -369,7 +369,7 @@ def test_inputs_of_another_kind_are_refused(folder_of: Callable[[str], Path]) ->
         ({"text": "dress", "image": "dress.jpg"}, "photo of product 0 is the text 'dress.jpg'; nothing is opened"),
         (_photo(1).convert("L"), r"mode L; give photo\.convert"),
         (np.zeros((8, 8, 3), np.uint8), "A product is a ndarray"),
-        ({"text": 5}, "text of a product is a int, 5"),
+        ({"text": {"en": "dress"}}, "text of a product is a struct"),
         ({"text": "dress", "title": "dress"}, "either the text, under 'text', or the columns"),
         ({"name": "dress"}, "names the column 'title'"),
         ({"role": "user", "content": "dress"}, "A product is a list"),

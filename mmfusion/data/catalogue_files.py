@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mmfusion.data.catalogue_error import CatalogueError, reading
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_BATCH_BYTES = 16 << 20
 """About how much of a table is held in memory at a time while it is converted, in bytes."""
-_MAX_BATCH_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -97,32 +92,3 @@ def refuse_revision(name: str, revision: str | None) -> None:
         raise CatalogueError(
             f"revision={revision!r} for a folder", f"catalogue {name!r}", "Only a Hub data set has revisions: drop it."
         )
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some rows of one file, and the number of the first of them."""
-
-    table: pa.Table
-    start: int
-
-
-def read_batches(folder: Folder, path: str, schema: pa.Schema) -> Iterator[Batch]:
-    """Reads the columns of ``schema``, as its types, a few megabytes at a time."""
-    place = f"catalogue {folder.name!r}, file {os.path.relpath(path, folder.root)!r}"
-    remedy = "Write the file again, and check the space in the cache folder."
-    start = 0
-    with reading(place, remedy), folder.fs.open(path, "rb") as handle:
-        file = pq.ParquetFile(handle, buffer_size=1 << 20, pre_buffer=False)
-        for record_batch in file.iter_batches(_batch_rows(file.metadata, schema.names), columns=schema.names):
-            table = pa.Table.from_batches([record_batch]).select(schema.names).cast(schema)
-            yield Batch(table, start)
-            start += len(table)
-
-
-def _batch_rows(metadata: pq.FileMetaData, columns: Sequence[str]) -> int:
-    """Rows of which these columns take about `_BATCH_BYTES` together."""
-    groups = [metadata.row_group(at) for at in range(metadata.num_row_groups)]
-    parts = [group.column(at) for group in groups for at in range(group.num_columns)]
-    size = sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] in columns)
-    return int(min(max(_BATCH_BYTES * metadata.num_rows // max(size, 1), 1), _MAX_BATCH_ROWS))

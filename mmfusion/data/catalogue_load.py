@@ -11,9 +11,10 @@ from contextlib import contextmanager
 import datasets
 import pyarrow as pa
 
+from mmfusion.data.catalogue_batches import as_types, read_batches
 from mmfusion.data.catalogue_error import CatalogueError, reading
-from mmfusion.data.catalogue_files import Folder, read_batches
-from mmfusion.data.catalogue_schema import read_schemas, target_schema
+from mmfusion.data.catalogue_files import Folder
+from mmfusion.data.catalogue_schema import ROLES, is_number, read_schemas, target_schema
 
 
 def load_from_folder(folder: Folder, table: str, cache_dir: str, leave_out: Collection[str] = ()) -> datasets.Dataset:
@@ -85,7 +86,15 @@ def load_from_hub(
     with reading(place, "Convert the column on the Hub."):
         plain = _undecoded(loaded, schema)
         for column in target.names:
-            if plain.features.arrow_schema.field(column).type != target.field(column).type:
+            stored = plain.features.arrow_schema.field(column).type
+            if (
+                is_number(stored)
+                and ROLES.get(column) in ("text", "photo")
+                and not is_number(target.field(column).type)
+            ):
+                filled = as_types(plain.data.table.select([column]), pa.schema([target.field(column)]), place)
+                plain = plain.remove_columns([column]).add_column(column, filled.column(column).to_pylist())
+            elif stored != target.field(column).type:
                 plain = plain.cast_column(column, datasets.Features.from_arrow_schema(target)[column])
     return plain.remove_columns([column for column in plain.column_names if column in leave_out])
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmfusion.data.catalogue_schema import check_split_name
+from mmfusion.model.processing_mmfusion import is_missing
 
 
 def to_strings(column: pa.ChunkedArray) -> npt.NDArray[Any]:
@@ -42,9 +43,17 @@ def check_rows(rows: Sequence[int], count: int, place: str) -> None:
         raise IndexError(f"Catalogue, {place}: row {wrong} does not exist. Rows are 0 to {count - 1}.")
 
 
-def text_or_blank(value: str | None) -> str:
-    """The text as stored, or "" where it is null or blank."""
-    return "" if value is None or not value.strip() else value
+def text_or_blank(value: Any) -> str:
+    """The text as stored, or "" where it is null, NaN or blank.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if is_missing(value):
+        return ""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} where a text is expected")
+    return value if value.strip() else ""
 
 
 def tidy_product(record: dict[str, Any], photo_root: str | None) -> dict[str, Any]:
@@ -59,7 +68,7 @@ def tidy_product(record: dict[str, Any], photo_root: str | None) -> dict[str, An
 
 
 def _locate_photo(photo: dict[str, Any] | None, photo_root: str | None) -> dict[str, Any] | None:
-    if photo is None or (photo.get("bytes") is None and not photo.get("path")):
+    if photo is None or is_missing(photo) or (photo.get("bytes") is None and not photo.get("path")):
         return None
     if photo.get("bytes") is None and photo_root is not None:
         return {**photo, "bytes": None, "path": os.path.join(photo_root, photo["path"])}

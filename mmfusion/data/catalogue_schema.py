@@ -21,12 +21,13 @@ COLUMNS: dict[str, dict[str, str]] = {
     "queries": {"query_id": "id", "query": "text", "split": "text", "kind": "text"},
     "qrels": {"query_id": "id", "product_id": "id", "grade": "grade"},
 }
+ROLES = {name: role for columns in COLUMNS.values() for name, role in columns.items()}
 _REQUIRED: dict[str, tuple[str, ...]] = {
     "products": ("product_id", "title"),
     "queries": ("query_id", "query"),
     "qrels": ("query_id", "product_id", "grade"),
 }
-_EXPECTED = {
+EXPECTED = {
     "id": "strings or integers",
     "text": "strings",
     "photo": "a struct with `bytes` and `path`, or a list of such structs",
@@ -84,16 +85,29 @@ def target_schema(schema: pa.Schema, table: str, place: str) -> pa.Schema:
 def _target_type(field: pa.Field, table: str, place: str) -> pa.DataType:
     stored = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
     role = COLUMNS[table].get(field.name, "metadata")
-    target = {"id": _id_type, "text": _text_type, "photo": _photo_type, "grade": _grade_type}.get(role, lambda t: t)(
-        stored
-    )
+    kinds = {"id": _id_type, "text": _text_type, "photo": _photo_type, "grade": _grade_type}
+    target = kinds.get(role, _metadata_type)(stored)
+    if target is None and role in ("text", "photo") and is_number(stored):
+        # Perhaps a column without any value, see `as_types`.
+        target = pa.string() if role == "text" else pa.null()
     if target is None:
+        because = " (whole numbers become floats where one is missing)" if pa.types.is_floating(stored) else ""
         raise CatalogueError(
-            f"column {field.name!r} of table {table!r} has type {field.type}, not {_EXPECTED[role]}",
+            f"column {field.name!r} of table {table!r} has type {field.type}, not {EXPECTED[role]}",
             place,
-            f"Convert it to {_EXPECTED[role]}.",
+            f"Convert it to {EXPECTED[role]}{because}.",
         )
     return target
+
+
+def is_number(stored: pa.DataType) -> bool:
+    """Whether a column holds whole numbers or floats."""
+    return bool(pa.types.is_floating(stored) or pa.types.is_integer(stored))
+
+
+def _metadata_type(stored: pa.DataType) -> pa.DataType:
+    # `datasets` has no type for views.
+    return pa.string() if pa.types.is_string_view(stored) else stored
 
 
 def _id_type(stored: pa.DataType) -> pa.DataType | None:
@@ -132,6 +146,13 @@ def _photo_type(stored: pa.DataType) -> pa.DataType | None:
 def is_list(stored: pa.DataType) -> bool:
     """Whether a column holds a list per row, of any kind."""
     return bool(pa.types.is_list(stored) or pa.types.is_large_list(stored) or pa.types.is_fixed_size_list(stored))
+
+
+def has_text(stored: pa.DataType) -> bool:
+    """Whether a column's values can be written as text: not structs, maps or bytes, nor lists of them."""
+    if is_list(stored) or pa.types.is_dictionary(stored):
+        return has_text(stored.value_type)
+    return not (pa.types.is_nested(stored) or "binary" in str(stored))
 
 
 def _unify(schemas: Sequence[pa.Schema], folder: Folder, table: str, files: Sequence[str]) -> pa.Schema:

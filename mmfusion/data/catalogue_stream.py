@@ -11,9 +11,10 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mmfusion.data.catalogue_batches import Batch, read_batches
 from mmfusion.data.catalogue_checks import check_photo_paths, first_true
 from mmfusion.data.catalogue_error import CatalogueError, reading
-from mmfusion.data.catalogue_files import Batch, Folder, read_batches
+from mmfusion.data.catalogue_files import Folder
 from mmfusion.data.catalogue_rows import tidy_product
 from mmfusion.data.catalogue_schema import read_schemas, target_schema
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from mmfusion.model.processing_mmfusion import is_missing
+
 MAX_PIXELS = 64_000_000
 """Photos with more pixels (width x height, from the header) are refused before they are decoded."""
 
@@ -157,7 +159,7 @@ def _is_list(image: Any) -> bool:
 
 
 def _is_null(photo: Any) -> bool:
-    return photo is None or (isinstance(photo, Mapping) and photo.get("bytes") is None and not photo.get("path"))
+    return is_missing(photo) or (isinstance(photo, Mapping) and photo.get("bytes") is None and not photo.get("path"))
 
 
 def photo_bytes(photo: Any, root: str | os.PathLike[str] | None) -> bytes:

@@ -46,7 +46,7 @@ def product_keys(catalogue: Catalogue, kinds: Sequence[str]) -> IntArray:
 
 
 def group_keys(catalogue: Catalogue, column: str) -> IntArray:
-    """Number of each product's value of a column, int64 (number of products,); null is a value of its own, -1.
+    """Number of each product's value of a column, int64 (number of products,); null (or NaN) is a value of its own, -1.
 
     Raises:
         CatalogueError: There is no such column, or its values are lists or structs.
@@ -74,7 +74,10 @@ def _title_keys(catalogue: Catalogue) -> IntArray:
 
 
 def _numbered(values: Any) -> IntArray:
-    codes = values.combine_chunks().dictionary_encode().indices
+    values = values.combine_chunks()
+    if pa.types.is_floating(values.type):
+        values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
+    codes = values.dictionary_encode().indices
     numbers: IntArray = pc.fill_null(codes.cast("int64"), -1).to_numpy(zero_copy_only=False)
     return numbers
 

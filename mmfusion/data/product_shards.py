@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmfusion.data.catalogue_batches import as_types
 from mmfusion.data.catalogue_checks import check_photo_paths
 from mmfusion.data.catalogue_error import CatalogueError, reading
 from mmfusion.data.catalogue_files import Folder, find_folder
@@ -50,7 +51,7 @@ class ProductShards:
         """
         self.column_names = list(schema.names)
         self.starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
-        self._folder, self._files, self._schema = folder, files, schema
+        self._folder, self._files, self.schema = folder, files, schema
         self._file, self._number = file, number
         self._process = os.getpid()
 
@@ -116,7 +117,7 @@ class ProductShards:
         raise AssertionError
 
     def _read(self, group: int, rows: IntArray, columns: Sequence[str]) -> list[Record]:
-        schema = pa.schema([self._schema.field(name) for name in columns])
+        schema = pa.schema([self.schema.field(name) for name in columns])
         wanted = rows - self.starts[group]
         records: list[Record] = []
         start = 0
@@ -127,7 +128,7 @@ class ProductShards:
                 inside = wanted[(wanted >= start) & (wanted < start + len(batch))] - start
                 start += len(batch)
                 if len(inside):
-                    table = pa.Table.from_batches([batch]).take(inside).select(schema.names).cast(schema)
+                    table = as_types(pa.Table.from_batches([batch]).take(inside), schema, self._place(group))
                     records += self._checked(table, group)
         if start != self.starts[group + 1] - self.starts[group]:
             raise self.changed(group)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from torch.utils.data import Dataset
 
 from mmfusion.data.batch import ProductBatch
@@ -35,8 +36,8 @@ class StreamedProductTable(ProductTable):
         self.held: dict[int, dict[str, Any]] = {}
 
     @property
-    def column_names(self) -> list[str]:
-        return self.shards.column_names
+    def schema(self) -> pa.Schema:
+        return self.shards.schema
 
     def hold(self, reads: Iterable[Read]) -> None:
         """Reads rows and holds them.

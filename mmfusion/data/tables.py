@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from mmfusion.data.augment import photo_view
 from mmfusion.data.batch import ProductBatch, QueryBatch, TrainBatch
 from mmfusion.data.catalogue import Catalogue, CatalogueError
-from mmfusion.data.catalogue_schema import is_list
+from mmfusion.data.catalogue_schema import has_text, is_list
 from mmfusion.data.feature_cache import FeatureCache
 from mmfusion.data.photos import PhotoReader
 from mmfusion.data.text_cache import TextCache
@@ -86,7 +86,7 @@ class ProductTable(Dataset[ProductBatch]):
         rewrite: Applied to the rendered texts; a product whose text it makes empty has none.
 
     Raises:
-        CatalogueError: The product template names a column that the catalogue lacks.
+        CatalogueError: The product template names a column that the catalogue lacks, or one of structs or bytes.
     """
 
     def __init__(
@@ -113,8 +113,12 @@ class ProductTable(Dataset[ProductBatch]):
     @property
     def column_names(self) -> list[str]:
         """Columns that products have."""
-        names: list[str] = self.catalogue.products.column_names
-        return names
+        return list(self.schema.names)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns that products have, and their types."""
+        return self.catalogue.products.data.schema
 
     def _check_template(self) -> None:
         known = {*self.column_names, "description"} - {"image"}
@@ -124,6 +128,14 @@ class ProductTable(Dataset[ProductBatch]):
                     f"product_template {self.processor.product_template!r} names the column {column!r}",
                     f"products of {self.catalogue.source}",
                     f"Use one of {', '.join(sorted(known))}.",
+                )
+            kind = self.schema.field(column).type if column in self.column_names else None
+            if kind is not None and not has_text(kind):
+                raise CatalogueError(
+                    f"product_template {self.processor.product_template!r} names {column!r}, which is {kind}",
+                    f"products of {self.catalogue.source}",
+                    "Use columns of texts, numbers, dates or lists of those: put the fields that are text into columns "
+                    "of their own, or decode bytes.",
                 )
 
     def __getitem__(self, rows: Rows) -> ProductBatch:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mmfusion.model.processing_mmfusion import is_missing
+
 MISSING = "(missing)"
 
 
@@ -60,8 +62,8 @@ def take(table: Any, column: str, rows: np.ndarray, *, what: str) -> list[Any]:
 
 
 def label(value: Any) -> str:
-    """Name of a slice: the value as text, `MISSING` for null."""
-    return MISSING if value is None else str(value)
+    """Name of a slice: the value as text, `MISSING` for null and NaN."""
+    return MISSING if is_missing(value) else str(value)
 
 
 def encode(values: Sequence[Any]) -> tuple[list[str], np.ndarray]:

@@ -1,7 +1,10 @@
 """From queries and products to tensors: text templates, prompts, truncation, photos and their masks."""
 
+import datetime
 import inspect
 import math
+import numbers
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from string import Formatter
 from typing import Any
@@ -28,6 +31,12 @@ PhotoLoader = Callable[[str], Image.Image]
 
 class MMFusionProcessor(ProcessorMixin):
     """Turns queries and products into the inputs of [`MMFusionModel`].
+
+    A product's columns become text alike whichever library the product comes from. None, NaN, NaT and pandas' NA mean
+    that there is no value. The values of a list are joined by a comma and a blank, as sellers enumerate, which keeps
+    "light blue" and "dark red" apart; missing ones are left out. Numbers are written with their shortest digits and
+    keep their type (`3` is "3", `3.0` is "3.0", so convert a column of whole numbers that pandas made floats of),
+    dates as ISO 8601 with a blank before the time. Structs and bytes are errors.
 
     Args:
         image_processor: Image processor of the vision encoder; it must give photos one fixed size.
@@ -138,7 +147,8 @@ class MMFusionProcessor(ProcessorMixin):
 
         Args:
             queries: One query or several.
-            products: Mappings with the columns of the template and, under `image`, a PIL image, several, or None.
+            products: Mappings with the columns of the template and, under `image`, a PIL image, several, or None (or
+                NaN: no photo).
             photo_loader: Gives the RGB image of a photo that is a text: its URL, say. By default texts are refused.
 
         Returns:
@@ -146,8 +156,8 @@ class MMFusionProcessor(ProcessorMixin):
             arguments of `get_product_features`; for both the arguments of `forward`.
 
         Raises:
-            ValueError: Neither is given, one is empty, a query is blank, a template column is missing from a product,
-                or a photo is not a PIL image of mode RGB.
+            ValueError: Neither is given, one is empty, a query is blank or no text, a template column is missing from a
+                product or holds a struct or bytes, or a photo is not a PIL image of mode RGB.
         """
         if queries is None and products is None:
             raise ValueError("Give queries, products or both; got neither.")
@@ -221,7 +231,8 @@ class MMFusionProcessor(ProcessorMixin):
         """The product's text as its template renders it, without the prompt; empty if all columns used are blank.
 
         Raises:
-            ValueError: A column that the template names is not in the product.
+            ValueError: A column that the template names is not in the product, or holds what is no text, number, date
+                or list of those.
         """
         values = {}
         for column in self.template_columns:
@@ -231,7 +242,13 @@ class MMFusionProcessor(ProcessorMixin):
                     f"{product.get('product_id', '?')!r} lacks (it has {', '.join(map(str, product))}); change the "
                     "template or add the column."
                 )
-            values[column] = clean("" if product[column] is None else str(product[column]))
+            try:
+                values[column] = text_of(product[column])
+            except TypeError as error:
+                raise ValueError(
+                    f"product_template {self.product_template!r} names the column {column!r}, which for product "
+                    f"{product.get('product_id', '?')!r} holds {error}."
+                ) from None
         return clean(self.product_template.format(**values)) if any(values.values()) else ""
 
     @property
@@ -252,8 +269,10 @@ def query_texts(queries: Sequence[str], prompt: str) -> list[str]:
     """Queries as they are tokenized: cleaned, behind their prompt.
 
     Raises:
-        ValueError: There is no query, or one is blank.
+        ValueError: There is no query, or one is blank or no text (NaN, say).
     """
+    if is_missing(queries):
+        raise ValueError(f"queries is {queries!r}; give one query or several.")
     for position, query in enumerate(queries):
         if not isinstance(query, str) or not query.strip():
             raise ValueError(f"Query {position} is {query!r}; a query is a text with at least one visible character.")
@@ -262,7 +281,7 @@ def query_texts(queries: Sequence[str], prompt: str) -> list[str]:
 
 
 def _check_any(texts: Sequence[str]) -> None:
-    if not texts:
+    if len(texts) == 0:
         raise ValueError("There are no queries or products; give at least one.")
 
 
@@ -274,11 +293,73 @@ def clean(text: str) -> str:
     return " ".join(text.split())
 
 
-def photos_of(value: Any) -> list[Any]:
-    """A product's photo column as a list: None, one photo or several."""
+def is_missing(value: Any) -> bool:
+    """Whether a value stands for none: None, NaN, NaT, or the NA of pandas and the masked cells of NumPy."""
     if value is None:
-        return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+        return True
+    if type(value).__name__ == "MaskedConstant":
+        return True
+    # Two photos are compared pixel by pixel.
+    if hasattr(value, "__len__") or isinstance(value, Image.Image):
+        return False
+    try:
+        return bool(value != value)
+    except (TypeError, ArithmeticError):
+        # Whether pandas' NA and a signalling NaN equal themselves cannot be told.
+        return True
+
+
+def text_of(value: Any) -> str:
+    """A column's value as text, cleaned; "" for a missing one, as [`MMFusionProcessor`] describes.
+
+    Raises:
+        TypeError: It is no text, number, date or list of those; says what it is, and what to do.
+    """
+    value = _plain(value)
+    if isinstance(value, str):
+        return clean(value)
+    if is_missing(value):
+        return ""
+    if isinstance(value, Mapping) or hasattr(value, "_fields") or hasattr(value, "asDict"):
+        raise TypeError(f"a struct, {short(value)}; put the fields that are text into columns of their own")
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        raise TypeError(f"bytes, {short(bytes(value))}; decode them to text")
+    if isinstance(value, (list, tuple)):
+        return ", ".join(text for text in map(text_of, value) if text)
+    if isinstance(value, (numbers.Number, datetime.date, datetime.time, datetime.timedelta, uuid.UUID)):
+        return str(value)
+    raise TypeError(f"a {type(value).__name__}, {short(value)}; convert it to text")
+
+
+def _plain(value: Any) -> Any:
+    """A scalar or an array of NumPy, Arrow, pandas or Polars as Python values; others as they are."""
+    if isinstance(value, (str, bytes, bytearray, memoryview)):
+        return value
+    dtype = getattr(value, "dtype", None)
+    if str(dtype).endswith("64[ns]") and type(value).__module__ == "numpy":
+        # Times in nanoseconds would become numbers.
+        value = value.astype(str(dtype).replace("[ns]", "[us]"))
+    if getattr(dtype, "kind", "") == "V":
+        raise TypeError(f"a struct, {short(value)}; put the fields that are text into columns of their own")
+    for name in ("as_py", "tolist", "to_list", "to_pylist", "to_pytimedelta"):
+        if callable(convert := getattr(value, name, None)):
+            return convert()
+    return value
+
+
+def short(value: Any) -> str:
+    """A value as errors show it: in one line, and not all of a long one."""
+    text = repr(value).replace("\n", " ")
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def photos_of(value: Any) -> list[Any]:
+    """A product's photo column as a list, without missing ones: None or NaN, one photo, or several."""
+    if getattr(getattr(value, "dtype", None), "kind", "") == "O":
+        # A list column of pandas, not the pixels of a photo.
+        value = value.tolist()
+    several = value if isinstance(value, (list, tuple)) else [value]
+    return [photo for photo in several if not is_missing(photo)]
 
 
 def _image_processor(source: Any, **kwargs: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .configuration_mmfusion import MMFusionConfig
 from .modeling_mmfusion import MMFusionModel
-from .processing_mmfusion import PHOTO_COLUMN, MMFusionProcessor, clean, photos_of
+from .processing_mmfusion import PHOTO_COLUMN, MMFusionProcessor, photos_of, short, text_of
 
 try:
     from sentence_transformers.base.modality import is_image_url_or_path
@@ -42,7 +42,7 @@ class MMFusionTowers(InputModule):
       several, the text as the template would render it. It is never opened as a file nor fetched as a URL: a string
       that sentence-transformers would take for a photo is refused;
     - a PIL image of mode RGB: its photo;
-    - `{"text": …, "image": …}`, where either may be None or missing and `image` may be a list of photos;
+    - `{"text": …, "image": …}`, where either may be None, NaN or missing and `image` may be a list of photos;
     - the columns of `product_template` and, under `image`, the photos, as [`MMFusionProcessor`] takes them.
 
     One call may mix them. A `prompt` or `prompt_name` replaces the processor's own prompt of that side.
@@ -238,7 +238,7 @@ class MMFusionTowers(InputModule):
             return "", [item]
         if not isinstance(item, Mapping):
             raise ValueError(
-                f"A product is a {type(item).__name__}, {_short(item)}; give a text, a PIL image or "
+                f"A product is a {type(item).__name__}, {short(item)}; give a text, a PIL image or "
                 '{"text": …, "image": …}.'
             )
         photos = photos_of(item.get(PHOTO_COLUMN))
@@ -252,15 +252,17 @@ class MMFusionTowers(InputModule):
         return self.processor.product_text(item), photos
 
     def _text(self, text: Any) -> str:
-        if text is not None and not isinstance(text, str):
-            raise ValueError(f"The text of a product is a {type(text).__name__}, {_short(text)}; give a string.")
+        try:
+            text = text_of(text)
+        except TypeError as error:
+            raise ValueError(f"The text of a product is {error}.") from None
         if text and is_image_url_or_path(text):
             raise ValueError(
-                f"The text of a product is the address of a photo, {_short(text)}; this model opens no files and no "
+                f"The text of a product is the address of a photo, {short(text)}; this model opens no files and no "
                 "URLs. Give the photo itself, e.g. Image.open(path).convert('RGB')."
             )
         columns = self.processor.template_columns
-        return self.processor.product_text({columns[0]: text}) if len(columns) == 1 else clean(text or "")
+        return self.processor.product_text({columns[0]: text}) if len(columns) == 1 else text
 
     def _cut(self, vectors: Tensor, width: int) -> Tensor:
         if self.model.config.query_router:
@@ -319,10 +321,5 @@ def _query(item: Any) -> str:
     if isinstance(item, Mapping) and set(item) == {TEXT}:
         item = item[TEXT]
     if not isinstance(item, str):
-        raise ValueError(f"A query is a {type(item).__name__}, {_short(item)}; the query tower reads strings only.")
+        raise ValueError(f"A query is a {type(item).__name__}, {short(item)}; the query tower reads strings only.")
     return item
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"

@@ -1,13 +1,15 @@
 """The table beside the vectors of an index: ids, modality weights and metadata, row by row."""
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mmfusion.model.processing_mmfusion import is_missing
+from mmfusion.retrieval.table_rows import BLOCK
 from mmfusion.retrieval.vectors import as_float32
 
 MODALITIES = ("text", "image")
@@ -16,7 +18,7 @@ Ids: TypeAlias = Sequence[str] | np.ndarray | pa.Array | pa.ChunkedArray
 
 
 def products_table(product_ids: Ids, metadata: pa.Table | None, modality_weights: np.ndarray | None) -> pa.Table:
-    """Columns `product_id`, and as far as they are given, structs `modality_weights` and `metadata`.
+    """Columns `product_id`, and as far as they are given, structs `modality_weights` and `metadata` (NaN as null).
 
     Raises:
         ValueError: An id is no string or comes twice, numbers of rows differ, a weight is not finite, or two columns of
@@ -105,15 +107,48 @@ def _names(table: pa.Table) -> set[tuple[str, ...]]:
 
 
 def _plain(metadata: pa.Table) -> pa.Table:
-    """The same values, those of dictionaries as themselves: a file of Arrow holds one dictionary for all its rows."""
+    """The same values, those of dictionaries as themselves: a file of Arrow holds one dictionary for all its rows.
+
+    NaN, which stands for a missing value in tables of pandas, becomes null.
+    """
     name, times = Counter(metadata.column_names).most_common(1)[0]
     if times > 1:
         raise ValueError(f"{times} columns of the metadata are called {name!r}; rename or remove them")
     for place, field in enumerate(metadata.schema):
         if pa.types.is_dictionary(field.type):
             values = metadata.column(place).cast(field.type.value_type)
-            metadata = metadata.set_column(place, field.with_type(values.type), values)
+            field = field.with_type(values.type)
+            metadata = metadata.set_column(place, field, values)
+        if _may_hold_nan(field.type):
+            metadata = metadata.set_column(place, field, _nan_as_null(metadata.column(place)))
     return metadata
+
+
+def _may_hold_nan(kind: pa.DataType) -> bool:
+    inner = [kind.field(place).type for place in range(kind.num_fields)]
+    return bool(pa.types.is_floating(kind) or any(map(_may_hold_nan, inner)))
+
+
+def _nan_as_null(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pa.types.is_floating(values.type):
+        return pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
+    # Inside of lists and structs; block by block, as Python takes many times the memory of Arrow.
+    blocks = [block for chunk in values.chunks for block in _blocks(chunk)]
+    return pa.chunked_array(
+        [pa.array([_without_nan(value) for value in block.to_pylist()], values.type) for block in blocks], values.type
+    )
+
+
+def _blocks(chunk: pa.Array) -> Iterator[pa.Array]:
+    return (chunk.slice(start, BLOCK) for start in range(0, len(chunk), BLOCK))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nan(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_without_nan, value))
+    return None if is_missing(value) else value
 
 
 def _check_unique(ids: pa.Array | pa.ChunkedArray) -> None:

@@ -157,7 +157,7 @@ def check_values(table: pa.Table, columns: Sequence[Column]) -> None:
     """Refuses what Milvus would refuse in the middle of an upload, or give back as something else.
 
     Raises:
-        ValueError: A text or list is too long, a number NaN, infinite or too large; names product and column.
+        ValueError: A text or list is too long, a number infinite or too large; names product and column.
     """
     for start in range(0, len(table), BLOCK):
         try:
@@ -183,7 +183,7 @@ def _check_block(rows: pa.Table, columns: Sequence[Column]) -> None:
                 _check_rows(rows, what, pc.greater(values, most), "is more than 2^63 - 1; make it a float or text")
             values = as_stored(values, column.storage)
             if pa.types.is_floating(column.storage):
-                _check_rows(rows, what, pc.invert(pc.is_finite(values)), "is NaN or infinite; use null instead")
+                _check_rows(rows, what, pc.invert(pc.is_finite(values)), "is infinite; use null instead")
             elif pa.types.is_string(column.storage):
                 _check_rows(rows, what, _too_long(values), _LENGTH)
         else:
@@ -201,7 +201,7 @@ def _too_long(values: pa.Array) -> pa.Array:
 
 def _fault(value: Any) -> str:
     if not all(map(_is_safe, _leaves(value))):
-        return "holds a NaN, an infinite number or one of 2^63 or more, which JSON cannot hold; use null instead"
+        return "holds an infinite number or one of 2^63 or more, which JSON cannot hold; use null instead"
     return _LENGTH if len(json.dumps(value, ensure_ascii=False).encode()) > MAX_BYTES else ""
 
 
