@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from .pooling_mmfusion import Encoded, pool
 from .pretrained_mmfusion import hidden_size
+from .vision_families_mmfusion import prefix_tokens
 
 
 def encode_photos(encoder: PreTrainedModel, pixel_values: Tensor, pooling: str, layers: Sequence[int] = ()) -> Encoded:
@@ -23,7 +24,7 @@ def encode_photos(encoder: PreTrainedModel, pixel_values: Tensor, pooling: str, 
         return Encoded(torch.cat([part.tokens for part in parts]), torch.cat([part.pooled for part in parts]))
     with _captured(encoder, layers) as states:
         output = encoder(**_vision_inputs(encoder, pixel_values), return_dict=True)
-    return _encoded_photos(output, pooling, [states[layer] for layer in layers])
+    return _encoded_photos(encoder, output, pooling, [states[layer] for layer in layers])
 
 
 # Feature maps of more photos exceed what malloc keeps: fresh pages for each layer then cost more than the convolutions.
@@ -74,7 +75,7 @@ def encode_photos_from(
             f"of block {block - 1} is kept; freeze at most {min(layers) + 1} blocks, or all "
             f"{len(vision_blocks(encoder))}."
         )
-    return _encoded_photos(output, pooling, [states[layer] for layer in layers])
+    return _encoded_photos(encoder, output, pooling, [states[layer] for layer in layers])
 
 
 def vision_state_size(encoder: PreTrainedModel, layers: Sequence[int]) -> int:
@@ -289,9 +290,9 @@ def _photo_size(encoder: PreTrainedModel) -> tuple[int, int]:
     return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def _encoded_photos(output: Any, pooling: str, levels: Sequence[Tensor]) -> Encoded:
+def _encoded_photos(encoder: PreTrainedModel, output: Any, pooling: str, levels: Sequence[Tensor]) -> Encoded:
     states = _as_tokens(output.last_hidden_state)
-    pooled = pool(output, states, None, pooling)
+    pooled = pool(output, states, None, pooling, prefix_tokens(encoder.config))
     return Encoded(_side_by_side(levels) if levels else states, pooled)
 
 

@@ -17,6 +17,7 @@ FUSION_KINDS = (
     *("gated", "bilinear", "moe", "cross_attention"),
 )
 POOLINGS = ("mean", "cls", "pooler")
+IMAGE_POOLINGS = (*POOLINGS, "patches")
 
 
 class MMFusionConfig(PreTrainedConfig):
@@ -38,7 +39,8 @@ class MMFusionConfig(PreTrainedConfig):
         fusion_balance_weight: Weight of the loss that balances the load of the experts, >= 0.
         text_pooling: How token states become one text vector: `mean` over tokens, `cls` (first token)
             or `pooler` (the encoder's own `pooler_output`, as CLIP and SigLIP were trained).
-        image_pooling: The same for photos.
+        image_pooling: The same for photos, and `patches`: mean over the states of patches, without class tokens and
+            registers. `MMFusionModel.from_backbones` gives it the value that the vision encoder was trained with.
         vision_feature_layers: Blocks of the vision encoder, from 0, whose output states reach the product tower beside
             the pooled top: colour and pattern live below the top. Finer grids are averaged down to the coarsest of
             them. Empty: the top states alone.
@@ -168,7 +170,7 @@ class MMFusionConfig(PreTrainedConfig):
         """Raises a ValueError for the first value that is out of range; call it after changing a field."""
         _one_of("fusion", self.fusion, FUSION_KINDS)
         _one_of("text_pooling", self.text_pooling, POOLINGS)
-        _one_of("image_pooling", self.image_pooling, POOLINGS)
+        _one_of("image_pooling", self.image_pooling, IMAGE_POOLINGS)
         for name in (*_FUSION_SIZES, "embedding_dim", "neck_hidden_size", "neck_heads"):
             _check(name, getattr(self, name), _is_count(getattr(self, name), 1), "an integer of at least 1")
         hidden = self.projection_hidden_size

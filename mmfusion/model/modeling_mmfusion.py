@@ -32,7 +32,7 @@ from .fusion_mmfusion import FUSIONS, TEXT, Fusion, FusionSizes, ProductViews
 from .inputs_mmfusion import check_mask, check_photos, mask_of_photos, not_empty
 from .output_mmfusion import MMFusionOutput
 from .pooling_mmfusion import Encoded
-from .pretrained_mmfusion import check_complete, freeze_unread, hidden_size, load_half, new_encoder
+from .pretrained_mmfusion import check_complete, copy_weights, freeze_unread, hidden_size, load_half, new_encoder
 from .remote_code_mmfusion import save_code, trusting
 from .text_encoders_mmfusion import check_takes_embeddings, encode_text, encoded_text
 from .vectors_mmfusion import VIEWS, QueryRouter, routed_products, routed_queries, shorten
@@ -188,7 +188,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
             freeze_unread(self.vision_model, config.image_pooling)
 
     def _add_vision(self, config: MMFusionConfig, text_hidden: int) -> FusionSizes:
-        self.vision_model = new_encoder(config.vision_config)
+        self.vision_model = new_encoder(config.vision_config, pooler=config.image_pooling == "pooler")
         self.vision_state_size = hidden_size(config.vision_config)
         if not config.vision_feature_layers:
             return FusionSizes(text_hidden, self.vision_state_size, self.vision_state_size)
@@ -217,7 +217,8 @@ class MMFusionModel(MMFusionPreTrainedModel):
             trust_remote_code: Whether code that comes with an encoder may run, where transformers has none for it.
             config: Fields of [`MMFusionConfig`]. `embedding_dim` defaults to the width of the text encoder (of its
                 projection, for CLIP): our projections then start as identity (as CLIP's own), and a pretrained
-                encoder ranks from the first step as it did before.
+                encoder ranks from the first step as it did before. `image_pooling` defaults to what the vision encoder
+                was trained with; where that cannot be known, a warning lists the choices.
 
         Raises:
             HubError: An encoder cannot be loaded: there is none, it holds pickles or an adapter, weights that are read
@@ -228,6 +229,8 @@ class MMFusionModel(MMFusionPreTrainedModel):
         projection = text_half.projection
         width = hidden_size(text_half.encoder.config) if projection is None else projection.out_features
         config.setdefault("embedding_dim", width)
+        if vision_half.pooling is not None:
+            config.setdefault("image_pooling", vision_half.pooling)
         if config.get("query_only"):
             raise ValueError("A model is assembled whole; drop query_only=True, and take the query tower out later.")
         configs = {
@@ -236,9 +239,9 @@ class MMFusionModel(MMFusionPreTrainedModel):
         }
         model = cls(MMFusionConfig(**configs, **config)).to(dtype)  # type: ignore[arg-type]
         check_complete(text, model.text_model, text_half.missing)
-        check_complete(vision, model.vision_model, vision_half.missing)
+        absent = copy_weights(model.vision_model, vision_half.encoder)
+        check_complete(vision, model.vision_model, vision_half.missing | absent)
         model.text_model.load_state_dict(text_half.encoder.state_dict())
-        model.vision_model.load_state_dict(vision_half.encoder.state_dict())
         if model.query_model is not None:
             model.query_model.load_state_dict(text_half.encoder.state_dict())
         _start_projection(model.query_projection, text_half.projection)

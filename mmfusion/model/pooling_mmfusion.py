@@ -12,7 +12,19 @@ class Encoded(NamedTuple):
     pooled: Tensor
 
 
-def pool(output: Any, tokens: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
+def pool(output: Any, tokens: Tensor, mask: Tensor | None, pooling: str, prefix: int = 0) -> Tensor:
+    """One vector (batch, hidden) of each row of `tokens` (batch, length, hidden).
+
+    Args:
+        output: What the encoder returned, for its `pooler_output`; None if there is no such thing.
+        tokens: States of the encoder's top.
+        mask: (batch, length), 1 for tokens and 0 for padding; None: there is no padding.
+        pooling: How; `patches` is a mean without the first `prefix` states.
+        prefix: Number of class tokens and registers.
+
+    Raises:
+        ValueError: The pooling is `pooler` and the encoder has none.
+    """
     if pooling == "cls":
         return tokens[:, 0]
     if pooling == "pooler":
@@ -22,6 +34,6 @@ def pool(output: Any, tokens: Tensor, mask: Tensor | None, pooling: str) -> Tens
             )
         return output.pooler_output.flatten(1)
     if mask is None:
-        return tokens.mean(1)
+        return tokens[:, prefix if pooling == "patches" else 0 :].mean(1)
     weights = mask.to(tokens.dtype).unsqueeze(-1)
     return (tokens * weights).sum(1) / weights.sum(1)

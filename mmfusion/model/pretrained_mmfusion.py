@@ -1,5 +1,6 @@
 """Pretrained encoders of transformers: loading one, or a half of a dual one, and making one anew from its config."""
 
+import inspect
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -10,6 +11,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from .errors_mmfusion import HubError, explained
 from .remote_code_mmfusion import is_known, remote_class, trusting
+from .vision_families_mmfusion import trained_pooling, vision_family
+from .vision_halves_mmfusion import class_to_load, linear_projection, vision_part
 from .weights_mmfusion import fetch_weights, refuse_adapter
 
 
@@ -18,13 +21,15 @@ class Half(NamedTuple):
 
     Attributes:
         encoder: The encoder.
-        projection: Its projection, if it has one.
+        projection: Its projection into the space of a dual encoder, if it has one.
         missing: Names of weights of the encoder that its checkpoint lacks; they are newly drawn.
+        pooling: How its states become one vector, if it is known.
     """
 
     encoder: PreTrainedModel
     projection: nn.Linear | None
     missing: frozenset[str]
+    pooling: str | None = None
 
 
 def load_half(source: str | PreTrainedModel, half: str, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Half:
@@ -39,16 +44,30 @@ def load_half(source: str | PreTrainedModel, half: str, dtype: torch.dtype, *, t
     Raises:
         HubError: As for [`read_model`].
     """
-    model, missing = (
-        (source, frozenset[str]())
-        if isinstance(source, PreTrainedModel)
-        else read_model(source, dtype, trust_remote_code=trust_remote_code)
-    )
-    encoder = getattr(model, f"{half}_model", model)
-    projection = getattr(model, {"text": "text_projection", "vision": "visual_projection"}[half], None)
+    model, missing = source, frozenset[str]()
+    if not isinstance(model, PreTrainedModel):
+        own = class_to_load(read_config(model, trust_remote_code=trust_remote_code)) if half == "vision" else None
+        model, missing = read_model(model, dtype, trust_remote_code=trust_remote_code, model_class=own or AutoModel)
+    if half == "vision":
+        return _vision_half(model, missing)
+    encoder = getattr(model, "text_model", model)
+    projection = getattr(model, "text_projection", None)
     prefix = next(f"{name}." if name else "" for name, module in model.named_modules() if module is encoder)
-    own = frozenset(name.removeprefix(prefix) for name in missing if name.startswith(prefix))
-    return Half(encoder, projection if isinstance(projection, nn.Linear) else None, own)
+    return Half(encoder, projection if isinstance(projection, nn.Linear) else None, _below(missing, prefix))
+
+
+def _vision_half(model: PreTrainedModel, missing: Collection[str]) -> Half:
+    part = vision_part(model)
+    names = {name for name, module in model.named_modules() if module is part.projection}
+    if any(name.rpartition(".")[0] in names for name in missing):
+        part = part._replace(projection=None)
+    own = _below(missing, part.prefix)
+    pooling = trained_pooling(model, part.encoder, part.projection is not None, own)
+    return Half(part.encoder, linear_projection(part), own, pooling)
+
+
+def _below(names: Collection[str], prefix: str) -> frozenset[str]:
+    return frozenset(name.removeprefix(prefix) for name in names if name.startswith(prefix))
 
 
 def read_config(source: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -126,16 +145,45 @@ def check_complete(source: str | PreTrainedModel, encoder: PreTrainedModel, miss
     unread = {name for name, value in encoder.named_parameters() if not value.requires_grad}
     absent = sorted(set(missing) - unread)
     if absent:
+        name = type(source).__name__ if isinstance(source, PreTrainedModel) else source
         raise HubError(
-            f"{source} lacks {len(absent)} weights that a {encoder.config.model_type!r} encoder reads, such as "
+            f"{name} lacks {len(absent)} weights that a {encoder.config.model_type!r} encoder reads, such as "
             f"{absent[0]}; they would be drawn at random. Fetch or copy the checkpoint again, or choose a whole one."
         )
 
 
-def new_encoder(config: PreTrainedConfig) -> PreTrainedModel:
-    """An encoder with new weights, also for halves of dual encoders that `AutoModel` leaves out (SigLIP's text)."""
+def copy_weights(encoder: PreTrainedModel, source: PreTrainedModel) -> frozenset[str]:
+    """Gives an encoder the weights of another of its kind, but for poolers and mask tokens that it has no place for.
+
+    Returns:
+        Names of weights of the encoder that the other one lacks.
+
+    Raises:
+        ValueError: The other one is of another kind.
+    """
+    result = encoder.load_state_dict(source.state_dict(), strict=False)
+    beside = [name for name in result.unexpected_keys if name.split(".")[0] not in _POOLERS and not _is_mask(name)]
+    if beside:
+        raise ValueError(
+            f"{type(source).__name__} has {beside[0]}, for which {type(encoder).__name__} has no place; give its base "
+            "model, the one that AutoModel loads."
+        )
+    return frozenset(result.missing_keys)
+
+
+def new_encoder(config: PreTrainedConfig, pooler: bool = False) -> PreTrainedModel:
+    """An encoder with new weights, also for halves of dual encoders that `AutoModel` leaves out (SigLIP's text).
+
+    Args:
+        config: Of the encoder.
+        pooler: Whether its pooler is read, which some classes leave out unless it is asked for.
+    """
     if type(config) in transformers.MODEL_MAPPING:
-        return AutoModel.from_config(config, trust_remote_code=False)
+        chosen: Any = transformers.MODEL_MAPPING[type(config)]
+        options: dict[str, Any] = {"trust_remote_code": False}
+        if pooler and "add_pooling_layer" in inspect.signature(getattr(chosen, "__init__", chosen)).parameters:
+            options["add_pooling_layer"] = True
+        return AutoModel.from_config(config, **options)
     own_class = getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", None)
     if own_class is None:
         own_class = remote_class(config, "AutoModel")
@@ -144,24 +192,18 @@ def new_encoder(config: PreTrainedConfig) -> PreTrainedModel:
 
 def freeze_unread(encoder: PreTrainedModel, pooling: str) -> None:
     """Turns gradients off in what no output of ours depends on: it never gets one, which DDP treats as an error."""
+    unread = () if pooling == "pooler" else (*_POOLERS, *vision_family(encoder.config).pooled_only)
     for name, value in encoder.named_parameters():
-        if name.rpartition(".")[2] == "mask_token":
+        if _is_mask(name) or name.split(".")[0] in unread:
             value.requires_grad_(False)
-    if pooling == "pooler":
-        return
-    names = ["pooler", "head", *_POOLED_ONLY.get(encoder.config.model_type, ())]
-    for module in (getattr(encoder, name, None) for name in names):
-        if isinstance(module, nn.Module):
-            module.requires_grad_(False)
 
 
-# Norms that an encoder applies to its pooled output alone, beside `pooler` and `head`.
-_POOLED_ONLY = {
-    "clip_vision_model": ("post_layernorm",),
-    "convnext": ("layernorm",),
-    "convnextv2": ("layernorm",),
-    "dinov3_convnext": ("layer_norm",),
-}
+# What encoders call the layers that they apply to their pooled output alone.
+_POOLERS = ("pooler", "head")
+
+
+def _is_mask(name: str) -> bool:
+    return name.rpartition(".")[2] == "mask_token"
 
 
 def hidden_size(config: PreTrainedConfig) -> int:
