@@ -45,7 +45,8 @@ def test_photos_are_pooled_as_their_encoder_was_trained(name: str, caplog: pytes
         model = assemble(source, embedding_dim=20)
         ours = projected(model, pixels, own.shape[1])
         alone = torch.cat([projected(model, one, own.shape[1]) for one in pixels.split(1)])
-    assert model.config.image_pooling == pooling and not caplog.records
+    assert model.config.image_pooling == pooling
+    assert not [record for record in caplog.records if record.name == "mmfusion"]
     assert ours.std(0).max() > 1e-3
     assert F.cosine_similarity(ours, own).min() >= 0.9999
     assert (1 - F.cosine_similarity(ours.double(), alone.double())).max() <= 1e-6
@@ -65,6 +66,7 @@ def test_a_saved_model_gives_the_same_bits_and_trains(name: str, tmp_path: Path)
         == MMFusionModel.from_pretrained(tmp_path).config.to_dict()["vision_config"]
     )
 
+    model.train()
     output = model.encode_products(**texts([4, 5]), pixel_values=pixels.unsqueeze(1))
     (output.product_embeds[:, 0].sum() + output.image_embeds[:, 1].sum()).backward()
     read = {key: value.grad for key, value in model.vision_model.named_parameters() if value.requires_grad}
@@ -114,7 +116,13 @@ def test_a_pooling_that_cannot_be_known_is_a_warning_with_the_choices(caplog: py
 
 
 def _headless() -> dict[str, object]:
-    return {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "patch_size": 8}
+    return {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "patch_size": 8,
+    }
 
 
 def test_the_mean_over_patches_leaves_out_class_tokens_and_registers() -> None:

@@ -1,7 +1,7 @@
 """Which part of a pretrained model sees photos, and which class of transformers holds all that is read of it."""
 
 import logging
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -44,14 +44,15 @@ def vision_part(model: PreTrainedModel) -> VisionPart:
     projection = projections[0] if projections else None
     for name in _PARTS:
         part = getattr(model, name, None)
-        if isinstance(part, PreTrainedModel):
+        if not isinstance(part, nn.Module) or isinstance(model, _alone(part)):
+            continue
+        if isinstance(part, _alone(part)):
             return VisionPart(part, f"{name}.", projection)
-        if isinstance(part, nn.Module) and not isinstance(model, _alone(part)):
-            return VisionPart(_with_its_class(part, name), "", projection)
+        return VisionPart(_with_its_class(part, name), "", projection)
     # Of some base models the prefix names a part of themselves.
-    whole = isinstance(model, transformers.MODEL_MAPPING.get(type(model.config), ()))
-    base = model if whole else model.base_model
-    if base is model:
+    known: Any = transformers.MODEL_MAPPING.get(type(model.config), ())
+    base = model if isinstance(model, known) else model.base_model
+    if base is model or not isinstance(base, PreTrainedModel):
         return VisionPart(model, "", None)
     below = vision_part(base)
     return below._replace(prefix=f"{model.base_model_prefix}.{below.prefix}")
@@ -70,14 +71,14 @@ def linear_projection(part: VisionPart) -> nn.Linear | None:
     return None
 
 
-def _alone(part: nn.Module) -> type[PreTrainedModel]:
-    """The class of transformers that holds a part which is no model by itself, as in GroupViT and OWL-ViT."""
+def _alone(part: nn.Module) -> Any:
+    """The class of a vision half by itself; it may hold the part of a whole model, as in GroupViT and OWL-ViT."""
     name = type(part.config).__name__.removesuffix("Config") + "Model"
-    return getattr(transformers, name)  # type: ignore[no-any-return]
+    return getattr(transformers, name, type(part))
 
 
 def _with_its_class(part: nn.Module, name: str) -> PreTrainedModel:
     with torch.device("meta"):
-        encoder = _alone(part)._from_config(part.config)
+        encoder: PreTrainedModel = _alone(part)._from_config(part.config)
     setattr(encoder, name, part)
     return encoder
