@@ -21,10 +21,8 @@ from tiny_encoders import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, ViTImageProcessorPil
 
-from mmfusion import MMFusionConfig, MMFusionModel, MMFusionProcessor
-from mmfusion.hub.errors import HubError
+from mmfusion import MMFusionModel, MMFusionProcessor
 from mmfusion.hub.query_only import write_query_tower
-from mmfusion.hub.sentence_transformers_files import write_sentence_transformers_files
 
 sentence_transformers = pytest.importorskip("sentence_transformers", minversion="6")
 SentenceTransformer = sentence_transformers.SentenceTransformer
@@ -100,7 +98,6 @@ def _write(folder: Path, config: dict[str, Any], fields: dict[str, Any]) -> Path
         torch.nn.init.normal_(model.query_router.logits.weight, std=2.0)
     model.save_pretrained(folder)
     _processor(**fields).save_pretrained(folder)
-    write_sentence_transformers_files(folder, model.config)
     return folder
 
 
@@ -346,7 +343,6 @@ def test_the_query_tower_alone_encodes_queries(folder_of: Callable[[str], Path],
     folder = folder_of("routed")
     whole, processor = _original(folder)
     write_query_tower(whole, processor, tmp_path)
-    write_sentence_transformers_files(tmp_path, MMFusionConfig.from_pretrained(tmp_path))
     model = _load(tmp_path)
     assert model.modalities == ["text"] and model.similarity_fn_name == "dot"
     _assert_same(model.encode_query(QUERIES), _query_vectors(folder, QUERIES))
@@ -413,19 +409,13 @@ def test_an_older_sentence_transformers_is_named(monkeypatch: pytest.MonkeyPatch
 
 def test_the_files_name_the_module_and_are_the_same_twice(tmp_path: Path) -> None:
     folder = _write(tmp_path, *VARIANTS["routed"])
+    MMFusionModel.from_pretrained(folder).save_pretrained(folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    config = MMFusionModel.from_pretrained(folder).config
-    written = write_sentence_transformers_files(folder, config)
+    MMFusionModel.from_pretrained(folder).save_pretrained(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert all(path.parent == folder and path.is_file() for path in written) and len(set(written)) == len(written)
-    assert {"modules.json", "config_sentence_transformers.json", CODE.name} <= {path.name for path in written}
+    assert {"modules.json", "config_sentence_transformers.json", CODE.name, "modeling_mmfusion.py"} <= set(before)
     settings = json.loads((folder / "config_sentence_transformers.json").read_text("utf-8"))
     assert settings["similarity_fn_name"] == "dot" and settings["prompts"] == {"query": "", "document": ""}
-    config.query_prompt = "query: "
-    with pytest.raises(HubError, match=r"query_prompt is 'query: ' in config\.json but '' in processor_config\.json"):
-        write_sentence_transformers_files(folder, config)
-    with pytest.raises(HubError, match=r"no processor_config\.json; save the processor there first"):
-        write_sentence_transformers_files(tmp_path / "empty", config)
 
 
 def test_nothing_else_imports_sentence_transformers() -> None:

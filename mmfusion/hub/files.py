@@ -15,7 +15,6 @@ from mmfusion.hub.card_private import check_no_secret
 from mmfusion.hub.errors import HubError
 from mmfusion.hub.query_only import write_query_tower
 from mmfusion.hub.recipe_config import write_recipe_config
-from mmfusion.hub.sentence_transformers_files import write_sentence_transformers_files
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 
 QUERY_FOLDER = "query"
@@ -64,9 +63,9 @@ def gather(
         HubError: The folder holds no mmfusion model, or a text in it holds a token or a folder of this machine.
     """
     model, processor = _load(model_folder)
+    _check_prompts(model_folder, model, processor)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     processor.save_pretrained(folder)
-    write_sentence_transformers_files(folder, model.config)
     if not model.config.query_only:
         write_query_tower(model, processor, folder / QUERY_FOLDER)
     write_recipe_config(model_folder, folder)
@@ -118,6 +117,17 @@ def _load(folder: Path) -> tuple[MMFusionModel, MMFusionProcessor]:
         raise HubError(f"{folder} holds no processor (no processor_config.json); save it there with the model.")
     model = MMFusionModel.from_pretrained(folder)
     return model, MMFusionProcessor.from_pretrained(folder)
+
+
+def _check_prompts(folder: Path, model: MMFusionModel, processor: MMFusionProcessor) -> None:
+    # sentence-transformers shows those of the config, and the processor applies its own.
+    for name in ("query_prompt", "product_prompt"):
+        given, applied = getattr(model.config, name), getattr(processor, name)
+        if given != applied:
+            raise HubError(
+                f"{folder}: {name} is {given!r} in config.json but {applied!r} in processor_config.json; make them "
+                "equal."
+            )
 
 
 def _write_license(model_folder: Path, folder: Path) -> None:

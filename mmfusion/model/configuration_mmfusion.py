@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
 from .errors_mmfusion import HubError, explained
+from .layout_mmfusion import keep_module, write_sentence_transformers_files
 from .remote_code_mmfusion import is_known, remote_class, trusting
 
 # Raised when a field is added or changes its meaning, so that older code says what it is that it cannot read.
@@ -118,7 +120,7 @@ class MMFusionConfig(PreTrainedConfig):
 
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
         # transformers stores any keyword it does not know as an attribute, so a misspelt field would pass in silence.
-        unknown = sorted(key for key in kwargs if not key.startswith("_") and key not in _FOREIGN_KEYS)
+        unknown = sorted(key for key in kwargs if not key.startswith("_") and key not in _foreign_keys())
         if unknown:
             raise ValueError(
                 f"MMFusionConfig has no field {', '.join(map(repr, unknown))}; its own fields are "
@@ -153,6 +155,18 @@ class MMFusionConfig(PreTrainedConfig):
                 "an mmfusion model of its encoders with MMFusionModel.from_backbones."
             )
         return fields, unused
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, without what others set on a config while they train it: transformers' Trainer its `use_cache`,
+        say. None of that is needed to load the model, and we could not tell it from a misspelt field."""
+        fields = {field.name for field in dataclasses.fields(self)}
+        return {name: value for name, value in super().to_dict().items() if name in fields or name in _WRITTEN_KEYS}
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Writes `config.json`, and the files by which sentence-transformers finds its way into the folder."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        prompts = {"query": self.query_prompt, "document": self.product_prompt}
+        write_sentence_transformers_files(Path(save_directory), prompts, "dot" if self.query_router else "cosine")
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -234,18 +248,39 @@ _SWITCHES = (
     "fusion_learned_weights",
 )
 
-# Keys that transformers itself writes into or passes through a config, none of them ours.
-_FOREIGN_KEYS = frozenset(
-    {
-        *("torch_dtype", "num_labels", "name_or_path", "output_attentions", "attn_implementation", "auto_map"),
-        *("experts_implementation", "per_layer_config", "transformers_version", "model_type", "quantization_config"),
-    }
+# Keys that transformers writes into a config beside its fields, and needs when it reads one.
+_WRITTEN_KEYS = frozenset(
+    {"model_type", "transformers_version", "_name_or_path", "output_attentions", "auto_map", "quantization_config"}
 )
+
+# Keys that transformers, its Trainer or those who build on them pass through a config or have left in files: none is a
+# field of ours, and none reaches a vector.
+_FOREIGN_KEYS = _WRITTEN_KEYS | {
+    *("torch_dtype", "num_labels", "name_or_path", "attn_implementation", "experts_implementation", "per_layer_config"),
+    *("use_cache", "gradient_checkpointing", "tokenizer_class", "tie_word_embeddings", "distributed_config"),
+    *("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "mask_token_id", "unk_token_id"),
+    *("decoder_start_token_id", "is_decoder", "add_cross_attention", "cross_attention_hidden_size"),
+    *("tie_encoder_decoder", "finetuning_task", "task_specific_params", "prefix", "pruned_heads", "custom_pipelines"),
+    *("torchscript", "use_bfloat16", "tf_legacy_loss", "tie_last_hidden_states", "fusion_config", "use_return_dict"),
+}
+
+
+def _foreign_keys() -> frozenset[str]:
+    return _FOREIGN_KEYS | GenerationConfig().to_dict().keys()
 
 
 def own_fields() -> list[str]:
     """Names of the fields that this class adds to `PreTrainedConfig`."""
     return list(MMFusionConfig.__annotations__)
+
+
+def field_defaults() -> dict[str, Any]:
+    """Default values of those fields."""
+    return {
+        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        for field in dataclasses.fields(MMFusionConfig)
+        if field.name in MMFusionConfig.__annotations__
+    }
 
 
 def _sub_config(value: Any, default_type: str) -> PreTrainedConfig:
@@ -279,3 +314,6 @@ def _check(name: str, value: Any, valid: bool, wanted: str) -> None:
 def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"MMFusionConfig.{name} is {value!r}; it must be one of {', '.join(known)}.")
+
+
+keep_module(__name__)

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from .configuration_mmfusion import MMFusionConfig
 from .errors_mmfusion import explained
 from .fusion_mmfusion import FUSIONS, TEXT, Fusion, FusionSizes, ProductViews
 from .inputs_mmfusion import check_mask, check_photos, mask_of_photos, not_empty
+from .layout_mmfusion import keep_module
 from .output_mmfusion import MMFusionOutput
 from .pooling_mmfusion import Encoded
 from .pretrained_mmfusion import check_complete, copy_weights, freeze_unread, hidden_size, load_half, new_encoder
@@ -38,6 +39,10 @@ from .text_encoders_mmfusion import check_takes_embeddings, encode_text, encoded
 from .vectors_mmfusion import VIEWS, QueryRouter, routed_products, routed_queries, shorten
 from .views_mmfusion import Projection, Residual, VisionNeck
 from .weights_mmfusion import HUB_ARGUMENTS, align_weights, fetch_weights, refuse_adapter
+
+if TYPE_CHECKING:
+    # transformers copies the files that imports name, whether they run or not: so this one is saved with the weights.
+    from .sentence_transformers_mmfusion import MMFusionTowers as MMFusionTowers
 
 _Texts = tuple[Tensor, Tensor, Tensor | None]
 _Photos = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -611,3 +616,6 @@ def _start_projection(projection: nn.Linear, pretrained: nn.Linear | None) -> No
             projection.bias.copy_(pretrained.bias)
     elif projection.in_features == projection.out_features:
         projection.weight.copy_(torch.eye(projection.in_features))
+
+
+keep_module(__name__)

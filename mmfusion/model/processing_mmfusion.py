@@ -23,6 +23,7 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .errors_mmfusion import explained
+from .layout_mmfusion import keep_module
 from .pretrained_mmfusion import read_config
 
 PHOTO_COLUMN = "image"
@@ -429,3 +430,6 @@ def _template_columns(template: str) -> list[str]:
     if not fields:
         raise ValueError(f"product_template {template!r} names no column; use at least one, e.g. '{{title}}'.")
     return list(dict.fromkeys(str(name) for _, name, _, _ in fields))
+
+
+keep_module(__name__)

@@ -4,13 +4,16 @@ The file travels with the weights. It alone imports sentence-transformers, and n
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from PIL import Image
 from torch import Tensor
 
 from .configuration_mmfusion import MMFusionConfig
+from .layout_mmfusion import SETTINGS, keep_module
 from .modeling_mmfusion import MMFusionModel
 from .processing_mmfusion import PHOTO_COLUMN, MMFusionProcessor, photos_of, short, text_of
 
@@ -123,8 +126,13 @@ class MMFusionTowers(InputModule):
         MMFusionConfig.register_for_auto_class("AutoConfig")
         MMFusionModel.register_for_auto_class("AutoModel")
         MMFusionProcessor.register_for_auto_class("AutoProcessor")
+        # sentence-transformers has written its settings by now, which may be others than those of the config.
+        settings = Path(output_path) / SETTINGS
+        given = settings.read_text("utf-8") if settings.is_file() else None
         self.model.save_pretrained(output_path)
         self.processor.save_pretrained(output_path)
+        if given is not None:
+            settings.write_text(given, "utf-8")
 
     def on_model_ready(self, model: Any) -> None:
         """Gives a new `SentenceTransformer` the similarity of this model, and prompts that say whose they are.
@@ -154,6 +162,10 @@ class MMFusionTowers(InputModule):
     def tokenizer(self) -> Any:  # type: ignore[override]
         return self.processor.tokenizer
 
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        self.processor.tokenizer = tokenizer
+
     @property
     def max_seq_length(self) -> int:
         """Longest text in tokens, of queries or of products; setting it sets both."""
@@ -168,7 +180,12 @@ class MMFusionTowers(InputModule):
         return self.model.config.vector_dim
 
     def preprocess(
-        self, inputs: Sequence[Any], prompt: str | None = None, task: str | None = None, **options: Any
+        self,
+        inputs: Sequence[Any],
+        prompt: str | None = None,
+        task: str | None = None,
+        max_length: int | None = None,
+        **options: Any,
     ) -> dict[str, Any]:
         """Inputs of [`forward`]: those of the query tower or of the product tower, and under `task` which of them.
 
@@ -176,6 +193,7 @@ class MMFusionTowers(InputModule):
             inputs: Queries or products, as the class describes them.
             prompt: Replaces the processor's prompt of that side; None keeps it.
             task: "query" or "document"; None: that of the prompt, else "document".
+            max_length: Longest text in tokens; None keeps the processor's limit. It takes the place of that one.
             options: What `encode` passes on to other modules; `processing_kwargs` is refused.
 
         Raises:
@@ -186,8 +204,15 @@ class MMFusionTowers(InputModule):
                 f"processing_kwargs is {options['processing_kwargs']!r}; an mmfusion processor takes none. Set its own "
                 "fields instead: model.max_seq_length, or model.processor.max_photos."
             )
-        task = self._task(task, prompt)
-        processor = self._processor(task, prompt)
+        chosen = self._task(task, prompt)
+        if self.training and task is None and chosen == DOCUMENT:
+            warnings.warn(
+                "No task is given in training, so the product tower alone reads these inputs and learns; if they are "
+                "queries, give SentenceTransformerTrainingArguments(router_mapping={'COLUMN': 'query', …}).",
+                stacklevel=2,
+            )
+        task = chosen
+        processor = self._processor(task, prompt, max_length)
         if task == QUERY:
             features = processor.encode_queries([_query(item) for item in inputs])
         else:
@@ -223,11 +248,12 @@ class MMFusionTowers(InputModule):
             raise ValueError(f"task is {task!r}; give {QUERY!r} for queries or {DOCUMENT!r} for products.")
         return task
 
-    def _processor(self, task: str, prompt: str | None) -> MMFusionProcessor:
-        if prompt is None:
-            return self.processor
-        processor = copy.copy(self.processor)
-        setattr(processor, "query_prompt" if task == QUERY else "product_prompt", str(prompt))
+    def _processor(self, task: str, prompt: str | None, max_length: int | None) -> MMFusionProcessor:
+        processor, side = copy.copy(self.processor), "query" if task == QUERY else "product"
+        if prompt is not None:
+            setattr(processor, f"{side}_prompt", str(prompt))
+        if max_length is not None:
+            setattr(processor, f"max_{side}_length", max_length)
         return processor
 
     def _product(self, item: Any) -> tuple[str, list[Any]]:
@@ -286,17 +312,21 @@ class _Features(dict[str, Any]):
     sentence-transformers tells no module of `truncate_dim`: it cuts the vectors after the last one.
     """
 
-    def __init__(self, features: Mapping[str, Any], vectors: Tensor, cut: Callable[[Tensor, int], Tensor]) -> None:
-        super().__init__({**features, VECTORS: vectors})
+    # With a mapping alone it is a copy that has nothing to cut: so accelerate makes one for mixed precision.
+    def __init__(
+        self, features: Any = (), vectors: Tensor | None = None, cut: Callable[[Tensor, int], Tensor] | None = None
+    ) -> None:
+        super().__init__(features if vectors is None else {**features, VECTORS: vectors})
         self.cut = cut
 
     def __missing__(self, name: str) -> Any:
         raise ValueError(f"There is no {name!r}; the vectors of an mmfusion model are its {VECTORS!r}.")
 
     def __setitem__(self, name: str, value: Any) -> None:
-        whole = self[VECTORS]
-        if name == VECTORS and value.shape[-1] < whole.shape[-1] and value.data_ptr() == whole.data_ptr():
-            value = self.cut(whole, value.shape[-1])
+        if name == VECTORS and self.cut is not None:
+            whole, width = self[VECTORS], value.shape[-1]
+            if not width or (width < whole.shape[-1] and value.data_ptr() == whole.data_ptr()):
+                value = self.cut(whole, width)
         super().__setitem__(name, value)
 
 
@@ -323,3 +353,6 @@ def _query(item: Any) -> str:
     if not isinstance(item, str):
         raise ValueError(f"A query is a {type(item).__name__}, {short(item)}; the query tower reads strings only.")
     return item
+
+
+keep_module(__name__)
