@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmfusion import MMFusionModel, MMFusionProcessor
 from mmfusion.embedding import EmbeddedCatalogue
-from mmfusion.retrieval import ProductIndex, Searcher
+from mmfusion.retrieval import ProductIndex, Searcher, fingerprint
 from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.retrieval.query_tower import load_query_tower
 from mmfusion.training import Hardware
@@ -121,6 +121,33 @@ def test_saving_again_changes_neither_name_nor_meaning(golden: Path) -> None:
         model, processor = MMFusionModel.from_pretrained("again"), MMFusionProcessor.from_pretrained("again")
         assert model_fingerprint(model, processor) == EXPECTED["fingerprints"][name], name
         shutil.rmtree("again")
+
+
+def test_what_others_set_on_a_config_does_not_rename_a_model(golden: Path) -> None:
+    model, processor = MMFusionModel.from_pretrained("model"), MMFusionProcessor.from_pretrained("model")
+    others = {"use_cache": False, "pad_token_id": 7, "problem_type": "regression", "output_hidden_states": True}
+    for name, value in {**others, "num_labels": 5, "of_some_tool": 1}.items():
+        setattr(model.config, name, value)
+    model.save_pretrained("model")
+    for one in (model, MMFusionModel.from_pretrained("model")):
+        assert model_fingerprint(one, processor) == EXPECTED["fingerprints"]["model"]
+    model.config.fusion_heads += 1
+    assert model_fingerprint(model, processor) != EXPECTED["fingerprints"]["model"]
+
+
+def test_a_field_that_is_added_renames_models_that_use_it_and_no_other(
+    golden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = MMFusionModel.from_pretrained("model"), MMFusionProcessor.from_pretrained("model")
+    for fields in ("_FIRST_CONFIG_FIELDS", "_FIRST_PROCESSOR_FIELDS"):
+        monkeypatch.setattr(fingerprint, fields, getattr(fingerprint, fields) - {"fusion_experts", "max_photos"})
+    as_if_new = model_fingerprint(model, processor)
+    assert "fusion_experts" not in fingerprint._config_fields(model.config)
+    assert "max_photos" not in fingerprint.processor_fields(processor)
+    model.config.fusion_experts += 1
+    with_config = model_fingerprint(model, processor)
+    processor.max_photos += 1
+    assert len({as_if_new, with_config, model_fingerprint(model, processor)}) == 3
 
 
 def test_an_index_knows_its_model_and_finds_the_same_products(golden: Path) -> None:

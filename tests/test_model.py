@@ -112,6 +112,28 @@ def test_misspelled_field_is_an_error(name: str, tmp_path: Path) -> None:
             load(tmp_path)
 
 
+# What transformers, its Trainer and those who build on them leave in configs.
+OF_OTHERS: dict[str, Any] = {
+    **{"use_cache": False, "pad_token_id": 3, "eos_token_id": [1, 2], "tokenizer_class": "BertTokenizer"},
+    **{"gradient_checkpointing": True, "torch_dtype": "float32", "num_labels": 3, "problem_type": "regression"},
+    **{"tie_word_embeddings": True, "temperature": 0.7, "task_specific_params": {}, "attn_implementation": "eager"},
+}
+
+
+def test_keys_of_others_are_read_and_not_written(tmp_path: Path) -> None:
+    config = MMFusionConfig(**TINY_CONFIG, **OF_OTHERS)
+    for name, value in {"use_cache": False, "name_of_a_newer_tool": 1, "pad_token_id": 3}.items():
+        setattr(config, name, value)
+    config.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    written = json.loads(path.read_text())
+    assert not written.keys() & {"use_cache", "pad_token_id", "temperature", "name_of_a_newer_tool"}
+    path.write_text(json.dumps({**written, **OF_OTHERS}))
+    for load in (MMFusionConfig.from_pretrained, AutoConfig.from_pretrained):
+        assert load(tmp_path).embedding_dim == config.embedding_dim
+    assert MMFusionConfig.from_pretrained(tmp_path, use_cache=False).fusion == config.fusion
+
+
 def test_misspelled_override_of_from_pretrained_is_an_error(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path)
     with pytest.raises((ValueError, TypeError), match="fusoin"):

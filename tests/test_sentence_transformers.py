@@ -6,7 +6,9 @@ import functools
 import importlib.util
 import json
 import re
+import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -249,6 +251,8 @@ def test_truncate_dim_shortens_as_the_model_does(folder_of: Callable[[str], Path
     _assert_same(model.encode_query(QUERIES, truncate_dim=8), queries)
     _assert_same(model.encode_document(products, truncate_dim=8, batch_size=4), indexed)
     _assert_same(model.encode_query(QUERIES, view_dim=8), queries)
+    with pytest.raises(ValueError, match="truncate_dim is 0; give 1 to 24"):
+        model.encode_query(QUERIES, truncate_dim=0)
     with model.truncate_embeddings(8):
         _assert_same(model.encode_query(QUERIES), queries)
     short = _load(folder, truncate_dim=8)
@@ -275,23 +279,44 @@ def test_views_of_a_routed_model_are_not_cut_apart(folder_of: Callable[[str], Pa
 # --- Saving, other environments, training --------------------------------------------------------------------------
 
 BARE = """
-import sys, numpy as np
+import copy, pickle, sys, numpy as np
 from pathlib import Path
 from PIL import Image
 from sentence_transformers import SentenceTransformer
+from transformers import AutoModel
 
 name, out = sys.argv[1], Path(sys.argv[2])
 product = {"text": "red dress", "image": Image.open(out / "photo.png").convert("RGB")}
-model = SentenceTransformer(name, revision="main", trust_remote_code=True, device="cpu")
-model.save_pretrained(str(out / "saved"))
-for step in ("loaded", "again"):
-    np.savez(out / f"{step}.npz", query=model.encode_query(["red acme"]), product=model.encode_document([product]))
-    model = SentenceTransformer(str(out / "saved"), trust_remote_code=True, device="cpu", local_files_only=True)
+def load(source, **arguments):
+    return SentenceTransformer(source, trust_remote_code=True, device="cpu", **arguments)
+def note(step, model, **options):
+    vectors = {"query": model.encode_query(["red acme"], **options)}
+    if not options:
+        vectors["product"] = model.encode_document([product])
+    np.savez(out / f"{step}.npz", **vectors)
+
+first = load(name, revision="main")
+note("loaded", first)
+note("copied", copy.deepcopy(first))
+# Loading it by another way must not put new classes in the place of those of the first.
+AutoModel.from_pretrained(name, trust_remote_code=True)
+model = load(name)
+assert type(model[0].model) is type(first[0].model)
+for one in (first, first[0].model, first[0].model.config, first[0].processor, model):
+    pickle.loads(pickle.dumps(one))
+note("pickled", pickle.loads(pickle.dumps(first)))
+pool = first.start_multi_process_pool(["cpu"])
+note("pooled", first, pool=pool)
+first.stop_multi_process_pool(pool)
+first.save_pretrained(str(out / "saved"))
+first.push_to_hub(name + "-pushed")
+note("again", load(str(out / "saved"), local_files_only=True))
+note("pushed", load(name + "-pushed"))
 assert "mmfusion" not in sys.modules
 """
 
 
-def test_it_loads_by_name_where_mmfusion_is_not_installed_and_again_after_saving(
+def test_where_mmfusion_is_not_installed_it_loads_by_name_pickles_and_loads_again_after_saving(
     folder_of: Callable[[str], Path], hub: LoopbackHub, tmp_path: Path
 ) -> None:
     folder, name, photo = folder_of("routed"), hub.unique(), _photo(9)
@@ -300,10 +325,11 @@ def test_it_loads_by_name_where_mmfusion_is_not_installed_and_again_after_saving
     python = build_bare_environment(tmp_path / "bare")
     said = run_bare(python, BARE, name, str(tmp_path), environment=hub.environment(tmp_path / "home"), cwd=tmp_path)
     assert "custom code" not in said, "the caller has said so, and is not to be asked again"
-    for step in ("loaded", "again"):
+    for step in ("loaded", "copied", "pickled", "pooled", "again", "pushed"):
         found = np.load(tmp_path / f"{step}.npz")
         _assert_same(found["query"], _query_vectors(folder, ["red acme"]))
-        _assert_same(found["product"], _product_vectors(folder, [{"title": "red dress", "image": photo}]))
+        if step != "pooled":
+            _assert_same(found["product"], _product_vectors(folder, [{"title": "red dress", "image": photo}]))
     saved = tmp_path / "saved"
     entry = json.loads((saved / "modules.json").read_text("utf-8"))
     assert [module["type"] for module in entry] == ["sentence_transformers_mmfusion.MMFusionTowers"]
@@ -327,6 +353,97 @@ def test_saving_again_keeps_the_settings_and_the_card(folder_of: Callable[[str],
     assert not list(tmp_path.rglob("*.bin"))
     with pytest.raises(ValueError, match="safetensors only"):
         model.save_pretrained(str(tmp_path / "unsafe"), safe_serialization=False)
+
+
+def test_what_a_trainer_sets_on_the_config_is_not_saved(folder_of: Callable[[str], Path], tmp_path: Path) -> None:
+    model = _load(folder_of("prompts"))
+    for name, value in {
+        "use_cache": False,
+        "pad_token_id": 3,
+        "gradient_checkpointing": True,
+        "of_some_tool": 1,
+    }.items():
+        setattr(model.config, name, value)
+    model.save_pretrained(str(tmp_path))
+    for saved in (_load(tmp_path).config, MMFusionModel.from_pretrained(tmp_path).config):
+        assert not hasattr(saved, "use_cache") and not hasattr(saved, "of_some_tool")
+    _assert_same(_load(tmp_path).encode_query(QUERIES), model.encode_query(QUERIES))
+
+
+COLOURS = ["red", "dress", "shoe", "acme"]
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_trained_model_and_its_checkpoints_load_again(
+    by_hand: bool, folder_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("accelerate")
+    from datasets import Dataset, Features, Value
+    from datasets import Image as Photos
+    from sentence_transformers.sentence_transformer.losses import (
+        CachedMultipleNegativesRankingLoss,
+        MultipleNegativesRankingLoss,
+    )
+
+    from mmfusion.model.sentence_transformers_mmfusion import MMFusionTowers
+
+    def new_model() -> Any:
+        folder = folder_of("plain")
+        towers = [MMFusionTowers.load(str(folder))] if by_hand else None
+        return SentenceTransformer(modules=towers, device="cpu") if towers else _load(folder)
+
+    products = [{"text": word, "image": _photo(seed)} for seed, word in enumerate(COLOURS)]
+    features = Features({"query": Value("string"), "product": {"text": Value("string"), "image": Photos()}})
+    pairs = Dataset.from_dict({"query": COLOURS * 2, "product": products * 2}, features=features)
+    arguments = sentence_transformers.SentenceTransformerTrainingArguments(
+        str(tmp_path / "run"),
+        router_mapping={"query": "query", "product": "document"},
+        **{"max_steps": 2, "save_steps": 1, "per_device_train_batch_size": 4, "learning_rate": 0.01},
+        **{"report_to": [], "use_cpu": True, "disable_tqdm": True, "logging_strategy": "no", "bf16": by_hand},
+    )
+
+    def trainer(model: Any) -> Any:
+        loss = CachedMultipleNegativesRankingLoss(model, mini_batch_size=2) if by_hand else None
+        return sentence_transformers.SentenceTransformerTrainer(
+            model=model, args=arguments, train_dataset=pairs, loss=loss or MultipleNegativesRankingLoss(model)
+        )
+
+    model = new_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer(model).train()
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert {"0.model.query_projection.weight", "0.model.image_projection.weight"} <= moved
+    model.save_pretrained(str(tmp_path / "final"))
+    for folder in (tmp_path / "final", tmp_path / "run" / "checkpoint-2"):
+        again = _load(folder)
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
+        if not by_hand:
+            # In half precision accelerate leaves its own forward on the model that was trained.
+            assert np.array_equal(again.encode_query(QUERIES), model.encode_query(QUERIES))
+            assert np.array_equal(again.encode_document(_products()), model.encode_document(_products()))
+        assert np.array_equal(again.encode_query(["red"]), _query_vectors(folder, ["red"]))
+    shutil.rmtree(tmp_path / "run" / "checkpoint-2")
+    resumed = new_model()
+    trainer(resumed).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in resumed.state_dict().items())
+
+
+def test_training_without_a_task_says_that_the_query_tower_learns_nothing(folder_of: Callable[[str], Path]) -> None:
+    model = _load(folder_of("plain"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.preprocess(QUERIES)
+        model.train().preprocess(QUERIES, task="query")
+        model.preprocess(QUERIES, task="document")
+    with pytest.warns(UserWarning, match=r"product tower alone.*router_mapping=\{'COLUMN': 'query'"):
+        model.preprocess(QUERIES)
+
+
+def test_the_longest_text_of_a_training_is_the_one_asked_for(folder_of: Callable[[str], Path]) -> None:
+    model = _load(folder_of("plain"))
+    for task in ("query", "document"):
+        assert model.preprocess([QUERIES[2]], task=task)["input_ids"].shape == (1, 7)
+        assert model.preprocess([QUERIES[2]], task=task, max_length=4)["input_ids"].shape == (1, 4)
 
 
 def test_gradients_reach_both_towers(folder_of: Callable[[str], Path]) -> None:

@@ -109,12 +109,12 @@ class MMFusionTowers(InputModule):
             "cache_dir": cache_folder,
             "revision": revision,
             "local_files_only": local_files_only,
+            # An encoder may bring code of its own. The tokenizer reads the config, and would ask at the terminal.
+            "trust_remote_code": trust_remote_code,
         }
         model = MMFusionModel.from_pretrained(
             model_name_or_path, **{**source, **(config_kwargs or {}), **(model_kwargs or {})}
         )
-        # transformers reads the config once more for the tokenizer, and would ask at the terminal.
-        source["trust_remote_code"] = trust_remote_code
         processor = MMFusionProcessor.from_pretrained(model_name_or_path, **{**source, **(processor_kwargs or {})})
         return cls(model, processor)
 
@@ -205,7 +205,7 @@ class MMFusionTowers(InputModule):
                 "fields instead: model.max_seq_length, or model.processor.max_photos."
             )
         chosen = self._task(task, prompt)
-        if self.training and task is None and chosen == DOCUMENT:
+        if self.model.training and task is None and chosen == DOCUMENT:
             warnings.warn(
                 "No task is given in training, so the product tower alone reads these inputs and learns; if they are "
                 "queries, give SentenceTransformerTrainingArguments(router_mapping={'COLUMN': 'query', …}).",
