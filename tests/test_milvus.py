@@ -107,6 +107,7 @@ COLUMNS = {
     "double": (pa.float64(), st.sampled_from([0.1, -2.5, 1e300, 3.0, None])),
     "flag": (pa.bool_(), st.sampled_from([True, False, None])),
     "day": (pa.date32(), st.sampled_from([datetime.date(1969, 7, 20), datetime.date(2026, 1, 1), None])),
+    "clock": (pa.time64("us"), st.sampled_from([datetime.time(9), datetime.time(18, 30, 0, 5), None])),
     "in": (
         pa.timestamp("us"),
         st.sampled_from([datetime.datetime(1960, 1, 1), datetime.datetime(2026, 1, 1, 2), None]),
@@ -115,6 +116,7 @@ COLUMNS = {
     "with space": (pa.dictionary(pa.int32(), pa.string()), st.sampled_from(["a", "b", None])),
     "tags": (pa.list_(pa.string()), st.sampled_from([["a"], [], None])),
 }
+TEXTS = ["2026-01-01", "2026-01-01T02:00:00Z", "1969-07-20T12:00", "9999-12-31", "18:30", "2026-13-01", "a"]
 NUMBERS = [0, 1, 2, -3, 127, 300, 2**53, 0.1, 2.5, -2.5, 3.0, 1e30, -1e300, float("inf"), float("nan")]
 VALUES = st.one_of(st.sampled_from(NUMBERS), *(values for _, values in COLUMNS.values()))
 
@@ -127,7 +129,11 @@ def conditions(draw: st.DrawFn) -> tuple[str, str, Any]:
     if pa.types.is_integer(COLUMNS[name][0]) if name in COLUMNS else False:
         own = st.one_of(own, st.sampled_from(NUMBERS))
     value = st.one_of(own, own, own, VALUES) if draw(st.integers(0, 9)) == 0 else own
-    given = draw(st.sampled_from(["=", "==", "!=", "<", "<=", ">", ">=", "in", "not in"]))
+    if pa.types.is_temporal(COLUMNS[name][0]) if name in COLUMNS else False:
+        own = st.one_of(own, st.sampled_from(TEXTS))
+    if name == "tags" and draw(st.booleans()):
+        return name, "contains", draw(st.sampled_from(["a", "b", '"', None, ["a"], 1]))
+    given = draw(st.sampled_from(["=", "==", "!=", "<", "<=", ">", ">=", "in", "not in", "contains"]))
     return name, given, draw(st.lists(value, max_size=3) if "in" in given else value)
 
 
@@ -168,8 +174,9 @@ def assert_same_filtered(pair: tuple[ProductIndex, MilvusIndex], filter: list[An
 def test_each_comparison_means_what_it_means_with_faiss(pair: tuple[ProductIndex, MilvusIndex], name: str) -> None:
     kind, values = COLUMNS[name]
     known = [None] if kind == pa.null() else list(values.elements)
-    for value in [*known, *(NUMBERS if kind == pa.int64() else [])]:
-        for operator in ("=", "!=", "<", "<=", ">", ">="):
+    further = NUMBERS if kind == pa.int64() else TEXTS if pa.types.is_temporal(kind) or name == "tags" else []
+    for value in [*known, *further]:
+        for operator in ("=", "!=", "<", "<=", ">", ">=", "contains"):
             assert_same_filtered(pair, [(name, operator, value)])
     for operator in ("in", "not in"):
         for chosen in ([], known[:1], known[1:], known):

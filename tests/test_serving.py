@@ -10,7 +10,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import date
+from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pytest
 import uvicorn
 from hypothesis import given
@@ -90,6 +91,30 @@ def asking(searcher: Searcher, ask: Callable[[httpx.AsyncClient], Awaitable[Any]
 def ids_of(answer: httpx.Response) -> list[str]:
     assert answer.status_code == 200, answer.text
     return [hit["product_id"] for hit in answer.json()["hits"]]
+
+
+def test_what_an_answer_says_of_dates_and_lists_can_be_asked_for(encoder: TorchQueryEncoder) -> None:
+    times = [datetime(2026, 1, 31, 18, 30, 0, 500), datetime(2026, 2, 1)]
+    metadata = pa.table(
+        {
+            "day": [time.date() for time in times],
+            "added": pa.array(times, pa.timestamp("us", "UTC")),
+            "sizes": [["S"], ["M", "L"]],
+        }
+    )
+    index = ProductIndex.build(
+        np.eye(2, encoder.dimension), ["a", "b"], model_fingerprint=encoder.fingerprint, metadata=metadata
+    )
+
+    async def ask(http: httpx.AsyncClient) -> list[httpx.Response]:
+        products = [(await http.get(f"/products/{name}")).json()["metadata"] for name in "ab"]
+        filters = [["day", "=", products[0]["day"]], ["added", ">", products[0]["added"]], ["added", "<", "2026-02-01"]]
+        filters += [["sizes", "contains", products[1]["sizes"][1]], ["day", ">", "soon"]]
+        return [await http.post("/search", json={"query": "x", "k": 2, "filter": [one]}) for one in filters]
+
+    *answers, refused = asking(Searcher(encoder, index), ask)
+    assert [ids_of(one) for one in answers] == [["a"], ["b"], ["a"], ["b"]]
+    assert refused.status_code == 400 and "give an ISO 8601 date or time such as" in refused.json()["error"]
 
 
 def test_a_search_finds_what_the_searcher_finds(searcher: Searcher) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from mmfusion.retrieval.filters import Filter, alternatives_of, filter_rows
+from mmfusion.model.processing_mmfusion import is_missing
+from mmfusion.retrieval.filters import Filter, alternatives_of, filter_rows, moments_among
 from mmfusion.retrieval.milvus.columns import Column, as_stored
+from mmfusion.retrieval.moments import against_moment, is_moment
 
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq,
@@ -60,13 +62,18 @@ def literal(value: bool | int | float | str) -> str:
 def _condition(column: Column, given: str, value: Any) -> str | None:
     if column.field is None:
         return None
+    if given == "contains":
+        return _holding(column, column.field, value)
     if given in ("in", "not in"):
-        return _membership(column, column.field, given, list(value))
+        return _membership(column, column.field, given, [one for one in value if not is_missing(one)])
     return _comparison(column, column.field, "==" if given == "=" else given, value)
 
 
 def _membership(column: Column, field: str, given: str, values: list[Any]) -> str | None:
-    stored = as_stored(pa.array(values, column.type), column.storage).to_pylist()
+    if is_moment(column.type):
+        stored: list[Any] = moments_among(column.type, values)
+    else:
+        stored = as_stored(pa.array(values, column.type), column.storage).to_pylist()
     finite = [one for one in stored if one is not None and not (isinstance(one, float) and not math.isfinite(one))]
     if pa.types.is_boolean(column.type):
         return _one_of(field, {one for one in (False, True) if (one in finite) == (given == "in")})
@@ -78,8 +85,13 @@ def _membership(column: Column, field: str, given: str, values: list[Any]) -> st
 
 
 def _comparison(column: Column, field: str, given: str, value: Any) -> str | None:
-    if value is None:
+    if is_missing(value):
         return None
+    if is_moment(column.type):
+        compared = against_moment(column.type, given, value)
+        if isinstance(compared, bool):
+            return f"{field} is not null" if compared else None
+        return f"{field} is not null and {field} {compared[0]} {compared[1]}"
     if pa.types.is_integer(column.type) and isinstance(value, float):
         return _against_fraction(field, given, value)
     stored = as_stored(pa.array([value], column.type), column.storage)[0].as_py()
@@ -88,6 +100,21 @@ def _comparison(column: Column, field: str, given: str, value: Any) -> str | Non
     if isinstance(stored, float) and not math.isfinite(stored):
         return _against_anything(field, given, stored)
     return f"{field} is not null and {field} {given} {literal(stored)}"
+
+
+def _holding(column: Column, field: str, value: Any) -> str | None:
+    if is_missing(value):
+        return None
+    inner = column.type.value_type
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        if pa.types.is_integer(inner):
+            if value != int(value) or not -(2**63) <= value < 2**63:
+                return None
+            value = int(value)
+    held = pa.scalar(value, inner).as_py()
+    return f'json_contains({field}["items"], {literal(held)})'
 
 
 def _against_fraction(field: str, given: str, value: float) -> str | None:
