@@ -159,7 +159,7 @@ class MMFusionTowers(InputModule):
         return [TEXT] if self._default_task == QUERY else [TEXT, "image", ("image", TEXT), "message"]
 
     @property
-    def tokenizer(self) -> Any:  # type: ignore[override]
+    def tokenizer(self) -> Any:
         return self.processor.tokenizer
 
     @tokenizer.setter
