@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import (
-    AutoTokenizer,
     BatchFeature,
     ImageProcessingMixin,
     ProcessorMixin,
@@ -25,6 +24,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from .errors_mmfusion import explained
 from .layout_mmfusion import keep_module
 from .pretrained_mmfusion import read_config
+from .tokenizers_mmfusion import open_tokenizer
 
 PHOTO_COLUMN = "image"
 PhotoLoader = Callable[[str], Image.Image]
@@ -104,7 +104,7 @@ class MMFusionProcessor(ProcessorMixin):
             for switch in ("do_center_crop", "do_crop"):
                 if hasattr(image_processor, switch):
                     setattr(image_processor, switch, False)
-        tokenizer = AutoTokenizer.from_pretrained(text, trust_remote_code=trust_remote_code)
+        tokenizer = open_tokenizer(text, trust_remote_code=trust_remote_code)
         return cls(image_processor, tokenizer, **{**_text_fields(text, trust_remote_code), **fields})
 
     @classmethod
@@ -135,7 +135,7 @@ class MMFusionProcessor(ProcessorMixin):
     ) -> list[Any]:
         # Unless it is said, transformers would ask on the terminal whether code that comes with a model may run.
         kwargs = {"trust_remote_code": False, **kwargs}
-        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        tokenizer = open_tokenizer(pretrained_model_name_or_path, **kwargs)
         return [_image_processor(pretrained_model_name_or_path, **kwargs), tokenizer]
 
     def __call__(
