@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import io
 import json
 import math
 import re
@@ -18,11 +19,11 @@ import pytest
 import torch
 from PIL import Image
 from tiny_encoders import bert, clip, dinov3, siglip, siglip2, tiny_model, vit
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tiny_encoders import tiny_processor as _processor
+from tiny_encoders import tiny_tokenizer as _tokenizer
 from transformers import (
     AutoProcessor,
     CLIPImageProcessorPil,
-    PreTrainedTokenizerFast,
     Siglip2ImageProcessorPil,
     SiglipImageProcessorPil,
     ViTImageProcessorPil,
@@ -31,23 +32,9 @@ from transformers import (
 from mmfusion import MMFusionProcessor
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.tables import ProductTable
+from mmfusion.model.photos_mmfusion import upright_rgb
 
 RED, GREEN = (200, 30, 40), (20, 180, 60)
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "dress", "shoe", "query", "passage", ":", "acme", "-"]
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=48, **special)
-
-
-def _processor(**fields: Any) -> MMFusionProcessor:
-    return MMFusionProcessor(ViTImageProcessorPil(size={"height": 32, "width": 32}), _tokenizer(), **fields)
 
 
 def _photo(width: int, height: int, colour: tuple[int, int, int] = RED) -> Image.Image:
@@ -221,17 +208,55 @@ def test_without_any_photo_there_are_no_pixels() -> None:
 
 @pytest.mark.parametrize(
     ("photo", "said"),
-    [("photo.jpg", "'photo.jpg'"), (b"\xff\xd8", "bytes"), ({"bytes": b"", "path": None}, "dict"), (3, "int")],
+    [
+        ("photo.jpg", "the text 'photo.jpg'; nothing is opened"),
+        (Path("photo.jpg"), r"Path; give a PIL image, e\.g\. Image\.open\(path\)"),
+        (b"\xff\xd8", r"bytes; give a PIL image, e\.g\. Image\.open\(io\.BytesIO\(photo\)\)"),
+        ({"bytes": b"", "path": None}, r"dict; .*BytesIO\(photo\['bytes'\]\)"),
+        (np.zeros((3, 8, 9), np.uint8), r"ndarray; .*uint8 array \(height, width, 3\), where this has \(3, 8, 9\)"),
+        (torch.zeros(3, 8, 9), r"Tensor; .*Image\.fromarray.*\(3, 8, 9\)"),
+        (3, "int; give a PIL image"),
+    ],
 )
 def test_what_is_no_photo_is_an_error(photo: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=f"product 1.*{said}"):
-        _processor()(products=[{"title": "a"}, {"title": "b", "image": photo}])
+    with pytest.raises(ValueError, match=f"photo of product 1 is .*{said}") as caught:
+        _processor()(products=[{"title": "a"}, {"title": "b", "image": [None, photo]}])
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="Photo 0 is "):
+        _processor().pixel_values([photo])
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "I;16", "1"])
-def test_photo_that_is_not_rgb_is_an_error(mode: str) -> None:
-    with pytest.raises(ValueError, match=f"product 0.*{mode}"):
-        _processor()(products=[{"title": "a", "image": Image.new(mode, (8, 8))}])
+def test_broken_photo_is_an_error_that_names_the_product() -> None:
+    file = io.BytesIO()
+    _photo(64, 64).save(file, "PNG")
+    cut = Image.open(io.BytesIO(file.getvalue()[:-40]))
+    for photo, reason in (
+        (cut, r"\(RGB, 64x64\) cannot be used: corrupt or truncated: "),
+        (Image.new("F", (8, 8)), r"\(F, 8x8\) cannot be used: floating-point pixels"),
+        (Image.new("1", (9_000, 9_000)), r"9000x9000 is more than 64,000,000 pixels"),
+    ):
+        with pytest.raises(ValueError, match=f"^A photo of product 2 .*{reason}"):
+            _processor()(
+                products=[{"title": "a"}, {"title": "b", "image": _photo(8, 8)}, {"title": "c", "image": photo}]
+            )
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I", "I;16"])
+def test_an_image_of_any_mode_gives_the_pixels_of_its_upright_photo(mode: str) -> None:
+    photo = Image.new(mode, (8, 6), 1)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.info["exif"] = exif.tobytes()
+    seen = _processor()(products=[{"title": "a", "image": [photo, None]}, {"title": "b", "image": (photo,)}])
+    expected = _processor().pixel_values([upright_rgb(photo)])[0]
+    assert seen["photo_mask"].tolist() == [[True], [True]] and upright_rgb(photo).size == (6, 8)
+    assert torch.equal(seen["pixel_values"][0, 0], expected) and torch.equal(seen["pixel_values"][1, 0], expected)
+
+
+def test_a_loaded_photo_is_normalised_like_any_other() -> None:
+    cut_out = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    loaded = _processor()(products=[{"title": "a", "image": "there"}], photo_loader=lambda name: cut_out)
+    assert torch.equal(loaded["pixel_values"][0], _processor().pixel_values([_photo(8, 8, (255, 255, 255))]))
 
 
 def test_processor_that_gives_several_sizes_is_an_error() -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 import transformers as tf
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, ViTImageProcessorPil
 
-from mmfusion import MMFusionModel
+from mmfusion import MMFusionModel, MMFusionProcessor
 
 VOCABULARY = 60
 EOS = VOCABULARY - 1  # CLIP pools the position of the end-of-text token
@@ -129,3 +130,20 @@ def texts(lengths: list[int], padded: int | None = None, seed: int = 1) -> dict[
 def photos(products: int, count: int = 1, seed: int = 2, size: int = IMAGE) -> Tensor:
     """`pixel_values` (products, count, 3, size, size)."""
     return torch.randn(products, count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of a few words."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "dress", "shoe", "query", "passage", ":", "acme", "-"]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=48, **special)
+
+
+def tiny_processor(**fields: Any) -> MMFusionProcessor:
+    """A processor that fits `tiny_model()`."""
+    return MMFusionProcessor(ViTImageProcessorPil(size={"height": 32, "width": 32}), tiny_tokenizer(), **fields)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from mmfusion.data.photos import newest_decoder
 from mmfusion.data.ragged import RaggedCache, open_cache, write_cache
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 
@@ -98,7 +99,10 @@ def _blocks(
 def _key(
     model: MMFusionModel, processor: MMFusionProcessor, catalogue: Any, rows: npt.NDArray[np.int64], view: int
 ) -> str:
-    """Hash of everything that the activations depend on: frozen weights, preprocessing, and the photos themselves."""
+    """Hash of everything that the activations depend on: frozen weights, preprocessing, and the photos themselves.
+
+    Photos that all decoders read alike have the key that they had before there were several.
+    """
     read = (model.frozen_vision_blocks, model.config.image_pooling, list(model.config.vision_feature_layers))
     digest = hashlib.sha256(str((*read, view) if view else read).encode())
     for name, value in model.vision_prefix_state():
@@ -109,4 +113,7 @@ def _key(
     for start in range(0, len(rows), 1024):
         block = photos[rows[start : start + 1024].tolist()]
         digest.update(repr(list(zip(block["product_id"], block["image"], strict=True))).encode())
+        decoders = [newest_decoder(image, catalogue.photo_root) for image in block["image"]]
+        if max(decoders) > 1:
+            digest.update(bytes(decoders))
     return digest.hexdigest()

@@ -4,40 +4,29 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from io import BytesIO
 from typing import Any
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from mmfusion.data.photo_headers import may_need_colours, without_profile
+from mmfusion.model.photos_mmfusion import (
+    MAX_PIXELS,
+    PhotoError,
+    check_size,
+    first_decoder,
+    one_line_errors,
+    quiet_pillow,
+    upright_rgb,
+)
 from mmfusion.model.processing_mmfusion import is_missing
-
-MAX_PIXELS = 64_000_000
-"""Photos with more pixels (width x height, from the header) are refused before they are decoded."""
 
 logger = logging.getLogger("mmfusion")
 
 # Vector and document formats are left out: Pillow hands some of them (EPS) to an external interpreter.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "MPO", "PPM", "ICO")
-
-_EXIF_ORIENTATION = 0x0112
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-class PhotoError(ValueError):
-    """A photo cannot be decoded; the message is a short reason."""
 
 
 def decode_photo(
@@ -49,8 +38,8 @@ def decode_photo(
 ) -> Image.Image:
     """Decodes one photo to 8-bit RGB.
 
-    The first frame of an animation is taken, the EXIF orientation is applied, transparency is composited on white and
-    16-bit channels are scaled to 8 bits (high byte). Embedded colour profiles are not applied.
+    The first frame of an animation is taken, an embedded colour profile and the EXIF orientation are applied, what is
+    transparent becomes white and 16-bit channels are scaled to 8 bits (high byte). `upright_rgb` does all of it.
 
     Args:
         photo: The encoded file, or a mapping with ``bytes`` (the encoded file) or, where that is null, ``path``.
@@ -66,18 +55,47 @@ def decode_photo(
         PhotoError: The photo is empty, truncated, corrupt, too large, of an unknown format or not an image.
     """
     data = photo_bytes(photo, root)
-    with _quiet_pillow():
+    with quiet_pillow(), one_line_errors():
         try:
             return _decode(data, max_pixels, min_size)
-        except PhotoError:
-            raise
         except UnidentifiedImageError:
             raise PhotoError(_unidentified_reason(data)) from None
         except Image.DecompressionBombError as error:
             raise PhotoError(f"more than {max_pixels:,} pixels allowed, a decompression bomb") from error
-        except Exception as error:
-            # Pillow's plugins raise a dozen kinds on corrupt input: OSError, SyntaxError, struct.error, IndexError ...
-            raise PhotoError(f"corrupt or truncated: {error or type(error).__name__}") from error
+
+
+def decoder_of(data: bytes) -> int:
+    """The version of the decoder since which a photo looks as it does now, from its header alone: 1 for most photos.
+
+    What is kept of a photo (a vector, activations) under its bytes is kept under this version as well.
+
+    Args:
+        data: The encoded file, which may be none.
+
+    Returns:
+        1 to `DECODER` of `mmfusion.model.photos_mmfusion`.
+    """
+    if not may_need_colours(data):
+        return 1
+    with quiet_pillow():
+        try:
+            with _open_whole(data) as image:
+                return first_decoder(image)
+        except ImportError:
+            raise
+        except Exception:
+            # No photo, in whichever version, unless it is one without its profile.
+            return 1 if without_profile(data) is None else 2
+
+
+def newest_decoder(image: Any, root: str | os.PathLike[str] | None) -> int:
+    """The newest of the versions `decoder_of` gives for a product's photos: none, one or a list, as in a catalogue."""
+    newest = 1
+    for photo in image if _is_list(image) else [image]:
+        # A photo that cannot be read is a missing one, in whichever version.
+        with suppress(PhotoError):
+            newest = max(newest, decoder_of(photo_bytes(photo, root)))
+    return newest
 
 
 class PhotoReader:
@@ -201,54 +219,28 @@ def _read_file(path: str, root: str | os.PathLike[str] | None) -> bytes:
 
 
 def _decode(data: bytes, max_pixels: int, min_size: tuple[int, int] | None) -> Image.Image:
-    Image.init()
-    formats = [name for name in _FORMATS if name in Image.OPEN]
-    with Image.open(BytesIO(data), formats=formats) as image:
-        width, height = image.size
-        if width * height > max_pixels:
-            raise PhotoError(f"{width}x{height} is more than {max_pixels:,} pixels, a decompression bomb")
-        if width < 1 or height < 1:
-            raise PhotoError(f"{width}x{height} has no pixels")
+    with _open(data) as image:
+        check_size(image, max_pixels)
         if min_size is not None:
             # The orientation is not known yet, so both sides must be large enough for the longer one.
             image.draft(None, (max(min_size), max(min_size)))
-        image.load()
-        upright = _apply_orientation(image)
-        rgb = _to_rgb(upright)
-    # A result that still carried its EXIF would be turned a second time by whoever honours it.
-    rgb.info.clear()
-    return rgb
+        return upright_rgb(image, max_pixels=max_pixels)
 
 
-def _apply_orientation(image: Image.Image) -> Image.Image:
+def _open(data: bytes) -> Image.Image:
     try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        return _open_whole(data)
     except Exception:
-        # A damaged EXIF block says nothing about the pixels: the photo is used as stored.
-        return image
-    method = _TRANSPOSE.get(orientation)
-    return image if method is None else image.transpose(method)
+        # Pillow refuses the whole photo where a PNG's profile is longer than its limit, or is none at all.
+        without = without_profile(data)
+        if without is None:
+            raise
+        return _open_whole(without)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return _grey16_to_rgb(image)
-    if image.mode == "F":
-        raise PhotoError("floating-point pixels, which have no defined white")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layer).convert("RGB")
-    # A photo already in RGB is copied: the file's own object holds on to its buffer.
-    return image.convert("RGB")
-
-
-def _grey16_to_rgb(image: Image.Image) -> Image.Image:
-    """The high byte, which is what Pillow takes of 16-bit RGB; its own conversion clips at 255 instead."""
-    values = np.asarray(image).astype(np.int64)
-    if values.size and (values.min() < 0 or values.max() > 65535):
-        raise PhotoError("32-bit grey pixels, which have no defined white")
-    return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+def _open_whole(data: bytes) -> Image.Image:
+    Image.init()
+    return Image.open(BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
 
 
 def _unidentified_reason(data: bytes) -> str:
@@ -257,42 +249,3 @@ def _unidentified_reason(data: bytes) -> str:
         kind = "SVG" if b"<svg" in start else "HTML or XML"
         return f"{kind} text instead of a raster image"
     return f"not an image in a known format, it starts with {bytes(data[:12])!r}"
-
-
-_quiet_lock = threading.Lock()
-_quiet_depth = 0
-_quiet_filters: Any = None
-
-
-@contextmanager
-def _quiet_pillow() -> Iterator[None]:
-    """Ignores warnings that Pillow itself raises; what they warn of is either refused or handled here.
-
-    ``warnings.catch_warnings`` restores the filters that it found, so that overlapping uses in several threads would
-    leave the wrong ones behind: the first thread in enters, the last one out leaves.
-    """
-    global _quiet_depth, _quiet_filters
-    with _quiet_lock:
-        if _quiet_depth == 0:
-            _quiet_filters = warnings.catch_warnings()
-            _quiet_filters.__enter__()
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-        _quiet_depth += 1
-    try:
-        yield
-    finally:
-        with _quiet_lock:
-            _quiet_depth -= 1
-            if _quiet_depth == 0:
-                _quiet_filters.__exit__(None, None, None)
-
-
-def _reset_after_fork() -> None:
-    """A thread that held the lock does not exist in the child, which would wait for it for ever."""
-    global _quiet_lock, _quiet_depth
-    _quiet_lock = threading.Lock()
-    _quiet_depth = 0
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
-from mmfusion.data.photos import PhotoError, photo_bytes
+from mmfusion.data.photos import PhotoError, decoder_of, photo_bytes
 from mmfusion.data.tables import ProductTable, Rows
 
 # 128 bits of blake2b as two numbers, so that millions are compared without an object for each.
@@ -19,8 +19,8 @@ _BLOCK = 1024
 def content_digests(table: ProductTable, rows: Rows, *, photos_beside_text: bool = True) -> Digests:
     """Digests (P, 2) of products: of the text that the template renders, and of the photos as they are stored.
 
-    Photos are read and not decoded. A column that the template leaves out has no part in it, as vectors do not
-    depend on it.
+    Photos are read and not decoded; one that a newer decoder shows otherwise has another digest since. A column that
+    the template leaves out has no part in it, as vectors do not depend on it.
 
     Args:
         table: Where the rows point.
@@ -57,4 +57,6 @@ def _digest(text: str, image: Any, root: str | os.PathLike[str] | None) -> bytes
             data = str(error).encode()
         digest.update(b"\0photo" + len(data).to_bytes(8, "little"))
         digest.update(data)
+        if (decoder := decoder_of(data)) > 1:
+            digest.update(b"\0decoder" + bytes([decoder]))
     return digest.digest()

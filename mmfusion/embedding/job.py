@@ -15,6 +15,7 @@ from mmfusion.embedding.plan import NewShard, plan, settle
 from mmfusion.embedding.precision import VectorType, check_binary
 from mmfusion.embedding.shard import MadeOf
 from mmfusion.model import MMFusionModel, MMFusionProcessor
+from mmfusion.model.photos_mmfusion import DECODER
 from mmfusion.retrieval.embedding import looks_at_photos
 from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.retrieval.index_files import created_by
@@ -138,6 +139,7 @@ class EmbeddingJob:
             rows=sum(entry.rows for entry in entries),
             shards=entries,
             created_by=created_by(),
+            photo_decoder=DECODER,
         )
         if manifest.rows != len(self.rows):
             raise RuntimeError(f"{manifest.rows} vectors for {len(self.rows)} products; please report this bug.")

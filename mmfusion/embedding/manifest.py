@@ -41,6 +41,7 @@ class Manifest:
         rows: Number of products.
         shards: In the order of the catalogue, as far as it goes.
         created_by: Software that embedded.
+        photo_decoder: Version of the decoder that all photos are read alike by; 1 where it was not written yet.
     """
 
     schema_version: int
@@ -52,6 +53,7 @@ class Manifest:
     rows: int
     shards: tuple[ShardEntry, ...]
     created_by: str
+    photo_decoder: int = 1
 
     def write(self, folder: Path) -> None:
         """Replaces the manifest of a folder."""

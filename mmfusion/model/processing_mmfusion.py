@@ -23,6 +23,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .errors_mmfusion import explained
 from .layout_mmfusion import keep_module
+from .photos_mmfusion import PhotoError, upright_rgb
 from .pretrained_mmfusion import read_config
 from .tokenizers_mmfusion import open_tokenizer
 
@@ -148,9 +149,10 @@ class MMFusionProcessor(ProcessorMixin):
 
         Args:
             queries: One query or several.
-            products: Mappings with the columns of the template and, under `image`, a PIL image, several, or None (or
-                NaN: no photo).
-            photo_loader: Gives the RGB image of a photo that is a text: its URL, say. By default texts are refused.
+            products: Mappings with the columns of the template and, under `image`, a PIL image of any mode, several, or
+                None (or NaN: no photo). An image that `Image.open` gives is read as its file is by the recipes, see
+                `upright_rgb`.
+            photo_loader: Gives the image of a photo that is a text: its URL, say. By default a text is an error.
 
         Returns:
             For queries alone `input_ids`, `attention_mask` (arguments of `get_query_features`); for products alone the
@@ -158,7 +160,7 @@ class MMFusionProcessor(ProcessorMixin):
 
         Raises:
             ValueError: Neither is given, one is empty, a query is blank or no text, a template column is missing from a
-                product or holds a struct or bytes, or a photo is not a PIL image of mode RGB.
+                product or holds a struct or bytes, or a photo is no PIL image or a broken one.
         """
         if queries is None and products is None:
             raise ValueError("Give queries, products or both; got neither.")
@@ -201,11 +203,15 @@ class MMFusionProcessor(ProcessorMixin):
         return features
 
     def encode_photos(self, photos: Sequence[Sequence[Image.Image]]) -> dict[str, torch.Tensor]:
-        """`pixel_values` and `photo_mask` of P lists of RGB images; empty if there is no photo at all."""
-        photos = [list(own)[: self.max_photos] for own in photos]
-        for position, own in enumerate(photos):
-            for photo in own:
-                _check_photo(photo, position)
+        """`pixel_values` and `photo_mask` of P lists of images of any mode; empty if there is no photo at all.
+
+        Raises:
+            ValueError: A photo is no PIL image or a broken one; the message has the product's position.
+        """
+        photos = [
+            [_upright(photo, f"A photo of product {position}") for photo in list(own)[: self.max_photos]]
+            for position, own in enumerate(photos)
+        ]
         widest = max((len(own) for own in photos), default=0)
         if widest == 0:
             return {}
@@ -216,8 +222,13 @@ class MMFusionProcessor(ProcessorMixin):
         return {"pixel_values": padded, "photo_mask": mask}
 
     def pixel_values(self, photos: Sequence[Image.Image]) -> torch.Tensor:
-        """(count, channels, height, width) float32 of RGB images."""
-        arrays = self.image_processor(images=list(photos), return_tensors=None)["pixel_values"]
+        """(count, channels, height, width) float32 of images of any mode.
+
+        Raises:
+            ValueError: A photo is no PIL image or a broken one, or the image processor gives arrays of several shapes.
+        """
+        upright = [_upright(photo, f"Photo {position}") for position, photo in enumerate(photos)]
+        arrays = self.image_processor(images=upright, return_tensors=None)["pixel_values"]
         tensors = [torch.as_tensor(array) for array in arrays]
         shapes = {tuple(tensor.shape) for tensor in tensors}
         if len(shapes) > 1 or any(len(shape) != 3 for shape in shapes):
@@ -399,18 +410,31 @@ def _text_fields(source: str, trust_remote_code: bool) -> dict[str, Any]:
     return {"pad_to_max_length": True, "max_query_length": length, "max_product_length": length}
 
 
-def _check_photo(photo: Any, position: int) -> None:
+def _upright(photo: Any, name: str) -> Image.Image:
+    """The photo as the image processor reads it; `name` begins the message of an error."""
     if isinstance(photo, str):
         raise ValueError(
-            f"A photo of product {position} is the text {photo[:60]!r}; nothing is opened or fetched unasked. Give PIL "
-            "images, or the processor a photo_loader (mmfusion.hub.PhotoFetcher() for URLs)."
+            f"{name} is the text {photo[:60]!r}; nothing is opened or fetched unasked. Give PIL images, or the "
+            "processor a photo_loader (mmfusion.hub.PhotoFetcher() for URLs)."
         )
     if not isinstance(photo, Image.Image):
-        raise ValueError(
-            f"A photo of product {position} is a {type(photo).__name__}; give PIL images, e.g. Image.open(path)."
-        )
-    if photo.mode != "RGB":
-        raise ValueError(f"A photo of product {position} has mode {photo.mode}; give photo.convert('RGB').")
+        raise ValueError(f"{name} is a {type(photo).__name__}; give a PIL image, e.g. {_image_from(photo)}.")
+    try:
+        return upright_rgb(photo)
+    except PhotoError as error:
+        raise ValueError(f"{name} ({photo.mode}, {photo.width}x{photo.height}) cannot be used: {error}") from error
+
+
+def _image_from(photo: Any) -> str:
+    """Python that makes a PIL image of what was given instead."""
+    if isinstance(photo, (bytes, bytearray, memoryview)):
+        return "Image.open(io.BytesIO(photo))"
+    if isinstance(photo, Mapping):
+        return "Image.open(io.BytesIO(photo['bytes']))"
+    if hasattr(photo, "shape"):
+        # The shape and type that Pillow takes; of a tensor, most have the channels in front.
+        return f"Image.fromarray(array) of a uint8 array (height, width, 3), where this has {tuple(photo.shape)}"
+    return "Image.open(path)"
 
 
 def _template_columns(template: str) -> list[str]:

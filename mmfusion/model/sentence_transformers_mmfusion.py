@@ -44,7 +44,7 @@ class MMFusionTowers(InputModule):
     - a string: its text. Where `product_template` has a single column (`"{title}"`) that is the column; where it has
       several, the text as the template would render it. It is never opened as a file nor fetched as a URL: a string
       that sentence-transformers would take for a photo is refused;
-    - a PIL image of mode RGB: its photo;
+    - a PIL image of any mode: its photo, upright and on white as [`upright_rgb`] makes it;
     - `{"text": …, "image": …}`, where either may be None, NaN or missing and `image` may be a list of photos;
     - the columns of `product_template` and, under `image`, the photos, as [`MMFusionProcessor`] takes them.
 
@@ -285,7 +285,7 @@ class MMFusionTowers(InputModule):
         if text and is_image_url_or_path(text):
             raise ValueError(
                 f"The text of a product is the address of a photo, {short(text)}; this model opens no files and no "
-                "URLs. Give the photo itself, e.g. Image.open(path).convert('RGB')."
+                "URLs. Give the photo itself, e.g. Image.open(path)."
             )
         columns = self.processor.template_columns
         return self.processor.product_text({columns[0]: text}) if len(columns) == 1 else text
