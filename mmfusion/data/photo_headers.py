@@ -7,12 +7,16 @@ from collections.abc import Iterator
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*")
 _SCAN = 0xDA
+# Bytes below which searching a file through is faster than going from segment to segment.
+_SHORT = 32_768
 _PROFILE_IN_JPEG, _PROFILE_IN_PNG, _KEY_IN_PNG = b"ICC_PROFILE\0", b"iCCP", b"tRNS"
 
 
 def may_need_colours(data: bytes) -> bool:
     """Whether a file may hold a colour profile or other colours than most do; False is certain."""
     if data.startswith(_JPEG):
+        if len(data) < _SHORT:
+            return _PROFILE_IN_JPEG in data
         return any(data.startswith(_PROFILE_IN_JPEG, start + 4) for start, _ in _jpeg_segments(data))
     if data.startswith(_PNG):
         return any(data[start + 4 : start + 8] in (_PROFILE_IN_PNG, _KEY_IN_PNG) for start, _ in _png_chunks(data))

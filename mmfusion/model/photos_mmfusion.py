@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from PIL import Image, ImageChops, ImageCms
 
@@ -78,7 +78,7 @@ def upright_rgb(photo: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.Im
         return photo
     with quiet_pillow(), one_line_errors(), _first_frame(photo):
         check_size(photo, max_pixels)
-        photo.load()
+        _load(photo)
         rgb = _to_rgb(_turned(photo))
     # A result that still carried its EXIF would be turned a second time by whoever honours it.
     rgb.info.clear()
@@ -115,9 +115,14 @@ def one_line_errors() -> Iterator[None]:
     except Exception as error:
         # Pillow's plugins raise a dozen kinds on corrupt input: OSError, SyntaxError, struct.error, IndexError ...
         reason = " ".join(str(error).split()) or type(error).__name__
-        if "closed" in reason:
-            raise PhotoError(f"its file is closed ({reason}); call load() before it is") from error
         raise PhotoError(f"corrupt or truncated: {reason}") from error
+
+
+def _load(photo: Image.Image) -> None:
+    file = getattr(photo, "fp", None)
+    if getattr(photo, "tile", None) and (file is None or getattr(file, "closed", False)):
+        raise PhotoError("its file is closed and it was not loaded; call load() while the file is open")
+    photo.load()
 
 
 @contextmanager
@@ -169,7 +174,7 @@ def _eight_bits(photo: Image.Image) -> Image.Image:
         return _grey16(photo)
     if photo.mode == "La":
         return photo.convert("LA")
-    keyed = photo.info.get("transparency")
+    keyed: Any = photo.info.get("transparency")
     if photo.mode == "RGB" and _is_wide(keyed):
         # Of 16-bit RGB, Pillow keeps the high bytes of the pixels and both of the transparent colour.
         photo = photo.copy()
@@ -185,8 +190,8 @@ def _is_wide(keyed: Any) -> bool:
 def _grey16(photo: Image.Image) -> Image.Image:
     """The high byte, which is what Pillow takes of 16-bit RGB; its own conversion clips at 255 instead."""
     wide = photo.convert("I")
-    low, high = wide.getextrema()
-    if low < 0 or high > 65535:  # type: ignore[operator]
+    low, high = cast("tuple[float, float]", wide.getextrema())
+    if low < 0 or high > 65535:
         raise PhotoError("32-bit grey pixels, which have no defined white")
     values = wide.convert("I;16").tobytes("raw", "I;16")
     grey = Image.frombytes("L", photo.size, values[1::2])
