@@ -18,10 +18,11 @@ PRESS = cmyk_profile(lambda mix: (0.0, 0.0, 0.0) if any(mix) else (100.0, 0.0, 0
 ORIENTATION = 0x0112
 
 
-def exif(orientation: int) -> Image.Exif:
+def exif(orientation: int) -> bytes:
     made = Image.Exif()
     made[ORIENTATION] = orientation
-    return made
+    # An Exif itself would lose its orientation when a TIFF is saved with it.
+    return made.tobytes()
 
 
 def noise(mode: str = "RGB", seed: int = 0) -> Image.Image:
@@ -51,7 +52,7 @@ def pages(*made: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     with TiffImagePlugin.AppendingTiffWriter(buffer, new=True) as file:
         for seed, options in enumerate(made):
-            noise(seed=seed).save(file, "TIFF", **options)
+            noise(seed=seed).save(file, "TIFF", tiffinfo={ORIENTATION: 6 if "exif" in options else 1}, **options)
             file.newFrame()
     return buffer.getvalue()
 
@@ -151,7 +152,7 @@ def test_the_image_gives_the_pixels_of_its_file(name: str) -> None:
 def test_the_files_are_what_they_are_called() -> None:
     """Else the test above would compare the same thing many times."""
     assert all(decode_photo(FILES[f"turned by {turn}"]).size == (24, 16) for turn in (5, 6, 7, 8))
-    assert len({decode_photo(data).tobytes() for data in FILES.values()}) > len(FILES) - 15
+    assert len({decode_photo(data).tobytes() for data in FILES.values()}) >= 35
     for name in ("second frame turned, MPO", "second page turned"):
         photo = opened(FILES[name])
         photo.seek(1)
