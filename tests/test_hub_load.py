@@ -415,7 +415,7 @@ def test_a_model_of_another_kind_or_of_a_newer_schema_is_one_line(
         line = one_line(lambda cls=cls: cls.from_pretrained(newer))
         assert "schema_version 99" in line and "upgrade mmfusion" in line
     empty = plant(hub, Path(), {"data.csv": b"1"}, "hub")
-    assert "holds no model: it has no config.json" in one_line(lambda: MMFusionModel.from_pretrained(empty))
+    assert "is not an mmfusion model: it has no config.json" in one_line(lambda: MMFusionModel.from_pretrained(empty))
 
 
 @pytest.mark.usefixtures("hub_client_environment")
