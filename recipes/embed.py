@@ -23,6 +23,7 @@ def main(
     split: str | None = None,
     vector_type: VectorType = "float32",
     truncate_dim: int | None = None,
+    allow_untrained_width: bool = False,
     shard_size: int = 4096,
     batch_size: int = 64,
     engine: Literal["lightning", "ray"] = "lightning",
@@ -40,7 +41,9 @@ def main(
         output: Folder for everything that is written; several nodes need one that all of them see.
         split: Only products of this split; default: all.
         vector_type: float32, float16, int8 (with a scale per vector) or binary (a bit per component).
-        truncate_dim: Components to keep of each vector (of each view, with a query router); default: all.
+        truncate_dim: Components to keep of each vector (of each view, with a query router), of a number that the model
+            was trained for (its `matryoshka_dims`); default: all.
+        allow_untrained_width: Whether truncate_dim may be any other number, too.
         shard_size: Products per shard, and what a kill costs at most per device.
         batch_size: Products per forward pass.
         engine: `lightning`: the devices of this machine, or nodes that torchrun or SLURM start. `ray` (needs
@@ -53,7 +56,9 @@ def main(
             activation checkpointing has a place here.
     """
     _check(engine, hardware)
-    settings = EmbeddingSettings(vector_type, truncate_dim, shard_size, batch_size, hardware.num_workers)
+    settings = EmbeddingSettings(
+        vector_type, truncate_dim, shard_size, batch_size, hardware.num_workers, allow_untrained_width
+    )
     # Neither the catalogue's place nor what else changes from day to day makes the vectors others.
     run = open_run(output, "embed", {"base": base, "split": split, "vector_type": vector_type, "dim": truncate_dim})
     with full_disk_ends(run.folder, "go on"):

@@ -16,7 +16,7 @@ from mmfusion.evaluation.perturb import Perturbation, PerturbedInputs, no_text, 
 from mmfusion.evaluation.routing import PROVENANCE, format_router_weights, router_weights
 from mmfusion.evaluation.slices import take
 from mmfusion.model import MMFusionModel, MMFusionProcessor
-from mmfusion.retrieval.embedding import EmbeddedProducts, FloatArray, embed_products, embed_queries
+from mmfusion.retrieval.embedding import EmbeddedProducts, FloatArray, check_width, embed_products, embed_queries
 from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.training import cache_pool, load_base, load_catalogue, run_command
 
@@ -38,6 +38,7 @@ def main(
     compare: list[str] | None = None,
     label_source: str = "",
     truncate_dim: int | None = None,
+    allow_untrained_width: bool = False,
     weights_agree: bool = False,
     freeze_vision_blocks: int = 0,
     feature_cache: str | None = None,
@@ -64,7 +65,9 @@ def main(
             shows the photo of another one, and the gain of seeing must vanish).
         compare: Names of results in the output folder, from the bottom of the ladder up, to print before this one.
         label_source: Who or what judged, printed beside the numbers.
-        truncate_dim: Components to keep of each vector (of each view, with a query router); default: all.
+        truncate_dim: Components to keep of each vector (of each view, with a query router), of a number that the model
+            was trained for (its `matryoshka_dims`); default: all.
+        allow_untrained_width: Whether truncate_dim may be any other number, too.
         weights_agree: Also embed the products without photos and without texts, and say how well the reported modality
             weights agree with what leaving a modality out does to the scores; takes three times as long.
         freeze_vision_blocks: Number of lowest vision blocks whose activations are cached, to evaluate several models
@@ -76,8 +79,9 @@ def main(
     """
     folder = Path(output)
     model, processor = load_base(base)
+    check_width(model.config, truncate_dim, allow_untrained_width)
     products = load_catalogue(catalogue, base, folder)
-    query_rows, product_rows = np.unique(products.split_qrels(split).query), products.product_rows(_pool(pool, split))
+    query_rows, product_rows = products.judged_queries(split), products.product_rows(_pool(pool, split))
     inputs = perturbed_inputs(perturb, product_rows, len(products.products), seed)
     if baseline == "bm25":
         ranked = _rank_bm25(products, processor, query_rows, product_rows, inputs)

@@ -643,3 +643,51 @@ def test_columns_without_any_value_may_be_of_numbers_and_others_name_the_value(t
         CatalogueError, match=r"'product_id'.*double, not strings or integers.*become floats where one is missing"
     ):
         Catalogue.load_products(tmp_path, cache_dir=tmp_path / "cache3")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "split", "message"),
+    [
+        (
+            "split",
+            ["train"] * 3,
+            "test",
+            r"'test' has no queries with judgements \(train: 1\); give --split train, or write",
+        ),
+        (
+            "kind",
+            ["a"] * 3,
+            "val",
+            r"judgements \(train: 1, test: 1\); give --split train or test, or write val queries$",
+        ),
+        (
+            "grade",
+            [0, 3, 1, 0],
+            "test",
+            r"all 2 judgements of the split 'test' have grade 0, .* \(train: 1\); give --sp",
+        ),
+        (
+            "product_id",
+            ["p0", "p0", "p2", "p1"],
+            "test",
+            r"the 2 judgements of its queries are of products of other spl",
+        ),
+        ("product_id", ["p0", "p2", "p3", "p1"], "test", r"no other split has any.*; check the column 'split'"),
+        ("kind", ["a"] * 3, "dev", "split 'dev' does not exist. Use one of train, val, test"),
+    ],
+)
+def test_a_split_without_judged_queries_says_which_have_some(
+    tmp_path: Path, column: str, values: list[Any], split: str, message: str
+) -> None:
+    content = tables()
+    content["queries" if column in ("split", "kind") else "qrels"][column] = values
+    catalogue = load(write(tmp_path / "shop", content), tmp_path)
+    with pytest.raises(CatalogueError, match=message) as caught:
+        catalogue.judged_queries(split)
+    assert "\n" not in str(caught.value)
+
+
+def test_judged_queries_are_those_with_a_judged_product_of_their_split(folder: Path, tmp_path: Path) -> None:
+    catalogue = load(folder, tmp_path)
+    assert catalogue.judged_queries("train").tolist() == [0] and catalogue.judged_queries("test").tolist() == [1, 2]
+    assert catalogue.judged_queries(None).tolist() == [0, 1, 2]

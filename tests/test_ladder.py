@@ -162,8 +162,9 @@ def test_a_router_is_the_only_difference_to_the_default_and_its_model_is_evaluat
     assert {name for name in routed if routed[name] != plain.get(name)} == {"output", "query_router"}
     assert (routed["base"], routed["query_router"]) == (str(tmp_path / "seed0" / "stage1"), "true")
     whole, cut = plan["val/routed.seed0"], plan["val/routed_equal_bytes.seed0"]
-    assert {name for name in cut if cut[name] != whole.get(name)} == {"name", "truncate_dim"}
+    assert {name for name in cut if cut[name] != whole.get(name)} == {"name", "truncate_dim", "allow_untrained_width"}
     assert (cut["base"], cut["truncate_dim"]) == (str(tmp_path / "seed0" / "routed"), "10")
+    assert cut["allow_untrained_width"] == "true"
 
 
 def test_a_shortened_router_alone_is_trained_in_the_folder_of_the_whole_one(tmp_path: Path) -> None:

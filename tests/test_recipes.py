@@ -75,15 +75,24 @@ def test_a_routed_model_is_trained_evaluated_indexed_and_searched(
     kinds = {f"kind={part.value}" for part in result.slices if part.column == "kind"}
     assert set(result.provenance["router_weights"]) == {"all", *kinds}
     assert "| queries | fused | text | image |" in capsys.readouterr().out
-    dim = model.config.embedding_dim
-    recipe("evaluate")(base=routed, output=str(tmp_path / "evaluation"), name="short", truncate_dim=dim // 3)
+    dim, untrained = model.config.embedding_dim, {"allow_untrained_width": True}
+    for name, options in (("evaluate", {}), ("embed", {"vector_type": "int8"})):
+        with pytest.raises(
+            ValueError, match=rf"truncate_dim is 7, .* not trained for \(trained: {dim}\); .*--allow_un"
+        ):
+            recipe(name)(base=routed, output=str(tmp_path / f"short_{name}"), truncate_dim=7, **options)
+    recipe("evaluate")(
+        base=routed, output=str(tmp_path / "evaluation"), name="short", truncate_dim=dim // 3, **untrained
+    )
     sizes = [
         Evaluation.load(tmp_path / "evaluation", name).provenance["bytes_per_product"] for name in ("routed", "short")
     ]
     assert sizes == [4 * 3 * dim, 4 * 3 * (dim // 3)]
     with pytest.raises(ValueError, match="binary vectors keep signs alone"):
         recipe("embed")(base=routed, output=str(tmp_path / "binary"), vector_type="binary")
-    recipe("embed")(base=routed, output=str(tmp_path / "embeddings"), vector_type="int8", truncate_dim=dim // 4)
+    recipe("embed")(
+        base=routed, output=str(tmp_path / "embeddings"), vector_type="int8", truncate_dim=dim // 4, **untrained
+    )
     recipe("index")(embeddings=str(tmp_path / "embeddings"), output=str(tmp_path / "short_index"))
     short = ProductIndex.load(tmp_path / "short_index" / "index").description
     assert (short.dimension, short.factory) == (3 * (dim // 4), "SQ8")

@@ -1,5 +1,6 @@
 """Shortened and routed vectors: one inner product is the weighted sum of views; a missing view costs nothing."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 from tiny_encoders import photos, texts, tiny_model
 from torch.nn import functional as F
 
-from mmfusion.model import MMFusionConfig, MMFusionModel
+from mmfusion.model import MMFusionConfig, MMFusionModel, modeling_mmfusion
+from mmfusion.retrieval.embedding import check_width
 
 
 def routed(**config: object) -> MMFusionModel:
@@ -60,6 +62,30 @@ def test_a_plain_model_shortens_to_unit_length_and_refuses_other_widths() -> Non
     for dim in (0, 13):
         with pytest.raises(ValueError, match=rf"truncate_dim is {dim}; give 1 to 12 \(trained: 4\)"):
             model.get_query_features(**queries(2), truncate_dim=dim)
+
+
+def test_a_width_that_was_not_trained_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(modeling_mmfusion.logger, "warning_once", said.append)
+    model = tiny_model(embedding_dim=12, matryoshka_dims=[8, 4])
+    with torch.no_grad():
+        for dim in (None, 4, 8, 12):
+            model.get_query_features(**queries(2), truncate_dim=dim)
+        assert said == []
+        model.get_query_features(**queries(2), truncate_dim=5)
+    assert said == [
+        "truncate_dim is 5, a width that this model was not trained for (trained: 4, 8, 12); expect worse rankings."
+    ]
+
+
+@pytest.mark.parametrize(("dim", "allowed"), [(None, True), (4, True), (12, True), (5, False)])
+def test_commands_take_trained_widths_alone_unless_told_otherwise(dim: int | None, allowed: bool) -> None:
+    config = tiny_model(embedding_dim=12, matryoshka_dims=[4]).config
+    check_width(config, dim, True)
+    with nullcontext() if allowed else pytest.raises(ValueError, match=r"is 5, .* \(trained: 4, 12\); .*--allow_untr"):
+        check_width(config, dim, False)
+    with pytest.raises(ValueError, match=r"truncate_dim is 13; give 1 to 12 \(trained: 4, 12\)"):
+        check_width(config, 13, True)
 
 
 def test_stage_one_compares_views_without_the_router() -> None:

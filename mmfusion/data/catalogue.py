@@ -17,7 +17,7 @@ from mmfusion.data.catalogue_files import find_folder, refuse_revision
 from mmfusion.data.catalogue_judgements import build_qrels
 from mmfusion.data.catalogue_load import load_from_folder, load_from_hub
 from mmfusion.data.catalogue_rows import check_rows, rows_of_split, text_or_blank, tidy_product, to_strings
-from mmfusion.data.catalogue_schema import COLUMNS, TABLES, check_split_name
+from mmfusion.data.catalogue_schema import COLUMNS, SPLITS, TABLES, check_split_name
 from mmfusion.data.catalogue_stream import batched, stream_from_folder, stream_from_hub
 from mmfusion.data.qrels import Qrels
 
@@ -204,6 +204,30 @@ class Catalogue:
             return self.qrels
         return self.qrels.restrict(self.query_rows(split), self.product_rows(split))
 
+    def judged_queries(self, split: str | None) -> npt.NDArray[np.int64]:
+        """Rows of the queries of a split that have a judged product in it, ascending, int64 ``[n]``, at least one.
+
+        Raises:
+            CatalogueError: There is none, or all grades are 0; says which splits have some.
+        """
+        qrels = self.split_qrels(split)
+        if (qrels.grade > 0).any():
+            return np.unique(qrels.query)
+        counts = {one: len(_asked(self.split_qrels(one))) for one in SPLITS if one != split}
+        there = [one for one, count in counts.items() if count]
+        others = ", ".join(f"{one}: {counts[one]}" for one in there) or "no other split has any"
+        problem = f"the split {split!r} has no queries with judgements ({others})"
+        queries = np.arange(len(self.queries)) if split is None else self.query_rows(split)
+        elsewhere = self.qrels.restrict(query_rows=queries, product_rows=np.arange(len(self.products)))
+        if len(qrels):
+            problem = (
+                f"all {len(qrels)} judgements of the split {split!r} have grade 0, which asks for nothing ({others})"
+            )
+        elif len(elsewhere):
+            problem += f": the {len(elsewhere)} judgements of its queries are of products of other splits"
+        remedy = f"give --split {' or '.join(there)}, or write {split} queries" if there else "check the column 'split'"
+        raise CatalogueError(f"{problem}; {remedy}", self.source)
+
     def product(self, row: int) -> dict[str, Any]:
         """One product.
 
@@ -248,6 +272,11 @@ class Catalogue:
     def __getstate__(self) -> dict[str, Any]:
         # Ids are read again from the mapped table where they are needed, rather than copied into every worker.
         return {key: value for key, value in self.__dict__.items() if key not in ("product_ids", "query_ids")}
+
+
+def _asked(qrels: Qrels) -> npt.NDArray[np.int64]:
+    """Queries that have something to find."""
+    return np.unique(qrels.query[qrels.grade > 0])
 
 
 def _load_tables(

@@ -1,5 +1,6 @@
 """The Lightning data module: train batches from train products only, and the val split for ranking metrics."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from mmfusion.data.tables import PairTable, ProductTable, QueryTable, Rows, text
 from mmfusion.data.text_cache import build_text_cache
 from mmfusion.data.workers import WorkersLoader
 from mmfusion.model import MMFusionModel, MMFusionProcessor
+
+logger = logging.getLogger("mmfusion")
 
 
 class MMFusionDataModule(L.LightningDataModule):
@@ -109,6 +112,12 @@ class MMFusionDataModule(L.LightningDataModule):
         if not len(self.train_qrels):
             raise CatalogueError(
                 "no train query has a judged train product", catalogue.source, "Check the split columns and the qrels."
+            )
+        if not len(self.val_qrels):
+            logger.warning(
+                "%s: no val query has a judged val product, so that training is not validated; give --dev_fraction "
+                "0.1, or write val queries",
+                catalogue.source,
             )
         self.train_rows = catalogue.product_rows("train")
         self.val_rows = self.train_rows if dev_fraction else catalogue.product_rows("val")

@@ -16,7 +16,7 @@ from mmfusion.embedding.precision import VectorType, check_binary
 from mmfusion.embedding.shard import MadeOf
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.model.photos_mmfusion import DECODER
-from mmfusion.retrieval.embedding import looks_at_photos
+from mmfusion.retrieval.embedding import check_width, looks_at_photos
 from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.retrieval.index_files import created_by
 
@@ -33,6 +33,7 @@ class EmbeddingSettings:
         shard_size: Products per shard, which is also what a kill costs at most per rank.
         batch_size: Products per forward pass.
         num_workers: Processes per rank that decode photos.
+        allow_untrained_width: Whether `truncate_dim` may be a width that the model was not trained for.
     """
 
     vector_type: VectorType = "float32"
@@ -40,6 +41,7 @@ class EmbeddingSettings:
     shard_size: int = 4096
     batch_size: int = 64
     num_workers: int = 0
+    allow_untrained_width: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("shard_size", 1), ("batch_size", 1), ("num_workers", 0)):
@@ -82,7 +84,8 @@ class EmbeddingJob:
             split: For the manifest.
 
         Raises:
-            ValueError: There is no product, the model has fewer components than `truncate_dim`, or binary vectors are
+            ValueError: There is no product, the model has fewer components than `truncate_dim` or was not trained for
+                that many, or binary vectors are
                 wanted of a routed model or of a dimension that is no multiple of 8.
         """
         if not len(rows):
@@ -163,7 +166,7 @@ def describe(model: MMFusionModel, processor: MMFusionProcessor, settings: Embed
 
 def _dimension(model: MMFusionModel, settings: EmbeddingSettings) -> int:
     config = model.config
-    # Cut for real, so that a dimension that the model does not have is refused before anything is read.
+    check_width(config, settings.truncate_dim, settings.allow_untrained_width)
     dimension = model.shorten(torch.zeros(1, config.vector_dim), settings.truncate_dim).shape[1]
     if settings.vector_type == "binary":
         if config.query_router:

@@ -251,7 +251,8 @@ class _Planner:
         if settings.label_source:
             flags["label_source"] = settings.label_source
         if self.rung.name == ROUTED_EQUAL_BYTES and settings.embedding_dim is not None:
-            flags["truncate_dim"] = settings.embedding_dim // len(VIEWS)
+            # What an equal number of bytes costs is the question, whether or not the model was trained for it.
+            flags |= {"truncate_dim": settings.embedding_dim // len(VIEWS), "allow_untrained_width": True}
         if self.rung.name == "bm25":
             flags["baseline"] = "bm25"
         elif trained.blocks and trained.cache and (self.rung.name != TEXT_ONLY or perturbation == "text_dropped"):

@@ -237,6 +237,10 @@ class MMFusionConfig(PreTrainedConfig):
         """Width of the vectors to search and to index."""
         return self.embedding_dim * (3 if self.query_router else 1)
 
+    def trained_widths(self) -> list[int]:
+        """Components per view that the losses trained vectors for, ascending; the last is `embedding_dim`."""
+        return [*sorted(self.matryoshka_dims), self.embedding_dim]
+
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         return self.text_config
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import is_accelerate_available
+from transformers.utils import is_accelerate_available, logging
 
 from .backbones_mmfusion import (
     blank_photo,
@@ -43,6 +43,8 @@ from .weights_mmfusion import HUB_ARGUMENTS, align_weights, fetch_weights, refus
 if TYPE_CHECKING:
     # transformers copies the files that imports name, whether they run or not: so this one is saved with the weights.
     from .sentence_transformers_mmfusion import MMFusionTowers as MMFusionTowers
+
+logger = logging.get_logger(__name__)
 
 _Texts = tuple[Tensor, Tensor, Tensor | None]
 _Photos = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -377,6 +379,8 @@ class MMFusionModel(MMFusionPreTrainedModel):
     def shorten(self, embeds: Tensor, truncate_dim: int | None) -> Tensor:
         """Shortens vectors to search or to index to `truncate_dim` components per view; None leaves them as they are.
 
+        A width that the model was not trained for is warned of once.
+
         Raises:
             ValueError: There are fewer components.
         """
@@ -386,6 +390,12 @@ class MMFusionModel(MMFusionPreTrainedModel):
             raise ValueError(
                 f"truncate_dim is {truncate_dim}; give 1 to {self.config.embedding_dim} (trained: "
                 f"{', '.join(map(str, self.config.matryoshka_dims)) or 'none'})."
+            )
+        if truncate_dim not in self.config.trained_widths():
+            trained = ", ".join(map(str, self.config.trained_widths()))
+            logger.warning_once(
+                f"truncate_dim is {truncate_dim}, a width that this model was not trained for (trained: {trained}); "
+                "expect worse rankings."
             )
         return shorten(embeds, truncate_dim, len(VIEWS) if self.config.query_router else 1)
 
