@@ -76,8 +76,8 @@ def main(
         )
         embedded = _embed(job, engine, hardware, _absolute(base), _absolute(products.source))
     if embedded is not None:
-        run.finish(base=_absolute(base), catalogue=products.source, products=len(embedded))
         forget_other_tables(products, run.folder)
+        run.finish(base=_absolute(base), catalogue=products.source, products=len(embedded))
         print(f"{len(embedded):,} products in {run.folder}; next: recipes/index.py --embeddings {output}")
 
 

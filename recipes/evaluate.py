@@ -18,7 +18,7 @@ from mmfusion.evaluation.slices import take
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.retrieval.embedding import EmbeddedProducts, FloatArray, check_width, embed_products, embed_queries
 from mmfusion.retrieval.fingerprint import model_fingerprint
-from mmfusion.training import cache_pool, load_base, load_catalogue, run_command
+from mmfusion.training import cache_pool, load_base, load_catalogue, run_command, take_lock
 
 PLACES = 100
 
@@ -78,6 +78,7 @@ def main(
         seed: Of the perturbation.
     """
     folder = Path(output)
+    lock = take_lock(folder)
     model, processor = load_base(base)
     check_width(model.config, truncate_dim, allow_untrained_width)
     products = load_catalogue(catalogue, base, folder)
@@ -153,6 +154,7 @@ def main(
     (folder / f"{result.name}.comparison.md").write_text(text)
     if routed:
         print(f"what the router weighs, per cent:\n\n{format_router_weights([result])}\n")
+    lock.release()
     print(f"{text}\nresults: {folder.absolute()}")
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mmfusion.onnx import export_query_tower
 from mmfusion.retrieval.query_tower import load_query_tower
-from mmfusion.training import run_command
+from mmfusion.training import run_command, take_lock
 
 
 def main(base: str, output: str = "outputs/onnx", opset: int | None = None) -> None:
@@ -17,8 +17,9 @@ def main(base: str, output: str = "outputs/onnx", opset: int | None = None) -> N
         output: Folder for the export; one that is there is replaced as a whole.
         opset: Version of the ONNX operators, from 18; default: what PyTorch writes best.
     """
-    model, processor = load_query_tower(base)
-    description = export_query_tower(model, processor, output, opset=opset)
+    with take_lock(output, beside=True):
+        model, processor = load_query_tower(base)
+        description = export_query_tower(model, processor, output, opset=opset)
     size = sum(path.stat().st_size for path in Path(output).iterdir())
     print(
         f"{output}: {size / 1e6:,.1f} MB, opset {description.opset}, {description.dimension} dimensions, queries of up "

@@ -5,7 +5,7 @@ from typing import Literal
 
 from mmfusion.evaluation import format_table
 from mmfusion.report import Questions, Ranking, build_report, choose, load_rungs, rank_with, write_page
-from mmfusion.training import cache_pool, load_base, load_catalogue, run_command
+from mmfusion.training import cache_pool, load_base, load_catalogue, run_command, take_lock
 from mmfusion.training.run import read_record
 
 
@@ -45,6 +45,7 @@ def main(
     """
     arguments = dict(locals())
     rungs = load_rungs(results, order)
+    lock = take_lock(output)
     products = load_catalogue(catalogue, fusion, Path(output))
     questions = Questions.like(rungs[0], products, split)
 
@@ -67,6 +68,7 @@ def main(
         records={"the baseline": read_record(Path(baseline)), "the fusion model": read_record(Path(fusion))},
     )
     path = write_page(output, page)
+    lock.release()
     print(f"{format_table(rungs)}\npage: {path.absolute()} ({path.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -14,6 +14,7 @@ from mmfusion.ladder.run import StepFailedError, run_steps
 from mmfusion.ladder.rungs import all_rungs, reasons_not_run
 from mmfusion.ladder.settings import LadderSettings
 from mmfusion.ladder.write import write_ladder
+from mmfusion.training.output_lock import take_lock
 
 
 def run_ladder(
@@ -43,6 +44,7 @@ def run_ladder(
     settings.output.mkdir(parents=True, exist_ok=True)
     if table_only:
         return _show(_write(settings, steps, [step for step in steps if is_finished(step)], None))
+    lock = take_lock(settings.output)
     write_embedded_inputs(settings)
     finished: list[LadderStep] = []
     failed: StepFailedError | None = None
@@ -51,6 +53,7 @@ def run_ladder(
     except StepFailedError as error:
         failed = error
     _show(_write(settings, steps, finished, failed))
+    lock.release()
     if failed is not None:
         raise SystemExit(f"StepFailedError: {failed}")
 

@@ -7,7 +7,8 @@ from mmfusion.training.features import cache_frozen, cache_pool
 from mmfusion.training.hardware import Hardware
 from mmfusion.training.hub_checkpoints import HubCheckpoints, PushCheckpoints
 from mmfusion.training.hub_resume import continue_from_hub
-from mmfusion.training.run import Run, RunError, decisive, open_run
+from mmfusion.training.output_lock import RunError, take_lock
+from mmfusion.training.run import Run, decisive, open_run
 from mmfusion.training.sources import load_base, load_catalogue, note_catalogue, starting_base
 from mmfusion.training.trainer import build_trainer, fit
 
@@ -31,4 +32,5 @@ __all__ = [
     "preflight",
     "run_command",
     "starting_base",
+    "take_lock",
 ]

@@ -20,6 +20,8 @@ from mmfusion.model import MMFusionConfig, MMFusionModel
 from mmfusion.model.weights_mmfusion import sha256_of
 from mmfusion.training.hub_record import CHECKPOINT, MODEL_FOLDER, RECORD
 from mmfusion.training.merged_arguments import merged_arguments
+from mmfusion.training.output_lock import NAME as LOCK
+from mmfusion.training.output_lock import take_lock
 from mmfusion.training.run import (
     RunError,
     as_recorded,
@@ -91,8 +93,9 @@ def continue_from_hub(recipe: str, main: Callable[..., None], given: Mapping[str
         _wait_for(folder)
     record = read_record(folder)
     if record is None or record.get("resumed_from") != str(address):
-        _check_is_free(folder, address)
-        arguments = _fetch(recipe, main, given, address, folder)
+        with take_lock(folder, beside=True):
+            _check_is_free(folder, address)
+            arguments = _fetch(recipe, main, given, address, folder)
     else:
         found = record["arguments"]
         local = {name: found[name] for name in ("base", "catalogue")}
@@ -120,6 +123,8 @@ def _fetch(
     facts = {"resumed_from": str(address), "resumed_commit": commit, "base_reference": record.get("base_reference")}
     contents = {"catalogue_contents": record.get("catalogue_contents")}
     start_run(partial, recipe, as_recorded(decisive(arguments)), **facts, **contents)
+    # What a job that was killed may have left.
+    (folder / LOCK).unlink(missing_ok=True)
     os.replace(partial, folder)
     return arguments
 
@@ -238,7 +243,7 @@ def _catalogue(
 
 
 def _check_is_free(folder: Path, address: HubAddress) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
         raise RunError(
             f"The output folder {folder} holds something else than the run {address}; give another --output."
         )

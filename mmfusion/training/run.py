@@ -9,13 +9,15 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from mmfusion.files import is_partial, replace_text
 from mmfusion.training.checkpoint_files import list_checkpoints
+from mmfusion.training.output_lock import NAME as LOCK
+from mmfusion.training.output_lock import OutputLock, RunError, is_held_by_our_job, take_lock
 
 _RECORD = "run.json"
 # Where a run is written, and how it gets there, has no part in what comes out of it.
@@ -23,10 +25,6 @@ _NOT_DECISIVE = ("output", "hub", "resume", "trust_checkpoint", "dry_run")
 # A slow disk may keep the first rank busy with imports.
 _FIRST_RANK_SECONDS = 300.0
 _PACKAGES = ("torch", "lightning", "transformers", "huggingface_hub", "mmfusion")
-
-
-class RunError(ValueError):
-    """An output folder cannot be used."""
 
 
 @dataclass
@@ -43,6 +41,8 @@ class Run:
     folder: Path
     record: dict[str, Any]
     rehearsal_of: Path | None = None
+    # Of the folder, on the first rank.
+    lock: OutputLock | None = field(default=None, repr=False, compare=False)
 
     @property
     def complete(self) -> bool:
@@ -64,9 +64,11 @@ class Run:
             _write(self.folder / _RECORD, self.record)
 
     def finish(self, **facts: Any) -> None:
-        """Marks the run as complete."""
+        """Marks the run as complete, and leaves the folder to other jobs."""
         seconds = round(time.time() - self.record["started_at"], 1)
         self.note(complete=True, seconds_since_start=seconds, **facts)
+        if self.lock is not None:
+            self.lock.release()
 
 
 def open_run(
@@ -81,30 +83,41 @@ def open_run(
         dry_run: Leaves the folder as it is; the run is in a temporary one, which goes with the run.
 
     Raises:
-        RunError: The folder holds something else: other files, another recipe, or a run with other arguments. Or this
-            is not the first rank, which begins a run for all, and that one has not done so.
+        RunError: The folder holds something else: other files, another recipe, or a run with other arguments; or
+            another job is writing it. Or this is not the first rank, which begins a run for all, and that one has not
+            done so.
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mmfusion").setLevel(logging.INFO)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     folder = Path(output).absolute()
     wanted = as_recorded(arguments)
+    lock = None
     if not dry_run and not is_first_rank():
         _await_first_rank(folder, wanted)
+    elif not dry_run:
+        lock = take_lock(folder)
     record, stale = _record_to_continue(folder, recipe, wanted)
     if dry_run:
         return _rehearsal(folder, record or _begun(recipe, wanted))
     if stale:
         (folder / _RECORD).unlink()
         shutil.rmtree(folder / "embedded_base", ignore_errors=True)
-    return start_run(folder, recipe, wanted) if record is None else Run(folder, record)
+    run = start_run(folder, recipe, wanted) if record is None else Run(folder, record)
+    run.lock = lock
+    return run
 
 
 def _await_first_rank(folder: Path, wanted: dict[str, Any]) -> None:
     # A rank that is ahead would put files, such as caches, where the first one then finds no record beside them.
     def is_begun() -> bool:
         record = read_record(folder)
-        return record is not None and (record["arguments"] == wanted or not _saved_nothing(folder, record))
+        if record is None:
+            return False
+        if record["arguments"] != wanted:
+            # If it is kept, it is an error for all ranks.
+            return not _saved_nothing(folder, record)
+        return bool(record["complete"]) or is_held_by_our_job(folder)
 
     wait_for_first_rank(
         is_begun,
@@ -133,7 +146,11 @@ def _record_to_continue(folder: Path, recipe: str, wanted: dict[str, Any]) -> tu
     if record is not None and _saved_nothing(folder, record) and record["arguments"] != wanted:
         # Refused or interrupted before its first checkpoint: there is nothing to mix up.
         return None, True
-    if record is None and folder.exists() and not all(map(is_partial, folder.iterdir())):
+    if (
+        record is None
+        and folder.exists()
+        and not all(is_partial(path) or path.name == LOCK for path in folder.iterdir())
+    ):
         # What came between two looks is the record of the first rank.
         record = read_record(folder)
         if record is None:
@@ -154,6 +171,10 @@ def _record_to_continue(folder: Path, recipe: str, wanted: dict[str, Any]) -> tu
             "--output, or delete the folder."
         )
     return record, False
+
+
+def _is_ours(path: Path) -> bool:
+    return is_partial(path) or path.name == LOCK
 
 
 def _rehearsal(folder: Path, record: dict[str, Any]) -> Run:
