@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import io
 import json
 import re
 import shutil
@@ -24,6 +25,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, ViTImageProcessorPil
 
 from mmfusion import MMFusionModel, MMFusionProcessor
+from mmfusion.data.photos import decode_photo
 from mmfusion.hub.query_only import write_query_tower
 
 sentence_transformers = pytest.importorskip("sentence_transformers", minversion="6")
@@ -469,6 +471,23 @@ def test_the_query_tower_alone_encodes_queries(folder_of: Callable[[str], Path],
             model.encode_document([product])
     with pytest.raises(ValueError, match="'image' is not supported"):
         model.encode_document([_photo(1)])
+
+
+def test_a_photo_has_the_vector_of_its_file(folder_of: Callable[[str], Path]) -> None:
+    model = _load(folder_of("plain"))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    phone, cut_out = _photo(1), Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+    phone.paste((0, 0, 0), (0, 0, phone.width, phone.height // 3))
+    for photo, kind, options in ((phone, "JPEG", {"exif": turned}), (cut_out, "PNG", {})):
+        file = io.BytesIO()
+        photo.save(file, kind, **options)
+        opened, decoded = Image.open(io.BytesIO(file.getvalue())), decode_photo(file.getvalue())
+        expected = model.encode_document([{"text": "dress", "image": decoded}])
+        _assert_same(model.encode_document([{"text": "dress", "image": opened}]), expected)
+        _assert_same(model.encode_document([opened]), model.encode_document([decoded]))
+        as_stored = model.encode_document([{"text": "dress", "image": photo.convert("RGB")}])
+        assert abs(as_stored - expected).max() > 1e-3
 
 
 # --- Refusals ------------------------------------------------------------------------------------------------------
