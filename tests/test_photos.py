@@ -265,3 +265,11 @@ def test_reader_travels_to_a_worker() -> None:
 def test_reader_refuses_limits_below_one(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(options))} is 0; it must be at least 1"):
         PhotoReader(**options)  # type: ignore[arg-type]
+
+
+def test_nan_and_lists_of_pandas_are_no_bad_photos() -> None:
+    read = PhotoReader()
+    nan = float("nan")
+    for image in (nan, [nan, None], {"bytes": nan, "path": None}, {"bytes": None, "path": nan}):
+        assert read("p", image) == []
+    assert read("p", np.array([None, nan], object)) == [] and read.bad == {}

@@ -173,11 +173,17 @@ class PhotoReader:
 
 
 def _is_list(image: Any) -> bool:
+    if getattr(getattr(image, "dtype", None), "kind", "") == "O":
+        # A list column of pandas.
+        return True
     return isinstance(image, Sequence) and not isinstance(image, (str, bytes, bytearray, memoryview))
 
 
 def _is_null(photo: Any) -> bool:
-    return is_missing(photo) or (isinstance(photo, Mapping) and photo.get("bytes") is None and not photo.get("path"))
+    if not isinstance(photo, Mapping):
+        return is_missing(photo)
+    path = photo.get("path")
+    return is_missing(photo.get("bytes")) and (is_missing(path) or not path)
 
 
 def photo_bytes(photo: Any, root: str | os.PathLike[str] | None) -> bytes:
@@ -188,7 +194,7 @@ def photo_bytes(photo: Any, root: str | os.PathLike[str] | None) -> bytes:
     """
     if isinstance(photo, Mapping):
         data, path = photo.get("bytes"), photo.get("path")
-        if data is None and path:
+        if is_missing(data) and path:
             data = _read_file(os.fspath(path), root)
     else:
         data = photo
