@@ -57,7 +57,8 @@ def test_declared_width_is_the_width_of_the_states(name: str) -> None:
     with torch.no_grad():
         encoded = backbones.encode_photos(encoder, photos(2)[:, 0], "mean")
     assert encoded.tokens.ndim == 3
-    assert encoded.tokens.shape[2] == encoded.pooled.shape[1] == hidden_size(encoder.config)
+    sizes = backbones.photo_sizes(encoder.config, "mean")
+    assert (encoded.pooled.shape[1], encoded.tokens.shape[2]) == sizes
     assert torch.allclose(encoded.tokens.mean(1), encoded.pooled)
 
 
@@ -67,7 +68,8 @@ def test_mobilenet_width_follows_its_config(multiplier: float, finegrained: bool
     config = MobileNetV2Config(depth_multiplier=multiplier, finegrained_output=finegrained)
     with torch.device("meta"):
         model = MobileNetV2Model(config)
-    assert hidden_size(config) == model.conv_1x1.convolution.out_channels
+    width = model.conv_1x1.convolution.out_channels
+    assert backbones.photo_sizes(config, "pooler") == (width, width)
 
 
 def test_width_of_an_unknown_encoder_is_an_error() -> None:
@@ -186,7 +188,7 @@ def test_resumed_forward_equals_the_full_one_in_value_and_gradient(name: str, bl
     assert list(backbones.vision_blocks(model.vision_model)) == order
 
 
-@pytest.mark.parametrize("name", [name for name in VISION_ENCODERS if name != "siglip2"])
+@pytest.mark.parametrize("name", VISION_ENCODERS)
 def test_states_below_the_top_reach_the_product_from_photos_and_from_features_alike(name: str) -> None:
     model = tiny_model(vision=name, vision_feature_layers=[0, 1], neck_hidden_size=12, neck_heads=2)
     text, pixels = texts([5, 3, 4]), photos(3)

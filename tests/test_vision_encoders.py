@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from mmfusion import MMFusionModel
+from mmfusion.model import backbones_mmfusion as backbones
 from mmfusion.model.vision_families_mmfusion import VISION_FAMILIES
 
 _SMALL = {"fusion_hidden_size": 16, "fusion_heads": 2, "fusion_layers": 1, "fusion_latents": 2}
@@ -43,11 +44,16 @@ def test_photos_are_pooled_as_their_encoder_was_trained(name: str, caplog: pytes
     with torch.no_grad(), caplog.at_level(logging.WARNING, "mmfusion"):
         own = own_vectors(source, pixels)
         model = assemble(source, embedding_dim=20)
-        ours = projected(model, pixels, own.shape[1])
+        encoded, ours = model._encode_pixels(pixels), projected(model, pixels, own.shape[1])
         alone = torch.cat([projected(model, one, own.shape[1]) for one in pixels.split(1)])
     assert model.config.image_pooling == pooling
     assert not [record for record in caplog.records if record.name == "mmfusion"]
     assert ours.std(0).max() > 1e-3
+
+    random_state = torch.get_rng_state()
+    sizes = backbones.photo_sizes(model.config.vision_config, pooling)
+    assert sizes == (encoded.pooled.shape[-1], encoded.tokens.shape[-1])
+    assert torch.equal(random_state, torch.get_rng_state())
     assert F.cosine_similarity(ours, own).min() >= 0.9999
     assert (1 - F.cosine_similarity(ours.double(), alone.double())).max() <= 1e-6
 
@@ -132,6 +138,122 @@ def test_the_mean_over_patches_leaves_out_class_tokens_and_registers() -> None:
     with torch.no_grad():
         own = source(pixels).last_hidden_state[:, 5:].mean(1)
         assert torch.allclose(model._encode_pixels(pixels).pooled, own, atol=1e-6)
+
+
+# Those that end in another grid than they begin with, and others whose blocks are told more than their input.
+_STAGED = (
+    *("swin", "swinv2", "focalnet", "hiera", "levit", "pvt", "pvt_v2", "poolformer", "segformer", "swiftformer"),
+    *("dinov3_convnext", "convnextv2", "regnet", "bit", "efficientnet", "mobilenet_v1", "mobilevit", "align"),
+    *("mlcd", "beit", "data2vec", "aimv2", "pixio", "dinov3_vit", "blip for retrieval"),
+)
+
+
+@pytest.mark.parametrize("name", _STAGED)
+def test_frozen_blocks_and_their_cached_output_give_the_same_vectors_and_gradients(name: str) -> None:
+    source = vision_encoder(name)
+    model, pixels = assemble(source).train(), pixels_for(source, 3)
+    for blocks in {1, model.num_vision_blocks - 1}:
+        for value in model.vision_model.parameters():
+            value.requires_grad_(True)
+        model.freeze_vision(blocks)
+        frozen = {key for key, value in model.vision_model.named_parameters() if not value.requires_grad}
+        activations = model.get_vision_activations(pixels).unsqueeze(1)
+        (full, gradients), (again, resumed) = (
+            _trained(model, **inputs)
+            for inputs in ({"pixel_values": pixels.unsqueeze(1)}, {"vision_activations": activations})
+        )
+        assert torch.allclose(full, again, atol=1e-6)
+        assert gradients.keys() == resumed.keys() and not gradients.keys() & {f"vision_model.{key}" for key in frozen}
+        assert any(key.startswith("vision_model") for key in gradients)
+        for key, value in gradients.items():
+            assert torch.allclose(value, resumed[key], atol=1e-5), key
+
+
+def _trained(model: MMFusionModel, **photos: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    model.zero_grad()
+    torch.manual_seed(7)
+    output = model.encode_products(**texts([5, 3, 4]), **photos)
+    (output.product_embeds[:, 0].sum() + output.image_embeds[:, 1].sum()).backward()
+    gradients = {key: value.grad.clone() for key, value in model.named_parameters() if value.grad is not None}
+    return output.product_embeds.detach(), gradients
+
+
+@pytest.mark.parametrize("name", _STAGED)
+def test_states_of_stages_reach_the_product_from_photos_and_from_cached_output_alike(name: str) -> None:
+    source = vision_encoder(name)
+    pixels, fields = pixels_for(source, 3), {"neck_hidden_size": 12, "neck_heads": 2}
+    last = assemble(source).num_vision_blocks - 1
+    model = assemble(source, vision_feature_layers=[0, last], **fields)
+    with torch.no_grad():
+        full = model.encode_products(**texts([5, 3, 4]), pixel_values=pixels.unsqueeze(1)).image_embeds
+        for blocks in (1, last + 1):
+            model.freeze_vision(blocks)
+            activations = model.get_vision_activations(pixels).unsqueeze(1)
+            again = model.encode_products(**texts([5, 3, 4]), vision_activations=activations).image_embeds
+            assert torch.allclose(again, full, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["swin", "focalnet", "pvt_v2", "levit", "hiera", "swinv2"])
+def test_states_of_a_finer_stage_are_averaged_over_the_same_places_of_the_photo(name: str) -> None:
+    # A photo that is bright in one quarter alone tells whether rows and columns stay where they are.
+    source = vision_encoder(name)
+    encoder = assemble(source).vision_model
+    layers, size = [0, len(backbones.vision_blocks(encoder)) - 1], photo_size(source)
+    photo = torch.zeros(1, 3, *size)
+    photo[..., size[0] // 2 :, : size[1] // 2] = 5.0
+    with torch.no_grad():
+        output = encoder(photo, output_hidden_states=True)
+        tokens = backbones.encode_photos(encoder, photo, "mean", layers).tokens
+    maps = getattr(output, "reshaped_hidden_states", None) or output.hidden_states
+    first, last = maps[-len(backbones.vision_blocks(encoder))], maps[-1]
+    if name == "hiera":
+        first, last = (one.permute(0, 3, 1, 2) for one in (first, last))
+    if name == "levit":
+        side = [int(one.shape[1] ** 0.5) for one in (first, last)]
+        first, last = (one.transpose(1, 2).unflatten(2, (n, n)) for one, n in zip((first, last), side, strict=True))
+    expected = torch.cat([F.adaptive_avg_pool2d(first, last.shape[-2:]), last], dim=1).flatten(2).transpose(1, 2)
+    order = (lambda states: states.sort(dim=1).values) if name == "hiera" else (lambda states: states)
+    assert torch.allclose(order(tokens), order(expected), atol=1e-5)
+
+
+def test_an_encoder_that_masks_at_random_is_an_error_before_anything_is_written() -> None:
+    config = tf.ViTMAEConfig(**_headless(), image_size=32)
+    with pytest.raises(ValueError, match=r"ViTMAEModel gives one photo two vectors.*0\.1%.*mask_ratio"):
+        assemble(tf.ViTMAEModel(config))
+    config.mask_ratio = 0.0
+    assert assemble(tf.ViTMAEModel(config)).config.image_pooling == "cls"
+
+
+def test_an_encoder_whose_vectors_depend_on_the_batch_is_an_error() -> None:
+    class Whitened(tf.ViTModel):
+        def forward(self, *args: object, **kwargs: object) -> object:
+            output = super().forward(*args, **kwargs)
+            output.last_hidden_state = output.last_hidden_state - output.last_hidden_state.mean(0, keepdim=True)
+            return output
+
+    encoder = Whitened(vision_encoder("vit").config).eval()
+    with pytest.raises(ValueError, match="by itself and beside another"):
+        backbones.check_repeats(encoder, "cls")
+
+
+def test_what_takes_no_photo_is_one_line() -> None:
+    with pytest.raises(ValueError, match=r"does not pass through a 'bert' encoder") as caught:
+        assemble(bert())
+    assert "\n" not in str(caught.value)
+
+
+def test_an_encoder_that_cannot_be_resumed_says_so_when_blocks_are_frozen() -> None:
+    # Its groups of patches go from stage to stage beside the states.
+    source = vision_encoder("groupvit")
+    model = assemble(source)
+    with pytest.raises(ValueError, match=r"cannot go on from the output of its 1 lowest blocks.*3 blocks"):
+        model.freeze_vision(1)
+    assert model.frozen_vision_blocks == 0
+    assert any(value.requires_grad for value in model.vision_model.vision_model.encoder.stages[0].parameters())
+    model.freeze_vision(3)
+    with pytest.raises(ValueError, match=r"different grids, and 2 states of a photo of \(32, 32\)") as caught:
+        assemble(source, vision_feature_layers=[0, 1])
+    assert "does not pass" not in str(caught.value)
 
 
 def test_each_family_is_in_the_table_once_and_known_to_transformers() -> None:

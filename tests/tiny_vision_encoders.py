@@ -33,6 +33,7 @@ _EFFICIENT: dict[str, Any] = {
     **{"width_coefficient": 0.1, "depth_coefficient": 0.1, "depth_divisor": 4, "hidden_dim": 128, "image_size": SIZE},
     **{"in_channels": [8, 8], "out_channels": [8, 16], "kernel_sizes": [3, 3], "strides": [1, 2]},
     **{"num_block_repeats": [1, 1], "expand_ratios": [1, 2], "depthwise_padding": []},
+    "batch_norm_eps": 1e-9,
 }
 _HIERA: dict[str, Any] = {
     **{"image_size": [64, 64], "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "num_layers": 2},
@@ -144,6 +145,45 @@ ENCODERS: dict[str, tuple[Callable[[], PreTrainedModel], Own, str]] = {
         "pooler",
     ),
     "regnet": (lambda: _alone("RegNet", embedding_size=8, **_STAGES, groups_width=8), _mean, "pooler"),
+    "bit": (lambda: _alone("Bit", **_STAGES, embedding_size=8, num_groups=4), _mean, "pooler"),
+    "efficientnet": (lambda: _alone("EfficientNet", **_EFFICIENT), _mean, "pooler"),
+    "mobilenet_v1": (
+        lambda: _alone("MobileNetV1", depth_multiplier=0.1, min_depth=4, image_size=SIZE),
+        _mean,
+        "pooler",
+    ),
+    "mobilenet_v2": (
+        lambda: _alone("MobileNetV2", depth_multiplier=0.1, depth_divisible_by=4, min_depth=4, image_size=SIZE),
+        _mean,
+        "pooler",
+    ),
+    "mobilevit": (lambda: _alone("MobileViT", **_MOBILEVIT, image_size=SIZE), _mean, "pooler"),
+    "pvt": (
+        lambda: _alone(
+            "Pvt", **_STAGES, image_size=SIZE, num_attention_heads=[1, 2, 2, 2], sequence_reduction_ratios=[8, 4, 2, 1]
+        ),
+        _class_token,
+        "cls",
+    ),
+    "segformer": (
+        lambda: _alone("Segformer", **_STAGES, num_attention_heads=[1, 2, 2, 2], decoder_hidden_size=8),
+        _mean,
+        "mean",
+    ),
+    "swiftformer": (
+        lambda: _alone("SwiftFormer", image_size=64, depths=[1, 1, 1, 1], embed_dims=[8, 8, 16, 16]),
+        _mean,
+        "mean",
+    ),
+    "align": (lambda: _dual("Align", _EFFICIENT, projection_dim=128), _features, "pooler"),
+    "groupvit": (
+        lambda: _alone(
+            "GroupViTVision",
+            **{**_VIT, "depths": [1, 1, 1], "num_group_tokens": [4, 2, 0], "num_output_groups": [4, 2, 0]},
+        ),
+        _pooler,
+        "pooler",
+    ),
     "clip": (lambda: _dual("CLIP", projection_dim=20), _features, "pooler"),
     "metaclip2": (lambda: _dual("MetaClip2", projection_dim=20), _features, "pooler"),
     "chinese_clip": (lambda: _dual("ChineseCLIP", projection_dim=20), _features, "pooler"),
@@ -233,7 +273,7 @@ def _settle(model: PreTrainedModel) -> None:
         for norm in norms:
             norm.momentum = 1.0
         with torch.no_grad():
-            model.train()(torch.randn(8, 3, *photo_size(model)))
+            getattr(model, "vision_model", model).train()(torch.randn(8, 3, *photo_size(model)))
         for norm in norms:
             norm.momentum = 0.1
 
@@ -241,5 +281,4 @@ def _settle(model: PreTrainedModel) -> None:
 def photo_size(model: PreTrainedModel) -> tuple[int, int]:
     """Height and width that a model's photos have here."""
     size = getattr(getattr(model.config, "vision_config", model.config), "image_size", SIZE)
-    side = size[0] if isinstance(size, (list, tuple)) else size
-    return (side, side) if side == 64 else (SIZE, SIZE)
+    return (64, 64) if size in (64, [64, 64], (64, 64)) else (SIZE, SIZE)

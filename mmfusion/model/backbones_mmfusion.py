@@ -1,16 +1,17 @@
 """Photos through any vision encoder of transformers: token states, a pooled vector, and a resumable forward pass."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from .pooling_mmfusion import Encoded, pool
-from .pretrained_mmfusion import hidden_size
+from .pooling_mmfusion import Encoded, UnsuitedError, pool
+from .pretrained_mmfusion import new_encoder
 from .vision_families_mmfusion import prefix_tokens
 
 
@@ -24,7 +25,8 @@ def encode_photos(encoder: PreTrainedModel, pixel_values: Tensor, pooling: str, 
         return Encoded(torch.cat([part.tokens for part in parts]), torch.cat([part.pooled for part in parts]))
     with _captured(encoder, layers) as states:
         output = encoder(**_vision_inputs(encoder, pixel_values), return_dict=True)
-    return _encoded_photos(encoder, output, pooling, [states[layer] for layer in layers])
+    size = (pixel_values.shape[-2], pixel_values.shape[-1])
+    return _encoded_photos(encoder, output, pooling, [states[layer] for layer in layers], size)
 
 
 # Feature maps of more photos exceed what malloc keeps: fresh pages for each layer then cost more than the convolutions.
@@ -35,63 +37,151 @@ def _better_in_chunks(pixel_values: Tensor) -> bool:
     return not torch.is_grad_enabled() and pixel_values.device.type == "cpu" and len(pixel_values) > _CPU_CHUNK
 
 
+class PhotoSizes(NamedTuple):
+    """Widths of what an encoder says of a photo: of its pooled vector, and of its token states."""
+
+    pooled: int
+    states: int
+
+
 def encode_photos_from(
     encoder: PreTrainedModel,
     activations: Tensor,
     block: int,
     pooling: str,
     layers: Sequence[int] = (),
-    state_size: int | None = None,
+    sizes: PhotoSizes | None = None,
 ) -> Encoded:
     """Finishes a forward pass from what [`vision_activations`] returned for the frozen part below block `block`.
 
-    The blocks below are taken out for the duration of the call; what runs before them gets a single blank photo.
+    What runs below that block gets a single blank photo.
 
     Args:
         encoder: Any transformers vision encoder.
         activations: (photos, …) float.
         block: Number of frozen blocks.
-        pooling: One of `POOLINGS`.
+        pooling: One of `IMAGE_POOLINGS`.
         layers: As for [`encode_photos`].
-        state_size: Width of the token states of `layers`; None: of the top.
+        sizes: From [`photo_sizes`]; read where all blocks are frozen.
 
     Raises:
         ValueError: One of `layers` lies inside the frozen part, of which only the last output is known.
     """
-    if block == len(vision_blocks(encoder)):
-        return _unpacked(activations, hidden_size(encoder.config), state_size or hidden_size(encoder.config))
-    with _captured(encoder, layers) as states, _only_blocks_from(encoder, block) as first:
-        handle = first.register_forward_pre_hook(
-            lambda module, args, kwargs: _replace_first(args, kwargs, activations), with_kwargs=True
-        )
-        try:
-            output = encoder(**_blank_inputs(encoder, activations), return_dict=True)
-        finally:
-            handle.remove()
-    states[block - 1] = activations
-    if not set(layers) <= states.keys():
+    blocks = vision_blocks(encoder)
+    if block == len(blocks):
+        return _unpacked(activations, sizes or photo_sizes(encoder.config, pooling, layers))
+    with _captured(encoder, layers) as states, _resumed(encoder, block, activations) as inputs:
+        output = encoder(**inputs, return_dict=True)
+    # What a blank photo gave below is nobody's, but the last frozen output is what the next block was given.
+    known = {layer: state for layer, state in states.items() if layer >= block} | {block - 1: activations}
+    if not set(layers) <= known.keys():
         raise ValueError(
             f"vision_feature_layers are {list(layers)}, but the {block} lowest blocks are frozen and only the output "
-            f"of block {block - 1} is kept; freeze at most {min(layers) + 1} blocks, or all "
-            f"{len(vision_blocks(encoder))}."
+            f"of block {block - 1} is kept; freeze at most {min(layers) + 1} blocks, or all {len(blocks)}."
         )
-    return _encoded_photos(encoder, output, pooling, [states[layer] for layer in layers])
+    return _encoded_photos(encoder, output, pooling, [known[layer] for layer in layers], _photo_size(encoder))
 
 
-def vision_state_size(encoder: PreTrainedModel, layers: Sequence[int]) -> int:
-    """Width of the token states of `layers` side by side, found by showing the encoder a blank photo.
+def photo_sizes(config: PreTrainedConfig, pooling: str, layers: Sequence[int] = ()) -> PhotoSizes:
+    """Widths of what [`encode_photos`] gives, for an encoder of which only the config is at hand.
+
+    Where the config does not tell them, a blank photo is shown to an encoder without values, which costs no memory.
 
     Raises:
-        ValueError: The encoder has no such block.
+        ValueError: The encoder has no such layer, no such pooling, or takes no photo.
     """
-    count = len(vision_blocks(encoder))
-    if max(layers) >= count:
+    width = getattr(config, "hidden_size", None)
+    if width and not layers and config.model_type != "timm_wrapper":
+        return PhotoSizes(int(width), int(width))
+    # An encoder of its own: some keep in evaluation mode what they computed from the weights of that moment.
+    for device in ("meta", "cpu"):
+        with torch.device(device), torch.no_grad(), torch.random.fork_rng(devices=()):
+            encoder = new_encoder(config, pooler=pooling == "pooler").eval()
+            _check_layers(encoder, layers)
+            try:
+                encoded = encode_photos(encoder, blank_photo(encoder), pooling, layers)
+                return PhotoSizes(encoded.pooled.shape[-1], encoded.tokens.shape[-1])
+            except UnsuitedError:
+                raise
+            except (RuntimeError, TypeError, AttributeError, IndexError, ValueError) as error:
+                # Where shapes depend on values, there have to be some.
+                problem = error
+    raise ValueError(_takes_no_photo(config, problem)) from problem
+
+
+def _takes_no_photo(config: PreTrainedConfig, problem: Exception) -> str:
+    said = (str(problem).splitlines() or [""])[0][:120]
+    return (
+        f"A blank photo does not pass through a {config.model_type!r} encoder ({type(problem).__name__}: {said}); use "
+        "one that takes photos as pixel_values, or correct its config."
+    )
+
+
+def _check_layers(encoder: PreTrainedModel, layers: Sequence[int]) -> None:
+    count = len(vision_blocks(encoder)) if layers else 0
+    if layers and max(layers) >= count:
         raise ValueError(
             f"vision_feature_layers names block {max(layers)}, and {type(encoder).__name__} has {count}; "
             f"give numbers from 0 to {count - 1}."
         )
-    with evaluating(encoder), torch.no_grad():
-        return int(encode_photos(encoder, blank_photo(encoder), "mean", layers).tokens.shape[-1])
+
+
+@torch.no_grad()
+def check_repeats(encoder: PreTrainedModel, pooling: str) -> None:
+    """Shows an encoder a photo of noise by itself and beside a blank one: the vectors may differ by rounding alone.
+
+    Raises:
+        ValueError: They differ by more than 0.1 % of their length in float32, 5 % in half precision; or the encoder
+            takes no photo.
+    """
+    blank = blank_photo(encoder)
+    noise = torch.rand(blank.shape, generator=torch.Generator().manual_seed(0)).to(blank)
+    with evaluating(encoder):
+        try:
+            beside = encode_photos(encoder, torch.cat([blank, noise]), pooling).pooled[1]
+            alone, again = (encode_photos(encoder, noise, pooling).pooled[0] for _ in range(2))
+        except UnsuitedError:
+            raise
+        except (RuntimeError, TypeError, AttributeError, IndexError, ValueError) as error:
+            raise ValueError(_takes_no_photo(encoder.config, error)) from error
+    name, tolerance = type(encoder).__name__, 1e-3 if encoder.dtype.itemsize >= 4 else 5e-2
+    if (share := _difference(alone, again)) > tolerance:
+        raise ValueError(
+            f"{name} gives one photo two vectors that differ by {share:.0%} of their length (at most {tolerance:.1%} "
+            "may be rounding): it draws at random, as masked autoencoders do. Set its mask ratio to 0 in its config "
+            "(mask_ratio), or use another encoder."
+        )
+    if (share := _difference(alone, beside)) > tolerance:
+        raise ValueError(
+            f"{name} gives a photo by itself and beside another one vectors that differ by {share:.0%} of their length "
+            f"(at most {tolerance:.1%} may be rounding), so that no photo has one vector; use another encoder."
+        )
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    # Vectors of next to no length, as new weights may give, are equal.
+    return float((one - other).float().norm() / (one.float().norm() + 1e-3))
+
+
+@torch.no_grad()
+def check_resumes(encoder: PreTrainedModel, block: int, pooling: str) -> None:
+    """Compares the vectors of two photos with those from the output of the frozen blocks.
+
+    Raises:
+        ValueError: They differ: what runs above the frozen blocks needs more than their output.
+    """
+    if block in (0, len(vision_blocks(encoder))) or encoder.device.type == "meta":
+        return
+    photos = torch.rand(2, *blank_photo(encoder).shape[1:], generator=torch.Generator().manual_seed(0))
+    photos = photos.to(encoder.device, encoder.dtype)
+    with evaluating(encoder):
+        whole = encode_photos(encoder, photos, pooling).pooled
+        resumed = encode_photos_from(encoder, vision_activations(encoder, photos, block, pooling), block, pooling)
+    if whole.shape != resumed.pooled.shape or _difference(whole, resumed.pooled) > 5e-2:
+        raise ValueError(
+            f"{type(encoder).__name__} cannot go on from the output of its {block} lowest blocks alone; freeze all of "
+            f"it ({len(vision_blocks(encoder))} blocks) or nothing."
+        )
 
 
 @contextmanager
@@ -130,12 +220,12 @@ def vision_activations(
 
     def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         first, *others = [*args, *kwargs.values()]
-        if _has_tensor(others):
+        if _tells_size(others):
             _check_photo_size(encoder, pixel_values)
         captured.append(first)
         raise _PrefixDone
 
-    handle = vision_blocks(encoder)[block].register_forward_pre_hook(stop, with_kwargs=True)
+    handle = _modules(vision_blocks(encoder)[block])[0].register_forward_pre_hook(stop, with_kwargs=True)
     try:
         encoder(**_vision_inputs(encoder, pixel_values), return_dict=True)
     except _PrefixDone:
@@ -146,24 +236,30 @@ def vision_activations(
 
 
 def vision_blocks(encoder: nn.Module) -> nn.ModuleList:
-    """The sequence of blocks of a vision encoder: its outermost `ModuleList`."""
-    parent, name = _block_list(encoder)
-    return parent.get_submodule(name)  # type: ignore[return-value]
+    """The sequence of blocks of a vision encoder, or of stages that end in another grid: its outermost `ModuleList`.
+
+    Some keep a list of stages for each kind of layer (PoolFormer); a block is then all that runs in one stage.
+    """
+    lists = _block_lists(encoder)
+    if len(lists) == 1:
+        return lists[0]
+    return nn.ModuleList(
+        nn.ModuleList([one for row in rows for one in _modules(row)]) for rows in zip(*lists, strict=True)
+    )
 
 
 def blocks_of(encoder: nn.Module) -> list[nn.Module]:
     """The blocks of any encoder, in order; none if it has no list of at least two."""
     try:
-        parent, name = _block_list(encoder)
+        blocks = vision_blocks(encoder)
     except ValueError:
         return []
-    return list(parent.get_submodule(name).children())
+    return [module for block in blocks for module in _modules(block)]
 
 
-def freeze_vision_prefix(encoder: PreTrainedModel, blocks: int) -> None:
-    """Turns gradients off in the [`vision_prefix`]."""
-    for module in vision_prefix(encoder, blocks):
-        module.requires_grad_(False)
+def _modules(block: nn.Module) -> list[nn.Module]:
+    """What runs in a block, one after the other."""
+    return [one for part in block for one in _modules(part)] if isinstance(block, nn.ModuleList) else [block]
 
 
 def vision_prefix(encoder: PreTrainedModel, blocks: int) -> list[nn.Module]:
@@ -180,14 +276,16 @@ def vision_prefix(encoder: PreTrainedModel, blocks: int) -> list[nn.Module]:
         )
     if blocks == len(sequence):
         return [encoder]
-    return [*_before(encoder, sequence), *sequence[:blocks]]
+    return [*_before(encoder, _block_lists(encoder)[0]), *sequence[:blocks]]
 
 
 def _before(encoder: nn.Module, sequence: nn.Module) -> list[nn.Module]:
-    """Modules registered before the block sequence: stems and patch embeddings."""
+    """What is registered before the block sequence: stems, patch embeddings, parameters outside of any layer."""
     found: list[nn.Module] = []
     parent: nn.Module = encoder
     while parent is not sequence:
+        if own := list(parent.parameters(recurse=False)):
+            found.append(nn.ParameterList(own))
         for child in parent.children():
             if child is sequence or any(module is sequence for module in child.modules()):
                 parent = child
@@ -200,29 +298,53 @@ class _PrefixDone(Exception):  # noqa: N818 (no error: it leaves a forward pass)
     """Leaves a forward pass once the activations that were asked for are known."""
 
 
-def _block_list(encoder: nn.Module) -> tuple[nn.Module, str]:
-    """Parent and attribute name of the outermost list of blocks, found breadth first."""
+def _block_lists(encoder: nn.Module) -> list[nn.ModuleList]:
+    """The outermost list of blocks, found breadth first, and those beside it that share its stages."""
     queue: list[nn.Module] = [encoder]
     while queue:
         parent = queue.pop(0)
-        for name, child in parent.named_children():
-            if isinstance(child, nn.ModuleList) and len(child) > 1:
-                return parent, name
-            queue.append(child)
+        lists = [child for child in parent.children() if isinstance(child, nn.ModuleList) and len(child) > 1]
+        if lists:
+            beside = [one for one in lists if len(one) == len(lists[0])]
+            staged = any(isinstance(block, nn.ModuleList) for one in beside for block in one)
+            return beside if staged else lists[:1]
+        queue.extend(parent.children())
     raise ValueError(
         f"{type(encoder).__name__} has no list of blocks, so none can be frozen; freeze all of it or nothing."
     )
 
 
+# Their code counts the photos at the input, and expects as many between the blocks.
+_COUNTS_PHOTOS = ("pvt", "pvt_v2", "segformer", "glpn")
+
+
 @contextmanager
-def _only_blocks_from(encoder: PreTrainedModel, block: int) -> Iterator[nn.Module]:
-    parent, name = _block_list(encoder)
-    sequence = vision_blocks(encoder)
-    setattr(parent, name, sequence[block:])
+def _resumed(encoder: PreTrainedModel, block: int, activations: Tensor) -> Iterator[dict[str, Tensor]]:
+    """Inputs of a blank photo; inside, block `block` is given `activations` instead of what becomes of it."""
+    inputs, blocks = _blank_inputs(encoder, activations), vision_blocks(encoder)
+    first = _modules(blocks[block])[0]
+    handles = [
+        first.register_forward_pre_hook(
+            lambda module, args, kwargs: _replace_first(args, kwargs, activations), with_kwargs=True
+        )
+    ]
+    if encoder.config.model_type in _COUNTS_PHOTOS:
+        count = len(activations)
+        inputs = {name: value.expand(count, *value.shape[1:]) for name, value in inputs.items()}
+        for frozen in (module for one in blocks[:block] for module in _modules(one)):
+            handles.append(frozen.register_forward_pre_hook(lambda module, args: (args[0][:1], *args[1:])))
+            handles.append(frozen.register_forward_hook(lambda module, args, output: _repeated(output, count)))
     try:
-        yield sequence[block]
+        yield inputs
     finally:
-        setattr(parent, name, sequence)
+        for handle in handles:
+            handle.remove()
+
+
+def _repeated(output: Any, count: int) -> Any:
+    if isinstance(output, Tensor):
+        return output.expand(count, *output.shape[1:])
+    return tuple(_repeated(one, count) for one in output) if isinstance(output, tuple) else output
 
 
 def _replace_first(args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor) -> tuple[Any, dict[str, Any]]:
@@ -245,12 +367,16 @@ def _vision_inputs(encoder: PreTrainedModel, pixel_values: Tensor) -> dict[str, 
     return {
         "pixel_values": patches.permute(0, 2, 4, 3, 5, 1).reshape(count, rows * columns, -1),
         "pixel_attention_mask": torch.ones(count, rows * columns, dtype=torch.long, device=pixel_values.device),
-        "spatial_shapes": torch.tensor([[rows, columns]] * count, device=pixel_values.device),
+        # The encoder reads them one by one: on a GPU it would wait for each.
+        "spatial_shapes": torch.tensor([[rows, columns]] * count, device="cpu"),
     }
 
 
-def _has_tensor(values: Any) -> bool:
-    return isinstance(values, Tensor) or (isinstance(values, (list, tuple)) and any(map(_has_tensor, values)))
+def _tells_size(values: Any) -> bool:
+    """Whether a block is told more than switches: rotary positions, masks, height and width."""
+    if isinstance(values, (list, tuple)):
+        return any(map(_tells_size, values))
+    return isinstance(values, (Tensor, int)) and not isinstance(values, bool)
 
 
 def _check_photo_size(encoder: PreTrainedModel, pixel_values: Tensor) -> None:
@@ -285,28 +411,62 @@ def _channels(encoder: PreTrainedModel) -> int:
 
 def _photo_size(encoder: PreTrainedModel) -> tuple[int, int]:
     size = getattr(encoder.config, "image_size", None) or 32
-    if encoder.config.model_type in ("mobilenet_v2", "resnet", "convnext"):
+    if encoder.config.model_type in ("mobilenet_v2", "resnet", "convnext", "convnextv2"):
         size = 32
     return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def _encoded_photos(encoder: PreTrainedModel, output: Any, pooling: str, levels: Sequence[Tensor]) -> Encoded:
-    states = _as_tokens(output.last_hidden_state)
+def _encoded_photos(
+    encoder: PreTrainedModel, output: Any, pooling: str, levels: Sequence[Tensor], size: tuple[int, int]
+) -> Encoded:
+    states = _as_tokens(_channels_first(encoder, output.last_hidden_state))
     pooled = pool(output, states, None, pooling, prefix_tokens(encoder.config))
-    return Encoded(_side_by_side(levels) if levels else states, pooled)
+    if not levels:
+        return Encoded(states, pooled)
+    return Encoded(_side_by_side(encoder, [_channels_first(encoder, level) for level in levels], size), pooled)
+
+
+def _channels_first(encoder: PreTrainedModel, states: Tensor) -> Tensor:
+    last = encoder.config.model_type == "dinat" or _timm_format(encoder) == "NHWC"
+    return states.movedim(-1, 1) if last and states.ndim == 4 else states
+
+
+def _timm_format(encoder: PreTrainedModel) -> str:
+    return str(getattr(getattr(encoder, "timm_model", None), "output_fmt", ""))
 
 
 def _as_tokens(states: Tensor) -> Tensor:
     return states.flatten(2).transpose(1, 2) if states.ndim == 4 else states
 
 
-def _side_by_side(levels: Sequence[Tensor]) -> Tensor:
+def _side_by_side(encoder: PreTrainedModel, levels: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """States of several blocks as (photos, T, sum of widths), on the grid of the coarsest."""
-    if levels[0].ndim == 4:
-        coarsest = min(levels, key=lambda level: level.shape[2] * level.shape[3])
-        grid = (coarsest.shape[2], coarsest.shape[3])
-        levels = [level if level.shape[2:] == grid else F.adaptive_avg_pool2d(level, grid) for level in levels]
-    return torch.cat([_as_tokens(level) for level in levels], dim=-1)
+    if len({level.shape[1] for level in levels if level.ndim == 3}) == 1 and levels[0].ndim == 3:
+        return torch.cat(list(levels), dim=-1)
+    if encoder.config.model_type == "hiera":
+        # Its states are in an order in which those that become one are apart by the length of the coarser grid.
+        least = min(level.shape[1] for level in levels)
+        return torch.cat([level.unflatten(1, (-1, least)).mean(1) for level in levels], dim=-1)
+    prefix = prefix_tokens(encoder.config)
+    maps = [level if level.ndim == 4 else _as_map(level, size, prefix) for level in levels]
+    coarsest = min(maps, key=lambda level: level.shape[2] * level.shape[3])
+    grid = (coarsest.shape[2], coarsest.shape[3])
+    return torch.cat(
+        [_as_tokens(level if level.shape[2:] == grid else F.adaptive_avg_pool2d(level, grid)) for level in maps], dim=-1
+    )
+
+
+def _as_map(states: Tensor, size: tuple[int, int], prefix: int) -> Tensor:
+    """Token states (photos, T, C) of a photo of `size`, the first `prefix` maybe of none of its patches, as a map."""
+    for skipped in (0, prefix):
+        for stride in range(1, max(size) + 1):
+            rows, columns = (math.ceil(side / stride) for side in size)
+            if rows * columns == states.shape[1] - skipped:
+                return states[:, skipped:].transpose(1, 2).unflatten(2, (rows, columns))
+    raise UnsuitedError(
+        f"vision_feature_layers name blocks of different grids, and {states.shape[1]} states of a photo of {size} "
+        "pixels are no grid of it; name blocks of one stage."
+    )
 
 
 @contextmanager
@@ -316,10 +476,12 @@ def _captured(encoder: PreTrainedModel, layers: Sequence[int]) -> Iterator[dict[
     blocks = vision_blocks(encoder) if layers else nn.ModuleList()
 
     def keep(layer: int, output: Any) -> None:
-        states[layer] = output if isinstance(output, Tensor) else output[0]
+        while not isinstance(output, Tensor):
+            output = output[0]
+        states[layer] = output
 
     handles = [
-        blocks[layer].register_forward_hook(lambda module, args, output, layer=layer: keep(layer, output))
+        _modules(blocks[layer])[-1].register_forward_hook(lambda module, args, output, layer=layer: keep(layer, output))
         for layer in layers
     ]
     try:
@@ -329,6 +491,6 @@ def _captured(encoder: PreTrainedModel, layers: Sequence[int]) -> Iterator[dict[
             handle.remove()
 
 
-def _unpacked(activations: Tensor, pooled_size: int, state_size: int) -> Encoded:
-    pooled, tokens = activations[:, :pooled_size], activations[:, pooled_size:]
-    return Encoded(tokens.unflatten(1, (-1, state_size)), pooled)
+def _unpacked(activations: Tensor, sizes: PhotoSizes) -> Encoded:
+    pooled, tokens = activations[:, : sizes.pooled], activations[:, sizes.pooled :]
+    return Encoded(tokens.unflatten(1, (-1, sizes.states)), pooled)

@@ -15,15 +15,17 @@ from transformers import initialization as init
 from transformers.utils import is_accelerate_available, logging
 
 from .backbones_mmfusion import (
+    PhotoSizes,
     blank_photo,
+    check_repeats,
+    check_resumes,
     encode_photos,
     encode_photos_from,
     evaluating,
-    freeze_vision_prefix,
+    photo_sizes,
     vision_activations,
     vision_blocks,
     vision_prefix,
-    vision_state_size,
 )
 from .checkpointing_mmfusion import check_no_statistics, checkpoint_blocks, has_checkpointing
 from .configuration_mmfusion import MMFusionConfig
@@ -157,6 +159,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
     query_model: PreTrainedModel | None
     vision_model: PreTrainedModel
     vision_neck: VisionNeck | None
+    photo_sizes: PhotoSizes
     text_projection: Projection
     image_projection: Projection
     fusion: Fusion
@@ -171,7 +174,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         self.text_model = new_encoder(config.text_config) if shared or whole else None  # type: ignore[assignment]
         self.query_model = None if shared else new_encoder(config.text_config)
         text_hidden = hidden_size(config.text_config)
-        self.vision_model, self.vision_neck, self.vision_state_size = None, None, 0  # type: ignore[assignment]
+        self.vision_model, self.vision_neck, self.photo_sizes = None, None, None  # type: ignore[assignment]
         sizes = self._add_vision(config, text_hidden) if whole else None
         if config.role_embedding:
             check_takes_embeddings(self.text_encoder("query"))
@@ -196,13 +199,13 @@ class MMFusionModel(MMFusionPreTrainedModel):
 
     def _add_vision(self, config: MMFusionConfig, text_hidden: int) -> FusionSizes:
         self.vision_model = new_encoder(config.vision_config, pooler=config.image_pooling == "pooler")
-        self.vision_state_size = hidden_size(config.vision_config)
-        if not config.vision_feature_layers:
-            return FusionSizes(text_hidden, self.vision_state_size, self.vision_state_size)
-        pooled_size, slots = self.vision_state_size, (config.neck_hidden_size, config.neck_heads)
-        self.vision_state_size = vision_state_size(self.vision_model, config.vision_feature_layers)
-        self.vision_neck = VisionNeck(self.vision_state_size, pooled_size, *slots)
-        return FusionSizes(text_hidden, pooled_size + slots[0] * slots[1], slots[0])
+        layers, slots = config.vision_feature_layers, (config.neck_hidden_size, config.neck_heads)
+        self.photo_sizes = photo_sizes(config.vision_config, config.image_pooling, layers)
+        pooled, states = self.photo_sizes
+        if not layers:
+            return FusionSizes(text_hidden, pooled, states)
+        self.vision_neck = VisionNeck(states, pooled, *slots)
+        return FusionSizes(text_hidden, pooled + slots[0] * slots[1], slots[0])
 
     @classmethod
     def from_backbones(
@@ -248,6 +251,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         check_complete(text, model.text_model, text_half.missing)
         absent = copy_weights(model.vision_model, vision_half.encoder)
         check_complete(vision, model.vision_model, vision_half.missing | absent)
+        check_repeats(model.vision_model, model.config.image_pooling)
         model.text_model.load_state_dict(text_half.encoder.state_dict())
         if model.query_model is not None:
             model.query_model.load_state_dict(text_half.encoder.state_dict())
@@ -290,8 +294,13 @@ class MMFusionModel(MMFusionPreTrainedModel):
         """
         self._needs_products("freeze_vision")
         if blocks:
-            freeze_vision_prefix(self.vision_model, blocks)
+            prefix = vision_prefix(self.vision_model, blocks)
+            check_resumes(self.vision_model, blocks, self.config.image_pooling)
+            for module in prefix:
+                module.requires_grad_(False)
         self.frozen_vision_blocks = blocks
+        # Frozen blocks are in evaluation mode, whatever the rest is in.
+        self.train(self.training)
 
     def get_vision_activations(self, pixel_values: Tensor) -> Tensor:
         """Output of the frozen part of the vision encoder, for a cache of features.
@@ -577,12 +586,12 @@ class MMFusionModel(MMFusionPreTrainedModel):
     def _encode_activations(self, activations: Tensor) -> Encoded:
         pooling, layers = self.config.image_pooling, self.config.vision_feature_layers
         return encode_photos_from(
-            self.vision_model, activations, self.frozen_vision_blocks, pooling, layers, self.vision_state_size
+            self.vision_model, activations, self.frozen_vision_blocks, pooling, layers, self.photo_sizes
         )
 
     def _no_photos(self, products: int) -> tuple[Encoded, Tensor]:
         weight = self.image_projection.weight
-        width = weight.shape[1] if self.vision_neck is None else self.config.neck_hidden_size
+        width = self.photo_sizes.states if self.vision_neck is None else self.config.neck_hidden_size
         tokens, pooled = weight.new_zeros(products, 1, width), weight.new_zeros(products, weight.shape[1])
         if self.blank_photos and self.training:
             nothing = 0.0 * self._encode_blank().tokens.sum()

@@ -12,6 +12,10 @@ class Encoded(NamedTuple):
     pooled: Tensor
 
 
+class UnsuitedError(ValueError):
+    """An encoder lacks what is asked of it: a pooled state of its own, or blocks whose states go together."""
+
+
 def pool(output: Any, tokens: Tensor, mask: Tensor | None, pooling: str, prefix: int = 0) -> Tensor:
     """One vector (batch, hidden) of each row of `tokens` (batch, length, hidden).
 
@@ -23,13 +27,13 @@ def pool(output: Any, tokens: Tensor, mask: Tensor | None, pooling: str, prefix:
         prefix: Number of class tokens and registers.
 
     Raises:
-        ValueError: The pooling is `pooler` and the encoder has none.
+        UnsuitedError: The pooling is `pooler` and the encoder has none.
     """
     if pooling == "cls":
         return tokens[:, 0]
     if pooling == "pooler":
         if getattr(output, "pooler_output", None) is None:
-            raise ValueError(
+            raise UnsuitedError(
                 "The encoder has no pooler_output, so its pooling cannot be 'pooler'; use 'mean' or 'cls'."
             )
         return output.pooler_output.flatten(1)

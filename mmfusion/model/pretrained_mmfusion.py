@@ -207,23 +207,10 @@ def _is_mask(name: str) -> bool:
 
 
 def hidden_size(config: PreTrainedConfig) -> int:
-    """Width of an encoder's token states, for transformers and for convolutional backbones."""
-    if config.model_type == "mobilenet_v2":
-        return _mobilenet_v2_width(config)
-    if getattr(config, "hidden_sizes", None):
-        return int(config.hidden_sizes[-1])
+    """Width of a text encoder's token states."""
     if getattr(config, "hidden_size", None):
         return int(config.hidden_size)
     raise ValueError(
-        f"Cannot tell the width of a {config.model_type!r} encoder: its config has neither hidden_size nor "
-        "hidden_sizes. Use an encoder whose last_hidden_state has a fixed width."
+        f"Cannot tell the width of a {config.model_type!r} encoder: its config has no hidden_size. Use an encoder "
+        "whose last_hidden_state has a fixed width."
     )
-
-
-def _mobilenet_v2_width(config: PreTrainedConfig) -> int:
-    if config.finegrained_output and config.depth_multiplier < 1.0:
-        return 1280
-    scaled = 1280 * config.depth_multiplier
-    divisor = config.depth_divisible_by
-    rounded = max(config.min_depth, int(scaled + divisor / 2) // divisor * divisor)
-    return int(rounded + divisor if rounded < 0.9 * scaled else rounded)
