@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -121,7 +122,7 @@ def test_a_pooling_that_cannot_be_known_is_a_warning_with_the_choices(caplog: py
     assert assemble(unknown, image_pooling="cls").config.image_pooling == "cls"
 
 
-def _headless() -> dict[str, object]:
+def _headless() -> dict[str, Any]:
     return {
         "hidden_size": 32,
         "num_hidden_layers": 2,
@@ -231,7 +232,8 @@ def test_an_encoder_whose_vectors_depend_on_the_batch_is_an_error() -> None:
             output.last_hidden_state = output.last_hidden_state - output.last_hidden_state.mean(0, keepdim=True)
             return output
 
-    encoder = Whitened(vision_encoder("vit").config).eval()
+    config: Any = vision_encoder("vit").config
+    encoder = Whitened(config).eval()
     with pytest.raises(ValueError, match="by itself and beside another"):
         backbones.check_repeats(encoder, "cls")
 
@@ -249,7 +251,7 @@ def test_an_encoder_that_cannot_be_resumed_says_so_when_blocks_are_frozen() -> N
     with pytest.raises(ValueError, match=r"cannot go on from the output of its 1 lowest blocks.*3 blocks"):
         model.freeze_vision(1)
     assert model.frozen_vision_blocks == 0
-    assert any(value.requires_grad for value in model.vision_model.vision_model.encoder.stages[0].parameters())
+    assert all(value.requires_grad for value in backbones.vision_blocks(model.vision_model).parameters())
     model.freeze_vision(3)
     with pytest.raises(ValueError, match=r"different grids, and 2 states of a photo of \(32, 32\)") as caught:
         assemble(source, vision_feature_layers=[0, 1])
