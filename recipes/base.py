@@ -15,9 +15,10 @@ def main(
     output: str = "outputs/base",
     image_size: tuple[int, int] | None = None,
     product_template: str = "{title}",
-    query_prompt: str = "",
-    product_prompt: str = "",
-    max_product_length: int = 64,
+    query_prompt: str | None = None,
+    product_prompt: str | None = None,
+    max_query_length: int | None = None,
+    max_product_length: int | None = None,
     model_config: dict[str, Any] | None = None,
     trust_remote_code: bool = False,
     seed: int = 0,
@@ -30,20 +31,20 @@ def main(
         output: Folder for the model.
         image_size: Height and width in pixels to which whole photos are resized; default: as the image processor does.
         product_template: Product text over product columns, e.g. "{title} {description}".
-        query_prompt: Prefix of queries, for encoders trained with one.
-        product_prompt: Prefix of product texts.
-        max_product_length: Product texts are truncated to this many tokens.
+        query_prompt: Prefix of queries; default: what a folder of sentence-transformers says, otherwise none.
+        product_prompt: Prefix of product texts, in the same way.
+        max_query_length: Queries are truncated to this many tokens; default: 32, or what such a folder says.
+        max_product_length: Product texts are truncated to this many tokens; default: 64, or what such a folder says.
         model_config: Further fields of MMFusionConfig as JSON, e.g. {"embedding_dim": 256, "text_pooling": "cls"}.
         trust_remote_code: Runs code that comes with an encoder, where transformers has none for it. Read it first.
         seed: Of the new weights.
     """
-    fields: dict[str, Any] = {
-        "product_template": product_template,
-        "query_prompt": query_prompt,
-        "product_prompt": product_prompt,
-    }
-    sources = {"text": text, "vision": vision, "image_size": image_size, "max_product_length": max_product_length}
-    arguments = {**sources, **fields, "model_config": model_config, "trust_remote_code": trust_remote_code}
+    prompts = {"query_prompt": query_prompt, "product_prompt": product_prompt}
+    lengths = {"max_query_length": max_query_length, "max_product_length": max_product_length}
+    fields: dict[str, Any] = {"product_template": product_template, **_given(prompts)}
+    sources = {"text": text, "vision": vision, "image_size": image_size, **prompts, **lengths}
+    arguments = {**sources, "product_template": product_template, "model_config": model_config}
+    arguments["trust_remote_code"] = trust_remote_code
     torch.manual_seed(seed)
     model = MMFusionModel.from_backbones(
         text, vision, trust_remote_code=trust_remote_code, **fields, **(model_config or {})
@@ -52,9 +53,9 @@ def main(
         text,
         vision,
         image_size=image_size,
-        max_product_length=max_product_length,
         trust_remote_code=trust_remote_code,
         **fields,
+        **_given(lengths),
     )
     # Only now, so that an encoder that cannot be used leaves nothing behind.
     run = open_run(output, "base", {**arguments, "seed": seed})
@@ -62,6 +63,10 @@ def main(
     processor.save_pretrained(run.folder)
     run.finish(parameters=model.num_parameters())
     print(f"{model.num_parameters():,} parameters in {Path(output)}; next: recipes/stage1.py --base {output}")
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 if __name__ == "__main__":

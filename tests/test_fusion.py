@@ -274,7 +274,7 @@ def test_bfloat16_keeps_the_promises(kind: str) -> None:
 
 # --- The networks by themselves, on views made up here -------------------------------------------------------------
 
-SIZES = FusionSizes(text=10, image=14, image_token=6)
+SIZES = FusionSizes(text=10, image=14, text_token=10, image_token=6)
 
 
 def _network(kind: str, **fields: Any) -> Fusion:

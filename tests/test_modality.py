@@ -175,7 +175,7 @@ def _without(views: ProductViews, column: int) -> ProductViews:
 def _trained(kind: str) -> Fusion:
     torch.manual_seed(0)
     sizes = {"fusion_hidden_size": 32, "fusion_heads": 2, "fusion_layers": 1, "fusion_latents": 2}
-    network = FUSIONS[kind](MMFusionConfig(embedding_dim=12, fusion_dropout=0.0, **sizes), FusionSizes(16, 16, 16))
+    network = FUSIONS[kind](MMFusionConfig(embedding_dim=12, fusion_dropout=0.0, **sizes), FusionSizes(16, 16, 16, 16))
     with torch.no_grad():
         network.init_weights(0.02)
     optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)

@@ -51,7 +51,7 @@ def _embed(model: nn.Module) -> MMFusionOutput:
     [
         ("fusion", "concatenation"),
         ("fusion", ""),
-        ("text_pooling", "max"),
+        ("text_pooling", "median"),
         ("image_pooling", "first"),
         ("embedding_dim", 0),
         ("embedding_dim", -4),
@@ -164,6 +164,7 @@ def test_config_survives_the_round_trip(tmp_path: Path) -> None:
             "fusion_text_weight": 0.2,
         },
         **{"fusion_learned_weights": True, "fusion_experts": 3, "fusion_balance_weight": 0.5},
+        "text_head": [{"kind": "dense", "size": 9, "bias": True, "activation": "tanh"}],
     }
     assert {*changed, "text_config", "vision_config", "schema_version"} == set(own_fields())
     config = MMFusionConfig(**TINY_CONFIG, **changed)

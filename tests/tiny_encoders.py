@@ -106,7 +106,8 @@ VISION_ENCODERS: dict[str, Callable[[], PreTrainedModel]] = {
 def tiny_model(text: str = "bert", vision: str = "vit", seed: int = 0, **config: Any) -> MMFusionModel:
     """A model in evaluation mode; new layers are narrow unless `config` says otherwise."""
     torch.manual_seed(seed)
-    fields = {"fusion_hidden_size": 16, "fusion_heads": 2, "fusion_layers": 1, "fusion_latents": 2, **config}
+    sizes = {"fusion_hidden_size": 16, "fusion_heads": 2, "fusion_layers": 1, "fusion_latents": 2}
+    fields = {**sizes, "text_pooling": "mean", "image_pooling": "mean", **config}
     text_encoder = TEXT_ENCODERS[text]()
     vision_encoder = text_encoder if text == vision else VISION_ENCODERS[vision]()
     return MMFusionModel.from_backbones(text_encoder, vision_encoder, **fields).eval()

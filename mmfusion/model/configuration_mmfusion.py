@@ -10,6 +10,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from .errors_mmfusion import HubError, explained
 from .layout_mmfusion import keep_module, write_sentence_transformers_files
 from .remote_code_mmfusion import is_known, remote_class, trusting
+from .text_head_mmfusion import check_head
 
 # Raised when a field is added or changes its meaning, so that older code says what it is that it cannot read.
 SCHEMA_VERSION = 1
@@ -19,6 +20,7 @@ FUSION_KINDS = (
     *("gated", "bilinear", "moe", "cross_attention"),
 )
 POOLINGS = ("mean", "cls", "pooler")
+TEXT_POOLINGS = (*POOLINGS, "last", "max", "weighted_mean")
 IMAGE_POOLINGS = (*POOLINGS, "patches")
 
 
@@ -39,10 +41,15 @@ class MMFusionConfig(PreTrainedConfig):
         fusion_learned_weights: Whether `weighted_mean` learns that weight, starting from `fusion_text_weight`.
         fusion_experts: Experts of `moe`, > 0.
         fusion_balance_weight: Weight of the loss that balances the load of the experts, >= 0.
-        text_pooling: How token states become one text vector: `mean` over tokens, `cls` (first token)
-            or `pooler` (the encoder's own `pooler_output`, as CLIP and SigLIP were trained).
-        image_pooling: The same for photos, and `patches`: mean over the states of patches, without class tokens and
-            registers. `MMFusionModel.from_backbones` gives it the value that the vision encoder was trained with.
+        text_pooling: How token states become one text vector: `mean` over tokens, `cls` (first token), `last` (last
+            token), `max` or `weighted_mean` (by position) over tokens, or `pooler` (the encoder's own `pooler_output`,
+            as CLIP and SigLIP were trained).
+        text_head: Layers between the pooled text and its projection, as sentence-transformers put them there:
+            `{"kind": "dense", "size": width, "bias": bool, "activation": name}`, `{"kind": "layer_norm"}` or
+            `{"kind": "normalize"}`. Empty: none.
+        image_pooling: `mean`, `cls` or `pooler` for photos, or `patches`: mean over the states of patches, without
+            class tokens and registers. `MMFusionModel.from_backbones` gives both poolings the values that the encoders
+            were trained with.
         vision_feature_layers: Blocks of the vision encoder, from 0, whose output states reach the product tower beside
             the pooled top: colour and pattern live below the top. Finer grids are averaged down to the coarsest of
             them. Empty: the top states alone.
@@ -90,6 +97,7 @@ class MMFusionConfig(PreTrainedConfig):
     fusion_experts: int = 4
     fusion_balance_weight: float = 0.01
     text_pooling: str = "mean"
+    text_head: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     image_pooling: str = "mean"
     vision_feature_layers: list[int] = dataclasses.field(default_factory=list)
     neck_hidden_size: int = 128
@@ -183,7 +191,8 @@ class MMFusionConfig(PreTrainedConfig):
     def check(self) -> None:
         """Raises a ValueError for the first value that is out of range; call it after changing a field."""
         _one_of("fusion", self.fusion, FUSION_KINDS)
-        _one_of("text_pooling", self.text_pooling, POOLINGS)
+        _one_of("text_pooling", self.text_pooling, TEXT_POOLINGS)
+        check_head(self.text_head)
         _one_of("image_pooling", self.image_pooling, IMAGE_POOLINGS)
         for name in (*_FUSION_SIZES, "embedding_dim", "neck_hidden_size", "neck_heads"):
             _check(name, getattr(self, name), _is_count(getattr(self, name), 1), "an integer of at least 1")

@@ -36,7 +36,7 @@ class CrossAttention(Fusion):
     def __init__(self, config: MMFusionConfig, sizes: FusionSizes) -> None:
         super().__init__(config, sizes)
         width = config.fusion_hidden_size
-        self.text_in = nn.Sequential(nn.LayerNorm(sizes.text), nn.Linear(sizes.text, width))
+        self.text_in = nn.Sequential(nn.LayerNorm(sizes.text_token), nn.Linear(sizes.text_token, width))
         self.image_in = nn.Sequential(nn.LayerNorm(sizes.image_token), nn.Linear(sizes.image_token, width))
         self.modality = nn.Parameter(torch.empty(2, width))
         self.layers = nn.ModuleList(AttentionLayer(config) for _ in range(config.fusion_layers))

@@ -19,7 +19,7 @@ class ProductViews:
     Attributes:
         text_embeds, image_embeds: (P, D) L2-normalised views in the embedding space; arbitrary where missing.
         text_pooled, image_pooled: (P, text) and (P, image) before projection; arbitrary where missing.
-        text_tokens, image_tokens: (P, T, text), (P, V, image token); all photos of a product are one sequence;
+        text_tokens, image_tokens: (P, T, text token), (P, V, image token); all photos of a product are one sequence;
             arbitrary where masked.
         text_mask, image_mask: (P, T), (P, V) bool.
         present: (P, 2) bool, columns text and image; at least one is True in each row.
@@ -37,10 +37,11 @@ class ProductViews:
 
 
 class FusionSizes(NamedTuple):
-    """Widths of what a fusion network reads: text states and pooled texts, pooled photos, and photo tokens."""
+    """Widths of what a fusion network reads: pooled texts and photos, and the tokens of both."""
 
     text: int
     image: int
+    text_token: int
     image_token: int
 
 

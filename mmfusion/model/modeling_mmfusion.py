@@ -38,6 +38,9 @@ from .pooling_mmfusion import Encoded
 from .pretrained_mmfusion import check_complete, copy_weights, freeze_unread, hidden_size, load_half, new_encoder
 from .remote_code_mmfusion import save_code, trusting
 from .text_encoders_mmfusion import check_takes_embeddings, encode_text, encoded_text
+from .text_families_mmfusion import pooled_size
+from .text_head_mmfusion import TextHead, head_size
+from .text_sources_mmfusion import load_text
 from .vectors_mmfusion import VIEWS, QueryRouter, routed_products, routed_queries, shorten
 from .views_mmfusion import Projection, Residual, VisionNeck
 from .weights_mmfusion import HUB_ARGUMENTS, align_weights, fetch_weights, refuse_adapter
@@ -173,20 +176,24 @@ class MMFusionModel(MMFusionPreTrainedModel):
         shared, whole = config.share_text_encoder, not config.query_only
         self.text_model = new_encoder(config.text_config) if shared or whole else None  # type: ignore[assignment]
         self.query_model = None if shared else new_encoder(config.text_config)
-        text_hidden = hidden_size(config.text_config)
+        token_size = hidden_size(config.text_config)
+        pooled = pooled_size(config.text_config, config.text_pooling, token_size)
+        self.text_head = TextHead(config.text_head, pooled) if config.text_head and (shared or whole) else None
+        self.query_head = TextHead(config.text_head, pooled) if config.text_head and not shared else None
+        text_size = head_size(config.text_head, pooled)
         self.vision_model, self.vision_neck, self.photo_sizes = None, None, None  # type: ignore[assignment]
-        sizes = self._add_vision(config, text_hidden) if whole else None
+        sizes = self._add_vision(config, text_size, token_size) if whole else None
         if config.role_embedding:
             check_takes_embeddings(self.text_encoder("query"))
-        self.roles = nn.Embedding(2, text_hidden) if config.role_embedding else None
+        self.roles = nn.Embedding(2, self._embedding_size()) if config.role_embedding else None
         perceptron = (config.projection_hidden_size, config.projection_dropout)
-        self.query_projection = Projection(text_hidden, config.embedding_dim, *perceptron)
+        self.query_projection = Projection(text_size, config.embedding_dim, *perceptron)
         self.text_projection, self.image_projection, self.fusion = None, None, None  # type: ignore[assignment]
         if sizes is not None:
             self.text_projection = Projection(sizes.text, config.embedding_dim, *perceptron)
             self.image_projection = Projection(sizes.image, config.embedding_dim, *perceptron)
             self.fusion = FUSIONS[config.fusion](config, sizes)
-        self.query_router = QueryRouter(text_hidden) if config.query_router else None
+        self.query_router = QueryRouter(text_size) if config.query_router else None
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale_init)))
         self.frozen_vision_blocks = 0
         self.blank_photos = False
@@ -197,15 +204,19 @@ class MMFusionModel(MMFusionPreTrainedModel):
         if self.vision_model is not None:
             freeze_unread(self.vision_model, config.image_pooling)
 
-    def _add_vision(self, config: MMFusionConfig, text_hidden: int) -> FusionSizes:
+    def _embedding_size(self) -> int:
+        weight: Tensor = self.text_encoder("query").get_input_embeddings().weight  # type: ignore[assignment]
+        return weight.shape[1]
+
+    def _add_vision(self, config: MMFusionConfig, text_size: int, token_size: int) -> FusionSizes:
         self.vision_model = new_encoder(config.vision_config, pooler=config.image_pooling == "pooler")
         layers, slots = config.vision_feature_layers, (config.neck_hidden_size, config.neck_heads)
         self.photo_sizes = photo_sizes(config.vision_config, config.image_pooling, layers)
         pooled, states = self.photo_sizes
         if not layers:
-            return FusionSizes(text_hidden, pooled, states)
+            return FusionSizes(text_size, pooled, token_size, states)
         self.vision_neck = VisionNeck(states, pooled, *slots)
-        return FusionSizes(text_hidden, pooled + slots[0] * slots[1], slots[0])
+        return FusionSizes(text_size, pooled + slots[0] * slots[1], token_size, slots[0])
 
     @classmethod
     def from_backbones(
@@ -218,6 +229,9 @@ class MMFusionModel(MMFusionPreTrainedModel):
         **config: Any,
     ) -> "MMFusionModel":
         """Assembles a model from pretrained encoders; projections and fusion network are new.
+
+        What a checkpoint says of how it was trained is the default of the configuration: pooling and projection of a
+        dual encoder, pooling, layers and prompts of a folder of sentence-transformers, the last token of a decoder.
 
         Args:
             text: Text encoder or dual encoder (CLIP, SigLIP …, which contributes its text half): local folder, Hub id
@@ -233,28 +247,32 @@ class MMFusionModel(MMFusionPreTrainedModel):
         Raises:
             HubError: An encoder cannot be loaded: there is none, it holds pickles or an adapter, weights that are read
                 are missing, or it needs code that is not trusted.
+            ValueError: The text encoder cannot be a tower, or a field is wrong.
         """
-        text_half = load_half(text, "text", dtype, trust_remote_code=trust_remote_code)
-        vision_half = load_half(vision, "vision", dtype, trust_remote_code=trust_remote_code)
-        projection = text_half.projection
-        width = hidden_size(text_half.encoder.config) if projection is None else projection.out_features
-        config.setdefault("embedding_dim", width)
-        if vision_half.pooling is not None:
-            config.setdefault("image_pooling", vision_half.pooling)
         if config.get("query_only"):
             raise ValueError("A model is assembled whole; drop query_only=True, and take the query tower out later.")
+        text_source = load_text(text, dtype, config, trust_remote_code=trust_remote_code)
+        vision_half = load_half(vision, "vision", dtype, trust_remote_code=trust_remote_code)
+        text_half, config = text_source.half, dict(text_source.fields)
+        projection = text_half.projection
+        config.setdefault("embedding_dim", text_source.size if projection is None else projection.out_features)
+        if vision_half.pooling is not None:
+            config.setdefault("image_pooling", vision_half.pooling)
         configs = {
             "text_config": _portable(text_half.encoder.config),
             "vision_config": _portable(vision_half.encoder.config),
         }
         model = cls(MMFusionConfig(**configs, **config)).to(dtype)  # type: ignore[arg-type]
-        check_complete(text, model.text_model, text_half.missing)
-        absent = copy_weights(model.vision_model, vision_half.encoder)
-        check_complete(vision, model.vision_model, vision_half.missing | absent)
-        check_repeats(model.vision_model, model.config.image_pooling)
-        model.text_model.load_state_dict(text_half.encoder.state_dict())
+        encoders = [(text, text_half, model.text_model), (vision, vision_half, model.vision_model)]
         if model.query_model is not None:
-            model.query_model.load_state_dict(text_half.encoder.state_dict())
+            encoders.append((text, text_half, model.query_model))
+        for source, half, encoder in encoders:
+            absent = copy_weights(encoder, half.encoder)
+            check_complete(source, encoder, half.missing | absent)
+        check_repeats(model.vision_model, model.config.image_pooling)
+        for head in filter(None, (model.text_head, model.query_head)):
+            if text_source.head_weights:
+                head.load_state_dict(text_source.head_weights)
         _start_projection(model.query_projection, text_half.projection)
         _start_projection(model.text_projection, text_half.projection)
         _start_projection(model.image_projection, vision_half.projection)
@@ -552,10 +570,13 @@ class MMFusionModel(MMFusionPreTrainedModel):
     def _encode_text(
         self, input_ids: Tensor, attention_mask: Tensor, states: Tensor | None, role: Literal["query", "product"]
     ) -> Encoded:
+        pooling = self.config.text_pooling
         if states is not None:
-            return encoded_text(states.to(self.dtype), attention_mask, self.config.text_pooling)
-        encoder, pooling = self.text_encoder(role), self.config.text_pooling
-        return encode_text(encoder, input_ids, attention_mask, pooling, self._role(role))
+            encoded = encoded_text(states.to(self.dtype), attention_mask, pooling)
+        else:
+            encoded = encode_text(self.text_encoder(role), input_ids, attention_mask, pooling, self._role(role))
+        head = self.text_head if role == "product" or self.query_head is None else self.query_head
+        return encoded if head is None else encoded._replace(pooled=head(encoded.pooled))
 
     def _encode_photos(
         self, pixel_values: Tensor | None, activations: Tensor | None, photo_mask: Tensor

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -41,3 +42,26 @@ def pool(output: Any, tokens: Tensor, mask: Tensor | None, pooling: str, prefix:
         return tokens[:, prefix if pooling == "patches" else 0 :].mean(1)
     weights = mask.to(tokens.dtype).unsqueeze(-1)
     return (tokens * weights).sum(1) / weights.sum(1)
+
+
+def pool_text(output: Any, tokens: Tensor, mask: Tensor, pooling: str) -> Tensor:
+    """Token states (texts, length, hidden) -> (texts, hidden), whichever side of a text its padding is on.
+
+    Args:
+        output: What the encoder returned; read for `pooler` alone.
+        tokens: Its token states.
+        mask: (texts, length) int64 or bool, at least one 1 in each row.
+        pooling: One of `TEXT_POOLINGS`.
+    """
+    if pooling in ("mean", "pooler"):
+        return pool(output, tokens, mask, pooling)
+    there, length = mask.bool(), tokens.shape[1]
+    if pooling == "max":
+        return tokens.masked_fill(~there.unsqueeze(-1), float("-inf")).amax(1)
+    places = torch.arange(length, device=tokens.device).expand_as(there)
+    first = places.masked_fill(~there, length).amin(1)
+    if pooling == "weighted_mean":
+        weights = ((places - first.unsqueeze(1) + 1) * there).to(tokens.dtype).unsqueeze(-1)
+        return (tokens * weights).sum(1) / weights.sum(1)
+    chosen = first if pooling == "cls" else places.masked_fill(~there, -1).amax(1)
+    return tokens.gather(1, chosen[:, None, None].expand(-1, 1, tokens.shape[2])).squeeze(1)

@@ -9,6 +9,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from .encoder_classes_mmfusion import class_of_text, encoder_class, text_part, without_decoder
 from .errors_mmfusion import HubError, explained
 from .remote_code_mmfusion import is_known, remote_class, trusting
 from .vision_families_mmfusion import trained_pooling, vision_family
@@ -22,12 +23,14 @@ class Half(NamedTuple):
     Attributes:
         encoder: The encoder.
         projection: Its projection into the space of a dual encoder, if it has one.
+        model_type: That of the whole checkpoint's config.
         missing: Names of weights of the encoder that its checkpoint lacks; they are newly drawn.
         pooling: How its states become one vector, if it is known.
     """
 
     encoder: PreTrainedModel
     projection: nn.Linear | None
+    model_type: str
     missing: frozenset[str]
     pooling: str | None = None
 
@@ -43,17 +46,24 @@ def load_half(source: str | PreTrainedModel, half: str, dtype: torch.dtype, *, t
 
     Raises:
         HubError: As for [`read_model`].
+        ValueError: A text half would be an encoder-decoder, or transformers has no class for it.
     """
     model, missing = source, frozenset[str]()
     if not isinstance(model, PreTrainedModel):
-        own = class_to_load(read_config(model, trust_remote_code=trust_remote_code)) if half == "vision" else None
-        model, missing = read_model(model, dtype, trust_remote_code=trust_remote_code, model_class=own or AutoModel)
-    if half == "vision":
-        return _vision_half(model, missing)
-    encoder = getattr(model, "text_model", model)
-    projection = getattr(model, "text_projection", None)
-    prefix = next(f"{name}." if name else "" for name, module in model.named_modules() if module is encoder)
-    return Half(encoder, projection if isinstance(projection, nn.Linear) else None, _below(missing, prefix))
+        config = read_config(model, trust_remote_code=trust_remote_code)
+        own = class_to_load(config) if half == "vision" else class_of_text(config)
+        if own is not None and own.__name__.endswith("EncoderModel"):
+            config = without_decoder(config)
+        options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "model_class": own or AutoModel}
+        model, missing = read_model(model, dtype, config=config, **options)
+    return _vision_half(model, missing) if half == "vision" else _text_half(source, model, missing)
+
+
+def _text_half(source: str | PreTrainedModel, model: PreTrainedModel, missing: Collection[str]) -> Half:
+    part = text_part(model)
+    if any(name.startswith("text_projection.") for name in missing):
+        raise HubError(f"{source} lacks the weights of its text_projection; fetch or copy the checkpoint again.")
+    return Half(part.encoder, part.projection, model.config.model_type, _below(missing, part.prefix))
 
 
 def _vision_half(model: PreTrainedModel, missing: Collection[str]) -> Half:
@@ -63,7 +73,7 @@ def _vision_half(model: PreTrainedModel, missing: Collection[str]) -> Half:
         part = part._replace(projection=None)
     own = _below(missing, part.prefix)
     pooling = trained_pooling(model, part.encoder, part.projection is not None, own)
-    return Half(part.encoder, linear_projection(part), own, pooling)
+    return Half(part.encoder, linear_projection(part), model.config.model_type, own, pooling)
 
 
 def _below(names: Collection[str], prefix: str) -> frozenset[str]:
@@ -97,7 +107,12 @@ def read_config(source: str, *, trust_remote_code: bool = False) -> PreTrainedCo
 
 
 def read_model(
-    source: str, dtype: torch.dtype, *, trust_remote_code: bool = False, model_class: type[Any] = AutoModel
+    source: str,
+    dtype: torch.dtype,
+    *,
+    trust_remote_code: bool = False,
+    model_class: type[Any] = AutoModel,
+    config: PreTrainedConfig | None = None,
 ) -> tuple[PreTrainedModel, frozenset[str]]:
     """Loads a pretrained model from safetensors.
 
@@ -106,6 +121,7 @@ def read_model(
         dtype: Floating-point type of the weights.
         trust_remote_code: Whether code that comes with the weights may run.
         model_class: Class to load, if it is not the one that `AutoModel` chooses.
+        config: Config to load it with, if it is not the one beside the weights.
 
     Returns:
         The model, and the names of its weights that the checkpoint lacks.
@@ -116,7 +132,7 @@ def read_model(
     """
     with explained(source):
         refuse_adapter(source, {})
-        config = read_config(source, trust_remote_code=trust_remote_code)
+        config = config or read_config(source, trust_remote_code=trust_remote_code)
         fetch_weights(source, {})
         trusts = trust_remote_code and not is_known(config.model_type)
         loaded: Any = model_class.from_pretrained(
@@ -178,16 +194,15 @@ def new_encoder(config: PreTrainedConfig, pooler: bool = False) -> PreTrainedMod
         config: Of the encoder.
         pooler: Whether its pooler is read, which some classes leave out unless it is asked for.
     """
-    if type(config) in transformers.MODEL_MAPPING:
-        chosen: Any = transformers.MODEL_MAPPING[type(config)]
-        options: dict[str, Any] = {"trust_remote_code": False}
-        if pooler and "add_pooling_layer" in inspect.signature(getattr(chosen, "__init__", chosen)).parameters:
-            options["add_pooling_layer"] = True
-        return AutoModel.from_config(config, **options)
-    own_class = getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", None)
-    if own_class is None:
-        own_class = remote_class(config, "AutoModel")
-    return own_class._from_config(config)
+    kind = encoder_class(config)
+    if kind is not None:
+        encoder: PreTrainedModel = kind._from_config(config)
+        return encoder
+    chosen: Any = transformers.MODEL_MAPPING[type(config)]
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if pooler and "add_pooling_layer" in inspect.signature(getattr(chosen, "__init__", chosen)).parameters:
+        options["add_pooling_layer"] = True
+    return AutoModel.from_config(config, **options)
 
 
 def freeze_unread(encoder: PreTrainedModel, pooling: str) -> None:
@@ -208,9 +223,17 @@ def _is_mask(name: str) -> bool:
 
 def hidden_size(config: PreTrainedConfig) -> int:
     """Width of a text encoder's token states."""
+    if config.model_type in _OWN_PROJECTION:
+        return int(getattr(config, _OWN_PROJECTION[config.model_type]))
+    if isinstance(getattr(config, "encoder", None), PreTrainedConfig):
+        return hidden_size(config.encoder)
     if getattr(config, "hidden_size", None):
         return int(config.hidden_size)
     raise ValueError(
         f"Cannot tell the width of a {config.model_type!r} encoder: its config has no hidden_size. Use an encoder "
         "whose last_hidden_state has a fixed width."
     )
+
+
+# Text encoders that project every token state, and the field that says how wide.
+_OWN_PROJECTION = {"altclip_text_model": "project_dim", "embedding_gemma2_text": "embedding_dim"}

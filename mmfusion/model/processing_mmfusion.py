@@ -22,9 +22,10 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .errors_mmfusion import explained
+from .inputs_mmfusion import not_empty
 from .layout_mmfusion import keep_module
 from .photos_mmfusion import PhotoError, upright_rgb
-from .pretrained_mmfusion import read_config
+from .text_tokenizers_mmfusion import load_tokenizer
 from .tokenizers_mmfusion import open_tokenizer
 
 PHOTO_COLUMN = "image"
@@ -96,8 +97,12 @@ class MMFusionProcessor(ProcessorMixin):
             image_size: (height, width) in pixels that every photo is resized to, whole, without cropping. None keeps
                 the image processor's own resizing.
             trust_remote_code: Whether code that comes with an encoder may run, where transformers has none for it.
-            fields: Further arguments of the constructor. For a SigLIP text encoder, texts are padded to its full length
-                unless they say otherwise: it reads padding, so its embeddings would depend on the batch.
+            fields: Further arguments of the constructor. Their defaults follow from the text encoder's checkpoint:
+                texts for SigLIP are padded to its full length, as it reads padding; a folder of sentence-transformers
+                says which prompts and lengths its encoder was trained with; no length is above its positions.
+
+        Raises:
+            ValueError: A length is above what the text encoder takes, or its tokenizer does not fit it.
         """
         image_processor = _new_image_processor(vision, trust_remote_code)
         if image_size is not None:
@@ -105,8 +110,8 @@ class MMFusionProcessor(ProcessorMixin):
             for switch in ("do_center_crop", "do_crop"):
                 if hasattr(image_processor, switch):
                     setattr(image_processor, switch, False)
-        tokenizer = open_tokenizer(text, trust_remote_code=trust_remote_code)
-        return cls(image_processor, tokenizer, **{**_text_fields(text, trust_remote_code), **fields})
+        tokenizer, fields = load_tokenizer(text, fields, trust_remote_code=trust_remote_code)
+        return cls(image_processor, tokenizer, **fields)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -176,7 +181,10 @@ class MMFusionProcessor(ProcessorMixin):
 
     def encode_queries(self, queries: Sequence[str]) -> BatchFeature:
         """`input_ids` and `attention_mask`, both (Q, length) int64."""
-        return self._tokenize(query_texts(queries, self.query_prompt), self.max_query_length)
+        features = self._tokenize(query_texts(queries, self.query_prompt), self.max_query_length)
+        # A query of characters that the tokenizer drops is that of a single token of padding.
+        features["attention_mask"] = not_empty(features["attention_mask"])
+        return features
 
     def encode_products(
         self, products: Sequence[Mapping[str, Any]], photo_loader: PhotoLoader | None = None
@@ -274,7 +282,11 @@ class MMFusionProcessor(ProcessorMixin):
         encoded = self.tokenizer(
             texts, padding=padding, truncation=True, max_length=limit, return_attention_mask=True, return_tensors="pt"
         )
-        return BatchFeature({name: encoded[name] for name in ("input_ids", "attention_mask")})
+        ids, mask = (encoded[name].long() for name in ("input_ids", "attention_mask"))
+        if ids.shape[1] == 0:
+            # Of empty texts, and a tokenizer that adds no token of its own.
+            ids, mask = ids.new_full((len(texts), 1), self.tokenizer.pad_token_id or 0), mask.new_zeros(len(texts), 1)
+        return BatchFeature({"input_ids": ids, "attention_mask": mask})
 
 
 def query_texts(queries: Sequence[str], prompt: str) -> list[str]:
@@ -395,19 +407,6 @@ def _new_image_processor(source: str, trust_remote_code: bool) -> Any:
     names = ("size", "image_mean", "image_std", "resample", "rescale_factor", "do_normalize", "do_rescale")
     given = {name: fields[name] for name in names if fields.get(name) is not None}
     return SiglipImageProcessorPil(**{"resample": Image.Resampling.BILINEAR, **defaults, **given})
-
-
-def _text_fields(source: str, trust_remote_code: bool) -> dict[str, Any]:
-    """Fields that the text encoder was trained with; none for a folder that holds a tokenizer alone."""
-    try:
-        config = read_config(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError):
-        return {}
-    config = getattr(config, "text_config", config)
-    if not config.model_type.startswith("siglip"):
-        return {}
-    length = config.max_position_embeddings
-    return {"pad_to_max_length": True, "max_query_length": length, "max_product_length": length}
 
 
 def _upright(photo: Any, name: str) -> Image.Image:

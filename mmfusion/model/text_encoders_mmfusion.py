@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from .pooling_mmfusion import Encoded, pool
+from .pooling_mmfusion import Encoded, pool_text
+from .text_families_mmfusion import pads_to_full_length
 
 
 def encode_text(
@@ -20,7 +21,7 @@ def encode_text(
         encoder: Any transformers text encoder.
         input_ids: (batch, length) int64.
         attention_mask: (batch, length) int64 or bool, at least one 1 in each row.
-        pooling: One of `POOLINGS`.
+        pooling: One of `TEXT_POOLINGS`.
         role: (hidden,) vector added to every token embedding, or None.
     """
     if _better_by_length(encoder, input_ids):
@@ -29,11 +30,21 @@ def encode_text(
     if _unmasked(encoder):
         # SigLIP was trained on texts padded to full length and without a mask.
         del inputs["attention_mask"]
+    if encoder.config.model_type == "aimv2_text_model":
+        # It would read texts of one length both ways, and padded ones from left to right, as it was trained.
+        inputs["attention_mask"] = _causal(attention_mask, encoder.dtype)
     if role is not None:
         check_takes_embeddings(encoder)
         inputs["inputs_embeds"] = encoder.get_input_embeddings()(inputs.pop("input_ids")) + role
     output = encoder(**inputs, return_dict=True)
-    return Encoded(output.last_hidden_state, pool(output, output.last_hidden_state, attention_mask, pooling))
+    return Encoded(output.last_hidden_state, pool_text(output, output.last_hidden_state, attention_mask, pooling))
+
+
+def _causal(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """(texts, length) -> (texts, 1, length, length), to be added to attention scores."""
+    places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    seen = attention_mask.bool()[:, None, None, :] & (places[:, None] >= places)
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
 # Few rows share a length, many keep the cores busy; a batch of 128 titles has half as many tokens without its padding.
@@ -47,7 +58,7 @@ def _better_by_length(encoder: PreTrainedModel, input_ids: Tensor) -> bool:
 
 
 def _unmasked(encoder: PreTrainedModel) -> bool:
-    return encoder.config.model_type.startswith("siglip")
+    return pads_to_full_length(encoder.config)
 
 
 def _encode_by_length(
@@ -74,8 +85,8 @@ def encoded_text(states: Tensor, attention_mask: Tensor, pooling: str) -> Encode
         ValueError: The pooling is `pooler`, which is a layer of the encoder and not in its token states.
     """
     if pooling == "pooler":
-        raise ValueError("text_pooling 'pooler' needs the text encoder itself; text_states serve 'mean' and 'cls'.")
-    return Encoded(states, pool(None, states, attention_mask, pooling))
+        raise ValueError("text_pooling 'pooler' needs the text encoder itself; text_states serve every other pooling.")
+    return Encoded(states, pool_text(None, states, attention_mask, pooling))
 
 
 def check_takes_embeddings(encoder: PreTrainedModel) -> None:

@@ -3,10 +3,11 @@
 import logging
 from typing import Any, NamedTuple
 
-import torch
 import transformers
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+
+from .encoder_classes_mmfusion import own_class, with_own_class
 
 log = logging.getLogger("mmfusion")
 
@@ -44,11 +45,11 @@ def vision_part(model: PreTrainedModel) -> VisionPart:
     projection = projections[0] if projections else None
     for name in _PARTS:
         part = getattr(model, name, None)
-        if not isinstance(part, nn.Module) or isinstance(model, _alone(part)):
+        if not isinstance(part, nn.Module) or isinstance(model, own_class(part)):
             continue
-        if isinstance(part, _alone(part)):
+        if isinstance(part, own_class(part)):
             return VisionPart(part, f"{name}.", projection)
-        return VisionPart(_with_its_class(part, name), "", projection)
+        return VisionPart(with_own_class(part, name), "", projection)
     # Of some base models the prefix names a part of themselves.
     known: Any = transformers.MODEL_MAPPING.get(type(model.config), ())
     base = model if isinstance(model, known) else model.base_model
@@ -69,16 +70,3 @@ def linear_projection(part: VisionPart) -> nn.Linear | None:
         type(part.projection).__name__,
     )
     return None
-
-
-def _alone(part: nn.Module) -> Any:
-    """The class of a vision half by itself; it may hold the part of a whole model, as in GroupViT and OWL-ViT."""
-    name = type(part.config).__name__.removesuffix("Config") + "Model"
-    return getattr(transformers, name, type(part))
-
-
-def _with_its_class(part: nn.Module, name: str) -> PreTrainedModel:
-    with torch.device("meta"):
-        encoder: PreTrainedModel = _alone(part)._from_config(part.config)
-    setattr(encoder, name, part)
-    return encoder

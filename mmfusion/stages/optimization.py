@@ -44,9 +44,10 @@ class Optimization:
 def freeze_by_rate(model: MMFusionModel, settings: Optimization) -> None:
     """Turns gradients off in encoders whose learning rate is 0."""
     if settings.text_learning_rate == 0:
-        for encoder in (model.text_model, model.query_model):
-            if encoder is not None:
-                encoder.requires_grad_(False)
+        for name in _TEXT_PARTS:
+            part = getattr(model, name)
+            if part is not None:
+                part.requires_grad_(False)
     if settings.vision_learning_rate == 0:
         model.vision_model.requires_grad_(False)
 
@@ -102,4 +103,8 @@ def warmup_cosine(
 def part_of(name: str) -> str:
     """`text`, `vision` or `head`: where a parameter of the model, by its name, belongs."""
     prefix = name.split(".", 1)[0]
-    return {"text_model": "text", "query_model": "text", "vision_model": "vision"}.get(prefix, "head")
+    return {"vision_model": "vision", **dict.fromkeys(_TEXT_PARTS, "text")}.get(prefix, "head")
+
+
+# With the layers of a pretrained text encoder that come after its pooling.
+_TEXT_PARTS = ("text_model", "query_model", "text_head", "query_head")
