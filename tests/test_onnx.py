@@ -321,6 +321,19 @@ def test_an_encoder_that_pytorch_cannot_export_is_refused_in_a_line(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_onnxscript_older_than_pytorch_needs_is_named(
+    loaded: tuple[MMFusionModel, MMFusionProcessor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export(*_: Any, **__: Any) -> None:
+        importlib.import_module("onnxscript._framework_apis.torch_99_9")
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    with pytest.raises(
+        OnnxError, match=r"newer onnxscript than the [\d.]+ .*torch_99_9'\); pip install -U onnxscript$"
+    ):
+        graph.write_graph(loaded[0], tmp_path)
+
+
 @pytest.mark.parametrize("opset", [17, 10_000])
 def test_an_opset_out_of_range_is_refused(
     loaded: tuple[MMFusionModel, MMFusionProcessor], tmp_path: Path, opset: int

@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -43,7 +44,8 @@ def write_graph(tower: MMFusionModel, folder: Path, opset: int | None = None, on
         The opset.
 
     Raises:
-        OnnxError: PyTorch cannot export this text encoder, or not with this opset; or a library is not installed.
+        OnnxError: PyTorch cannot export this text encoder, or not with this opset; or a library is missing or too
+            old for it.
     """
     _check_opset(opset)
     library("onnxscript")
@@ -63,6 +65,13 @@ def write_graph(tower: MMFusionModel, folder: Path, opset: int | None = None, on
                 dynamic_shapes=dict.fromkeys(INPUTS, axes),
                 opset_version=opset,
             )
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("onnxscript"):
+            raise
+        raise OnnxError(
+            f"PyTorch {torch.__version__} exports with a newer onnxscript than the {version('onnxscript')} that is "
+            f"installed ({error}); pip install -U onnxscript"
+        ) from error
     except (torch.onnx.OnnxExporterError, RuntimeError, ValueError) as error:
         raise OnnxError(
             f"PyTorch cannot export a {tower.config.text_config.model_type!r} text encoder to ONNX"
