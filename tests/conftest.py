@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import end, left_behind, session_mark
 
+# In the environment of all processes that tests start, those of pytest-xdist's workers too.
+session_mark()
 torch.set_num_threads(1)
 
 pytest_plugins = ["hub.fixtures", "small_disk"]
@@ -31,3 +34,17 @@ def built_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert built.returncode == 0, f"the wheel cannot be built:\n{built.stdout}{built.stderr}"
     (wheel,) = folder.glob("*.whl")
     return wheel
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fails the run where a test has left a process behind, names it, and ends it."""
+    if hasattr(session.config, "workerinput"):
+        # The one that started the workers looks, when they have ended.
+        return
+    left = left_behind(seconds=10)
+    if left:
+        end(left)
+        lines = "".join(f"\n  {pid}: {line[:200]}" for pid, line in left.items())
+        print(f"\nTests have left processes behind, which are ended now:{lines}", file=sys.stderr)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -3,11 +3,13 @@
 import math
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
 import torch
 import two_ranks_losses
 from dense_losses import LEVELS, LOSSES, draw, fast, slow
+from processes import started
 
 from mmfusion.losses import GradedSigmoidLoss, graded_sigmoid
 from mmfusion.losses.chunked import sum_over_pairs
@@ -30,10 +32,11 @@ def test_equals_the_dense_formula_in_value_and_gradients(name: str, chunk_rows: 
 def of_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, torch.Tensor]]]:
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, two_ranks_losses.__file__, str(folder)]
-    ranks = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(2)]
-    for rank in ranks:
-        _, errors = rank.communicate(timeout=300)
-        assert rank.returncode == 0, errors
+    with ExitStack() as ended:
+        ranks = [ended.enter_context(started([*command, rank], stderr=subprocess.PIPE, text=True)) for rank in range(2)]
+        for rank in ranks:
+            _, errors = rank.communicate(timeout=300)
+            assert rank.returncode == 0, errors
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from lightning.fabric.strategies.launchers import subprocess_script
+from processes import run_to_end
 
 from mmfusion import cli
 from mmfusion.checks import check_steps
@@ -41,9 +42,7 @@ print(json.dumps({
 
 def run(*command: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = dict(os.environ, PYTHONPATH=str(CHECKOUT))
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
+    return run_to_end(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, timeout=900)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Two gloo ranks, and micro-batches, against one process on the same global batch, through the shipped stages."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import two_ranks
+from processes import run_to_end
 
 from mmfusion.data.embedded import write_embedded_catalogue
 
@@ -31,7 +31,7 @@ def gradients_of_two(folder: Path, stage: str, micro_batch: int) -> Gradients:
     command = [sys.executable, two_ranks.__file__, str(folder / "catalogue"), str(folder), stage, "2", str(micro_batch)]
     # Lightning takes these for the marks of a cluster's launcher.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "LOCAL_RANK"))}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    done = run_to_end(command, env=environment, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return load(folder / f"{stage}-2-{micro_batch}.pt")
 

@@ -21,6 +21,7 @@ from hub.server import LoopbackHub
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as drawn
+from processes import run_to_end, started
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.embedded import write_embedded_catalogue
@@ -66,7 +67,7 @@ def embed(place: Path, output: Path, *, catalogue: str = "catalogue", **options:
 
 def embed_apart(place: Path, output: Path, *flags: str) -> None:
     """The recipe, in a process of its own."""
-    done = subprocess.run(command(place, output, *flags), capture_output=True, text=True, **ENV)
+    done = run_to_end(command(place, output, *flags), **ENV)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -154,23 +155,17 @@ def test_kills_neither_lose_nor_duplicate_a_product(place: Path, finished: Path,
     output, draw = tmp_path / "embeddings", random.Random(kills)
     killed = 0
     for _ in range(kills):
-        process = subprocess.Popen(
-            command(place, output, "--hardware.num_workers", "1"),
-            env=ENV["env"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        before = len(list(output.glob("shard-*")))
-        deadline = time.monotonic() + 300
-        while process.poll() is None and len(list(output.glob("shard-*"))) == before:
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-        time.sleep(draw.uniform(0, 0.05))
-        killed += process.poll() is None
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=60)
+        embedding = command(place, output, "--hardware.num_workers", "1")
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        with started(embedding, env=ENV["env"], **silent) as process:
+            before = len(list(output.glob("shard-*")))
+            deadline = time.monotonic() + 300
+            while process.poll() is None and len(list(output.glob("shard-*"))) == before:
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+            time.sleep(draw.uniform(0, 0.05))
+            killed += process.poll() is None
+            # What is still running at the end of the block is killed, workers and all.
     assert killed, "every run was over before it could be killed"
     embed(place, output)
     assert vectors_by_id(output) == vectors_by_id(finished)
@@ -349,7 +344,7 @@ def test_a_hub_data_set_is_followed(place: Path, finished: Path, tmp_path: Path,
         arguments = command(place, output)
         arguments[arguments.index("--catalogue") + 1] = name
         environment = {**ENV["env"], **hub.environment(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
-        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=600)
+        done = run_to_end(arguments, env=environment, timeout=600)
         assert done.returncode == 0, done.stderr
         return done.stderr
 

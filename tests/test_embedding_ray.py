@@ -14,7 +14,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
+from processes import run_to_end
 
 from mmfusion.data.embedded import write_embedded_catalogue
 from mmfusion.embedding import EmbeddingJob, EmbeddingSettings
@@ -161,16 +163,16 @@ def test_a_killed_driver_leaves_no_process_and_is_followed(place: Path, finished
     temporary.mkdir()
     env = {**ENV, "HOME": str(home), "TMPDIR": str(temporary)}
     try:
-        driver = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=None)
-        assert until(lambda: shards(output) > 0 or driver.poll() is not None) and driver.poll() is None
-        left = ray_processes(driver.pid)
-        driver.kill()
-        driver.wait(timeout=60)
+        with processes.started(command, env=env, stdout=subprocess.DEVNULL) as driver:
+            assert until(lambda: shards(output) > 0 or driver.poll() is not None) and driver.poll() is None
+            left = ray_processes(driver.pid)
+            driver.kill()
+            driver.wait(timeout=60)
         assert 0 < shards(output) < PRODUCTS // SHARD and len(left) > 3
         computing = [pid for pid, name in left.items() if name.startswith("ray::MapWorker")]
         assert computing and until(lambda: not any(map(is_alive, computing)), 30)
         shutil.rmtree(temporary / next(temporary.glob("mmfusion_ray_*")).name)
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+        done = run_to_end(command, env=env, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
         assert f"{PRODUCTS} products in" in done.stdout
         assert manifest(output) == manifest(finished)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub.server import LoopbackHub
+from processes import run_to_end
 from safetensors.torch import load_file
 
 from mmfusion.training.run import read_record
@@ -30,15 +30,13 @@ def run(hub: LoopbackHub, home: Path, command: list[str]) -> str:
     kept = {
         name: value for name, value in hub.environment(home).items() if not name.startswith(("SLURM", "LOCAL_RANK"))
     }
-    done = subprocess.run(
+    done = run_to_end(
         [sys.executable, *command],
         env={
             **kept,
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(CHECKOUT), kept.get("PYTHONPATH", "")]),
         },
-        capture_output=True,
-        text=True,
         timeout=400,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -4,7 +4,6 @@ import importlib
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from processes import run_to_end
 from two_ranks import build_model
 
 from mmfusion.data.catalogue import Catalogue
@@ -167,8 +167,8 @@ def test_a_killed_mining_goes_on_with_two_processes_and_gives_the_same_table(fol
     # As many threads as here: with others, the last bit of an embedding may round otherwise.
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-c", script]
-    done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, timeout=240)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    done = run_to_end(command, cwd=CHECKOUT, env=environment, timeout=240)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     (work,) = (folder / "killed" / "cache").glob("mining_*")
     whole = {path.name: path.stat().st_mtime_ns for path in work.glob("shard-*")}
     assert sorted(whole) == ["shard-000000.parquet", "shard-000001.parquet"]

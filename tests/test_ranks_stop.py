@@ -6,9 +6,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import two_ranks_stop
+from processes import run_to_end, started
 
 from mmfusion.data.embedded import write_embedded_catalogue
 from mmfusion.training.checkpoint_files import damage, list_checkpoints
@@ -32,7 +34,7 @@ def environment() -> dict[str, str]:
 
 def test_a_nan_on_one_rank_ends_both(catalogue: Path, tmp_path: Path) -> None:
     command = [sys.executable, two_ranks_stop.__file__, str(catalogue), str(tmp_path)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=HANGS)
+    done = run_to_end(command, env=environment(), timeout=HANGS)
     assert done.returncode == 1, done.stderr
     # Both know why, rather than that a connection was closed.
     assert "The loss is not finite at step 1 on rank 1" in (tmp_path / "rank1.txt").read_text()
@@ -46,10 +48,8 @@ def test_a_signal_to_one_rank_stops_both_with_a_checkpoint(catalogue: Path, tmp_
         *("--checkpoint_every", "3", "--hardware.devices", "2", "--hardware.strategy", "ddp"),
         *("--hardware.accelerator", "cpu"),
     ]
-    process = subprocess.Popen(
-        command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with started(command, env=environment(), **pipes) as process:
         deadline = time.monotonic() + HANGS
         while not list_checkpoints(tmp_path / "run" / "checkpoints"):
             assert process.poll() is None and time.monotonic() < deadline
@@ -57,9 +57,6 @@ def test_a_signal_to_one_rank_stops_both_with_a_checkpoint(catalogue: Path, tmp_
         # To the first rank alone.
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=HANGS)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == STOPPED, said
     last = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
     assert damage(last) is None

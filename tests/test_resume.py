@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from processes import run_to_end, started
 from safetensors.torch import load_file
 
 from mmfusion.data.embedded import write_embedded_catalogue
@@ -52,30 +54,25 @@ class Training:
         ]
 
     def run(self) -> str:
-        done = subprocess.run(self.command, env=environment(), capture_output=True, text=True, timeout=600)
+        done = run_to_end(self.command, env=environment(), timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def run_until(self, step: int, delay: float, number: signal.Signals) -> tuple[int, str]:
         """Runs until `delay` seconds after the checkpoint of a step, or until the next one, and sends a signal."""
-        process = subprocess.Popen(
-            self.command,
-            env=environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 300
-        while self.last_step() < step:
-            assert process.poll() is None and time.monotonic() < deadline, f"ended before the checkpoint of step {step}"
-            time.sleep(0.002)
-        until = time.monotonic() + delay
-        while self.last_step() < step + CHECKPOINT_EVERY and time.monotonic() < until:
-            time.sleep(0.002)
-        # To workers as well, as schedulers do.
-        os.killpg(process.pid, number)
-        _, said = process.communicate(timeout=300)
+        pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        with started(self.command, env=environment(), **pipes) as process:
+            deadline = time.monotonic() + 300
+            while self.last_step() < step:
+                assert process.poll() is None, f"ended before the checkpoint of step {step}"
+                assert time.monotonic() < deadline, f"no checkpoint of step {step}"
+                time.sleep(0.002)
+            until = time.monotonic() + delay
+            while self.last_step() < step + CHECKPOINT_EVERY and time.monotonic() < until:
+                time.sleep(0.002)
+            # To workers as well, as schedulers do.
+            os.killpg(process.pid, number)
+            _, said = process.communicate(timeout=300)
         return process.returncode, said
 
     def last_step(self) -> int:

@@ -42,7 +42,12 @@ class Service:
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.url = self._wait_for(r"listening on (http://[^\"]+)")
+        try:
+            self.url = self._wait_for(r"listening on (http://[^\"]+)")
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
 
     def _read(self) -> None:
         assert self.process.stderr is not None

@@ -6,13 +6,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from socket import socket
+from typing import Any
 
 import pytest
 import torch
 import two_ranks_curve
+from processes import run_to_end, started
 from safetensors.torch import load_file
 from test_resume import assert_same_weights
 
@@ -53,7 +56,7 @@ def environment(**marks: str) -> dict[str, str]:
 
 
 def run(*command: object) -> str:
-    done = subprocess.run(list(map(str, command)), env=environment(), capture_output=True, text=True, timeout=900)
+    done = run_to_end(command, env=environment(), timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -63,22 +66,16 @@ def refusals(*script: object) -> list[str]:
     with socket() as free:
         free.bind(("127.0.0.1", 0))
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "NODE_RANK": "0"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, *map(str, script)],
-            env=environment(LOCAL_RANK=str(rank), **meeting),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        # The one that writes comes last.
-        for rank in (1, 0)
-    ]
-    try:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with ExitStack() as ended:
+        ranks = [
+            ended.enter_context(
+                started([sys.executable, *script], env=environment(LOCAL_RANK=str(rank), **meeting), **pipes)
+            )
+            # The one that writes comes last.
+            for rank in (1, 0)
+        ]
         said = [rank.communicate(timeout=900)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
     assert [rank.returncode for rank in ranks] == [1, 1], said
     return said
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from flaky_files import SPECIFICATION, specification
 from hub.server import LoopbackHub
+from processes import run_to_end, started
 from safetensors.torch import load_file
 from sharded_catalogue import bytes_of_photos, write_sharded
 
@@ -64,20 +65,20 @@ def command(catalogue: str | Path, output: Path, steps: int, **flags: Any) -> li
 
 def run(log: Path, command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     settings = {**environment, "STREAM_LOG": str(log)}
-    return subprocess.run(command, env=settings, capture_output=True, text=True, timeout=HANGS)
+    return run_to_end(command, env=settings, timeout=HANGS)
 
 
 def kill_after(log: Path, command: list[str], environment: dict[str, str], checkpoint: Path, delay: float) -> None:
     """SIGKILL, workers and all, so many seconds after a checkpoint is there."""
     settings, nothing = {**environment, "STREAM_LOG": str(log)}, subprocess.DEVNULL
-    process = subprocess.Popen(command, env=settings, stdout=nothing, stderr=nothing, start_new_session=True)
-    deadline = time.monotonic() + HANGS
-    while not checkpoint.exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    time.sleep(delay)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    with started(command, env=settings, stdout=nothing, stderr=nothing) as process:
+        deadline = time.monotonic() + HANGS
+        while not checkpoint.exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        time.sleep(delay)
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
 
 
 def products_of_epochs(logs: list[Path]) -> dict[int, list[int]]:
