@@ -1,5 +1,6 @@
 """Pretrained encoders of transformers: loading one, or a half of a dual one, and making one anew from its config."""
 
+import copy
 import inspect
 from collections.abc import Collection
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from .encoder_classes_mmfusion import class_of_text, encoder_class, text_part, without_decoder
 from .errors_mmfusion import HubError, explained
 from .remote_code_mmfusion import is_known, remote_class, trusting
+from .timm_mmfusion import check_timm, is_timm
 from .vision_families_mmfusion import trained_pooling, vision_family
 from .vision_halves_mmfusion import class_to_load, linear_projection, vision_part
 from .weights_mmfusion import fetch_weights, refuse_adapter
@@ -92,6 +94,8 @@ def read_config(source: str, *, trust_remote_code: bool = False) -> PreTrainedCo
     """
     with explained(source):
         fields, _ = PreTrainedConfig.get_config_dict(source)
+        if is_timm(fields):
+            check_timm(source)
         name = fields.get("model_type")
         if name is not None and not is_known(name):
             with trusting(source, trust_remote_code):
@@ -194,6 +198,11 @@ def new_encoder(config: PreTrainedConfig, pooler: bool = False) -> PreTrainedMod
         config: Of the encoder.
         pooler: Whether its pooler is read, which some classes leave out unless it is asked for.
     """
+    if config.model_type == "timm_wrapper":
+        check_timm(config.architecture)
+    if config.model_type == "levit":
+        # Its encoder appends to a list in its config, which would never be the same again.
+        config = copy.deepcopy(config)
     kind = encoder_class(config)
     if kind is not None:
         encoder: PreTrainedModel = kind._from_config(config)

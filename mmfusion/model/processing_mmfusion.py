@@ -2,7 +2,6 @@
 
 import datetime
 import inspect
-import math
 import numbers
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -11,17 +10,10 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import (
-    BatchFeature,
-    ImageProcessingMixin,
-    ProcessorMixin,
-    SiglipImageProcessorPil,
-)
-
-# transformers 5.17 hides this class behind torchvision at the top level, although it needs none for the PIL backend.
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers import BatchFeature, ProcessorMixin
 
 from .errors_mmfusion import explained
+from .image_processors_mmfusion import load_image_processor, new_image_processor
 from .inputs_mmfusion import not_empty
 from .layout_mmfusion import keep_module
 from .photos_mmfusion import PhotoError, upright_rgb
@@ -104,12 +96,7 @@ class MMFusionProcessor(ProcessorMixin):
         Raises:
             ValueError: A length is above what the text encoder takes, or its tokenizer does not fit it.
         """
-        image_processor = _new_image_processor(vision, trust_remote_code)
-        if image_size is not None:
-            image_processor.size = {"height": image_size[0], "width": image_size[1]}
-            for switch in ("do_center_crop", "do_crop"):
-                if hasattr(image_processor, switch):
-                    setattr(image_processor, switch, False)
+        image_processor = new_image_processor(vision, image_size, trust_remote_code)
         tokenizer, fields = load_tokenizer(text, fields, trust_remote_code=trust_remote_code)
         return cls(image_processor, tokenizer, **fields)
 
@@ -142,7 +129,7 @@ class MMFusionProcessor(ProcessorMixin):
         # Unless it is said, transformers would ask on the terminal whether code that comes with a model may run.
         kwargs = {"trust_remote_code": False, **kwargs}
         tokenizer = open_tokenizer(pretrained_model_name_or_path, **kwargs)
-        return [_image_processor(pretrained_model_name_or_path, **kwargs), tokenizer]
+        return [load_image_processor(pretrained_model_name_or_path, **kwargs), tokenizer]
 
     def __call__(
         self,
@@ -237,7 +224,8 @@ class MMFusionProcessor(ProcessorMixin):
         """
         upright = [_upright(photo, f"Photo {position}") for position, photo in enumerate(photos)]
         arrays = self.image_processor(images=upright, return_tensors=None)["pixel_values"]
-        tensors = [torch.as_tensor(array) for array in arrays]
+        # Some give views that run backwards (MobileViT's flipped channels), which torch does not take.
+        tensors = [torch.as_tensor(array.copy()) for array in arrays]
         shapes = {tuple(tensor.shape) for tensor in tensors}
         if len(shapes) > 1 or any(len(shape) != 3 for shape in shapes):
             raise ValueError(
@@ -384,29 +372,6 @@ def photos_of(value: Any) -> list[Any]:
         value = value.tolist()
     several = value if isinstance(value, (list, tuple)) else [value]
     return [photo for photo in several if not is_missing(photo)]
-
-
-def _image_processor(source: Any, **kwargs: Any) -> Any:
-    # The two backends of transformers resize differently; vectors must not depend on whether torchvision is installed.
-    return AutoImageProcessor.from_pretrained(source, backend="pil", **kwargs)
-
-
-def _new_image_processor(source: str, trust_remote_code: bool) -> Any:
-    """The image processor of a pretrained encoder, or one of fixed size in its place where it has no such thing."""
-    fields, _ = ImageProcessingMixin.get_image_processor_dict(source)
-    kind = str(fields.get("image_processor_type"))
-    if kind.startswith("Siglip2ImageProcessor"):
-        # It cuts patches of photos of any shape; the model cuts them itself, of photos of one shape.
-        side = math.isqrt(fields.get("max_num_patches", 256)) * fields.get("patch_size", 16)
-        defaults: dict[str, Any] = {"size": {"height": side, "width": side}}
-    elif kind.startswith("DINOv3ViTImageProcessor"):
-        # It exists for torchvision alone.
-        defaults = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-    else:
-        return _image_processor(source, trust_remote_code=trust_remote_code)
-    names = ("size", "image_mean", "image_std", "resample", "rescale_factor", "do_normalize", "do_rescale")
-    given = {name: fields[name] for name in names if fields.get(name) is not None}
-    return SiglipImageProcessorPil(**{"resample": Image.Resampling.BILINEAR, **defaults, **given})
 
 
 def _upright(photo: Any, name: str) -> Image.Image:
