@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mmfusion.data.catalogue import Catalogue, CatalogueError
+from mmfusion.data.cut_texts import log_cut_texts
 from mmfusion.data.feature_cache import FeatureCache, build_feature_cache
 from mmfusion.data.hard_negatives import HardNegatives
 from mmfusion.data.product_keys import group_keys, product_keys
@@ -159,6 +160,10 @@ class MMFusionDataModule(L.LightningDataModule):
         self._text_cache = model, folder
 
     def prepare_data(self) -> None:
+        # Of a stream, nobody has read the texts yet.
+        if not self.streamed:
+            log_cut_texts(self._train_products, self.train_rows)
+            log_cut_texts(self._queries, np.unique(self.train_qrels.query))
         self._open_caches()
 
     def setup(self, stage: str) -> None:

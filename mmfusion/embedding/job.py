@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from mmfusion.data.catalogue import Catalogue
+from mmfusion.data.cut_texts import log_cut_texts
 from mmfusion.data.tables import ProductTable, Rows, text_lengths
 from mmfusion.embedding.content import content_digests
 from mmfusion.embedding.manifest import SCHEMA_VERSION, EmbeddedCatalogue, Manifest, entry_of, sound_shards
@@ -116,6 +117,8 @@ class EmbeddingJob:
             "%s products: %s to embed, %s embedded already; %s vectors of changed or removed products to drop",
             *(f"{n:,}" for n in (len(self.rows), found.missing, len(self.rows) - found.missing, found.dropped)),
         )
+        if found.missing:
+            log_cut_texts(self.table, self.rows)
         return found.new
 
     def finish(self) -> EmbeddedCatalogue:

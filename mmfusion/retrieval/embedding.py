@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from mmfusion.data.catalogue import Catalogue
+from mmfusion.data.cut_texts import log_cut_texts
 from mmfusion.data.feature_cache import FeatureCache
 from mmfusion.data.sampler import RowSampler
 from mmfusion.data.tables import ProductTable, QueryTable, Rewrite, Rows, text_lengths
@@ -38,6 +39,7 @@ def embed_queries(
     """Embeddings (Q, D) float32 of query rows, in their order; `rewrite` replaces their texts."""
     out = np.zeros((len(rows), model.config.vector_dim), dtype=np.float32)
     table, lengths = QueryTable(catalogue, processor, rewrite=rewrite), text_lengths(catalogue, ["query"], "queries")
+    log_cut_texts(table, rows)
     order = np.argsort(rows)
     for batch in _batches(model, table, rows, lengths, batch_size, 0, "query"):
         features = model.get_query_features(batch["query_input_ids"], batch["query_attention_mask"])
@@ -78,6 +80,7 @@ def embed_products(
     embeds = np.zeros((len(rows), model.config.vector_dim), dtype=np.float32)
     weights = np.zeros((len(rows), 2), dtype=np.float32)
     table = ProductTable(catalogue, processor, cache=cache, photos=photos, photo_of=photo_of, rewrite=rewrite)
+    log_cut_texts(table, rows)
     lengths = _text_lengths(table, rows)
     table.photos &= looks_at_photos(model, lengths[rows])
     order = np.argsort(rows)
