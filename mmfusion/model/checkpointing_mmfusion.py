@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .backbones_mmfusion import blocks_of
 
@@ -13,8 +14,14 @@ from .backbones_mmfusion import blocks_of
 Checkpoint = Callable[..., Any]
 
 
-def has_checkpointing(module: nn.Module) -> bool:
-    """Whether transformers can checkpoint a part of this module."""
+# Older versions of transformers, such as 5.17, checkpoint a layer with its hooks, which by the backward pass are gone.
+_HOOKS_STAY_OUTSIDE = "__call__" not in vars(GradientCheckpointingLayer)
+
+
+def has_checkpointing(module: nn.Module, *, hooked: bool = False) -> bool:
+    """Whether transformers can checkpoint a part of this module; `hooked`: although hooks change what goes into it."""
+    if hooked and not _HOOKS_STAY_OUTSIDE:
+        return False
     return any(hasattr(part, "gradient_checkpointing") for part in module.modules())
 
 
@@ -23,6 +30,9 @@ def checkpoint_blocks(encoder: nn.Module, function: Checkpoint | None) -> None:
 
     As in transformers, this is for training mode alone, and hooks of a block stay outside.
     """
+    for part in encoder.modules():
+        if hasattr(part, "gradient_checkpointing"):
+            part.gradient_checkpointing = False
     for block in blocks_of(encoder):
         if function is None:
             block.__dict__.pop("forward", None)

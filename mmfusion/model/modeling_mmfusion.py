@@ -77,7 +77,8 @@ class MMFusionPreTrainedModel(PreTrainedModel):
         if has_checkpointing(self):
             super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, *args, **options)
         for encoder in self.encoders():
-            if not has_checkpointing(encoder):
+            # Training above frozen vision blocks hooks the lowest one that is trained.
+            if not has_checkpointing(encoder, hooked=encoder is getattr(self, "vision_model", None)):
                 checkpoint_blocks(encoder, gradient_checkpointing_func if enable else None)
 
     def encoders(self) -> list[PreTrainedModel]:
