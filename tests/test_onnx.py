@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,28 +16,38 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import sentencepiece
 import torch
 from published_model import products, write_model_folder
 from starlette.testclient import TestClient
 from tiny_encoders import TEXT_ENCODERS, VOCABULARY, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, SiglipImageProcessorPil
+from transformers import PreTrainedTokenizerFast, SiglipImageProcessorPil, SiglipTokenizer
 
 from mmfusion import MMFusionModel, MMFusionProcessor, ProductIndex
 from mmfusion.hub.query_only import write_query_tower
+from mmfusion.model.processing_mmfusion import clean
 from mmfusion.onnx import OnnxError, OnnxQueryTower, export, export_query_tower, graph
+from mmfusion.onnx.tokens import query_tokenizer, tokenize
 from mmfusion.retrieval import QueryEncoder, Searcher, TorchQueryEncoder
 from mmfusion.retrieval.fingerprint import model_fingerprint
 
 MAX_LENGTH = 12
+HEAD = [{"kind": "dense", "size": 9, "bias": True, "activation": "tanh"}, {"kind": "normalize"}, {"kind": "layer_norm"}]
 # Pooling and further parts of the tower; each family is exported once.
 FAMILIES: dict[str, dict[str, Any]] = {
     "bert": {"role_embedding": True, "query_router": True, "matryoshka_dims": [8]},
-    "xlm_roberta": {"share_text_encoder": False, "projection_hidden_size": 8},
+    "xlm_roberta": {
+        "share_text_encoder": False,
+        "projection_hidden_size": 8,
+        "text_pooling": "last",
+        "text_head": HEAD,
+    },
     "modernbert": {"text_pooling": "cls"},
     "clip": {"text_pooling": "pooler"},
     "siglip": {"text_pooling": "pooler"},
-    "siglip2": {},
+    "siglip2": {"text_pooling": "max"},
+    "t5": {"text_pooling": "weighted_mean"},
 }
 TEXTS = ["w5", "w7 w8 w9 w10", " ".join(f"w{number}" for number in range(5, 25)), "w11 unknown w12"]
 
@@ -58,6 +70,19 @@ def processor_of(family: str) -> MMFusionProcessor:
         max_query_length=40 if unmasked else MAX_LENGTH,
         pad_to_max_length=unmasked,
     )
+
+
+def siglip_tokenizer() -> SiglipTokenizer:
+    model = io.BytesIO()
+    titles = ["red floral summer dress", "blue denim jacket with pockets", "mug hand made ceramic"] * 20
+    options = {"vocab_size": 60, "hard_vocab_limit": False, "minloglevel": 2, "pad_id": -1, "bos_id": -1, "unk_id": 0}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(titles), model_writer=model, eos_id=1, add_dummy_prefix=False, **options
+    )
+    with tempfile.NamedTemporaryFile(suffix=".model") as file:
+        file.write(model.getvalue())
+        file.flush()
+        return SiglipTokenizer(vocab_file=file.name)
 
 
 def unsettled(model: MMFusionModel) -> MMFusionModel:
@@ -115,6 +140,29 @@ def index_of(model: MMFusionModel, processor: MMFusionProcessor, truncate_dim: i
     with torch.inference_mode():
         embeds = model.get_product_features(**processor(products=products()), truncate_dim=truncate_dim)
     return ProductIndex.build(embeds, ["dress", "mug", "photo"], model_fingerprint=model_fingerprint(model, processor))
+
+
+def test_siglip_reads_texts_as_its_tokenizer_in_python_does() -> None:
+    images = SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    processor = MMFusionProcessor(images, siglip_tokenizer(), max_query_length=16, pad_to_max_length=True)
+    tokenizer = query_tokenizer(processor)
+    for text in (
+        *(
+            "Red Dress, 100% cotton!",
+            "  a   b ",
+            "...red",
+            "- -",
+            "ＦＵＬＬ width ﬁ",
+            "ÀÉ ß",
+            "mug 🧥",
+            "a-b_c",
+            "▁red ▁ dress",
+        ),
+        *("</s> red", "red </s> blue", "red</s>dress", "<unk> red", "x" * 100, "U.S.A. t-shirt", "连衣裙", "\u200bred"),
+    ):
+        expected = processor.encode_queries([text])
+        found = tokenize(tokenizer, [clean(text)])
+        assert all(np.array_equal(found[name], expected[name].numpy()) for name in found), text
 
 
 @pytest.mark.parametrize("truncate_dim", [None, 16])

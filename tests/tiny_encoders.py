@@ -47,6 +47,11 @@ def clip() -> PreTrainedModel:
     return tf.CLIPModel(tf.CLIPConfig(text_config=_CLIP_TEXT, vision_config=_VISION, projection_dim=20))
 
 
+def t5() -> PreTrainedModel:
+    sizes = {"d_model": WIDTH, "d_kv": 12, "d_ff": 32, "num_layers": LAYERS, "num_heads": 2}
+    return tf.T5EncoderModel(tf.T5Config(vocab_size=VOCABULARY, **sizes))
+
+
 def siglip() -> PreTrainedModel:
     text = {**_CLIP_TEXT, "projection_size": WIDTH}
     return tf.SiglipModel(tf.SiglipConfig(text_config=text, vision_config=_VISION))
@@ -95,7 +100,7 @@ def convnext() -> PreTrainedModel:
 
 
 TEXT_ENCODERS: dict[str, Callable[[], PreTrainedModel]] = {
-    builder.__name__: builder for builder in (bert, xlm_roberta, modernbert, clip, siglip, siglip2)
+    builder.__name__: builder for builder in (bert, xlm_roberta, modernbert, clip, siglip, siglip2, t5)
 }
 VISION_ENCODERS: dict[str, Callable[[], PreTrainedModel]] = {
     builder.__name__: builder

@@ -49,22 +49,8 @@ def write_graph(tower: MMFusionModel, folder: Path, opset: int | None = None, on
     """
     _check_opset(opset)
     library("onnxscript")
-    # Different in every size and with padding, so that nothing is taken for a constant.
-    mask = torch.ones(2, 5, dtype=torch.long)
-    mask[1, 3:] = 0
-    axes = {0: Dim("batch"), 1: Dim("length")}
     try:
-        with _quiet():
-            program = torch.onnx.export(
-                _Queries(tower).eval(),
-                (torch.ones_like(mask), mask),
-                dynamo=True,
-                verbose=False,
-                input_names=list(INPUTS),
-                output_names=[OUTPUT],
-                dynamic_shapes=dict.fromkeys(INPUTS, axes),
-                opset_version=opset,
-            )
+        program = _exported(tower, opset)
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("onnxscript"):
             raise
@@ -72,19 +58,47 @@ def write_graph(tower: MMFusionModel, folder: Path, opset: int | None = None, on
             f"PyTorch {torch.__version__} exports with a newer onnxscript than the {version('onnxscript')} that is "
             f"installed ({error}); pip install -U onnxscript"
         ) from error
-    except (torch.onnx.OnnxExporterError, RuntimeError, ValueError) as error:
-        raise OnnxError(
-            f"PyTorch cannot export a {tower.config.text_config.model_type!r} text encoder to ONNX"
-            f"{'' if opset is None else f' with opset {opset}'} ({first_line(_first_cause(error))}); serve it with "
-            "PyTorch, or use another text encoder"
-        ) from error
-    assert program is not None
+    except _FAILURES:
+        # Some encoders, T5 among them, are written for what the plain attention returns.
+        for encoder in tower.encoders():
+            encoder.set_attn_implementation("eager")
+        try:
+            program = _exported(tower, opset)
+        except _FAILURES as error:
+            raise OnnxError(
+                f"PyTorch cannot export a {tower.config.text_config.model_type!r} text encoder to ONNX"
+                f"{'' if opset is None else f' with opset {opset}'} ({first_line(_first_cause(error))}); serve it with "
+                "PyTorch, or use another text encoder"
+            ) from error
     written = int(program.model.opset_imports[""])
     if opset not in (None, written):
         raise OnnxError(f"opset is {opset}, and PyTorch wrote {written}; give no opset, or {written}")
     size = sum(value.nbytes for value in tower.state_dict().values())
     program.save(folder / GRAPH, external_data=size > one_file)
     return written
+
+
+_FAILURES = (torch.onnx.OnnxExporterError, RuntimeError, ValueError)
+
+
+def _exported(tower: MMFusionModel, opset: int | None) -> torch.onnx.ONNXProgram:
+    # Different in every size and with padding, so that nothing is taken for a constant.
+    mask = torch.ones(2, 5, dtype=torch.long)
+    mask[1, 3:] = 0
+    axes = {0: Dim("batch"), 1: Dim("length")}
+    with _quiet():
+        program = torch.onnx.export(
+            _Queries(tower).eval(),
+            (torch.ones_like(mask), mask),
+            dynamo=True,
+            verbose=False,
+            input_names=list(INPUTS),
+            output_names=[OUTPUT],
+            dynamic_shapes=dict.fromkeys(INPUTS, axes),
+            opset_version=opset,
+        )
+    assert program is not None
+    return program
 
 
 def _check_opset(opset: int | None) -> None:

@@ -14,7 +14,9 @@ _BATCHES = (2, 7, 40)
 
 def probe_texts(tokenizer: Tokenizer, max_length: int) -> list[str]:
     """Queries of 1 to more than `max_length` tokens: fixed ones, and words drawn from the vocabulary."""
-    words = [word for word in sorted(tokenizer.get_vocab()) if word.isprintable() and word.strip()]
+    # Without the mark that SentencePiece puts for a blank, which nobody writes.
+    plain = sorted({word.replace("▁", "") for word in tokenizer.get_vocab()})
+    words = [word for word in plain if word.isprintable() and word.strip()]
     rng = np.random.default_rng(0)
     lengths = sorted({1, 2, 3, 5, 8, max(1, max_length // 2), max_length, 2 * max_length})
     return [*_FIXED, *(" ".join(rng.choice(words, length)) for length in lengths)]
