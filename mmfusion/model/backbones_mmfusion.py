@@ -406,11 +406,16 @@ def blank_photo(encoder: PreTrainedModel) -> Tensor:
 
 
 def _channels(encoder: PreTrainedModel) -> int:
-    return int(getattr(encoder.config, "num_channels", 3))
+    return int(getattr(_of_pixels(encoder), "num_channels", 3))
+
+
+def _of_pixels(encoder: PreTrainedModel) -> PreTrainedConfig:
+    """The config of what sees the pixels, which in BLIP-2 is a part of the encoder."""
+    return getattr(encoder.config, "vision_config", encoder.config)
 
 
 def _photo_size(encoder: PreTrainedModel) -> tuple[int, int]:
-    size = getattr(encoder.config, "image_size", None) or 32
+    size = getattr(_of_pixels(encoder), "image_size", None) or 32
     if encoder.config.model_type in ("mobilenet_v2", "resnet", "convnext", "convnextv2"):
         size = 32
     return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))

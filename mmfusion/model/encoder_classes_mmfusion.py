@@ -32,7 +32,7 @@ class TextPart(NamedTuple):
 def class_of_text(config: PreTrainedConfig) -> Any:
     """The class whose `from_pretrained` loads a text encoder with its projection; None: `AutoModel` finds it."""
     saved_as = (config.architectures or [""])[0]
-    if saved_as.endswith("TextModelWithProjection") and hasattr(transformers, saved_as):
+    if saved_as.endswith(("TextModelWithProjection", "ForImageTextRetrieval")) and hasattr(transformers, saved_as):
         return getattr(transformers, saved_as)
     # Code that comes with the weights is for `AutoModel` to find.
     return encoder_class(config) if is_known(config.model_type) else None
@@ -72,6 +72,10 @@ def without_decoder(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
+# Where the text half is not called `text_model`.
+_PARTS = {"EmbeddingGemma2Model": "language_model", "BlipForImageTextRetrieval": "text_encoder"}
+
+
 def text_part(model: PreTrainedModel) -> TextPart:
     """The encoder of texts in a model: its half of a dual encoder, what is below a head, or the model itself.
 
@@ -81,9 +85,9 @@ def text_part(model: PreTrainedModel) -> TextPart:
     prefix, below = "", model.base_model
     if _ON_TOP.search(type(model).__name__) and isinstance(below, PreTrainedModel) and below is not model:
         prefix, model = f"{model.base_model_prefix}.", below
-    projection = getattr(model, "text_projection", None)
+    projection = getattr(model, "text_projection", getattr(model, "text_proj", None))
     projection = projection if isinstance(projection, nn.Linear) else None
-    name = "language_model" if model.config.model_type == "embedding_gemma2" else "text_model"
+    name = _PARTS.get(type(model).__name__, "text_model")
     part = getattr(model, name, None)
     if not isinstance(part, nn.Module) or not hasattr(part, "config") or isinstance(model, own_class(part)):
         return TextPart(_encoder_alone(model), prefix, projection)

@@ -2,21 +2,22 @@
 
 import copy
 import inspect
-from collections.abc import Collection
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from .blip2_mmfusion import HALVES, blip2_half, is_blip2, is_read
 from .encoder_classes_mmfusion import class_of_text, encoder_class, text_part, without_decoder
 from .errors_mmfusion import HubError, explained
 from .remote_code_mmfusion import is_known, remote_class, trusting
 from .timm_mmfusion import check_timm, is_timm
 from .vision_families_mmfusion import trained_pooling, vision_family
 from .vision_halves_mmfusion import class_to_load, linear_projection, vision_part
-from .weights_mmfusion import fetch_weights, refuse_adapter
+from .weights_mmfusion import fetch_weights, read_weights, refuse_adapter
 
 
 class Half(NamedTuple):
@@ -37,7 +38,13 @@ class Half(NamedTuple):
     pooling: str | None = None
 
 
-def load_half(source: str | PreTrainedModel, half: str, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Half:
+def load_half(
+    source: str | PreTrainedModel,
+    half: Literal["text", "vision"],
+    dtype: torch.dtype,
+    *,
+    trust_remote_code: bool = False,
+) -> Half:
     """Loads an encoder, or the named half of a dual encoder such as CLIP, SigLIP or SigLIP 2.
 
     Args:
@@ -51,8 +58,14 @@ def load_half(source: str | PreTrainedModel, half: str, dtype: torch.dtype, *, t
         ValueError: A text half would be an encoder-decoder, or transformers has no class for it.
     """
     model, missing = source, frozenset[str]()
+    if isinstance(model, PreTrainedModel) and is_blip2(model.config):
+        return _blip2_half(type(model).__name__, model.config, model.state_dict(), half, dtype)
     if not isinstance(model, PreTrainedModel):
         config = read_config(model, trust_remote_code=trust_remote_code)
+        if is_blip2(config):
+            # A language model beside them may be a hundred times as large.
+            weights = read_weights(model, lambda name: is_read(name, half))
+            return _blip2_half(model, config, weights, half, dtype)
         own = class_to_load(config) if half == "vision" else class_of_text(config)
         if own is not None and own.__name__.endswith("EncoderModel"):
             config = without_decoder(config)
@@ -61,11 +74,21 @@ def load_half(source: str | PreTrainedModel, half: str, dtype: torch.dtype, *, t
     return _vision_half(model, missing) if half == "vision" else _text_half(source, model, missing)
 
 
+def _blip2_half(
+    source: str, config: PreTrainedConfig, weights: Mapping[str, Tensor], half: Literal["text", "vision"], dtype: Any
+) -> Half:
+    encoder, projection, missing = blip2_half(source, config, weights, half, dtype)
+    pooling = trained_pooling(encoder, encoder, projection is not None, missing) if half == "vision" else None
+    return Half(encoder, projection, config.model_type, missing, pooling)
+
+
 def _text_half(source: str | PreTrainedModel, model: PreTrainedModel, missing: Collection[str]) -> Half:
     part = text_part(model)
     if any(name.startswith("text_projection.") for name in missing):
         raise HubError(f"{source} lacks the weights of its text_projection; fetch or copy the checkpoint again.")
-    return Half(part.encoder, part.projection, model.config.model_type, _below(missing, part.prefix))
+    # Its vectors are those that its loss compares with photos, unlike those of a `BlipModel`.
+    pooling = "cls" if type(model).__name__ == "BlipForImageTextRetrieval" else None
+    return Half(part.encoder, part.projection, model.config.model_type, _below(missing, part.prefix), pooling)
 
 
 def _vision_half(model: PreTrainedModel, missing: Collection[str]) -> Half:
@@ -198,6 +221,8 @@ def new_encoder(config: PreTrainedConfig, pooler: bool = False) -> PreTrainedMod
         config: Of the encoder.
         pooler: Whether its pooler is read, which some classes leave out unless it is asked for.
     """
+    if config.model_type in HALVES:
+        return HALVES[config.model_type]._from_config(config)
     if config.model_type == "timm_wrapper":
         check_timm(config.architecture)
     if config.model_type == "levit":
@@ -218,12 +243,17 @@ def freeze_unread(encoder: PreTrainedModel, pooling: str) -> None:
     """Turns gradients off in what no output of ours depends on: it never gets one, which DDP treats as an error."""
     unread = () if pooling == "pooler" else (*_POOLERS, *vision_family(encoder.config).pooled_only)
     for name, value in encoder.named_parameters():
-        if _is_mask(name) or name.split(".")[0] in unread:
+        if _is_mask(name) or name.split(".")[0] in unread or _reads_photos(encoder, name):
             value.requires_grad_(False)
 
 
 # What encoders call the layers that they apply to their pooled output alone.
 _POOLERS = ("pooler", "head")
+
+
+def _reads_photos(encoder: PreTrainedModel, name: str) -> bool:
+    # BLIP's texts look at photos where they are told of them, which here they never are.
+    return encoder.config.model_type == "blip_text_model" and ".crossattention." in name
 
 
 def _is_mask(name: str) -> bool:

@@ -69,6 +69,11 @@ TEXT_FAMILIES: tuple[TextFamily, ...] = (
         "mean",
         "an embedder that was trained with the mean over tokens",
     ),
+    TextFamily(
+        ("blip-2", "blip_2_qformer"),
+        "cls",
+        "the first token's state of the Q-Former's text side; then the checkpoint's own projection",
+    ),
     TextFamily(("gte",), "cls", "an embedder that was trained with its first token"),
 )
 

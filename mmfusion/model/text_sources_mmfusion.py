@@ -101,6 +101,8 @@ def _correct_end(encoder: PreTrainedModel, source: str, trust_remote_code: bool)
 
 def default_pooling(half: Half) -> str:
     """The pooling that a checkpoint was trained with; where it does not say, `mean`, with a warning."""
+    if half.pooling is not None:
+        return half.pooling
     config = half.encoder.config
     family = text_family(half.model_type, config.model_type)
     if family is None:
@@ -155,7 +157,8 @@ def _probes(encoder: PreTrainedModel) -> tuple[list[list[int]], list[list[int]]]
     size = len(encoder.get_input_embeddings().weight)  # type: ignore[arg-type]
     special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "cls", "sep", "mask")}
     words = [token for token in range(min(size - 1, 200)) if token not in special] or [0]
-    ends = {"end token": [config.eos_token_id], "highest id": [size - 1], None: []}[text_end(config)]
+    end = text_end(config)
+    ends: list[int] = [] if end is None else [config.eos_token_id if end == "end token" else size - 1]
     limit = min(max_tokens(config) or 12, 12)
     short, long = ([words[(7 * place + 3) % len(words)] for place in range(count)] for count in (3, limit - 1))
     return [short + ends], [short + ends, long + ends]

@@ -57,7 +57,8 @@ def _text_config(source: str, trust_remote_code: bool) -> PreTrainedConfig | Non
         config = read_config(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError):
         return None
-    return getattr(config, "text_config", None) or config
+    # BLIP-2's text_config is that of its language model.
+    return getattr(config, "qformer_config", None) or getattr(config, "text_config", None) or config
 
 
 def check_tokenizer(source: str, tokenizer: Any, config: PreTrainedConfig) -> None:

@@ -110,6 +110,11 @@ VISION_FAMILIES: tuple[VisionFamily, ...] = (
         "mean",
         "the mean over positions, as its classifier reads it",
     ),
+    VisionFamily(
+        ("blip-2",),
+        "mean",
+        "the mean over the Q-Former's query tokens, then its own projection; its score takes the nearest to a text",
+    ),
     VisionFamily(("timm_wrapper",), "pooler", "what timm's own classifier reads"),
 )
 
@@ -149,6 +154,11 @@ def trained_pooling(model: PreTrainedModel, encoder: PreTrainedModel, dual: bool
         if not dual:
             _warn(encoder, "mmfusion does not know its family", pooling)
         return pooling
+    if encoder.config.model_type == "blip-2":
+        reason = "its score takes, of the query tokens of a photo, the one nearest to a text, which is no vector of it"
+        choices = "'mean' or 'cls' (the first query token)"
+        _warn(encoder, reason if dual else "it was trained on to generate texts", family.pooling, choices)
+        return family.pooling
     if type(model).__name__.endswith("ForImageClassification") and family.classifier:
         return family.classifier
     if dual and pooler and family.pooling == "cls" and not _reads_class_token(model):
@@ -174,11 +184,15 @@ def _has_pooler(encoder: PreTrainedModel, missing: Collection[str]) -> bool:
     return bool(getattr(encoder, "use_head", True))
 
 
-def _warn(encoder: PreTrainedModel, reason: str, pooling: str) -> None:
+_CHOICES = "'mean', 'patches' (without class tokens), 'cls' or 'pooler'"
+
+
+def _warn(encoder: PreTrainedModel, reason: str, pooling: str, choices: str = _CHOICES) -> None:
     log.warning(
         "How %s makes one vector of a photo cannot be known: %s. image_pooling is %r; if it was trained otherwise, "
-        "set image_pooling to 'mean', 'patches' (without class tokens), 'cls' or 'pooler'.",
+        "set it to %s.",
         type(encoder).__name__,
         reason,
         pooling,
+        choices,
     )

@@ -10,10 +10,11 @@ from typing import Any, NoReturn
 
 import torch
 from huggingface_hub import HfApi
+from safetensors import safe_open
 from torch import nn
 from transformers.utils import cached_file
 
-from .errors_mmfusion import HubError
+from .errors_mmfusion import HubError, explained
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -27,12 +28,15 @@ _ALIGNMENT_BYTES = 64
 HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
 
 
-def fetch_weights(source: str | os.PathLike[str], arguments: Mapping[str, Any]) -> list[Path]:
+def fetch_weights(
+    source: str | os.PathLike[str], arguments: Mapping[str, Any], wanted: Callable[[str], bool] | None = None
+) -> list[Path]:
     """Fetches the weights into the cache, or finds them in a folder, and refuses those that are not safe to read.
 
     Args:
         source: Folder or Hub id.
         arguments: Keyword arguments of `from_pretrained`.
+        wanted: Whether the weight of a name is read: shards without any such weight are not fetched. None: all are.
 
     Returns:
         The files: one, or the shards.
@@ -55,12 +59,32 @@ def fetch_weights(source: str | os.PathLike[str], arguments: Mapping[str, Any]) 
     if index is None:
         _refuse(source, arguments)
     files = []
-    for shard in shards(index):
+    for shard in shards(index, wanted):
         found = find(shard)
         if found is None:
             raise HubError(f"{source} lacks {shard}, which its {names[1]} names; the upload or copy is not whole.")
         files.append(found)
     return files
+
+
+def read_weights(source: str, wanted: Callable[[str], bool]) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint of which only those are read, and only from those files, whose names are `wanted`.
+
+    Args:
+        source: Folder or Hub id.
+        wanted: Whether the weight of a name is read.
+
+    Raises:
+        HubError: As for [`fetch_weights`], or there is an adapter.
+    """
+    with explained(source):
+        refuse_adapter(source, {})
+        found = {}
+        for file in fetch_weights(source, {}, wanted):
+            with safe_open(file, framework="pt") as opened:
+                names = filter(wanted, opened.keys())
+                found.update({name: opened.get_tensor(name) for name in names})
+        return found
 
 
 def refuse_adapter(source: str | os.PathLike[str], arguments: Mapping[str, Any]) -> None:
@@ -90,14 +114,15 @@ def refuse_adapter(source: str | os.PathLike[str], arguments: Mapping[str, Any])
     )
 
 
-def shards(index: Path) -> list[str]:
-    """Names of the files that an index of sharded weights names.
+def shards(index: Path, wanted: Callable[[str], bool] | None = None) -> list[str]:
+    """Names of the files that an index of sharded weights names; with `wanted`, of those that hold such a weight.
 
     Raises:
         HubError: The file is no such index, or one of the names leads out of its folder or is no safetensors file.
     """
     try:
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        places = json.loads(index.read_text("utf-8"))["weight_map"].items()
+        names = sorted({file for name, file in places if wanted is None or wanted(name)})
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise HubError(
             f"{index.name} is truncated or damaged ({error}); fetch it again (force_download=True)."
