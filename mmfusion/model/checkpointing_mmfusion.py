@@ -32,7 +32,7 @@ def checkpoint_blocks(encoder: nn.Module, function: Checkpoint | None) -> None:
     """
     for part in encoder.modules():
         if hasattr(part, "gradient_checkpointing"):
-            part.gradient_checkpointing = False
+            part.gradient_checkpointing = False  # type: ignore[assignment]
     for block in blocks_of(encoder):
         if function is None:
             block.__dict__.pop("forward", None)

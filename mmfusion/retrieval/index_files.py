@@ -212,11 +212,11 @@ def _read_files(
         parts.append((_read_faiss(folder / names[0], memory_map), _read_products(folder / names[1], memory_map)))
     live = _read_live(folder, sum(description.rows))
     found = tuple((index.d, index.ntotal, len(products)) for index, products in parts)
-    expected = tuple((description.dimension, rows, rows) for rows in description.rows)
-    if found != expected or live.sum() != description.count:
+    stated = tuple((description.dimension, rows, rows) for rows in description.rows)
+    if found != stated or live.sum() != description.count:
         raise ValueError(
             f"the files of {folder} do not belong together: {DESCRIPTION} says (dimension, vectors, products) "
-            f"{expected} and {description.count} to be found, the files hold {found} and {live.sum()}; "
+            f"{stated} and {description.count} to be found, the files hold {found} and {live.sum()}; "
             f"{REMEDY}"
         )
     cuts = np.split(live, np.cumsum(description.rows)[:-1])
