@@ -355,6 +355,11 @@ def _replace_first(args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor)
 
 
 def _vision_inputs(encoder: PreTrainedModel, pixel_values: Tensor) -> dict[str, Tensor]:
+    if encoder.config.model_type == "vit_mae" and not encoder.config.mask_ratio:
+        # Patches in their own order: it would shuffle them even where it masks none, and sums would round otherwise.
+        count = math.prod(side // encoder.config.patch_size for side in pixel_values.shape[-2:])
+        order = torch.arange(count, device=pixel_values.device).expand(len(pixel_values), -1)
+        return {"pixel_values": pixel_values, "noise": order}
     if encoder.config.model_type != "siglip2_vision_model":
         return {"pixel_values": pixel_values}
     # SigLIP 2 takes sequences of channel-last patches, so that photos may differ in shape; ours have one shape.

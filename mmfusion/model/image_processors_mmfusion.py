@@ -71,9 +71,11 @@ def _own(source: str, trust_remote_code: bool) -> Any:
             # It cuts patches of photos of any shape; the model cuts them itself, of photos of one shape.
             side = math.isqrt(fields.get("max_num_patches", 256)) * fields.get("patch_size", 16)
             return _plain({"size": {"height": side, "width": side}, **fields})
+        # These exist for torchvision alone.
         if kind.startswith("DINOv3ViTImageProcessor"):
-            # It exists for torchvision alone.
             return _plain({"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], **fields})
+        if kind.startswith("Tipsv2ImageProcessor"):
+            return _plain({"size": {"height": 448, "width": 448}, "do_normalize": False, **fields})
         return load_image_processor(source, trust_remote_code=trust_remote_code)
 
 

@@ -243,7 +243,7 @@ def freeze_unread(encoder: PreTrainedModel, pooling: str) -> None:
     """Turns gradients off in what no output of ours depends on: it never gets one, which DDP treats as an error."""
     unread = () if pooling == "pooler" else (*_POOLERS, *vision_family(encoder.config).pooled_only)
     for name, value in encoder.named_parameters():
-        if _is_mask(name) or name.split(".")[0] in unread or _reads_photos(encoder, name):
+        if _is_mask(name) or name.split(".")[0] in unread or _is_never_run(encoder, name):
             value.requires_grad_(False)
 
 
@@ -251,9 +251,12 @@ def freeze_unread(encoder: PreTrainedModel, pooling: str) -> None:
 _POOLERS = ("pooler", "head")
 
 
-def _reads_photos(encoder: PreTrainedModel, name: str) -> bool:
-    # BLIP's texts look at photos where they are told of them, which here they never are.
-    return encoder.config.model_type == "blip_text_model" and ".crossattention." in name
+# BLIP's texts look at photos where they are told of them, and tokens of Longformer at all others: here they never are.
+_NEVER_RUN = {"blip_text_model": ".crossattention.", "longformer": "_global."}
+
+
+def _is_never_run(encoder: PreTrainedModel, name: str) -> bool:
+    return _NEVER_RUN.get(encoder.config.model_type, "/") in name
 
 
 def _is_mask(name: str) -> bool:
