@@ -199,8 +199,8 @@ def _read_files(
 ) -> tuple[tuple[Segment, ...], IndexDescription, dict[str, FileSum]]:
     _check_there(folder, DESCRIPTION)
     description, sums = _read_description(folder / DESCRIPTION)
-    segments = SEGMENTS[: len(description.rows)]
-    for name in dict.fromkeys([*(name for names in segments for name in names), *sums]):
+    files = SEGMENTS[: len(description.rows)]
+    for name in dict.fromkeys([*(name for names in files for name in names), *sums]):
         _check_there(folder, name)
         if description.schema_version > 1 and name not in sums:
             raise ValueError(f"{folder / DESCRIPTION} has no checksum of {name}; {REMEDY}")
@@ -208,7 +208,7 @@ def _read_files(
         mapped = memory_map and name in SEGMENTS[0] and expected.bytes > WHOLE_BELOW
         expected.check(folder / name, whole=verify or not mapped)
     parts = []
-    for names in segments:
+    for names in files:
         parts.append((_read_faiss(folder / names[0], memory_map), _read_products(folder / names[1], memory_map)))
     live = _read_live(folder, sum(description.rows))
     found = tuple((index.d, index.ntotal, len(products)) for index, products in parts)
