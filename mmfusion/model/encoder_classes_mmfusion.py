@@ -21,12 +21,12 @@ class TextPart(NamedTuple):
     Attributes:
         encoder: The encoder.
         prefix: What its weights are called before their own name in the model, `""` or ending in a dot.
-        projection: The layer that maps its pooled state into a space shared with photos, if there is one.
+        projection: What maps its pooled state into a space shared with photos, if there is such a thing.
     """
 
     encoder: PreTrainedModel
     prefix: str
-    projection: nn.Linear | None
+    projection: nn.Module | None
 
 
 def class_of_text(config: PreTrainedConfig) -> Any:
@@ -86,7 +86,7 @@ def text_part(model: PreTrainedModel) -> TextPart:
     if _ON_TOP.search(type(model).__name__) and isinstance(below, PreTrainedModel) and below is not model:
         prefix, model = f"{model.base_model_prefix}.", below
     projection = getattr(model, "text_projection", getattr(model, "text_proj", None))
-    projection = projection if isinstance(projection, nn.Linear) else None
+    projection = projection if isinstance(projection, nn.Module) else None
     name = _PARTS.get(type(model).__name__, "text_model")
     part = getattr(model, name, None)
     if not isinstance(part, nn.Module) or not hasattr(part, "config") or isinstance(model, own_class(part)):

@@ -14,6 +14,7 @@ from .blip2_mmfusion import HALVES, blip2_half, is_blip2, is_read
 from .encoder_classes_mmfusion import class_of_text, encoder_class, text_part, without_decoder
 from .errors_mmfusion import HubError, explained
 from .remote_code_mmfusion import is_known, remote_class, trusting
+from .text_head_mmfusion import Projected, as_head
 from .timm_mmfusion import check_timm, is_timm
 from .vision_families_mmfusion import trained_pooling, vision_family
 from .vision_halves_mmfusion import class_to_load, linear_projection, vision_part
@@ -29,6 +30,7 @@ class Half(NamedTuple):
         model_type: That of the whole checkpoint's config.
         missing: Names of weights of the encoder that its checkpoint lacks; they are newly drawn.
         pooling: How its states become one vector, if it is known.
+        head: Layers between that vector and the projection, of a text half.
     """
 
     encoder: PreTrainedModel
@@ -36,6 +38,7 @@ class Half(NamedTuple):
     model_type: str
     missing: frozenset[str]
     pooling: str | None = None
+    head: Projected = Projected([], {}, None)
 
 
 def load_half(
@@ -88,7 +91,8 @@ def _text_half(source: str | PreTrainedModel, model: PreTrainedModel, missing: C
         raise HubError(f"{source} lacks the weights of its text_projection; fetch or copy the checkpoint again.")
     # Its vectors are those that its loss compares with photos, unlike those of a `BlipModel`.
     pooling = "cls" if type(model).__name__ == "BlipForImageTextRetrieval" else None
-    return Half(part.encoder, part.projection, model.config.model_type, _below(missing, part.prefix), pooling)
+    head, own = as_head(part.projection), _below(missing, part.prefix)
+    return Half(part.encoder, head.linear, model.config.model_type, own, pooling, head)
 
 
 def _vision_half(model: PreTrainedModel, missing: Collection[str]) -> Half:

@@ -1,10 +1,14 @@
 """Layers between a pooled text and the projection, as sentence-transformers put there."""
 
+import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+log = logging.getLogger("mmfusion")
 
 # Never imported by the name in a file: these alone.
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -43,6 +47,44 @@ class TextHead(nn.Sequential):
 class _Normalize(nn.Module):
     def forward(self, pooled: Tensor) -> Tensor:
         return F.normalize(pooled, dim=-1)
+
+
+class Projected(NamedTuple):
+    """A projection of a dual encoder as ours are: `layers` and their `weights`, as of a [`TextHead`], then `linear`."""
+
+    layers: list[dict[str, Any]]
+    weights: dict[str, Tensor]
+    linear: nn.Linear | None
+
+
+@torch.no_grad()
+def as_head(projection: nn.Module | None) -> Projected:
+    """Takes a projection apart; one of an unknown kind is left out, and the log says so."""
+    if projection is None or isinstance(projection, nn.Linear):
+        return Projected([], {}, projection)
+    layers: tuple[Any, ...] = tuple(projection.children()) if isinstance(projection, nn.Sequential) else ()
+    if tuple(map(type, layers)) == (nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear):
+        return _of_groupvit(*layers)
+    log.warning(
+        "The text projection is a %s, and ours are linear maps: text vectors start in no common space with the photos' "
+        "of this checkpoint, and training has to align them.",
+        type(projection).__name__,
+    )
+    return Projected([], {}, None)
+
+
+def _of_groupvit(first: Any, norm: Any, activation: Any, last: Any) -> Projected:
+    # In evaluation mode, the norm scales and shifts what the layer before it gives.
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    weights = {
+        "0.0.weight": first.weight * scale.unsqueeze(1),
+        "0.0.bias": (first.bias - norm.running_mean) * scale + norm.bias,
+    }
+    return Projected([_dense(first.out_features, "relu")], weights, last)
+
+
+def _dense(size: int, activation: str) -> dict[str, Any]:
+    return {"kind": "dense", "size": size, "bias": True, "activation": activation}
 
 
 def head_size(layers: Sequence[Mapping[str, Any]], width: int) -> int:

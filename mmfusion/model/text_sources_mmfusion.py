@@ -77,6 +77,9 @@ def load_text(
         fields = {"query_prompt": said.query_prompt, "product_prompt": said.product_prompt, "text_head": said.head}
         if said.pooling is not None:
             fields["text_pooling"] = said.pooling
+    own_head, own_weights = (half.head.layers, half.head.weights) if said is None else (said.head, said.weights)
+    if own_head:
+        fields["text_head"] = own_head
     fields |= given
     if "text_pooling" not in fields:
         fields["text_pooling"] = default_pooling(half)
@@ -84,7 +87,7 @@ def load_text(
     if pooling in TEXT_POOLINGS:
         check_text_encoder(half.encoder, pooling)
     size = head_size(head, pooled_size(half.encoder.config, pooling, hidden_size(half.encoder.config)))
-    weights = said.weights if said is not None and head == said.head else {}
+    weights = own_weights if head == own_head else {}
     if said is not None and said.head:
         # The checkpoint's own layers come in place of another projection.
         half = half._replace(projection=None)
