@@ -82,6 +82,11 @@ def encode_photos_from(
     return _encoded_photos(encoder, output, pooling, [known[layer] for layer in layers], _photo_size(encoder))
 
 
+def hidden_size(config: PreTrainedConfig) -> int:
+    """Width of a vision encoder's token states, also where its config has no field for it."""
+    return photo_sizes(config, "mean").states
+
+
 def photo_sizes(config: PreTrainedConfig, pooling: str, layers: Sequence[int] = ()) -> PhotoSizes:
     """Widths of what [`encode_photos`] gives, for an encoder of which only the config is at hand.
 
