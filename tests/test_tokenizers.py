@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+import transformers
 
 from mmfusion.model.errors_mmfusion import HubError
+from mmfusion.model.text_tokenizers_mmfusion import load_tokenizer
 from mmfusion.model.tokenizers_mmfusion import open_tokenizer
 
 TITLES = ["red floral summer dress", "blue denim jacket with pockets", "mug hand made ceramic", "black boots size 42"]
@@ -113,3 +115,16 @@ def test_missing_sentencepiece_and_protobuf_are_named_and_not_tiktoken(tmp_path:
         f"The tokenizer of {folder} needs a package that is not installed: pip install {packages}"
         for folder, packages in zip(folders, ("sentencepiece protobuf", "sentencepiece"), strict=True)
     ]
+
+
+def test_a_tokenizer_whose_class_pads_on_the_left_is_saved_with_the_side_that_is_read(tmp_path: Path) -> None:
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *"abcdefgh"]
+    made = transformers.GemmaTokenizer(vocab={word: place for place, word in enumerate(words)}, merges=[])
+    assert made.padding_side == "left"
+    made.save_pretrained(tmp_path / "own")
+    tokenizer, _ = load_tokenizer(str(tmp_path / "own"), {}, trust_remote_code=False)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    texts = ["abc", "a"]
+    assert again(texts, padding=True)["input_ids"] == tokenizer(texts, padding=True)["input_ids"]
+    assert again.padding_side == tokenizer.padding_side == "right"

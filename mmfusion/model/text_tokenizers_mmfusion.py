@@ -36,6 +36,8 @@ def load_tokenizer(source: str, given: Mapping[str, Any], *, trust_remote_code: 
     tokenizer = open_tokenizer(folder, trust_remote_code=trust_remote_code)
     # The last token of a text is then where its mask ends, and its first token has the first position.
     tokenizer.padding_side = "right"
+    # What is saved is what it was made with; Gemma's class would pad on the left again.
+    tokenizer.init_kwargs["padding_side"] = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if said is not None and said.lower_case:
