@@ -53,14 +53,14 @@ def measure_all(path: Path, only: list[str] | None, slow: Sequence[str]) -> None
     torch.set_num_threads(1)
     transformers.logging.disable_progress_bar()
     data: dict[str, Any] = json.loads(path.read_text("utf-8")) if only and path.exists() else {"families": {}}
-    data["commit"] = _commit()
+    commit = _commit()
     data["versions"] = {name: version(name) for name in LIBRARIES}
     for name in only or FAMILIES:
         with tempfile.TemporaryDirectory() as folder:
             result = measure(FAMILIES[name], Path(folder), slow=slow)
         # A message may name the folder, which is another one each time.
         result = json.loads(json.dumps(result).replace(f"{folder}/", ""))
-        data["families"][name] = result
+        data["families"][name] = {"commit": commit, **result}
         _write(path, data)
         print(f"{name:24} {result['status']:12} {'; '.join(problems(FAMILIES[name], result))}", flush=True)
 
@@ -74,9 +74,9 @@ def _write(path: Path, data: dict[str, Any]) -> None:
 
 
 def _commit() -> str:
-    """The commit of the mmfusion that is imported."""
+    """The last commit that changed the mmfusion that is imported."""
     where = Path(mmfusion.__file__).parent
-    command = ["git", "-C", str(where), "rev-parse", "--short", "HEAD"]
+    command = ["git", "-C", str(where), "log", "-1", "--format=%h", "--", "."]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 from families import FAMILIES
 from families.checks import PARTNERS, SLOW, measure, problems
+from families.page import AFTER, BEFORE, ROOT, page
 
 from recipes import base
 
+PAGE = ROOT / "docs" / "encoders.md"
 TAKEN = [name for name, family in FAMILIES.items() if not family.refused]
 REFUSED = [name for name, family in FAMILIES.items() if family.refused]
 
@@ -47,3 +50,15 @@ def test_what_cannot_be_used_is_refused_in_one_line_and_leaves_nothing(name: str
     with pytest.raises(Exception, match=family.refused):
         base.main(str(tmp_path / text), str(tmp_path / vision), str(output))
     assert not output.exists()
+
+
+def test_the_page_is_what_was_measured() -> None:
+    after, before = (json.loads(path.read_text("utf-8")) for path in (AFTER, BEFORE))
+    assert set(after["families"]) == set(before["families"]) == set(FAMILIES), "python tests/families_page.py --help"
+    assert page(after, before) == PAGE.read_text("utf-8")
+
+
+def test_results_on_the_page_are_as_they_should_be() -> None:
+    results = json.loads(AFTER.read_text("utf-8"))["families"]
+    wrong = {name: found for name in results if (found := problems(FAMILIES[name], results[name]))}
+    assert not wrong

@@ -188,8 +188,8 @@ def clipseg(folder: Path) -> None:
 
 @family(
     "GroupViT (text half)",
-    text="end token, before its own projection, which is no linear map",
-    queries=of_texts(tf.GroupViTTextModel, projected("pooler_output")),
+    text="end token, its own projection of two layers",
+    queries=dual_texts(tf.GroupViTModel),
 )
 def groupvit(folder: Path) -> None:
     tokenizer = vocabularies.clip()

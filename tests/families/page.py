@@ -45,7 +45,7 @@ A saved model keeps the pooling that its config names: these defaults act when a
 _OUTRO = """
 ## Before and after
 
-The same checkpoints in commit {before} (without training steps and ONNX) and in {after}.
+The same checkpoints at {before} (without training steps and ONNX) and at {after}.
 
 | family | before | after |
 |---|---|---|
@@ -62,12 +62,12 @@ def page(after: dict[str, Any], before: dict[str, Any]) -> str:
     now, then = after["families"], before["families"]
     limits = {name: f"{value:.0e}" for name, value in BATCH.items()}
     lines = [_INTRO.format(cosine=LEAST_COSINE, onnx=f"{ONNX:.0e}", **limits)]
-    lines.append(f"Measured at commit {after['commit']} with {_versions(after)}.\n")
+    lines.append(f"Measured at {_commits(after)} with {_versions(after)}.\n")
     for halves, title in _KINDS.items():
         lines += [f"## {title}\n", *_table(halves, now), ""]
     lines += ["## Refused, in one line\n", "| checkpoint | the line |", "|---|---|"]
     lines += [f"| {one.title} | {_cell(_refusal(one, now[one.name]))} |" for one in FAMILIES.values() if one.refused]
-    lines.append(_OUTRO.format(before=before["commit"], after=after["commit"]).rstrip("\n"))
+    lines.append(_OUTRO.format(before=_commits(before), after=_commits(after)).rstrip("\n"))
     lines += [f"| {one.title} | {_verdict(one, then)} | {_verdict(one, now)} |" for one in FAMILIES.values()]
     return "\n".join(lines) + "\n"
 
@@ -75,6 +75,11 @@ def page(after: dict[str, Any], before: dict[str, Any]) -> str:
 def _read(path: Path) -> dict[str, Any]:
     data: dict[str, Any] = json.loads(path.read_text("utf-8"))
     return data
+
+
+def _commits(data: dict[str, Any]) -> str:
+    found = list(dict.fromkeys(result["commit"] for result in data["families"].values()))
+    return f"commit {found[0]}" if len(found) == 1 else f"commits {', '.join(found[:-1])} and {found[-1]}"
 
 
 def _versions(data: dict[str, Any]) -> str:

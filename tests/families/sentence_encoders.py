@@ -170,7 +170,7 @@ def max_pooled(folder: Path) -> None:
     write_sentence_files(folder, "max")
 
 
-@family("sentence-t5 (sentence-transformers)", text="mean over tokens, dense layer", **_ENCODES, exports=False)
+@family("sentence-t5 (sentence-transformers)", text="mean over tokens, dense layer", **_ENCODES)
 def sentence_t5(folder: Path) -> None:
     tokenizer = vocabularies.t5()
     config = tf.T5Config(vocab_size=len(tokenizer), d_model=WIDTH, d_kv=8, d_ff=48, num_layers=2, num_heads=4)

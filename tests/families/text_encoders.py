@@ -141,27 +141,26 @@ _T5: dict[str, Any] = {"d_model": WIDTH, "d_kv": 8, "d_ff": 48, "num_layers": 2,
     text=AVERAGED,
     queries=of_texts(tf.T5EncoderModel, mean),
     common=True,
-    exports=False,
 )
 def t5_encoder(folder: Path) -> None:
     tokenizer = vocabularies.t5()
     save(folder, tf.T5EncoderModel(tf.T5Config(vocab_size=len(tokenizer), **_T5)), tokenizer)
 
 
-@family("T5 with its decoder", text=ENCODER, queries=of_texts(tf.T5EncoderModel, mean), exports=False)
+@family("T5 with its decoder", text=ENCODER, queries=of_texts(tf.T5EncoderModel, mean))
 def t5(folder: Path) -> None:
     tokenizer = vocabularies.t5()
     save(folder, tf.T5ForConditionalGeneration(tf.T5Config(vocab_size=len(tokenizer), **_T5)), tokenizer)
 
 
-@family("mT5 with its decoder", text=ENCODER, queries=of_texts(tf.MT5EncoderModel, mean), exports=False)
+@family("mT5 with its decoder", text=ENCODER, queries=of_texts(tf.MT5EncoderModel, mean))
 def mt5(folder: Path) -> None:
     tokenizer = vocabularies.t5()
     config = tf.MT5Config(vocab_size=len(tokenizer), tie_word_embeddings=False, **_T5)
     save(folder, tf.MT5ForConditionalGeneration(config), tokenizer)
 
 
-@family("UMT5 with its decoder", text=ENCODER, queries=of_texts(tf.UMT5EncoderModel, mean), exports=False)
+@family("UMT5 with its decoder", text=ENCODER, queries=of_texts(tf.UMT5EncoderModel, mean))
 def umt5(folder: Path) -> None:
     tokenizer = vocabularies.t5()
     save(folder, tf.UMT5ForConditionalGeneration(tf.UMT5Config(vocab_size=len(tokenizer), **_T5)), tokenizer)
