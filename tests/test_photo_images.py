@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from colour_profiles import cmyk_profile, grey_profile, rgb_profile
+from packaging.version import Version
 from PIL import Image, ImageOps, TiffImagePlugin
 
 from mmfusion.data.photos import PhotoError, decode_photo
@@ -59,11 +61,13 @@ def pages(*made: dict[str, Any]) -> bytes:
 
 TURNED: dict[str, Any] = {"exif": exif(6), "icc_profile": P3}
 grey16 = Image.fromarray(np.random.default_rng(0).integers(0, 65_536, (24, 16)).astype(np.uint16))
+# Before Pillow 13, it cannot read the TIFF that it writes of this mode.
+YCBCR = ["YCbCr"] if Version(PIL.__version__) >= Version("13") else []
 FILES: dict[str, bytes] = {
     **{f"turned by {turn}": file_of(noise(), "JPEG", exif=exif(turn)) for turn in range(1, 9)},
     **{f"turned {kind}": file_of(noise(), kind, **TURNED) for kind in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")},
     **{f"PNG {mode}": file_of(noise(mode), "PNG") for mode in ("L", "LA", "P", "RGB", "RGBA")},
-    **{f"TIFF {mode}": file_of(noise(mode), "TIFF") for mode in ("CMYK", "YCbCr", "LAB", "RGBA", "LA")},
+    **{f"TIFF {mode}": file_of(noise(mode), "TIFF") for mode in ("CMYK", *YCBCR, "LAB", "RGBA", "LA")},
     **{f"WEBP {mode}": file_of(noise(mode), "WEBP", lossless=True) for mode in ("RGB", "RGBA")},
     "bilevel": file_of(noise("L").convert("1"), "PNG"),
     "bilevel, white is clear": file_of(noise("L").convert("1"), "PNG", transparency=255),
@@ -196,7 +200,7 @@ def test_every_mode_of_pillow_has_its_rgb(mode: str) -> None:
         **white,
     }
     photo = Image.new(mode, (2, 3), values.get(mode, "white"))
-    assert upright_rgb(photo).get_flattened_data() == ((255, 255, 255),) * 6
+    assert upright_rgb(photo).tobytes() == b"\xff" * 18
     assert upright_rgb(Image.merge("RGB", [Image.new("L", (2, 3), 200)] * 3)).getpixel((1, 2)) == (200, 200, 200)
 
 

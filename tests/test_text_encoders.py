@@ -116,6 +116,8 @@ ALONE: dict[str, tuple[Callable[[], tf.PreTrainedModel], str]] = {
         "mean",
     ),
 }  # fmt: skip
+if not hasattr(tf, "EmbeddingGemma2TextModel"):  # as in the oldest transformers that we admit
+    del ALONE["embedding_gemma2"]
 BUILDERS = {**DUAL, **{name: builder for name, (builder, _) in ALONE.items()}}
 
 

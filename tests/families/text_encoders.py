@@ -114,10 +114,12 @@ def nomic_bert(folder: Path) -> None:
     save(folder, tf.NomicBertModel(tf.NomicBertConfig(**sizes(tokenizer))), tokenizer)
 
 
-@family("GTE (the newer ones)", text=CLASS_TOKEN, queries=of_texts(tf.GteModel, first))
-def gte(folder: Path) -> None:
-    tokenizer = vocabularies.xlm_roberta()
-    save(folder, tf.GteModel(tf.GteConfig(**sizes(tokenizer))), tokenizer)
+if hasattr(tf, "GteModel"):  # not in the oldest transformers that we admit
+
+    @family("GTE (the newer ones)", text=CLASS_TOKEN, queries=of_texts(tf.GteModel, first))
+    def gte(folder: Path) -> None:
+        tokenizer = vocabularies.xlm_roberta()
+        save(folder, tf.GteModel(tf.GteConfig(**sizes(tokenizer))), tokenizer)
 
 
 @family("Jina embeddings v3", text=AVERAGED, queries=of_texts(tf.JinaEmbeddingsV3Model, mean))
@@ -249,20 +251,22 @@ def embedding_gemma_encoder(folder: Path) -> None:
     save(folder, gemma3(tokenizer), tokenizer)
 
 
-@family(
-    "EmbeddingGemma 2 (text)",
-    text="mean over tokens, after its own projection",
-    queries=of_texts(tf.EmbeddingGemma2TextModel, mean),
-)
-def embedding_gemma2(folder: Path) -> None:
-    tokenizer = vocabularies.gemma()
-    config = tf.EmbeddingGemma2TextConfig(
-        **sizes(tokenizer),
-        **_GROUPED,
-        global_head_dim=8,
-        num_global_key_value_heads=1,
-        hidden_size_per_layer_input=8,
-        embedding_dim=24,
-        sliding_window=8,
+if hasattr(tf, "EmbeddingGemma2TextModel"):  # not in the oldest transformers that we admit
+
+    @family(
+        "EmbeddingGemma 2 (text)",
+        text="mean over tokens, after its own projection",
+        queries=of_texts(tf.EmbeddingGemma2TextModel, mean),
     )
-    save(folder, tf.EmbeddingGemma2TextModel(config), tokenizer)
+    def embedding_gemma2(folder: Path) -> None:
+        tokenizer = vocabularies.gemma()
+        config = tf.EmbeddingGemma2TextConfig(
+            **sizes(tokenizer),
+            **_GROUPED,
+            global_head_dim=8,
+            num_global_key_value_heads=1,
+            hidden_size_per_layer_input=8,
+            embedding_dim=24,
+            sliding_window=8,
+        )
+        save(folder, tf.EmbeddingGemma2TextModel(config), tokenizer)
