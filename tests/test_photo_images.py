@@ -169,7 +169,7 @@ def test_the_files_are_what_they_are_called() -> None:
         "RGB",
         "RGBA",
         "CMYK",
-        "YCbCr",
+        *YCBCR,
         "LAB",
     }
     assert {opened(data).mode for data in FILES.values()} >= {"I", "I;16"}
