@@ -61,8 +61,8 @@ class Data:
         self.tokens, self.pooled = (torch.cat(states) for states in zip(*read, strict=True))
         self.query_rows = np.concatenate(list(self.queries.values()))
         asked = QueryTable(catalogue, processor).texts(self.query_rows)
-        self.text = self._pooled(products.texts(self.rows), processor.encode_product_texts)
-        self.query = self._pooled(asked, processor.encode_queries)
+        self.text = self._pooled(products.texts(self.rows), processor.process_product_texts)
+        self.query = self._pooled(asked, processor.process_queries)
         self.classes, self.labels = self._labels(attributes)
 
     @torch.no_grad()

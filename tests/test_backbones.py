@@ -31,7 +31,7 @@ def test_text_encoder_gives_unit_queries_and_products(name: str) -> None:
     model = tiny_model(text=name)
     with torch.no_grad():
         queries = model.get_query_features(**texts([4, 7]))
-        output = model.encode_products(**texts([5, 3, 6]), pixel_values=photos(3))
+        output = model.forward_products(**texts([5, 3, 6]), pixel_values=photos(3))
     assert queries.shape == (2, model.config.embedding_dim)
     assert output.product_embeds is not None and output.product_embeds.shape == (3, model.config.embedding_dim)
     assert torch.allclose(queries.norm(dim=1), torch.ones(2), atol=1e-5)
@@ -43,8 +43,8 @@ def test_text_encoder_gives_unit_queries_and_products(name: str) -> None:
 def test_vision_encoder_gives_unit_products(name: str) -> None:
     model = tiny_model(vision=name)
     with torch.no_grad():
-        output = model.encode_products(**texts([5, 3, 6]), pixel_values=photos(3))
-        other = model.encode_products(**texts([5, 3, 6]), pixel_values=photos(3, seed=5))
+        output = model.forward_products(**texts([5, 3, 6]), pixel_values=photos(3))
+        other = model.forward_products(**texts([5, 3, 6]), pixel_values=photos(3, seed=5))
     for embeds in (output.product_embeds, output.image_embeds):
         assert embeds is not None and embeds.shape == (3, model.config.embedding_dim)
         assert torch.allclose(embeds.norm(dim=1), torch.ones(3), atol=1e-5)
@@ -85,7 +85,7 @@ def test_dual_encoder_with_its_own_pooling_keeps_its_embeddings(name: str) -> No
     model = type(tiny_model()).from_backbones(dual, dual, text_pooling="pooler", image_pooling="pooler").eval()
     text, pixels = texts([6, 6, 6]), photos(3)[:, 0]
     with torch.no_grad():
-        ours = model.encode_products(**text, pixel_values=pixels.unsqueeze(1), views_only=True)
+        ours = model.forward_products(**text, pixel_values=pixels.unsqueeze(1), views_only=True)
         queries = model.get_query_features(**text)
         own_text = _features(dual.get_text_features(**text))
         own_image = _features(dual.get_image_features(**backbones._vision_inputs(dual.vision_model, pixels)))
@@ -175,7 +175,7 @@ def test_resumed_forward_equals_the_full_one_in_value_and_gradient(name: str, bl
     results = []
     for inputs in ({"pixel_values": pixels}, {"vision_activations": activations}):
         model.zero_grad()
-        output = model.encode_products(**text, **inputs)
+        output = model.forward_products(**text, **inputs)
         (output.product_embeds[:, 0].sum() + output.image_embeds[:, 1].sum()).backward()
         gradients = {key: value.grad.clone() for key, value in model.named_parameters() if value.grad is not None}
         results.append((output.product_embeds.detach(), gradients))
@@ -192,19 +192,19 @@ def test_resumed_forward_equals_the_full_one_in_value_and_gradient(name: str, bl
 def test_states_below_the_top_reach_the_product_from_photos_and_from_features_alike(name: str) -> None:
     model = tiny_model(vision=name, vision_feature_layers=[0, 1], neck_hidden_size=12, neck_heads=2)
     text, pixels = texts([5, 3, 4]), photos(3)
-    full = model.encode_products(**text, pixel_values=pixels)
+    full = model.forward_products(**text, pixel_values=pixels)
     (full.image_embeds[:, 0].sum() + full.product_embeds[:, 1].sum()).backward()
     first = next(iter(backbones.vision_blocks(model.vision_model)[0].parameters()))
     assert model.vision_neck.states_in.weight.grad.abs().sum() > 0 and first.grad is not None
     for blocks in (1, model.num_vision_blocks):
         model.freeze_vision(blocks)
         activations = model.get_vision_activations(pixels[:, 0]).unsqueeze(1)
-        again = model.encode_products(**text, vision_activations=activations)
+        again = model.forward_products(**text, vision_activations=activations)
         assert torch.allclose(again.product_embeds, full.product_embeds, atol=1e-5)
         assert torch.allclose(again.image_embeds, full.image_embeds, atol=1e-5)
     model.freeze_vision(2)
     with pytest.raises(ValueError, match=r"vision_feature_layers are \[0, 1\].*at most 1 blocks, or all"):
-        model.encode_products(**text, vision_activations=model.get_vision_activations(pixels[:, 0]).unsqueeze(1))
+        model.forward_products(**text, vision_activations=model.get_vision_activations(pixels[:, 0]).unsqueeze(1))
 
 
 def test_a_feature_layer_that_the_encoder_lacks_is_an_error() -> None:
@@ -217,7 +217,7 @@ def test_prefix_holds_exactly_what_runs_before_the_block(name: str) -> None:
     model = tiny_model(vision=name)
     model.freeze_vision(2)
     frozen = {key for key, value in model.vision_model.named_parameters() if not value.requires_grad}
-    model.encode_products(**texts([5, 3]), pixel_values=photos(2)).image_embeds[:, 0].sum().backward()
+    model.forward_products(**texts([5, 3]), pixel_values=photos(2)).image_embeds[:, 0].sum().backward()
     trained = {key for key, value in model.vision_model.named_parameters() if value.grad is not None}
     assert frozen and trained and not frozen & trained
     in_prefix = {
@@ -240,8 +240,8 @@ def test_photos_of_another_size_resume_correctly_or_are_an_error(name: str) -> N
         assert "48" in str(error) and "64" in str(error)
         return
     with torch.no_grad():
-        resumed = model.encode_products(**texts([4, 5]), vision_activations=activations.unsqueeze(1))
-        full = model.encode_products(**texts([4, 5]), pixel_values=pixels.unsqueeze(1))
+        resumed = model.forward_products(**texts([4, 5]), vision_activations=activations.unsqueeze(1))
+        full = model.forward_products(**texts([4, 5]), pixel_values=pixels.unsqueeze(1))
     assert torch.allclose(full.image_embeds, resumed.image_embeds, atol=1e-5)
 
 

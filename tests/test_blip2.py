@@ -64,7 +64,7 @@ def test_halves_give_what_the_contrastive_loss_of_blip2_compares(from_folder: bo
         assert encoded.tokens.shape == (3, 4, 32)
         assert torch.allclose(queries, expected.image_embeds, atol=1e-5)
         assert torch.allclose(model.get_query_features(**text), expected.text_embeds, atol=1e-5)
-        output = model.encode_products(**text, pixel_values=pixels().unsqueeze(1), views_only=True)
+        output = model.forward_products(**text, pixel_values=pixels().unsqueeze(1), views_only=True)
         mean = F.normalize(model.image_projection(encoded.tokens).mean(1), dim=-1)
         assert torch.allclose(output.image_embeds, mean, atol=1e-5)
     assert not [name for name, _ in model.named_parameters() if "itm_head" in name or "language" in name]
@@ -92,15 +92,15 @@ def test_blocks_of_its_vision_transformer_freeze_and_its_states_reach_the_produc
     assert model.photo_sizes == (32, 64) and model.num_vision_blocks == 2
     text, photos = texts([5, 3, 4]), pixels().unsqueeze(1)
     with torch.no_grad():
-        full = model.encode_products(**text, pixel_values=photos).product_embeds
+        full = model.forward_products(**text, pixel_values=photos).product_embeds
         for blocks in (1, 2):
             model.freeze_vision(blocks)
             cached = model.get_vision_activations(pixels()).unsqueeze(1)
-            again = model.encode_products(**text, vision_activations=cached).product_embeds
+            again = model.forward_products(**text, vision_activations=cached).product_embeds
             assert torch.allclose(full, again, atol=1e-6)
     model = MMFusionModel.from_backbones(bert(), blip2(False), **_SMALL).train()
     model.freeze_vision(1)
-    model.encode_products(**text, pixel_values=photos).image_embeds[:, 0].sum().backward()
+    model.forward_products(**text, pixel_values=photos).image_embeds[:, 0].sum().backward()
     vision = model.vision_model
     assert vision.query_tokens.weight.grad is not None
     assert all(value.grad is None for value in backbones.vision_blocks(vision)[0].parameters())
@@ -146,10 +146,10 @@ def test_blip_for_retrieval_scores_as_its_contrastive_loss_does(from_folder: boo
     text, photos = texts([5, 5, 5]), pixels()
     with torch.no_grad():
         expected = own(pixel_values=photos, **text, use_itm_head=False).itm_score
-        output = model.encode_products(**text, pixel_values=photos.unsqueeze(1), views_only=True)
+        output = model.forward_products(**text, pixel_values=photos.unsqueeze(1), views_only=True)
         scores = output.image_embeds @ model.get_query_features(**text).T
     assert torch.allclose(scores, expected, atol=1e-5) and scores.std() > 1e-4
-    model.encode_queries(**text).query_embeds[:, 0].sum().backward()
+    model.forward_queries(**text).query_embeds[:, 0].sum().backward()
     assert not [
         name for name, value in model.text_model.named_parameters() if value.requires_grad and value.grad is None
     ]

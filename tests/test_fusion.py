@@ -48,7 +48,7 @@ def _inputs(filler: float = 0.0) -> dict[str, Tensor]:
 
 def _encode(model: MMFusionModel, inputs: dict[str, Tensor]) -> MMFusionOutput:
     with torch.no_grad():
-        return model.encode_products(**inputs)
+        return model.forward_products(**inputs)
 
 
 def _assert_sound(output: MMFusionOutput, present: Tensor) -> None:
@@ -156,7 +156,7 @@ def test_gradients_are_finite(models: dict[str, MMFusionModel], kind: str, fille
     model.zero_grad()
     model.train()
     torch.manual_seed(0)
-    output = model.encode_products(**{name: value[rows] for name, value in _inputs(filler).items()})
+    output = model.forward_products(**{name: value[rows] for name, value in _inputs(filler).items()})
     loss = output.product_embeds[:, 0].sum()
     for column, views in enumerate((output.text_embeds, output.image_embeds)):
         loss = loss + views[output.modality_present[:, column]].sum()
@@ -173,7 +173,7 @@ def test_gradients_are_finite(models: dict[str, MMFusionModel], kind: str, fille
 def test_views_only_leaves_the_fusion_network_out(models: dict[str, MMFusionModel], kind: str) -> None:
     inputs = {**texts([4, 2]), "pixel_values": photos(2)}
     with torch.no_grad():
-        views = models[kind].encode_products(**inputs, views_only=True)
+        views = models[kind].forward_products(**inputs, views_only=True)
     assert views.product_embeds is None and views.modality_weights is None
     for embeds in (views.text_embeds, views.image_embeds):
         assert torch.allclose(embeds.norm(dim=1), torch.ones(2), atol=1e-5)
@@ -190,7 +190,7 @@ def test_text_only_runs_the_vision_encoder_for_products_without_text_alone() -> 
     assert seen == []
     model.get_product_features(**texts([3, 0, 5]), pixel_values=pixels)
     assert seen == [2]
-    model.encode_products(**texts([3, 2, 5]), pixel_values=pixels, views_only=True)
+    model.forward_products(**texts([3, 2, 5]), pixel_values=pixels, views_only=True)
     assert seen == [2, 6]
 
 
@@ -233,7 +233,7 @@ def test_training_starts_at_the_mean_of_the_views_and_leaves_it(kind: str) -> No
     target = torch.randn(len(LENGTHS), model.config.embedding_dim, generator=torch.Generator().manual_seed(3))
     for _ in range(3):
         optimizer.zero_grad()
-        (-(model.encode_products(**inputs).product_embeds * target).sum()).backward()
+        (-(model.forward_products(**inputs).product_embeds * target).sum()).backward()
         optimizer.step()
     # The first step moves the layers that start at zero alone; gradients reach the rest through them.
     still = [name for name, value in model.fusion.named_parameters() if not value.grad.abs().max() > 0]

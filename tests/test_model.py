@@ -397,9 +397,9 @@ def test_role_embedding_tells_queries_from_products() -> None:
     text = texts([4, 3])
     with torch.no_grad():
         plain = model.get_query_features(**text)
-        assert torch.allclose(plain, model.encode_products(**text).text_embeds, atol=1e-6)
+        assert torch.allclose(plain, model.forward_products(**text).text_embeds, atol=1e-6)
         model.roles.weight[0].normal_()
-        query, product = model.get_query_features(**text), model.encode_products(**text).text_embeds
+        query, product = model.get_query_features(**text), model.forward_products(**text).text_embeds
         assert torch.allclose(product, plain, atol=1e-6)
         assert not torch.allclose(query, plain, atol=1e-3)
 
@@ -437,13 +437,13 @@ def test_batch_norm_statistics_stay_frozen_in_training(vision: str) -> None:
     model = tiny_model(vision=vision)
     model.freeze_vision(1)
     inputs = {**texts([4, 3, 5]), "pixel_values": photos(3)}
-    expected = model.encode_products(**inputs).image_embeds
+    expected = model.forward_products(**inputs).image_embeds
     before = _statistics(model)
     assert before
     model.train()
     assert model.training and model.text_model.training
     model.get_vision_activations(photos(3)[:, 0])
-    trained = model.encode_products(**inputs).image_embeds
+    trained = model.forward_products(**inputs).image_embeds
     assert all(torch.equal(value, before[name]) for name, value in _statistics(model).items())
     if vision == "resnet":  # which has no dropout
         assert torch.allclose(trained, expected, atol=1e-6)
@@ -453,7 +453,7 @@ def test_batch_norm_may_be_unfrozen() -> None:
     model = tiny_model(vision="resnet", freeze_batch_norm=False)
     before = _statistics(model)
     model.train()
-    model.encode_products(**texts([4, 3, 5]), pixel_values=photos(3))
+    model.forward_products(**texts([4, 3, 5]), pixel_values=photos(3))
     after = _statistics(model)
     assert any(not torch.equal(value, before[name]) for name, value in after.items())
 

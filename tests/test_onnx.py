@@ -160,7 +160,7 @@ def test_siglip_reads_texts_as_its_tokenizer_in_python_does() -> None:
         ),
         *("</s> red", "red </s> blue", "red</s>dress", "<unk> red", "x" * 100, "U.S.A. t-shirt", "连衣裙", "\u200bred"),
     ):
-        expected = processor.encode_queries([text])
+        expected = processor.process_queries([text])
         found = tokenize(tokenizer, [clean(text)])
         assert all(np.array_equal(found[name], expected[name].numpy()) for name in found), text
 
@@ -247,7 +247,7 @@ def test_texts_are_refused_as_by_the_processor(
     exported: Path, loaded: tuple[MMFusionModel, MMFusionProcessor], texts: list[str]
 ) -> None:
     with pytest.raises(ValueError) as expected:
-        loaded[1].encode_queries(texts)
+        loaded[1].process_queries(texts)
     with pytest.raises(ValueError) as found:
         OnnxQueryTower.load(exported).encode(texts)
     assert str(found.value) == str(expected.value)

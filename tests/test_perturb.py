@@ -261,7 +261,7 @@ def test_queries_with_typos_are_embedded_as_such_in_their_order(tower: Any, cata
         rewrite(catalogue.query_ids[row], text) for row, text in zip(rows, catalogue.query_texts(rows), strict=True)
     ]
     with torch.inference_mode():
-        expected = model.get_query_features(**processor.encode_queries(typed)).numpy()
+        expected = model.get_query_features(**processor.process_queries(typed)).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert not np.allclose(found, embed_queries(model, processor, catalogue, rows), atol=1e-6)
 

@@ -173,7 +173,7 @@ def test_a_dual_encoder_keeps_its_own_text_features(name: str) -> None:
         # FLAVA projects all states and compares the first.
         own = F.normalize(own[:, 0] if own.ndim == 3 else own, dim=-1)
         model = _model(dual)
-        product = model.encode_products(**texts, views_only=True).text_embeds
+        product = model.forward_products(**texts, views_only=True).text_embeds
     assert model.config.embedding_dim == own.shape[1]
     assert torch.allclose(_vectors(model, **texts), own, atol=1e-5)
     assert product is not None and torch.allclose(product, own, atol=1e-5)
@@ -386,7 +386,7 @@ def test_vectors_are_those_of_sentence_transformers(kind: str, tmp_path: Path) -
     queries = _vectors(model, **processor(queries=texts))
     with torch.no_grad():
         inputs = processor(products=[{"title": text, "image": None} for text in texts])
-        products = model.encode_products(**inputs, views_only=True).text_embeds
+        products = model.forward_products(**inputs, views_only=True).text_embeds
     assert products is not None
     for ours, own in ((queries, theirs.encode_query(texts)), (products, theirs.encode_document(texts))):
         assert F.cosine_similarity(ours, torch.tensor(own)).min() >= 0.99999

@@ -27,8 +27,8 @@ def queries(count: int) -> dict[str, torch.Tensor]:
 def test_one_inner_product_is_the_weighted_sum_of_the_scores_of_the_views(dim: int | None) -> None:
     model = routed()
     with torch.no_grad():
-        asked = model.encode_queries(**queries(4))
-        shown = model.encode_products(**texts([5, 3, 4]), pixel_values=photos(3))
+        asked = model.forward_queries(**queries(4))
+        shown = model.forward_products(**texts([5, 3, 4]), pixel_values=photos(3))
         fused = shown.product_embeds[:, :12]
         score = model.get_query_features(**queries(4), truncate_dim=dim) @ (
             model.get_product_features(**texts([5, 3, 4]), pixel_values=photos(3), truncate_dim=dim).T
@@ -46,7 +46,7 @@ def test_the_fused_view_stands_in_for_a_missing_one() -> None:
     model = routed()
     mask = torch.tensor([[True], [False], [True]])
     with torch.no_grad():
-        shown = model.encode_products(**texts([5, 3, 0]), pixel_values=photos(3), photo_mask=mask)
+        shown = model.forward_products(**texts([5, 3, 0]), pixel_values=photos(3), photo_mask=mask)
     fused, text, image = shown.product_embeds.unflatten(1, (3, 12)).unbind(1)
     assert torch.equal(image[1], fused[1]) and torch.equal(text[2], fused[2])
     assert torch.equal(text[:2], shown.text_embeds[:2]) and torch.equal(image[0], shown.image_embeds[0])
@@ -104,7 +104,7 @@ def test_the_router_survives_saving_and_starts_even(tmp_path: Path) -> None:
         assert torch.equal(again.get_query_features(**queries(2)), model.get_query_features(**queries(2)))
     fresh = tiny_model(query_router=True)
     with torch.no_grad():
-        weights = fresh.encode_queries(**queries(2)).query_weights
+        weights = fresh.forward_queries(**queries(2)).query_weights
     assert torch.allclose(weights, torch.full((2, 3), 1 / 3))
 
 

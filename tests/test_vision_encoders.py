@@ -80,7 +80,7 @@ def test_a_saved_model_gives_the_same_bits_and_trains(name: str, tmp_path: Path)
     assert {**first["vision_config"], "dtype": None} == {**again["vision_config"], "dtype": None}
 
     model.train()
-    output = model.encode_products(**texts([4, 5]), pixel_values=pixels.unsqueeze(1))
+    output = model.forward_products(**texts([4, 5]), pixel_values=pixels.unsqueeze(1))
     (output.product_embeds[:, 0].sum() + output.image_embeds[:, 1].sum()).backward()
     read = {key: value.grad for key, value in model.vision_model.named_parameters() if value.requires_grad}
     assert read and not [key for key, gradient in read.items() if gradient is None]
@@ -179,7 +179,7 @@ def test_frozen_blocks_and_their_cached_output_give_the_same_vectors_and_gradien
 def _trained(model: MMFusionModel, **photos: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     model.zero_grad()
     torch.manual_seed(7)
-    output = model.encode_products(**texts([5, 3, 4]), **photos)
+    output = model.forward_products(**texts([5, 3, 4]), **photos)
     (output.product_embeds[:, 0].sum() + output.image_embeds[:, 1].sum()).backward()
     gradients = {key: value.grad.clone() for key, value in model.named_parameters() if value.grad is not None}
     return output.product_embeds.detach(), gradients
@@ -192,11 +192,11 @@ def test_states_of_stages_reach_the_product_from_photos_and_from_cached_output_a
     last = assemble(source).num_vision_blocks - 1
     model = assemble(source, vision_feature_layers=[0, last], **fields)
     with torch.no_grad():
-        full = model.encode_products(**texts([5, 3, 4]), pixel_values=pixels.unsqueeze(1)).image_embeds
+        full = model.forward_products(**texts([5, 3, 4]), pixel_values=pixels.unsqueeze(1)).image_embeds
         for blocks in (1, last + 1):
             model.freeze_vision(blocks)
             activations = model.get_vision_activations(pixels).unsqueeze(1)
-            again = model.encode_products(**texts([5, 3, 4]), vision_activations=activations).image_embeds
+            again = model.forward_products(**texts([5, 3, 4]), vision_activations=activations).image_embeds
             assert torch.allclose(again, full, atol=1e-5)
 
 

@@ -55,7 +55,7 @@ class QueryTable(Dataset[QueryBatch]):
         self.rewrite = rewrite
 
     def __getitem__(self, rows: Rows) -> QueryBatch:
-        features = self.processor.encode_queries(self.texts(rows))
+        features = self.processor.process_queries(self.texts(rows))
         batch = QueryBatch(
             query_rows=torch.from_numpy(np.asarray(rows)),
             query_input_ids=features["input_ids"],
@@ -143,7 +143,7 @@ class ProductTable(Dataset[ProductBatch]):
 
     def read_view(self, rows: Rows, view: int) -> ProductBatch:
         """A batch that shows one of the views of the photos, see [`photo_view`]."""
-        features = self.processor.encode_product_texts(self.texts(rows))
+        features = self.processor.process_product_texts(self.texts(rows))
         batch = ProductBatch(
             product_rows=torch.from_numpy(np.asarray(rows)),
             product_input_ids=features["input_ids"],
@@ -154,7 +154,7 @@ class ProductTable(Dataset[ProductBatch]):
         if self.photos:
             shown = np.asarray(rows) if self.photo_of is None else self.photo_of[rows]
             cached = self.caches[view][shown] if self.caches else None
-            found = self.processor.encode_photos(self.decode(shown, view)) if cached is None else cached
+            found = self.processor.process_photos(self.decode(shown, view)) if cached is None else cached
             batch.update(cast(ProductBatch, found))
         return batch
 

@@ -384,7 +384,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         Returns:
             (Q, D) float, L2-normalised; (Q, 3 D) with a query router.
         """
-        embeds = self.encode_queries(input_ids, attention_mask, text_states).query_embeds
+        embeds = self.forward_queries(input_ids, attention_mask, text_states).query_embeds
         assert embeds is not None
         return self.shorten(embeds, truncate_dim)
 
@@ -394,13 +394,13 @@ class MMFusionModel(MMFusionPreTrainedModel):
         """Embeddings of products: the vectors to index.
 
         Args:
-            input_ids, attention_mask, photos: As in [`encode_products`].
+            input_ids, attention_mask, photos: As in [`forward_products`].
             truncate_dim: As in [`get_query_features`]; both sides need the same.
 
         Returns:
             (P, D) float, L2-normalised; (P, 3 D) with a query router.
         """
-        embeds = self.encode_products(input_ids, attention_mask, **photos).product_embeds
+        embeds = self.forward_products(input_ids, attention_mask, **photos).product_embeds
         assert embeds is not None
         return self.shorten(embeds, truncate_dim)
 
@@ -427,7 +427,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
             )
         return shorten(embeds, truncate_dim, len(VIEWS) if self.config.query_router else 1)
 
-    def encode_queries(
+    def forward_queries(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
@@ -450,7 +450,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
             query_weights=weights,
         )
 
-    def encode_products(
+    def forward_products(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
@@ -505,7 +505,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         views_only: bool = False,
         return_dict: bool = True,
     ) -> MMFusionOutput | tuple[Tensor, ...]:
-        """Both towers at once; arguments as in [`get_query_features`] and [`encode_products`]. There is no loss inside.
+        """Both towers at once; inputs as in [`get_query_features`] and [`forward_products`]. There is no loss inside.
 
         Returns:
             [`MMFusionOutput`], or its values without the Nones as a tuple if `return_dict` is False.
@@ -514,7 +514,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         if product_input_ids is not None:
             if product_attention_mask is None:
                 raise ValueError("product_input_ids came without product_attention_mask; give both.")
-            output = self.encode_products(
+            output = self.forward_products(
                 product_input_ids,
                 product_attention_mask,
                 pixel_values,
@@ -526,7 +526,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         if query_input_ids is not None:
             if query_attention_mask is None:
                 raise ValueError("query_input_ids came without query_attention_mask; give both.")
-            queries = self.encode_queries(query_input_ids, query_attention_mask, query_text_states, views_only)
+            queries = self.forward_queries(query_input_ids, query_attention_mask, query_text_states, views_only)
         output = MMFusionOutput(**queries, **output)
         return output if return_dict else output.to_tuple()
 

@@ -158,22 +158,22 @@ class MMFusionProcessor(ProcessorMixin):
             raise ValueError("Give queries, products or both; got neither.")
         if products is None:
             assert queries is not None
-            return self.encode_queries([queries] if isinstance(queries, str) else queries)
-        features = self.encode_products(products, photo_loader)
+            return self.process_queries([queries] if isinstance(queries, str) else queries)
+        features = self.process_products(products, photo_loader)
         if queries is None:
             return features
-        text = self.encode_queries([queries] if isinstance(queries, str) else queries)
+        text = self.process_queries([queries] if isinstance(queries, str) else queries)
         renamed = {f"product_{name}": features.pop(name) for name in ("input_ids", "attention_mask")}
         return BatchFeature({**{f"query_{name}": value for name, value in text.items()}, **renamed, **features})
 
-    def encode_queries(self, queries: Sequence[str]) -> BatchFeature:
+    def process_queries(self, queries: Sequence[str]) -> BatchFeature:
         """`input_ids` and `attention_mask`, both (Q, length) int64."""
         features = self._tokenize(query_texts(queries, self.query_prompt), self.max_query_length)
         # A query of characters that the tokenizer drops is that of a single token of padding.
         features["attention_mask"] = not_empty(features["attention_mask"])
         return features
 
-    def encode_products(
+    def process_products(
         self, products: Sequence[Mapping[str, Any]], photo_loader: PhotoLoader | None = None
     ) -> BatchFeature:
         """`input_ids`, `attention_mask` (P, length) int64, and, if any product has a photo, those of photos.
@@ -181,23 +181,23 @@ class MMFusionProcessor(ProcessorMixin):
         A product without text has an attention mask of zeros. `pixel_values` is (P, photos, channels, height, width)
         float32 and `photo_mask` (P, photos) bool.
         """
-        features = self.encode_product_texts([self.product_text(product) for product in products])
+        features = self.process_product_texts([self.product_text(product) for product in products])
         photos = [photos_of(product.get(PHOTO_COLUMN)) for product in products]
         if photo_loader is not None:
             photos = [
                 [photo_loader(photo) if isinstance(photo, str) else photo for photo in own[: self.max_photos]]
                 for own in photos
             ]
-        features.update(self.encode_photos(photos))
+        features.update(self.process_photos(photos))
         return features
 
-    def encode_product_texts(self, texts: Sequence[str]) -> BatchFeature:
+    def process_product_texts(self, texts: Sequence[str]) -> BatchFeature:
         """Tokens of rendered product texts, (P, length) int64; the mask of an empty text is all zeros."""
         features = self._tokenize([self.product_prompt + text for text in texts], self.max_product_length)
         features["attention_mask"][[not text for text in texts]] = 0
         return features
 
-    def encode_photos(self, photos: Sequence[Sequence[Image.Image]]) -> dict[str, torch.Tensor]:
+    def process_photos(self, photos: Sequence[Sequence[Image.Image]]) -> dict[str, torch.Tensor]:
         """`pixel_values` and `photo_mask` of P lists of images of any mode; empty if there is no photo at all.
 
         Raises:

@@ -214,11 +214,11 @@ class MMFusionTowers(InputModule):
         task = chosen
         processor = self._processor(task, prompt, max_length)
         if task == QUERY:
-            features = processor.encode_queries([_query(item) for item in inputs])
+            features = processor.process_queries([_query(item) for item in inputs])
         else:
             products = [self._product(item) for item in inputs]
-            features = processor.encode_product_texts([text for text, _ in products])
-            features.update(processor.encode_photos([photos for _, photos in products]))
+            features = processor.process_product_texts([text for text, _ in products])
+            features.update(processor.process_photos([photos for _, photos in products]))
         return {**features, "task": task}
 
     def forward(self, features: dict[str, Any], view_dim: int | None = None, **unused: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def query_tokenizer(processor: MMFusionProcessor) -> Tokenizer:
             "query tower needs; use a fast tokenizer (tokenizer.is_fast)"
         )
     # transformers sets truncation and padding of the tokenizer beneath with each call.
-    processor.encode_queries(["a"])
+    processor.process_queries(["a"])
     return Tokenizer.from_str(processor.tokenizer.backend_tokenizer.to_str())
 
 
@@ -89,7 +89,7 @@ def tokenize(tokenizer: Tokenizer, texts: list[str]) -> dict[str, IntArray]:
 def check_tokens(tokenizer: Tokenizer, processor: MMFusionProcessor, texts: list[str]) -> None:
     """Raises an OnnxError if a tokenizer gives other tokens than the processor for a text."""
     for text in texts:
-        expected = processor.encode_queries([text])
+        expected = processor.process_queries([text])
         found = tokenize(tokenizer, query_texts([text], processor.query_prompt))
         if any(not np.array_equal(found[name], expected[name].numpy()) for name in found):
             raise OnnxError(

@@ -60,7 +60,7 @@ class TorchQueryEncoder:
         """As [`QueryEncoder.encode`]."""
         # A tokenizer of transformers is set to the lengths of each call, which fails while another thread reads it.
         with self._tokenizing:
-            inputs = self._processor.encode_queries(texts)
+            inputs = self._processor.process_queries(texts)
         with torch.inference_mode():
             embeds = self._model.get_query_features(**inputs.to(self._model.device))
         return embeds.float().cpu().numpy()

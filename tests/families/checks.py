@@ -193,7 +193,7 @@ def _queries(model: Any, processor: Any, queries: list[str]) -> Tensor:
 
 @torch.no_grad()
 def _views(model: Any, processor: Any, products: list[dict[str, Any]]) -> Any:
-    return model.encode_products(**processor(products=products), views_only=True)
+    return model.forward_products(**processor(products=products), views_only=True)
 
 
 def _least_cosine(ours: Tensor, own: Tensor) -> float:

@@ -113,8 +113,8 @@ class LargestBatch:
         """What a batch holds; its texts are tokenised, its photos not read."""
         processor = self.data.processor
         masks = [
-            processor.encode_queries(self.data._queries.texts(rows.queries))["attention_mask"],
-            processor.encode_product_texts(self.data._train_products.texts(rows.products))["attention_mask"],
+            processor.process_queries(self.data._queries.texts(rows.queries))["attention_mask"],
+            processor.process_product_texts(self.data._train_products.texts(rows.products))["attention_mask"],
         ]
         return Contents(
             pairs=len(rows.queries),
