@@ -50,7 +50,7 @@ PYTHON
 named=
 for argument in "$@"; do case "$argument" in tests | tests/*) named=1 ;; esac; done
 if [ -z "$named" ]; then
-    mapfile -t files < <(printf '%s\n' tests/test_*.py | grep -vE "$OTHER")
+    mapfile -t files < <(printf '%s\n' tests/*/test_*.py | grep -vE "$OTHER")
     set -- "$@" "${files[@]}"
 fi
 PATH="$environment/bin:$PATH" "$environment/bin/python" -m pytest -q -n 2 --dist loadfile "$@" </dev/null

@@ -20,7 +20,7 @@ from processes import end, left_behind, session_mark
 session_mark()
 torch.set_num_threads(1)
 
-pytest_plugins = ["hub.fixtures", "small_disk"]
+pytest_plugins = ["loopback_hub.fixtures", "small_disk"]
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 

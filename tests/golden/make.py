@@ -1,6 +1,6 @@
 """Wrote the files of this folder, with the code of commit f4b0012, torch 2.13.0 and transformers 5.23.0 on a CPU.
 
-They are what mmfusion promised then, and `tests/test_golden.py` holds later code to it. So this script is not to be run
+They are what mmfusion promised then, and `tests/model/test_golden.py` holds later code to it. So do not run this script
 again on later code: what that writes says nothing about folders that people saved before. To see where the files come
 from, check out f4b0012, put this file there, and run in the checkout, with OMP_NUM_THREADS=1:
 

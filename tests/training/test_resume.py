@@ -1,0 +1,114 @@
+"""Exact resume: a training that was killed or stopped at any moment ends like one that was left alone."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import run_to_end, started
+from training_runs import assert_same_weights
+
+from mmfusion.data.embedded import write_embedded_catalogue
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKPOINT_EVERY = 3
+# EX_TEMPFAIL: the same command goes on.
+STOPPED = 75
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_embedded_catalogue(tmp_path_factory.mktemp("resume") / "catalogue", num_products=120)
+
+
+@pytest.fixture(scope="module")
+def whole(catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """The folder of a training of so many steps that nothing interrupted."""
+
+    @cache
+    def run(steps: int) -> Path:
+        training = Training(catalogue, tmp_path_factory.mktemp("whole") / "run", steps)
+        training.run()
+        return training.output
+
+    return run
+
+
+class Training:
+    """A recipe in a process of its own: dropout, shuffling, a worker and accumulation, over epochs of 42 queries."""
+
+    def __init__(self, catalogue: Path, output: Path, steps: int) -> None:
+        self.output = output
+        self.command = [
+            *(sys.executable, str(CHECKOUT / "recipes" / "stage1.py"), "--catalogue", str(catalogue)),
+            *("--output", str(output), "--steps", str(steps), "--batch_size", "6", "--accumulate", "2"),
+            *("--checkpoint_every", str(CHECKPOINT_EVERY), "--validate_every", "4", "--hardware.num_workers", "1"),
+        ]
+
+    def run(self) -> str:
+        done = run_to_end(self.command, env=environment(), timeout=600)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def run_until(self, step: int, delay: float, number: signal.Signals) -> tuple[int, str]:
+        """Runs until `delay` seconds after the checkpoint of a step, or until the next one, and sends a signal."""
+        pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        with started(self.command, env=environment(), **pipes) as process:
+            deadline = time.monotonic() + 300
+            while self.last_step() < step:
+                assert process.poll() is None, f"ended before the checkpoint of step {step}"
+                assert time.monotonic() < deadline, f"no checkpoint of step {step}"
+                time.sleep(0.002)
+            until = time.monotonic() + delay
+            while self.last_step() < step + CHECKPOINT_EVERY and time.monotonic() < until:
+                time.sleep(0.002)
+            # To workers as well, as schedulers do.
+            os.killpg(process.pid, number)
+            _, said = process.communicate(timeout=300)
+        return process.returncode, said
+
+    def last_step(self) -> int:
+        found = (self.output / "checkpoints").glob("step=*.ckpt")
+        return max((int(path.stem.split("=")[1]) for path in found), default=0)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_training_killed_at_random_steps_ends_with_the_same_weights(
+    catalogue: Path, whole: Callable[[int], Path], tmp_path: Path, kills: int
+) -> None:
+    # A kill costs at most what lies between two checkpoints, and leaves the training at most two of them further.
+    steps = 2 * CHECKPOINT_EVERY * (kills + 1)
+    killed = Training(catalogue, tmp_path / "killed", steps)
+    moments = random.Random(0)
+    for _ in range(kills):
+        next_checkpoint = killed.last_step() // CHECKPOINT_EVERY * CHECKPOINT_EVERY + CHECKPOINT_EVERY
+        code, _ = killed.run_until(next_checkpoint, moments.uniform(0, 1.5), signal.SIGKILL)
+        assert code == -signal.SIGKILL
+        assert not (killed.output / "model.safetensors").exists()
+    # From a checkpoint, not anew: that would end with the same weights as well.
+    last = killed.last_step()
+    assert f"resuming from step={last}.ckpt" in killed.run()
+    assert_same_weights(whole(steps), killed.output)
+
+
+def test_a_training_that_is_asked_to_stop_writes_a_checkpoint_and_goes_on_from_there(
+    catalogue: Path, whole: Callable[[int], Path], tmp_path: Path
+) -> None:
+    stopped = Training(catalogue, tmp_path / "stopped", 18)
+    code, said = stopped.run_until(CHECKPOINT_EVERY, 0.3, signal.SIGTERM)
+    assert code == STOPPED, said
+    last = stopped.last_step()
+    assert f"SIGTERM: training stops after step {last}, which is in a checkpoint; run the same command" in said
+    assert f"resuming from step={last}.ckpt" in stopped.run()
+    assert_same_weights(whole(18), stopped.output)

@@ -1,0 +1,316 @@
+"""What the stages train, on which products, and what they leave alone."""
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from training_runs import assert_same_ends, fit
+from two_ranks import build_model
+
+from mmfusion.data.catalogue import Catalogue
+from mmfusion.data.datamodule import MMFusionDataModule
+from mmfusion.data.embedded import write_embedded_catalogue
+from mmfusion.data.feature_cache import build_feature_cache
+from mmfusion.data.ragged import FeatureCacheError
+from mmfusion.data.tables import ProductTable, QueryTable
+from mmfusion.data.text_cache import build_text_cache
+from mmfusion.distributed.shards import gradient_norm
+from mmfusion.model import MMFusionModel, MMFusionProcessor
+from mmfusion.stages import NonFiniteLossError, Optimization, Stage, Stage1, Stage2
+from mmfusion.stages.optimization import can_fuse, parameter_groups, warmup_cosine
+from mmfusion.stages.stage2 import drop_modalities
+from mmfusion.training import cache_frozen
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stages")
+    write_embedded_catalogue(folder / "catalogue", num_products=100)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def catalogue(folder: Path) -> Catalogue:
+    return Catalogue.load(folder / "catalogue", cache_dir=folder / "cache")
+
+
+@pytest.fixture
+def tower(folder: Path) -> Iterator[tuple[MMFusionModel, MMFusionProcessor]]:
+    model, processor = build_model(folder / "backbones")
+    yield model.float(), processor
+
+
+def snapshot(model: MMFusionModel) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def changed(model: MMFusionModel, before: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def test_stage1_leaves_fusion_alone_and_trains_both_encoders(tower: Any, catalogue: Catalogue) -> None:
+    model, processor = tower
+    before = snapshot(model)
+    fit(Stage1(model), MMFusionDataModule(catalogue, processor, batch_size=8))
+    names = changed(model, before)
+    assert not any(name.startswith("fusion.") for name in names)
+    for part in ("text_model.", "vision_model.", "query_projection.", "image_projection.", "logit_scale"):
+        assert any(name.startswith(part) for name in names), part
+    # BatchNorm statistics stay what they were.
+    assert not any("running" in name or "num_batches" in name for name in names)
+
+
+def test_stage1_without_photo_terms_never_touches_the_vision_side(tower: Any, catalogue: Catalogue) -> None:
+    model, processor = tower
+    before = snapshot(model)
+    stage = Stage1(model, query_image_weight=0, title_image_weight=0)
+    fit(stage, MMFusionDataModule(catalogue, processor, batch_size=8, photos=False))
+    assert not any(
+        name.startswith(("vision_model.", "image_projection.", "fusion.")) for name in changed(model, before)
+    )
+
+
+def test_a_learning_rate_of_zero_freezes_an_encoder(tower: Any, catalogue: Catalogue) -> None:
+    model, processor = tower
+    before = snapshot(model)
+    stage = Stage2(model, Optimization(text_learning_rate=0, vision_learning_rate=0))
+    assert not model.text_model.training and model.fusion.training
+    fit(stage, MMFusionDataModule(catalogue, processor, batch_size=8))
+    names = changed(model, before)
+    assert not any(name.startswith(("text_model.", "vision_model.")) for name in names)
+    assert any(name.startswith("fusion.") for name in names)
+
+
+def test_training_on_cached_activations_equals_training_on_photos(
+    folder: Path, catalogue: Catalogue, tmp_path: Path
+) -> None:
+    ends = []
+    for cached in (False, True):
+        model, processor = build_model(folder / "backbones")
+        model.float().freeze_vision(1)
+        prefix = {name: value.clone() for name, value in model.vision_prefix_state()}
+        data = MMFusionDataModule(catalogue, processor, batch_size=8)
+        if cached:
+            data.cache_vision(model, tmp_path)
+        trainer = fit(Stage2(model, modality_dropout=0.0), data, val_check_interval=1)
+        assert ("vision_activations" in data._train_products[np.array([0, 1])]) == cached
+        assert all(torch.equal(value, prefix[name]) for name, value in model.vision_prefix_state())
+        assert trainer.callback_metrics["val/fused/ndcg@10"] > 0
+        ends.append(snapshot(model))
+    assert_same_ends(*ends)
+
+
+def test_training_on_cached_states_of_frozen_encoders_equals_running_them(
+    folder: Path, catalogue: Catalogue, tmp_path: Path
+) -> None:
+    ends = []
+    for cached in (False, True):
+        model, processor = build_model(folder / "backbones", vision_feature_layers=[0], projection_hidden_size=8)
+        optimization = Optimization(text_learning_rate=0, vision_learning_rate=0)
+        data = MMFusionDataModule(catalogue, processor, batch_size=8, extra_products=5)
+        stage = Stage2(model.float(), optimization, modality_dropout=0.0)
+        if cached:
+            cache_frozen(model, data, optimization, 0, tmp_path)
+        trainer = fit(stage, data, val_check_interval=1)
+        batch = data._train_products[data.train_rows[:3]]
+        assert ("vision_activations" in batch) == ("product_text_states" in batch) == cached
+        assert ("query_text_states" in data._queries[data.val_qrels.query[:2]]) == cached
+        assert trainer.callback_metrics["val/fused/ndcg@10"] > 0
+        ends.append(snapshot(model))
+    assert_same_ends(*ends)
+
+
+def test_states_of_an_encoder_in_training_or_of_other_texts_are_refused(
+    folder: Path, catalogue: Catalogue, tmp_path: Path
+) -> None:
+    model, processor = build_model(folder / "backbones")
+    table, rows = QueryTable(catalogue, processor), catalogue.query_rows("val")
+    with pytest.raises(FeatureCacheError, match=r"query text encoder is in training.*text_learning_rate 0"):
+        build_text_cache(tmp_path, model, table, rows, "query")
+    model.text_model.requires_grad_(False)
+    cache = build_text_cache(tmp_path, model, table, rows, "query")
+    batch = table[rows[:4]]
+    with torch.no_grad():
+        live = model.get_query_features(batch["query_input_ids"], batch["query_attention_mask"])
+        states = cache.states(rows[:4], batch["query_attention_mask"])
+        stored = model.get_query_features(batch["query_input_ids"], batch["query_attention_mask"], states)
+    torch.testing.assert_close(stored, live, rtol=1e-4, atol=1e-5)
+    with pytest.raises(FeatureCacheError, match=r"Row \d+ is not in the feature cache"):
+        cache.states(catalogue.query_rows("test")[:1], batch["query_attention_mask"][:1])
+    with pytest.raises(FeatureCacheError, match=r"has 1 tokens and had \d+ when"):
+        cache.states(rows[:1], torch.ones(1, 1, dtype=torch.long))
+    with torch.no_grad():
+        torch.nn.init.normal_(next(iter(model.text_model.parameters())))
+    other = build_text_cache(tmp_path, model, table, rows, "query")
+    assert not torch.equal(other.states(rows[:4], batch["query_attention_mask"]), states)
+
+
+def test_a_cache_of_another_model_photo_or_processor_is_refused(
+    folder: Path, catalogue: Catalogue, tmp_path: Path
+) -> None:
+    model, processor = build_model(folder / "backbones")
+    model.freeze_vision(1)
+    table, rows = ProductTable(catalogue, processor), catalogue.product_rows("val")
+    cache = build_feature_cache(tmp_path / "cache", model, table, rows)
+    found = build_feature_cache(tmp_path / "cache", model, table, rows)[rows]
+    assert torch.equal(found["vision_activations"], cache[rows]["vision_activations"])
+    with pytest.raises(FeatureCacheError, match="not in the feature cache"):
+        cache[catalogue.product_rows("test")[:1]]
+    with pytest.raises(FeatureCacheError, match=r"another model, processor or set of photos.*delete the folder"):
+        build_feature_cache(tmp_path / "cache", model, table, rows[1:])
+    processor.image_processor.image_mean = [0.1, 0.2, 0.3]
+    with pytest.raises(FeatureCacheError, match="another model, processor"):
+        build_feature_cache(tmp_path / "cache", model, table, rows)
+    _, processor = build_model(folder / "backbones")
+    with torch.no_grad():
+        next(model.vision_model.parameters()).add_(1.0)
+    with pytest.raises(FeatureCacheError, match="another model, processor"):
+        build_feature_cache(tmp_path / "cache", model, ProductTable(catalogue, processor), rows)
+
+
+def test_losses_see_train_products_and_judgements_only(tower: Any, catalogue: Catalogue) -> None:
+    _, processor = tower
+    data = MMFusionDataModule(catalogue, processor, batch_size=4)
+    train_products, train_queries = catalogue.product_rows("train"), catalogue.query_rows("train")
+    assert np.isin(data.train_qrels.product, train_products).all()
+    assert np.isin(data.train_qrels.query, train_queries).all()
+    for batch in data.train_dataloader():
+        assert np.isin(batch["product_rows"].numpy(), train_products).all()
+        assert np.isin(batch["query_rows"].numpy(), train_queries).all()
+
+
+def test_a_dev_fold_takes_whole_values_of_a_column_out_of_training(tower: Any, catalogue: Catalogue) -> None:
+    _, processor = tower
+    data = MMFusionDataModule(catalogue, processor, batch_size=4, dev_fraction=0.4, dev_by="constraints")
+    asked = np.array(catalogue.queries["constraints"])
+    held_out, kept = set(asked[data.val_qrels.query]), set(asked[data.train_qrels.query])
+    assert held_out and kept and not held_out & kept
+    assert np.isin(data.val_qrels.query, catalogue.query_rows("train")).all()
+
+
+def test_modality_dropout_takes_one_modality_of_products_that_have_both() -> None:
+    torch.manual_seed(0)
+    inputs = {
+        "product_attention_mask": torch.ones(2000, 3, dtype=torch.long),
+        "photo_mask": torch.ones(2000, 2, dtype=torch.bool),
+    }
+    inputs["product_attention_mask"][:500] = 0
+    inputs["photo_mask"][500:1000] = False
+    dropped = drop_modalities(inputs, 0.4)
+    text, photo = dropped["product_attention_mask"].any(1), dropped["photo_mask"].any(1)
+    assert (text | photo).all()
+    assert not text[:500].any() and photo[:500].all()
+    assert text[500:1000].all() and not photo[500:1000].any()
+    assert 0.15 < (~text[1000:]).float().mean() < 0.25 and 0.15 < (~photo[1000:]).float().mean() < 0.25
+    assert inputs["photo_mask"][1000:].all()
+
+
+def test_parameter_groups_cover_each_trainable_parameter_once_and_decay_matrices_only(tower: Any) -> None:
+    model, _ = tower
+    groups = parameter_groups(model, Optimization(weight_decay=0.1))
+    members = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(members) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    for group in groups:
+        assert all((parameter.ndim >= 2) == (group["weight_decay"] == 0.1) for parameter in group["params"])
+    assert {group["name"].removesuffix("_no_decay") for group in groups} == {"text", "vision", "head"}
+
+
+def test_learning_rate_warms_up_and_decays_in_optimizer_steps() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = warmup_cosine(optimizer, 100, Optimization(warmup_fraction=0.1, final_fraction=0.05))
+    rates = []
+    for _ in range(101):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert 0 < rates[0] < rates[5] < rates[10] == 1.0
+    assert all(later <= earlier for earlier, later in pairwise(rates[10:]))
+    assert rates[-1] == pytest.approx(0.05)
+
+
+def test_the_optimizer_is_fused_on_a_gpu_unless_gradients_are_scaled() -> None:
+    gpu = torch.device("cuda")
+    assert can_fuse(gpu, "32-true") and can_fuse(gpu, "bf16-mixed")
+    assert not can_fuse(gpu, "16-mixed") and not can_fuse(torch.device("cpu"), "32-true")
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_for_a_fused_optimizer(
+    precision: Any, tower: Any, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a GPU: Lightning's own clipping would refuse it.
+    monkeypatch.setattr("mmfusion.stages.stage.can_fuse", lambda *_: True)
+    norms = []
+
+    class Norm(L.Callback):
+        def on_before_zero_grad(self, _: object, stage: L.LightningModule, optimizer: torch.optim.Optimizer) -> None:
+            assert optimizer.defaults["fused"]
+            norms.append(float(gradient_norm(stage.parameters())))
+
+    model, processor = tower
+    data = MMFusionDataModule(catalogue, processor, batch_size=8)
+    fit(Stage1(model), data, precision=precision, gradient_clip_val=0.01, callbacks=[Norm()])
+    # Zeroed before the first step; what the first step took is there before the second.
+    assert norms[-1] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_nan_stops_with_step_rank_and_product_ids(tower: Any, catalogue: Catalogue) -> None:
+    model, processor = tower
+    with torch.no_grad():
+        model.text_projection.weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteLossError, match=r"step 0 on rank 0.*first products of the batch: \S+"):
+        fit(Stage1(model), MMFusionDataModule(catalogue, processor, batch_size=4))
+
+
+def test_bf16_mixed_trains_with_finite_losses(tower: Any, catalogue: Catalogue) -> None:
+    model, processor = tower
+    before = snapshot(model)
+    data = MMFusionDataModule(catalogue, processor, batch_size=8)
+    trainer = fit(Stage2(model), data, precision="bf16-mixed")
+    assert torch.isfinite(trainer.callback_metrics["train/loss"])
+    assert 0.0 < trainer.callback_metrics["train/image_weight"] < 1.0
+    assert 0.0 < trainer.callback_metrics["train/image_weight_spread"] < 0.5
+    assert all(value.dtype == before[name].dtype for name, value in model.state_dict().items())
+    assert any(name.startswith("fusion.") for name in changed(model, before))
+
+
+# Of the loss of the third step, relative: half precision rounds similarities to 8 bits, and the logit scale multiplies
+# them by 20.
+HALF_TOLERANCE = 0.05
+
+
+@pytest.mark.parametrize("stage", [Stage1, partial(Stage2, modality_dropout=0.0)], ids=["stage1", "stage2"])
+def test_half_precision_trains_as_single_precision_does(
+    stage: Callable[[MMFusionModel], Stage], tower: Any, catalogue: Catalogue
+) -> None:
+    model, processor = tower
+    losses = []
+    for precision in ("32-true", "bf16-mixed"):
+        data = MMFusionDataModule(catalogue, processor, batch_size=8)
+        trainer = fit(stage(copy.deepcopy(model)), data, precision=precision, max_steps=3, gradient_clip_val=1.0)
+        losses.append(float(trainer.callback_metrics["train/loss"]))
+    assert losses[1] != losses[0]
+    assert losses[1] == pytest.approx(losses[0], rel=HALF_TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda model: Stage1(model, query_text_weight=-1), "at least 0"),
+        (lambda model: Stage1(model, query_text_weight=0, query_image_weight=0, title_image_weight=0), "above 0"),
+        (lambda model: Stage2(model, fused_weight=0), "above 0"),
+        (lambda model: Stage2(model, modality_dropout=1.0), r"modality_dropout is 1.0.*\[0, 1\)"),
+        (lambda model: Optimization(learning_rate=-1.0), "learning_rate is -1.0"),
+        (lambda model: Optimization(warmup_fraction=2.0), "warmup_fraction is 2.0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(make: Any, message: str, tower: Any) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(tower[0])
