@@ -325,7 +325,7 @@ def test_a_client_that_transformers_made_before_does_not_stay(tmp_path: Path, mo
 
 
 def test_a_hub_runs_by_itself_until_it_is_interrupted() -> None:
-    command = [sys.executable, "-m", "hub"]
+    command = [sys.executable, "-m", "loopback_hub"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
