@@ -8,7 +8,7 @@ from mmfusion.training import run_command
 def main(
     model: str = "outputs/stage2",
     results: list[str] | None = None,
-    ladder: str | None = None,
+    ablation: str | None = None,
     output: str | None = None,
     notes: str | None = None,
     repo: str = DEFAULT_REPO,
@@ -27,7 +27,7 @@ def main(
         model: Folder of the model.
         results: Files (NAME.json) or folders that evaluate.py wrote. Those made with this model are its results, and
             the others stand beside them.
-        ladder: Output folder of ladder.py.
+        ablation: Output folder of ablation.py.
         output: The file; default: README.md in the folder of the model.
         notes: Markdown file with prose of your own (what made the difference, what is doubtful), put in as it is.
         repo: Hub id for the snippets.
@@ -47,7 +47,7 @@ def main(
     path = write_card(
         model,
         results=results or [],
-        ladder=ladder,
+        ablation=ablation,
         output=output,
         repo=repo,
         revision=revision,

@@ -63,7 +63,7 @@ def main(
         perturb: Makes the inputs worse: misleading_titles (a wrong colour word put in), photos_dropped, text_dropped,
             typos (one in each query with a word of four letters or more), photos_shuffled (the control: each product
             shows the photo of another one, and the gain of seeing must vanish).
-        compare: Names of results in the output folder, from the bottom of the ladder up, to print before this one.
+        compare: Names of results in the output folder, from the bottom of the ablation up, to print before this one.
         label_source: Who or what judged, printed beside the numbers.
         truncate_dim: Components to keep of each vector (of each view, with a query router), of a number that the model
             was trained for (its `matryoshka_dims`); default: all.

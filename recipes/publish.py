@@ -12,7 +12,7 @@ def main(
     create_pr: bool = False,
     dry_run: bool = False,
     results: list[str] | None = None,
-    ladder: str | None = None,
+    ablation: str | None = None,
     max_shard_size: str = "5GB",
     message: str = "Publish the model",
 ) -> None:
@@ -29,7 +29,7 @@ def main(
         dry_run: List the files and their sizes, and send nothing.
         results: Files or folders of evaluate.py that the card reports; a README.md in the model folder is taken as it
             is.
-        ladder: Output folder of ladder.py that the card reports.
+        ablation: Output folder of ablation.py that the card reports.
         max_shard_size: Largest file of weights, e.g. 5GB; larger models are cut into several.
         message: First line of the commit.
     """
@@ -41,7 +41,7 @@ def main(
         create_pr=create_pr,
         dry_run=dry_run,
         results=results or [],
-        ladder=ladder,
+        ablation=ablation,
         max_shard_size=max_shard_size,
         message=message,
     )

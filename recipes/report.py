@@ -1,10 +1,10 @@
-"""Write one HTML page to look at: the ladder, its slices, and what text only and fusion find for chosen queries."""
+"""Write one HTML page to look at: the ablation, its slices, and what text only and fusion find for chosen queries."""
 
 from pathlib import Path
 from typing import Literal
 
 from mmfusion.evaluation import format_table
-from mmfusion.report import Questions, Ranking, build_report, choose, load_rungs, rank_with, write_page
+from mmfusion.report import Questions, Ranking, build_report, choose, load_variants, rank_with, write_page
 from mmfusion.training import cache_pool, load_base, load_catalogue, run_command, take_lock
 from mmfusion.training.run import read_record
 
@@ -28,7 +28,7 @@ def main(
 
     Args:
         results: Folder that evaluate.py wrote into.
-        order: Names of the results, first rung first, e.g. '["text_only", "concat"]'; default: all, oldest first.
+        order: Names of the results, first variant first, e.g. '["text_only", "concat"]'; default: all, oldest first.
         baseline: Folder or Hub id of the model on the left, usually text only.
         fusion: Folder or Hub id of the model on the right.
         catalogue: Folder, fsspec URL or Hub id of a catalogue; default: the one that the fusion model was trained on.
@@ -44,10 +44,10 @@ def main(
         seed: Of the random queries and of the bootstrap.
     """
     arguments = dict(locals())
-    rungs = load_rungs(results, order)
+    variants = load_variants(results, order)
     lock = take_lock(output)
     products = load_catalogue(catalogue, fusion, Path(output))
-    questions = Questions.like(rungs[0], products, split)
+    questions = Questions.like(variants[0], products, split)
 
     def found_by(base: str) -> Ranking:
         model, processor = load_base(base)
@@ -57,7 +57,7 @@ def main(
 
     first, second = found_by(baseline), found_by(fusion)
     page = build_report(
-        rungs,
+        variants,
         questions,
         first,
         second,
@@ -69,7 +69,7 @@ def main(
     )
     path = write_page(output, page)
     lock.release()
-    print(f"{format_table(rungs)}\npage: {path.absolute()} ({path.stat().st_size / 1e6:.1f} MB)")
+    print(f"{format_table(variants)}\npage: {path.absolute()} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":

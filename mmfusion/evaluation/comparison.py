@@ -1,4 +1,4 @@
-"""Several evaluations of the same queries side by side: a ladder of models."""
+"""Several evaluations of the same queries side by side: an ablation of models."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ def format_comparison(evaluations: Sequence[Evaluation], *, slice_by: str = "kin
     """Markdown: a table, product slices, and differences with 95 % paired bootstrap intervals over queries.
 
     Args:
-        evaluations: at least one, in the order of the ladder; each is compared with the one before, and the last with
+        evaluations: at least one, in the order of the ablation; each is compared with the one before, and the last with
             each, also on every value of `slice_by`.
         slice_by: query column.
 

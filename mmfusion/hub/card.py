@@ -13,9 +13,9 @@ from huggingface_hub.constants import REPOCARD_NAME
 
 from mmfusion.evaluation.numbers import percent
 from mmfusion.files import replace_text
+from mmfusion.hub.card_ablation import Ablation, ablation_section, perturbed_variants, read_ablations
 from mmfusion.hub.card_error import CardError
 from mmfusion.hub.card_facts import ModelFacts, fingerprint_of, read_facts, weights_tag
-from mmfusion.hub.card_ladder import Ladder, ladder_section, perturbed_rungs, read_ladders
 from mmfusion.hub.card_metadata import card_metadata
 from mmfusion.hub.card_private import check_no_secret
 from mmfusion.hub.card_prose import data_section, label_notice, limits_section, summary
@@ -51,7 +51,7 @@ def write_card(
     folder: str | Path,
     *,
     results: Sequence[str | Path] = (),
-    ladder: str | Path | None = None,
+    ablation: str | Path | None = None,
     output: str | Path | None = None,
     repo: str = DEFAULT_REPO,
     revision: str | None = None,
@@ -69,7 +69,7 @@ def write_card(
         folder: Model folder, with the `run.json` of its recipe if the training is to be described.
         results: Files or folders that recipes/evaluate.py wrote. Those of this model, known by its fingerprint, are its
             results; the others stand beside them.
-        ladder: Output folder of recipes/ladder.py. Without `results`, those of this model in it are taken.
+        ablation: Output folder of recipes/ablation.py. Without `results`, those of this model in it are taken.
         output: The file; default: README.md in the folder. Only a card that was written here is replaced.
         repo: Hub id for the snippets.
         revision: Branch, tag or commit for the snippets; default: the tag that publishing puts on these weights.
@@ -93,9 +93,9 @@ def write_card(
     if revision is not None and not _REVISION.fullmatch(revision):
         raise CardError(f"the value is {revision!r}", "field 'revision'", "give a branch, a tag or a commit")
     facts, runs = read_facts(folder), read_runs(folder)
-    ladders = read_ladders(ladder) if ladder is not None else []
+    ablations = read_ablations(ablation) if ablation is not None else []
     fingerprint = fingerprint_of(folder)
-    given = list(results) or [file for found in ladders for file in found.files.get(fingerprint, [])]
+    given = list(results) or [file for found in ablations for file in found.files.get(fingerprint, [])]
     measured, left_out = sort_results(read_results(given, dataset=dataset), fingerprint, facts.vector_bytes)
     data = card_metadata(
         facts,
@@ -112,14 +112,14 @@ def write_card(
         "revision": revision or weights_tag(fingerprint),
         "products": example_products(facts),
         "results": results_section(measured, left_out),
-        "ladder": ladder_section(ladders, fingerprint),
+        "ablation": ablation_section(ablations, fingerprint),
         "slices": slices_section(measured),
-        "perturbed": _perturbed(measured, ladders),
+        "perturbed": _perturbed(measured, ablations),
         "weights": weights_section(measured),
         "training": training_section(runs),
         "compute": compute_section(runs),
         "notes": _notes(notes),
-        **_prose(facts, measured, ladders, runs, data),
+        **_prose(facts, measured, ablations, runs, data),
     }
     text = _fill(Path(template) if template is not None else _template_path(), data, places)
     check_no_secret(text, str(output))
@@ -195,20 +195,20 @@ def load_card(source: str | Path, *, revision: str | None = None, token: str | b
 def _prose(
     facts: ModelFacts,
     measured: Sequence[Measured],
-    ladders: Sequence[Ladder],
+    ablations: Sequence[Ablation],
     runs: Sequence[TrainingRun],
     data: ModelCardData,
 ) -> dict[str, str]:
     return {
         "summary": summary(facts, data),
-        "label_notice": label_notice(measured, ladders),
-        "limits": limits_section(measured, ladders, runs, data),
-        "data": data_section(measured, ladders, runs),
+        "label_notice": label_notice(measured, ablations),
+        "limits": limits_section(measured, ablations, runs, data),
+        "data": data_section(measured, ablations, runs),
     }
 
 
-def _perturbed(measured: Sequence[Measured], ladders: Sequence[Ladder]) -> str:
-    parts = [perturbed_section(measured), perturbed_rungs(ladders)]
+def _perturbed(measured: Sequence[Measured], ablations: Sequence[Ablation]) -> str:
+    parts = [perturbed_section(measured), perturbed_variants(ablations)]
     return "\n\n".join(part for part in parts if part) or NOT_MEASURED
 
 

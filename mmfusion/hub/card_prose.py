@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from huggingface_hub import ModelCardData
 
+from mmfusion.hub.card_ablation import Ablation
 from mmfusion.hub.card_facts import ModelFacts
-from mmfusion.hub.card_ladder import Ladder
 from mmfusion.hub.card_private import public_text
 from mmfusion.hub.card_results import NOT_STATED
 from mmfusion.hub.card_tables import Measured
@@ -39,9 +39,9 @@ def summary(facts: ModelFacts, data: ModelCardData) -> str:
     )
 
 
-def label_notice(measured: Sequence[Measured], ladders: Sequence[Ladder]) -> str:
+def label_notice(measured: Sequence[Measured], ablations: Sequence[Ablation]) -> str:
     """What stands above all numbers: who made the labels."""
-    sources = _sources(measured, ladders)
+    sources = _sources(measured, ablations)
     if not sources:
         return "**Not measured.** No results were given for this card."
     lines = []
@@ -55,7 +55,7 @@ def label_notice(measured: Sequence[Measured], ladders: Sequence[Ladder]) -> str
     return "\n\n".join(lines)
 
 
-def data_section(measured: Sequence[Measured], ladders: Sequence[Ladder], runs: Sequence[TrainingRun]) -> str:
+def data_section(measured: Sequence[Measured], ablations: Sequence[Ablation], runs: Sequence[TrainingRun]) -> str:
     """Where the data came from and how labels were made."""
     trained = catalogues_of(runs)
     lines = [
@@ -74,26 +74,29 @@ def data_section(measured: Sequence[Measured], ladders: Sequence[Ladder], runs: 
             f"judgements: {grades}. How labels were made: {source}"
         )
     if not measured:
-        lines += [f"- {place}: how labels were made: {source or NOT_STATED}" for place, source in _sources((), ladders)]
+        lines += [
+            f"- {place}: how labels were made: {source or NOT_STATED}" for place, source in _sources((), ablations)
+        ]
     return "\n".join([lines[0], "", *lines[1:]]).rstrip()
 
 
 def limits_section(
-    measured: Sequence[Measured], ladders: Sequence[Ladder], runs: Sequence[TrainingRun], data: ModelCardData
+    measured: Sequence[Measured], ablations: Sequence[Ablation], runs: Sequence[TrainingRun], data: ModelCardData
 ) -> str:
     """What the numbers do not say."""
-    return "\n".join(f"- {line}" for line in _limits(measured, ladders, runs, data))
+    return "\n".join(f"- {line}" for line in _limits(measured, ablations, runs, data))
 
 
 def _limits(
-    measured: Sequence[Measured], ladders: Sequence[Ladder], runs: Sequence[TrainingRun], data: ModelCardData
+    measured: Sequence[Measured], ablations: Sequence[Ablation], runs: Sequence[TrainingRun], data: ModelCardData
 ) -> Iterator[str]:
     language = data.get("language")
     stated = ", ".join([language] if isinstance(language, str) else language or []) or "not stated"
     yield f"Languages of queries and titles: {stated}. Others were not measured."
     yield "Categories, photo styles and sellers other than those of the data sets below were not measured."
     if any(
-        source and any(word in source.lower() for word in _MADE_BY_PROGRAM) for _, source in _sources(measured, ladders)
+        source and any(word in source.lower() for word in _MADE_BY_PROGRAM)
+        for _, source in _sources(measured, ablations)
     ):
         yield (
             "Labels that a program made miss what their source did not write down, and favour models that read the "
@@ -115,8 +118,8 @@ def _limits(
         yield "Whether the reported modality weights explain a score was not measured."
 
 
-def _sources(measured: Sequence[Measured], ladders: Sequence[Ladder]) -> list[tuple[str, str]]:
+def _sources(measured: Sequence[Measured], ablations: Sequence[Ablation]) -> list[tuple[str, str]]:
     found = [(part.own.title, part.own.evaluation.label_source) for part in measured]
     if not found:
-        found = [(f"the ladder's {ladder.split} split", ladder.labels) for ladder in ladders]
+        found = [(f"the ablation's {ablation.split} split", ablation.labels) for ablation in ablations]
     return [(public_text(cell(place)), public_text(cell(source))) for place, source in dict.fromkeys(found)]

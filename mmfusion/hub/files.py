@@ -40,7 +40,7 @@ def gather(
     repo: str,
     revision: str | None = None,
     results: Sequence[Path] = (),
-    ladder: Path | None = None,
+    ablation: Path | None = None,
     max_shard_size: str = "5GB",
 ) -> list[PublishedFile]:
     """Writes all files that are published of a model into an empty folder.
@@ -53,7 +53,7 @@ def gather(
         folder: Empty folder.
         repo, revision: What the card's snippets load; None is the tag of the weights.
         results: Files or folders of recipes/evaluate.py for the card, if there is no card yet.
-        ladder: Output folder of recipes/ladder.py for the card.
+        ablation: Output folder of recipes/ablation.py for the card.
         max_shard_size: Largest file of weights, such as "5GB".
 
     Returns:
@@ -73,7 +73,7 @@ def gather(
     if (model_folder / CARD).is_file():
         shutil.copyfile(model_folder / CARD, folder / CARD)
     else:
-        write_card(model_folder, results=results, ladder=ladder, output=folder / CARD, repo=repo, revision=revision)
+        write_card(model_folder, results=results, ablation=ablation, output=folder / CARD, repo=repo, revision=revision)
     for path in folder.rglob("*.json"):
         _forget_origin(path)
     check_public(folder, model_folder)

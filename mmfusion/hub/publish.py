@@ -60,7 +60,7 @@ def publish(
     create_pr: bool = False,
     dry_run: bool = False,
     results: Sequence[str | Path] = (),
-    ladder: str | Path | None = None,
+    ablation: str | Path | None = None,
     max_shard_size: str = "5GB",
     message: str = "Publish the model",
     token: str | None = None,
@@ -78,7 +78,7 @@ def publish(
         create_pr: Opens a pull request instead of writing to the branch.
         dry_run: Gathers and checks the files, and sends nothing.
         results: Files or folders of recipes/evaluate.py that the card reports, where the folder has no README.md.
-        ladder: Output folder of recipes/ladder.py that the card reports.
+        ablation: Output folder of recipes/ablation.py that the card reports.
         max_shard_size: Largest file of weights, such as "5GB".
         message: First line of the commit.
         token: Write token; None takes the one of `hf auth login` or of HF_TOKEN.
@@ -97,7 +97,7 @@ def publish(
                 repo=repo,
                 revision="main" if create_pr else None,
                 results=[Path(path) for path in results],
-                ladder=None if ladder is None else Path(ladder),
+                ablation=None if ablation is None else Path(ablation),
                 max_shard_size=max_shard_size,
             )
             if dry_run:

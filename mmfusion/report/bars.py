@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 from mmfusion.evaluation.numbers import metric_title, percent
+from mmfusion.report.ablation import Step, interval, points
 from mmfusion.report.html import Html, foreign, join, tag
-from mmfusion.report.ladder import Step, interval, points
 
 _HEIGHT = 26
 
@@ -37,7 +37,7 @@ class Scale:
 
 
 def value_bars(steps: list[Step], metric: str) -> Html:
-    """Each rung's mean; its whisker is the interval of the gain over the first rung, which a line marks."""
+    """Each variant's mean; its whisker is the interval of the gain over the first variant, which a line marks."""
     first = 100 * (steps[0].value or 0.0)
     spreads = [None if s.first is None else (first + 100 * s.first.low, first + 100 * s.first.high) for s in steps]
     values = [100 * (step.value or 0.0) for step in steps]
@@ -54,24 +54,24 @@ def value_bars(steps: list[Step], metric: str) -> Html:
         for step, value, spread in zip(steps, values, spreads, strict=True)
     ]
     caption = (
-        f"{metric_title(metric)} in per cent. Whisker: 95 % interval of the difference to the first rung, "
+        f"{metric_title(metric)} in per cent. Whisker: 95 % interval of the difference to the first variant, "
         "drawn from its value (dashed line)."
     )
     return _figure(caption, rows, scale, signed=False)
 
 
 def gain_bars(steps: list[Step], metric: str) -> Html:
-    """Each rung's difference to the one before it, with its interval."""
+    """Each variant's difference to the one before it, with its interval."""
     found = [(step.name, step.before) for step in steps if step.before is not None]
     ends = [100 * end for _, gain in found for end in (gain.low, gain.high, gain.difference)]
     scale = Scale.around(ends)
     rows = []
     for name, gain in found:
-        label = f"{name} against the rung before it: {interval(gain)} points"
+        label = f"{name} against the variant before it: {interval(gain)} points"
         spread = (100 * gain.low, 100 * gain.high)
         bar = _bar(scale, 100 * gain.difference, spread, reference=0.0, label=label)
         rows.append(_row(name, points(gain.difference), bar))
-    caption = f"{metric_title(metric)}: points gained over the rung before. Whisker: 95 % interval."
+    caption = f"{metric_title(metric)}: points gained over the variant before. Whisker: 95 % interval."
     return _figure(caption, rows, scale, signed=True)
 
 
@@ -123,10 +123,10 @@ def _line(place: float, top: int, bottom: int, class_: str) -> Html:
     return tag("line", x1=f"{place}%", x2=f"{place}%", y1=top, y2=bottom, class_=class_)
 
 
-def plots(ladders: dict[str, list[Step]]) -> Html:
+def plots(ablations: dict[str, list[Step]]) -> Html:
     """All figures of all metrics."""
     figures = []
-    for metric, steps in ladders.items():
+    for metric, steps in ablations.items():
         figures.append(value_bars(steps, metric))
         if len(steps) > 1:
             figures.append(gain_bars(steps, metric))

@@ -4,20 +4,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmfusion.evaluation import Evaluation
+from mmfusion.report.ablation import ablation_table, climb
 from mmfusion.report.bars import plots
 from mmfusion.report.cards import Cards
 from mmfusion.report.choice import MAX_KINDS, Kind
 from mmfusion.report.conditions import facts, introduction
 from mmfusion.report.heat_map import heat_map, legend
 from mmfusion.report.html import Html, foreign, join, tag
-from mmfusion.report.ladder import climb, ladder_table
 from mmfusion.report.page import Section, build_page
 from mmfusion.report.ranking import Questions, Ranking
 from mmfusion.report.results import METRICS
 
 
 def build_report(
-    rungs: list[Evaluation],
+    variants: list[Evaluation],
     questions: Questions,
     baseline: Ranking,
     fusion: Ranking,
@@ -31,7 +31,7 @@ def build_report(
     """The page.
 
     Args:
-        rungs: Evaluations in the order of the ladder.
+        variants: Evaluations in the order of the ablation.
         questions: Queries and pool of the cards.
         baseline: What the first model found.
         fusion: What the second model found.
@@ -41,22 +41,26 @@ def build_report(
         arguments: Of the command that makes the page.
         records: What each model's folder says about its training, by name; None where it says nothing.
     """
-    ladders = {metric: climb(rungs, metric, seed=seed) for metric in METRICS}
+    ablations = {metric: climb(variants, metric, seed=seed) for metric in METRICS}
     sections = [
-        Section("ladder", "The ladder", join(ladder_table(ladders), _about_intervals(ladders, seed), plots(ladders))),
-        Section("slices", "Slices", _slices(rungs)),
+        Section(
+            "ablation",
+            "The ablation",
+            join(ablation_table(ablations), _about_intervals(ablations, seed), plots(ablations)),
+        ),
+        Section("slices", "Slices", _slices(variants)),
         Section(
             "queries",
             "Queries, model beside model",
-            _queries(questions, baseline, fusion, kinds, rungs, queries_per_kind, seed),
+            _queries(questions, baseline, fusion, kinds, variants, queries_per_kind, seed),
         ),
-        Section("made", "How this page was made", _made(rungs, arguments, records)),
+        Section("made", "How this page was made", _made(variants, arguments, records)),
     ]
-    return build_page("Ladder of product towers", introduction(rungs, questions.split), sections)
+    return build_page("Ablation of product towers", introduction(variants, questions.split), sections)
 
 
-def _about_intervals(ladders: Mapping[str, Any], seed: int) -> Html:
-    found = next((step.before for steps in ladders.values() for step in steps if step.before is not None), None)
+def _about_intervals(ablations: Mapping[str, Any], seed: int) -> Html:
+    found = next((step.before for steps in ablations.values() for step in steps if step.before is not None), None)
     if found is None:
         return tag("p", "A single result has nothing to be compared with.")
     return tag(
@@ -66,12 +70,12 @@ def _about_intervals(ladders: Mapping[str, Any], seed: int) -> Html:
     )
 
 
-def _slices(rungs: list[Evaluation]) -> Html:
+def _slices(variants: list[Evaluation]) -> Html:
     note = (
-        "Each cell: the value, and its difference to the first rung in points. A product slice is Recall over each "
+        "Each cell: the value, and its difference to the first variant in points. A product slice is Recall over each "
         "query's relevant products with that value; nDCG has no such parts."
     )
-    return join(tag("p", note), legend(), *(heat_map(rungs, metric) for metric in METRICS))
+    return join(tag("p", note), legend(), *(heat_map(variants, metric) for metric in METRICS))
 
 
 def _queries(
@@ -79,7 +83,7 @@ def _queries(
     baseline: Ranking,
     fusion: Ranking,
     kinds: list[Kind],
-    rungs: list[Evaluation],
+    variants: list[Evaluation],
     queries_per_kind: int,
     seed: int,
 ) -> Html:
@@ -96,25 +100,25 @@ def _queries(
     )
     cards = Cards(questions, [(f"{role}: {found.name}", found) for role, found in models])
     return join(
-        tag("ul", *(tag("li", f"{role}: ", *_identity(found, rungs)) for role, found in models)),
+        tag("ul", *(tag("li", f"{role}: ", *_identity(found, variants)) for role, found in models)),
         tag("p", chosen),
         tag("p", weights),
         *(cards.section(kind) for kind in kinds),
     )
 
 
-def _identity(found: Ranking, rungs: list[Evaluation]) -> list[Html]:
-    same = [rung.name for rung in rungs if rung.provenance.get("model") == found.fingerprint]
+def _identity(found: Ranking, variants: list[Evaluation]) -> list[Html]:
+    same = [variant.name for variant in variants if variant.provenance.get("model") == found.fingerprint]
     names = [join(", " if place else "", foreign(name)) for place, name in enumerate(same)]
-    where = join("the model of ", *names) if same else "which no result of the ladder carries"
+    where = join("the model of ", *names) if same else "which no result of the ablation carries"
     return [foreign(found.name), join(f" (fingerprint {found.fingerprint[:12]}, ", where, ")")]
 
 
 def _made(
-    rungs: list[Evaluation], arguments: Mapping[str, Any], records: Mapping[str, Mapping[str, Any] | None]
+    variants: list[Evaluation], arguments: Mapping[str, Any], records: Mapping[str, Mapping[str, Any] | None]
 ) -> Html:
     return join(
         facts("Arguments of recipes/report.py", arguments, opened=True),
         *(facts(f"Training of {name}", record or {}) for name, record in records.items()),
-        *(facts(f"Result {rung.name}", rung.provenance) for rung in rungs),
+        *(facts(f"Result {variant.name}", variant.provenance) for variant in variants),
     )

@@ -6,9 +6,9 @@ import numpy as np
 
 from mmfusion.data.tables import Rows
 from mmfusion.evaluation.numbers import percent
+from mmfusion.report.ablation import points
 from mmfusion.report.choice import METRIC, Chosen, Kind
 from mmfusion.report.html import Html, foreign, join, tag
-from mmfusion.report.ladder import points
 from mmfusion.report.ranking import PLACES, Questions, Ranking
 from mmfusion.report.thumbnails import Thumbnail, Thumbnails
 

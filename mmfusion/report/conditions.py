@@ -12,13 +12,15 @@ from mmfusion.report.html import Html, escape, foreign, join, tag
 _LONGEST = 4000
 
 
-def introduction(rungs: list[Evaluation], split: str) -> Html:
+def introduction(variants: list[Evaluation], split: str) -> Html:
     """What every number of the page holds for, and who labelled it."""
-    sources = list(dict.fromkeys(rung.label_source for rung in rungs if rung.label_source))
+    sources = list(dict.fromkeys(variant.label_source for variant in variants if variant.label_source))
     labels = foreign("; ".join(sources), 600) if sources else "not recorded in the results"
-    partly = " (not recorded for all rungs)" if sources and not all(rung.label_source for rung in rungs) else ""
+    partly = (
+        " (not recorded for all variants)" if sources and not all(variant.label_source for variant in variants) else ""
+    )
     # The labels have a line of their own.
-    measured = rungs[0].conditions().split("; labels: ")[0]
+    measured = variants[0].conditions().split("; labels: ")[0]
     return join(
         tag("p", f"Split {split}; ", foreign(measured, 600), "."),
         tag("p", tag("strong", "Labels: "), labels, partly, ".", class_="labels"),

@@ -42,7 +42,7 @@ class Questions:
         """The judged queries of a split, over the kind of pool and with the relevant grade of an evaluation.
 
         Args:
-            evaluation: A rung of the ladder.
+            evaluation: A variant of the ablation.
             catalogue: The catalogue that it was evaluated on.
             split: None takes the evaluation's own.
 

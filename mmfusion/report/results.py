@@ -1,4 +1,4 @@
-"""Reads the evaluations of a folder as the rungs of a ladder."""
+"""Reads the evaluations of a folder as the variants of an ablation."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +9,12 @@ METRICS = ("recall@100", "ndcg@10")
 _ENDING = ".per_query.parquet"
 
 
-def load_rungs(folder: str | Path, order: list[str] | None) -> list[Evaluation]:
-    """The evaluations of a folder, first rung first, each under the name of its file.
+def load_variants(folder: str | Path, order: list[str] | None) -> list[Evaluation]:
+    """The evaluations of a folder, first variant first, each under the name of its file.
 
     Args:
         folder: Where `Evaluation.save` wrote.
-        order: Names of the rungs; None takes all in the order in which they were written.
+        order: Names of the variants; None takes all in the order in which they were written.
 
     Raises:
         FileNotFoundError: The folder holds no evaluation, or not the one that is named.
@@ -27,14 +27,14 @@ def load_rungs(folder: str | Path, order: list[str] | None) -> list[Evaluation]:
         raise ValueError(f"--order names {twice!r} twice; name each result once")
     if not names:
         raise ValueError("--order names no result; name at least one, or leave it out for all")
-    rungs = [replace(Evaluation.load(folder, name), name=name) for name in names]
+    variants = [replace(Evaluation.load(folder, name), name=name) for name in names]
     try:
-        format_table(rungs, metrics=METRICS)
+        format_table(variants, metrics=METRICS)
     except ValueError as error:
         raise ValueError(
             f"results in {folder}: {error}; or leave one out: --order names those that are shown"
         ) from None
-    return rungs
+    return variants
 
 
 def _all_names(folder: Path) -> list[str]:

@@ -29,15 +29,15 @@ def evaluation(name: str, hits: list[bool]) -> Evaluation:
     )
 
 
-LADDER = [
+ABLATION = [
     evaluation("bm25", [False, True, False, False]),
     evaluation("text_only", [False, True, False, True]),
     evaluation("fusion", [True, True, True, False]),
 ]
 
 
-def test_each_rung_is_compared_with_the_one_before_and_the_last_with_all() -> None:
-    text = format_comparison(LADDER)
+def test_each_variant_is_compared_with_the_one_before_and_the_last_with_all() -> None:
+    text = format_comparison(ABLATION)
     assert [line.split(":")[0] for line in text.splitlines() if line.startswith("- ")] == [
         "- text_only against bm25",
         "- fusion against bm25",
@@ -52,11 +52,11 @@ def test_each_rung_is_compared_with_the_one_before_and_the_last_with_all() -> No
 
 
 def test_a_part_of_the_queries_is_compared_alone() -> None:
-    result = paired_bootstrap(LADDER[2], LADDER[1], "recall@100", where=("kind", "textual"))
+    result = paired_bootstrap(ABLATION[2], ABLATION[1], "recall@100", where=("kind", "textual"))
     assert result.num_queries == 2 and result.difference == pytest.approx(-0.5)
     with pytest.raises(ValueError, match=r"'fusion' was not sliced by 'brand'"):
-        paired_bootstrap(LADDER[2], LADDER[1], "recall@100", where=("brand", "x"))
+        paired_bootstrap(ABLATION[2], ABLATION[1], "recall@100", where=("brand", "x"))
 
 
 def test_one_evaluation_is_a_table_without_comparisons() -> None:
-    assert "- " not in format_comparison(LADDER[:1]).replace("|-", "").replace("-|", "")
+    assert "- " not in format_comparison(ABLATION[:1]).replace("|-", "").replace("-|", "")

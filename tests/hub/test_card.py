@@ -15,6 +15,10 @@ import pytest
 from huggingface_hub import HfApi, ModelCard
 from loopback_hub.server import LoopbackHub
 
+from mmfusion.ablation import AblationSettings
+from mmfusion.ablation.compare import compare
+from mmfusion.ablation.variants import all_variants
+from mmfusion.ablation.write import ablation_csv
 from mmfusion.evaluation import Evaluation, Slice, paired_bootstrap
 from mmfusion.evaluation.numbers import interval, percent
 from mmfusion.hub import load_card
@@ -25,15 +29,11 @@ from mmfusion.hub.card_private import public_text
 from mmfusion.hub.card_snippets import python_snippets
 from mmfusion.hub.errors import HubError
 from mmfusion.hub.publish import publish
-from mmfusion.ladder import LadderSettings
-from mmfusion.ladder.compare import compare
-from mmfusion.ladder.rungs import all_rungs
-from mmfusion.ladder.write import ladder_csv
 from mmfusion.training import starting_base
 
 SYNTHETIC = "synthetic queries, no human judged them"
 TOKEN = "hf_" + "a1" * 17
-SECTIONS = ("Results", "Ladder: what each part adds", "Slices", "Perturbed inputs")
+SECTIONS = ("Results", "Ablation: what each part adds", "Slices", "Perturbed inputs")
 
 
 @pytest.fixture(scope="session")
@@ -469,11 +469,11 @@ def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path) -> None:
         write_card(tmp_path)
 
 
-def write_synthetic_ladder(
+def write_synthetic_ablation(
     folder: Path, provenance: dict[str, Any]
 ) -> dict[tuple[str, str], dict[int | None, Evaluation]]:
-    """Two seeds of three rungs; the model is seed 1 of the last one. Gives the evaluations."""
-    settings = LadderSettings(
+    """Two seeds of three variants; the model is seed 1 of the last one. Gives the evaluations."""
+    settings = AblationSettings(
         output=folder,
         seeds=(0, 1),
         base="b",
@@ -483,38 +483,38 @@ def write_synthetic_ladder(
         embedding_dim=32,
     )
     found: dict[tuple[str, Any], dict[int | None, Evaluation]] = {}
-    for rung, level in (("text_only", 0.5), ("concat", 0.45), ("gated", 0.7)):
+    for variant, level in (("text_only", 0.5), ("concat", 0.45), ("gated", 0.7)):
         for seed in (0, 1):
-            of_ours = rung == "gated" and seed == 1
-            own = {**provenance, "seed": seed, "model": provenance["model"] if of_ours else f"{rung}{seed}"}
-            result = evaluation(f"{rung}.seed{seed}", level, seed + 10, provenance=own)
-            found.setdefault((rung, "none"), {})[seed] = result
+            of_ours = variant == "gated" and seed == 1
+            own = {**provenance, "seed": seed, "model": provenance["model"] if of_ours else f"{variant}{seed}"}
+            result = evaluation(f"{variant}.seed{seed}", level, seed + 10, provenance=own)
+            found.setdefault((variant, "none"), {})[seed] = result
             save(result, folder / "test")
     typos = evaluation("gated.seed1.typos", 0.3, 50, provenance={**provenance, "seed": 1, "perturbation": "typos"})
     found["gated", "typos"] = {1: typos}
     save(typos, folder / "test")
-    rows = compare(all_rungs(settings), found, {"larger_generic": "no --larger_base was given"}, num_resamples=200)
-    (folder / "ladder.test.csv").write_text(ladder_csv(rows, found))
+    rows = compare(all_variants(settings), found, {"larger_generic": "no --larger_base was given"}, num_resamples=200)
+    (folder / "ablation.test.csv").write_text(ablation_csv(rows, found))
     page = "| gated: fusion gated after stage 1, the default | 2 |\n\n- hardware: 2 cores\n- else: /srv/x\n"
-    (folder / "ladder.test.md").write_text(page)
+    (folder / "ablation.test.md").write_text(page)
     return found
 
 
-def test_the_ladder_is_that_of_its_file_and_the_model_is_found_on_it(
+def test_the_ablation_is_that_of_its_file_and_the_model_is_found_on_it(
     model: Path, provenance: dict[str, Any], tmp_path: Path
 ) -> None:
-    found = write_synthetic_ladder(tmp_path / "ladder", provenance)
-    path = write_card(model, ladder=tmp_path / "ladder")
+    found = write_synthetic_ablation(tmp_path / "ablation", provenance)
+    path = write_card(model, ablation=tmp_path / "ablation")
     text = path.read_text()
-    ladder = section(text, "Ladder: what each part adds")
-    assert "this repository is rung *gated*, seed 1." in ladder
-    row = cells(ladder, "gated: fusion gated after stage 1, the default")
+    ablation = section(text, "Ablation: what each part adds")
+    assert "this repository is variant *gated*, seed 1." in ablation
+    row = cells(ablation, "gated: fusion gated after stage 1, the default")
     mean = np.mean([one.means["ndcg@10"] for one in found["gated", "none"].values()])
     assert (row[1], row[5], row[8]) == ("0, 1", percent(float(mean)), "concat")
     assert row[6].startswith("+") and "[" in row[6]
-    assert "out of order" in cells(ladder, "concat")[-1]
-    assert cells(ladder, "larger_generic")[-1] == "not run: no --larger_base was given"
-    assert SYNTHETIC in ladder and "- hardware: 2 cores" in ladder and "- else" not in ladder
+    assert "out of order" in cells(ablation, "concat")[-1]
+    assert cells(ablation, "larger_generic")[-1] == "not run: no --larger_base was given"
+    assert SYNTHETIC in ablation and "- hardware: 2 cores" in ablation and "- else" not in ablation
     perturbed = section(text, "Perturbed inputs")
     assert cells(perturbed, "gated, typos")[2] == percent(found["gated", "typos"][1].means["ndcg@10"])
     # The model-index has the weights of this repository, not the mean over seeds.
@@ -525,26 +525,26 @@ def test_the_ladder_is_that_of_its_file_and_the_model_is_found_on_it(
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("before_low", "low", r"ladder\.test\.csv, column 'before_low': the column is missing"),
-        (",mean,0.", ",mean,7.", r"ladder\.test\.csv, row 3, column 'mean': the value is 7\."),
+        ("before_low", "low", r"ablation\.test\.csv, column 'before_low': the column is missing"),
+        (",mean,0.", ",mean,7.", r"ablation\.test\.csv, row 3, column 'mean': the value is 7\."),
         (",mean,0.", ",mean,nan", r"row 3, column 'mean'"),
         (",mean,0.", ",mean,high", r"row 3, column 'mean': the value is 'high"),
     ],
 )
-def test_a_ladder_that_is_wrong_is_refused_by_row_and_column(
+def test_an_ablation_that_is_wrong_is_refused_by_row_and_column(
     old: str, new: str, message: str, model: Path, provenance: dict[str, Any], tmp_path: Path
 ) -> None:
-    write_synthetic_ladder(tmp_path / "ladder", provenance)
-    file = tmp_path / "ladder" / "ladder.test.csv"
+    write_synthetic_ablation(tmp_path / "ablation", provenance)
+    file = tmp_path / "ablation" / "ablation.test.csv"
     assert old in file.read_text()
     file.write_text(file.read_text().replace(old, new, 1))
     with pytest.raises(CardError, match=message):
-        write_card(model, ladder=file.parent)
+        write_card(model, ablation=file.parent)
 
 
-def test_a_folder_without_a_ladder_is_refused(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(CardError, match=r"no ladder.*run recipes/ladder\.py"):
-        write_card(model, ladder=tmp_path)
+def test_a_folder_without_an_ablation_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(CardError, match=r"no ablation.*run recipes/ablation\.py"):
+        write_card(model, ablation=tmp_path)
 
 
 def test_snippets_are_found_with_their_headings() -> None:

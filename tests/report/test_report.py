@@ -25,11 +25,11 @@ from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.embedded import write_embedded_catalogue
 from mmfusion.evaluation import Evaluation, evaluate_rankings, paired_bootstrap
 from mmfusion.evaluation.numbers import percent
-from mmfusion.report import Questions, Ranking, build_report, choose, load_rungs, write_page
+from mmfusion.report import Questions, Ranking, build_report, choose, load_variants, write_page
+from mmfusion.report.ablation import climb, points
 from mmfusion.report.bars import Scale
 from mmfusion.report.conditions import shorten_paths
 from mmfusion.report.html import foreign, tag
-from mmfusion.report.ladder import climb, points
 from mmfusion.report.thumbnails import SIZE, Thumbnails
 from mmfusion.training.sources import starting_base
 
@@ -174,7 +174,7 @@ def ranking(catalogue: Catalogue, name: str, seed: int, **fields: Any) -> Rankin
 
 
 @pytest.fixture(scope="module")
-def rungs(catalogue: Catalogue) -> list[Evaluation]:
+def variants(catalogue: Catalogue) -> list[Evaluation]:
     return [
         evaluation(
             catalogue, "text <only>", 1, provenance={"split": "test", "command": "--secret /root/x <b>", "seed": 7}
@@ -190,10 +190,10 @@ def rankings(catalogue: Catalogue) -> list[Ranking]:
 
 
 @pytest.fixture(scope="module")
-def page(catalogue: Catalogue, rungs: list[Evaluation], rankings: list[Ranking]) -> str:
+def page(catalogue: Catalogue, variants: list[Evaluation], rankings: list[Ranking]) -> str:
     return build_report(
-        rungs,
-        Questions.like(rungs[0], catalogue, "test"),
+        variants,
+        Questions.like(variants[0], catalogue, "test"),
         *rankings,
         choose(*rankings, 3, seed=0),
         queries_per_kind=3,
@@ -324,14 +324,17 @@ def cells(table: Node) -> dict[str, list[str]]:
     return {row.one("th").text: [cell.text for cell in row.all("td")] for row in table.one("tbody").all("tr")}
 
 
-def test_heat_map_holds_the_values_of_the_evaluations(tree: Node, rungs: list[Evaluation]) -> None:
+def test_heat_map_holds_the_values_of_the_evaluations(tree: Node, variants: list[Evaluation]) -> None:
     maps = {table.one("caption").text: table for table in tree.all("table") if "by slice" in table.one("caption").text}
     for metric, title in (("recall@100", "Recall@100"), ("ndcg@10", "nDCG@10")):
         table = maps[f"{title} in per cent, by slice"]
-        assert [head.text for head in table.one("thead").all("th")] == ["Slice", *(rung.name for rung in rungs)]
+        assert [head.text for head in table.one("thead").all("th")] == [
+            "Slice",
+            *(variant.name for variant in variants),
+        ]
         rows = cells(table)
-        expected = {f"all queries {rungs[0].num_queries} queries": [rung.means[metric] for rung in rungs]}
-        for parts in zip(*(rung.slices for rung in rungs), strict=True):
+        expected = {f"all queries {variants[0].num_queries} queries": [variant.means[metric] for variant in variants]}
+        for parts in zip(*(variant.slices for variant in variants), strict=True):
             if metric in parts[0].metrics:
                 what = "products with " if parts[0].table == "product" else ""
                 count = f"{parts[0].num_queries} {'query' if parts[0].num_queries == 1 else 'queries'}"
@@ -347,25 +350,27 @@ def test_heat_map_holds_the_values_of_the_evaluations(tree: Node, rungs: list[Ev
             ]
 
 
-def test_ladder_compares_each_rung_with_the_one_before_and_the_first(tree: Node, rungs: list[Evaluation]) -> None:
+def test_ablation_compares_each_variant_with_the_one_before_and_the_first(
+    tree: Node, variants: list[Evaluation]
+) -> None:
     rows = cells(tree.one("table"))
-    assert list(rows) == [rung.name for rung in rungs]
+    assert list(rows) == [variant.name for variant in variants]
     for place, metric in ((0, "recall@100"), (3, "ndcg@10")):
-        assert rows["fusion"][place] == percent(rungs[2].means[metric])
-        for offset, other in ((1, rungs[1]), (2, rungs[0])):
-            found = paired_bootstrap(rungs[2], other, metric, seed=0)
+        assert rows["fusion"][place] == percent(variants[2].means[metric])
+        for offset, other in ((1, variants[1]), (2, variants[0])):
+            found = paired_bootstrap(variants[2], other, metric, seed=0)
             written = f"{points(found.difference)} [{points(found.low)}, {points(found.high)}]"
             assert rows["fusion"][place + offset] == written
         assert rows["text <only>"][place + 1 : place + 3] == ["–", "–"]
-    steps = climb(rungs, "ndcg@10")
+    steps = climb(variants, "ndcg@10")
     assert steps[0].before is None and steps[1].before == steps[1].first != steps[2].first
 
 
-def test_bars_are_as_long_as_their_values(tree: Node, rungs: list[Evaluation]) -> None:
+def test_bars_are_as_long_as_their_values(tree: Node, variants: list[Evaluation]) -> None:
     figure = tree.all("figure")[0]
     assert "Recall@100" in figure.one("figcaption").text
     widths = [float((bar.attributes["width"] or "").rstrip("%")) for bar in figure.all("rect", "fill")]
-    values = [rung.means["recall@100"] for rung in rungs]
+    values = [variant.means["recall@100"] for variant in variants]
     assert np.allclose(np.array(widths) * values[0], np.array(values) * widths[0], rtol=1e-3)  # type: ignore[operator]
 
 
@@ -382,8 +387,8 @@ def test_provenance_seeds_labels_and_models_are_stated_without_folders_of_this_m
     assert "/a/private/place" not in page
     made = next(node for node in tree.all("section") if node.attributes.get("id") == "made").text
     assert "…/evaluation" in made and "seed7" in made and "--secret /root/x <b>" in made and "stage2" in made
-    assert "Labels: <i>nobody</i> (not recorded for all rungs)" in tree.one(class_="labels").text
-    assert "the model of concat" in tree.text and "which no result of the ladder carries" in tree.text
+    assert "Labels: <i>nobody</i> (not recorded for all variants)" in tree.one(class_="labels").text
+    assert "the model of concat" in tree.text and "which no result of the ablation carries" in tree.text
     assert shorten_paths({"a": ["/x/y/", "b/c"], "n": 1}) == {"a": ["…/y", "b/c"], "n": 1}
 
 
@@ -424,32 +429,34 @@ def test_choice_takes_extremes_of_both_directions_and_random_ones_by_seed() -> N
         choose(first, second, -1, seed=0)
 
 
-def test_rungs_come_in_the_order_given_or_oldest_first(rungs: list[Evaluation], tmp_path: Path) -> None:
+def test_variants_come_in_the_order_given_or_oldest_first(variants: list[Evaluation], tmp_path: Path) -> None:
     saved = tmp_path / "saved"
-    rungs[0].save(saved, "x")
+    variants[0].save(saved, "x")
     for age, name in ((3, "z"), (2, "m.seed0"), (1, "a")):
         for ending in (".json", ".per_query.parquet"):
             copy = shutil.copy(saved / f"x{ending}", tmp_path / f"{name}{ending}")
             os.utime(copy, ns=(10**18 - age * 10**9,) * 2)
     (tmp_path / "stray.json").write_text("{}")
-    assert [rung.name for rung in load_rungs(tmp_path, None)] == ["z", "m.seed0", "a"]
-    assert [rung.name for rung in load_rungs(tmp_path, ["a", "z"])] == ["a", "z"]
+    assert [variant.name for variant in load_variants(tmp_path, None)] == ["z", "m.seed0", "a"]
+    assert [variant.name for variant in load_variants(tmp_path, ["a", "z"])] == ["a", "z"]
     with pytest.raises(ValueError, match="names 'a' twice"):
-        load_rungs(tmp_path, ["a", "a"])
+        load_variants(tmp_path, ["a", "a"])
     with pytest.raises(FileNotFoundError, match="no evaluation 'b'"):
-        load_rungs(tmp_path, ["b"])
+        load_variants(tmp_path, ["b"])
     with pytest.raises(FileNotFoundError, match=r"holds no evaluation; run recipes/evaluate.py"):
-        load_rungs(tmp_path / "empty", None)
+        load_variants(tmp_path / "empty", None)
     shutil.copy(saved / "x.per_query.parquet", tmp_path / "b.per_query.parquet")
     fields = json.loads((saved / "x.json").read_text("utf-8"))
     (tmp_path / "b.json").write_text(json.dumps({**fields, "num_products": 3}))
     with pytest.raises(ValueError, match=r"num_products.*--order names those that are shown"):
-        load_rungs(tmp_path, ["a", "b"])
+        load_variants(tmp_path, ["a", "b"])
 
 
-def test_another_catalogue_than_that_of_the_results_is_refused(catalogue: Catalogue, rungs: list[Evaluation]) -> None:
+def test_another_catalogue_than_that_of_the_results_is_refused(
+    catalogue: Catalogue, variants: list[Evaluation]
+) -> None:
     with pytest.raises(ValueError, match=r"\(3, 14\).*was evaluated on \(3, 99\).*--catalogue"):
-        Questions.like(replace(rungs[0], num_products=99), catalogue, None)
+        Questions.like(replace(variants[0], num_products=99), catalogue, None)
 
 
 def test_a_page_replaces_a_page_and_nothing_else(tmp_path: Path, page: str) -> None:

@@ -184,7 +184,7 @@ def test_a_rank_of_a_second_job_does_not_begin_in_the_folder_of_the_first(
         ("mine", ["--base", "x"], False),
         ("embed", ["--base", "x"], False),
         ("evaluate", ["--base", "x"], False),
-        ("ladder", [], False),
+        ("ablation", [], False),
         ("export", ["--base", "x"], True),
     ],
 )

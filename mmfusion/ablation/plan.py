@@ -1,4 +1,4 @@
-"""The commands of a rung for a seed, and of the whole ladder in the order in which they run."""
+"""The commands of a variant for a seed, and of the whole ablation in the order in which they run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from mmfusion.ablation.bases import as_flag, base_flags
+from mmfusion.ablation.settings import AblationSettings
+from mmfusion.ablation.variants import ROUTED, ROUTED_EQUAL_BYTES, TEXT_ONLY, Variant, chosen_variants
 from mmfusion.evaluation.perturb import Perturbation
-from mmfusion.ladder.bases import as_flag, base_flags
-from mmfusion.ladder.rungs import ROUTED, ROUTED_EQUAL_BYTES, TEXT_ONLY, Rung, chosen_rungs
-from mmfusion.ladder.settings import LadderSettings
 from mmfusion.model import VIEWS
 from mmfusion.stages import Optimization
 
@@ -22,13 +22,13 @@ NO_SINGLE_VIEWS = {"query_text_weight": 0, "query_image_weight": 0}
 
 
 @dataclass(frozen=True)
-class LadderStep:
+class AblationStep:
     """One sub-process.
 
     Attributes:
         recipe: Name of the recipe.
         flags: Its flags in their order, values as they stand on the command line.
-        rung: Rung that asked for it first.
+        variant: Variant that asked for it first.
         seed: Of training; None where no seed plays a part.
         folder: Run folder of a training; folder of the results of an evaluation.
         name: Name of the result of an evaluation; "" for a training.
@@ -38,7 +38,7 @@ class LadderStep:
 
     recipe: Recipe
     flags: tuple[tuple[str, str], ...]
-    rung: str
+    variant: str
     seed: int | None
     folder: Path
     name: str = ""
@@ -53,13 +53,13 @@ class LadderStep:
     @property
     def kind(self) -> str:
         """Name of the same step for any seed; what its time is guessed from."""
-        return f"{self.recipe} {self.rung} {self.folder.name if not self.name else self.perturbation}"
+        return f"{self.recipe} {self.variant} {self.folder.name if not self.name else self.perturbation}"
 
     @property
     def title(self) -> str:
         seed = "" if self.seed is None else f", seed {self.seed}"
         perturbed = "" if self.perturbation == "none" else f" under {self.perturbation}"
-        return f"{self.rung}{seed}: {self.recipe}{perturbed}"
+        return f"{self.variant}{seed}: {self.recipe}{perturbed}"
 
     @property
     def arguments(self) -> list[str]:
@@ -90,28 +90,28 @@ class _Trained:
     moved: bool = False
 
 
-def plan_ladder(settings: LadderSettings) -> list[LadderStep]:
-    """All steps, each once: seed by seed, in each from the first rung up, so that one seed gives a whole table."""
-    steps: dict[Path, LadderStep] = {}
+def plan_ablation(settings: AblationSettings) -> list[AblationStep]:
+    """All steps, each once: seed by seed, in each from the first variant up, so that one seed gives a whole table."""
+    steps: dict[Path, AblationStep] = {}
     for seed in settings.seeds:
-        for rung in chosen_rungs(settings):
-            for step in plan_rung(settings, rung, None if rung.deterministic else seed):
+        for variant in chosen_variants(settings):
+            for step in plan_variant(settings, variant, None if variant.deterministic else seed):
                 steps.setdefault(step.stem, step)
     return list(steps.values())
 
 
-def plan_rung(settings: LadderSettings, rung: Rung, seed: int | None) -> list[LadderStep]:
-    """The steps of one rung for one seed, those that it shares with other rungs included."""
-    return list(_Planner(settings, rung, seed).steps())
+def plan_variant(settings: AblationSettings, variant: Variant, seed: int | None) -> list[AblationStep]:
+    """The steps of one variant for one seed, those that it shares with other variants included."""
+    return list(_Planner(settings, variant, seed).steps())
 
 
 class _Planner:
-    def __init__(self, settings: LadderSettings, rung: Rung, seed: int | None) -> None:
-        self.settings, self.rung, self.seed = settings, rung, seed
+    def __init__(self, settings: AblationSettings, variant: Variant, seed: int | None) -> None:
+        self.settings, self.variant, self.seed = settings, variant, seed
         self.first, self.second = settings.stage1_optimization, settings.stage2_optimization
         self.base = _untrained(settings.base_source, "frozen_vision", settings.vision_blocks)
 
-    def steps(self) -> Iterator[LadderStep]:
+    def steps(self) -> Iterator[AblationStep]:
         if self.settings.base is None:
             yield self._base_step()
         training = list(self._training())
@@ -122,13 +122,13 @@ class _Planner:
             yield self._evaluation(trained, perturbation)
 
     def _perturbations(self) -> list[Perturbation]:
-        if self.rung.name == self.settings.default_fusion:
+        if self.variant.name == self.settings.default_fusion:
             return list(self.settings.perturbations)
         # Photos mean nothing to a tower that reads text alone.
-        return [kind for kind in self.settings.perturbations if self.rung.name == TEXT_ONLY and "photos" not in kind]
+        return [kind for kind in self.settings.perturbations if self.variant.name == TEXT_ONLY and "photos" not in kind]
 
-    def _training(self) -> Iterator[tuple[_Trained, LadderStep]]:
-        match self.rung.name:
+    def _training(self) -> Iterator[tuple[_Trained, AblationStep]]:
+        match self.variant.name:
             case "bm25":
                 return
             case "text_only":
@@ -145,21 +145,21 @@ class _Planner:
             case "routed" | "routed_equal_bytes":
                 yield from self._two_stages(ROUTED, self.settings.default_fusion, {"query_router": True})
             case name:
-                own = {"fusion_config": dict(self.rung.fusion_config)} if self.rung.fusion_config else {}
-                yield from self._two_stages(name, self.rung.fusion or name, own)
+                own = {"fusion_config": dict(self.variant.fusion_config)} if self.variant.fusion_config else {}
+                yield from self._two_stages(name, self.variant.fusion or name, own)
 
-    def _text_only(self) -> Iterator[tuple[_Trained, LadderStep]]:
+    def _text_only(self) -> Iterator[tuple[_Trained, AblationStep]]:
         blind = self._stage1(self.base, "stage1_text", replace(self.first, vision_learning_rate=0.0), NO_PHOTO_TERMS)
         yield blind
         rates = replace(self.second, vision_learning_rate=0.0)
         yield self._stage2(blind[0], TEXT_ONLY, TEXT_ONLY, rates, self.settings.stage2_steps, NO_SINGLE_VIEWS)
 
-    def _two_stages(self, name: str, fusion: str, own: dict[str, Any]) -> Iterator[tuple[_Trained, LadderStep]]:
+    def _two_stages(self, name: str, fusion: str, own: dict[str, Any]) -> Iterator[tuple[_Trained, AblationStep]]:
         aligned = self._stage1(self.base, "stage1", self.first, {})
         yield aligned
         yield self._stage2(aligned[0], name, fusion, self.second, self.settings.stage2_steps, own)
 
-    def _one_stage(self) -> tuple[_Trained, LadderStep]:
+    def _one_stage(self) -> tuple[_Trained, AblationStep]:
         # The encoders get as much as in the staged run: a rate that only one of its stages has counts as well.
         rates = replace(
             self.first,
@@ -169,26 +169,26 @@ class _Planner:
         # Batches of stage 2 are large because frozen encoders are cached; here they are trained, as in stage 1.
         small = {"batch_size": self.settings.batch_size, "extra_products": 0}
         default, steps = self.settings.default_fusion, self.settings.all_steps
-        return self._stage2(self.base, self.rung.name, default, rates, steps, small)
+        return self._stage2(self.base, self.variant.name, default, rates, steps, small)
 
-    def _frozen_concat(self, base: _Trained) -> tuple[_Trained, LadderStep]:
+    def _frozen_concat(self, base: _Trained) -> tuple[_Trained, AblationStep]:
         rates = replace(self.second, text_learning_rate=0.0, vision_learning_rate=0.0)
-        return self._stage2(base, self.rung.name, "concat", rates, self.settings.all_steps, NO_SINGLE_VIEWS)
+        return self._stage2(base, self.variant.name, "concat", rates, self.settings.all_steps, NO_SINGLE_VIEWS)
 
-    def _base_step(self) -> LadderStep:
+    def _base_step(self) -> AblationStep:
         folder = Path(self.settings.base_source)
         flags = {**base_flags(self.settings), "output": str(folder)}
-        return LadderStep("base", _flags(flags), self.rung.name, None, folder)
+        return AblationStep("base", _flags(flags), self.variant.name, None, folder)
 
     def _stage1(
         self, base: _Trained, name: str, optimization: Optimization, own: dict[str, Any]
-    ) -> tuple[_Trained, LadderStep]:
+    ) -> tuple[_Trained, AblationStep]:
         budget = {"steps": self.settings.stage1_steps, "batch_size": self.settings.batch_size}
         return self._train("stage1", base, name, optimization, budget, {**self.settings.stage1_options, **own})
 
     def _stage2(
         self, base: _Trained, name: str, fusion: str, optimization: Optimization, steps: int, own: dict[str, Any]
-    ) -> tuple[_Trained, LadderStep]:
+    ) -> tuple[_Trained, AblationStep]:
         sizes = {"batch_size": self.settings.stage2_batch_size, "extra_products": self.settings.extra_products}
         budget = {"fusion": fusion, "steps": steps, **sizes}
         options = {**self.settings.stage2_options, **own}
@@ -202,7 +202,7 @@ class _Planner:
         optimization: Optimization,
         budget: dict[str, Any],
         options: dict[str, Any],
-    ) -> tuple[_Trained, LadderStep]:
+    ) -> tuple[_Trained, AblationStep]:
         settings, folder = self.settings, self.settings.output / f"seed{self.seed}" / name
         trained = self._trained(base, folder, optimization)
         flags = {
@@ -212,7 +212,7 @@ class _Planner:
             **budget,
             **_dotted("optimization", optimization),
             # Not a difference between towers that see and the one that reads: it has no photo to look at.
-            **({} if self.rung.name == TEXT_ONLY else {"photo_views": settings.photo_views}),
+            **({} if self.variant.name == TEXT_ONLY else {"photo_views": settings.photo_views}),
             "freeze_vision_blocks": settings.freeze_vision_blocks,
             "feature_cache": str(settings.caches / (trained.cache or "photos")),
             "checkpoint_every": settings.checkpoint_every,
@@ -221,7 +221,7 @@ class _Planner:
             **options,
             "seed": self.seed,
         }
-        return trained, LadderStep(recipe, _flags(flags), self.rung.name, self.seed, folder, model=base.folder)
+        return trained, AblationStep(recipe, _flags(flags), self.variant.name, self.seed, folder, model=base.folder)
 
     def _trained(self, base: _Trained, folder: Path, optimization: Optimization) -> _Trained:
         # A cache refuses the features of another encoder, so that each state of the encoder needs a folder of its own.
@@ -233,9 +233,9 @@ class _Planner:
         cache = "_".join(Path(base.folder).parts[-2:]) if base.moved else base.cache
         return replace(base, folder=str(folder), cache=cache, blocks=base.all_blocks)
 
-    def _evaluation(self, trained: _Trained, perturbation: Perturbation) -> LadderStep:
+    def _evaluation(self, trained: _Trained, perturbation: Perturbation) -> AblationStep:
         settings = self.settings
-        name = ".".join([self.rung.name, *(() if self.seed is None else (f"seed{self.seed}",))])
+        name = ".".join([self.variant.name, *(() if self.seed is None else (f"seed{self.seed}",))])
         name = name if perturbation == "none" else f"{name}.{perturbation}"
         flags: dict[str, Any] = {
             "catalogue": settings.catalogue_source,
@@ -250,18 +250,18 @@ class _Planner:
             flags["product_slices"] = list(settings.product_slices)
         if settings.label_source:
             flags["label_source"] = settings.label_source
-        if self.rung.name == ROUTED_EQUAL_BYTES and settings.embedding_dim is not None:
+        if self.variant.name == ROUTED_EQUAL_BYTES and settings.embedding_dim is not None:
             # What an equal number of bytes costs is the question, whether or not the model was trained for it.
             flags |= {"truncate_dim": settings.embedding_dim // len(VIEWS), "allow_untrained_width": True}
-        if self.rung.name == "bm25":
+        if self.variant.name == "bm25":
             flags["baseline"] = "bm25"
-        elif trained.blocks and trained.cache and (self.rung.name != TEXT_ONLY or perturbation == "text_dropped"):
+        elif trained.blocks and trained.cache and (self.variant.name != TEXT_ONLY or perturbation == "text_dropped"):
             flags["freeze_vision_blocks"] = trained.blocks
             flags["feature_cache"] = str(settings.caches / trained.cache / f"{settings.split}_pool")
-        return LadderStep(
+        return AblationStep(
             "evaluate",
             _flags(flags),
-            self.rung.name,
+            self.variant.name,
             self.seed,
             settings.results,
             name=name,

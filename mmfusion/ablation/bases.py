@@ -1,12 +1,12 @@
-"""The models that rungs start from: the given base or an embedded one."""
+"""The models that variants start from: the given base or an embedded one."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
+from mmfusion.ablation.settings import AblationSettings
 from mmfusion.data.embedded import write_embedded_backbones, write_embedded_catalogue
-from mmfusion.ladder.settings import LadderSettings
 from mmfusion.model import MMFusionConfig
 from mmfusion.training import load_base
 
@@ -15,14 +15,14 @@ _BACKBONES = "embedded_backbones"
 _EMBEDDING_DIM = 64
 
 
-def base_flags(settings: LadderSettings) -> dict[str, Any]:
+def base_flags(settings: AblationSettings) -> dict[str, Any]:
     """Flags of recipes/base.py for the embedded base."""
     folder = settings.output / _BACKBONES
     config = {"fusion_hidden_size": 128, "embedding_dim": _EMBEDDING_DIM}
     return {"text": str(folder / "text"), "vision": str(folder / "vision"), "model_config": config, "seed": 0}
 
 
-def write_embedded_inputs(settings: LadderSettings) -> None:
+def write_embedded_inputs(settings: AblationSettings) -> None:
     """Writes the embedded catalogue and encoders where they stand in for what was not given."""
     if settings.catalogue is None:
         write_embedded_catalogue(settings.catalogue_source, num_products=settings.num_products)

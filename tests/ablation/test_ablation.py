@@ -1,4 +1,4 @@
-"""The ladder: its plan, its steps with stand-ins for recipes, its numbers on synthetic results, and one small run."""
+"""The ablation: its plan, its steps with stand-ins for recipes, its numbers on synthetic results, and one small run."""
 
 import csv
 import dataclasses
@@ -15,30 +15,30 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from mmfusion.ablation import AblationError, AblationSettings, run_ablation
+from mmfusion.ablation.bases import read_embedding_dim
+from mmfusion.ablation.collect import Results, average, collect
+from mmfusion.ablation.compare import Row, compare, difference
+from mmfusion.ablation.page import markdown_page
+from mmfusion.ablation.plan import AblationStep, plan_ablation
+from mmfusion.ablation.run import StepFailedError, duration, run_steps, tail, time_left
+from mmfusion.ablation.variants import all_variants, reasons_not_run
+from mmfusion.ablation.write import write_ablation
 from mmfusion.evaluation import Evaluation, Slice
-from mmfusion.ladder import LadderError, LadderSettings, run_ladder
-from mmfusion.ladder.bases import read_embedding_dim
-from mmfusion.ladder.collect import Results, average, collect
-from mmfusion.ladder.compare import Row, compare, difference
-from mmfusion.ladder.page import markdown_page
-from mmfusion.ladder.plan import LadderStep, plan_ladder
-from mmfusion.ladder.run import StepFailedError, duration, run_steps, tail, time_left
-from mmfusion.ladder.rungs import all_rungs, reasons_not_run
-from mmfusion.ladder.write import write_ladder
 from mmfusion.stages import Optimization
 from mmfusion.training import starting_base
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-def settings_in(folder: Path, **changes: Any) -> LadderSettings:
+def settings_in(folder: Path, **changes: Any) -> AblationSettings:
     given: dict[str, Any] = {"seeds": (0,), "base": str(folder / "given"), "vision_blocks": 4, "embedding_dim": 32}
     kinds: dict[str, Any] = {"fusions": ("cross_attention",), "default_fusion": "cross_attention"}
-    return LadderSettings(output=folder, **{**given, **kinds, **changes})
+    return AblationSettings(output=folder, **{**given, **kinds, **changes})
 
 
-def planned(settings: LadderSettings) -> dict[str, dict[str, str]]:
-    return {str(step.stem.relative_to(settings.output)): dict(step.flags) for step in plan_ladder(settings)}
+def planned(settings: AblationSettings) -> dict[str, dict[str, str]]:
+    return {str(step.stem.relative_to(settings.output)): dict(step.flags) for step in plan_ablation(settings)}
 
 
 def evaluation(name: str, recall: list[float | None], seed: int = 0, **changes: Any) -> Evaluation:
@@ -72,7 +72,7 @@ def around(level: float, num_queries: int = 60, seed: int = 0) -> list[float | N
     return list(np.clip(level + 0.05 * rng.standard_normal(num_queries), 0, 1))
 
 
-def test_a_seed_is_planned_from_the_first_rung_up_and_shares_its_first_stage(tmp_path: Path) -> None:
+def test_a_seed_is_planned_from_the_first_variant_up_and_shares_its_first_stage(tmp_path: Path) -> None:
     settings = settings_in(tmp_path, fusions=("gated", "cross_attention"), perturbations=("typos",))
     assert list(planned(settings)) == [
         *(["val/bm25"] if "bm25" not in reasons_not_run(settings) else []),
@@ -86,7 +86,7 @@ def test_a_seed_is_planned_from_the_first_rung_up_and_shares_its_first_stage(tmp
     assert reasons_not_run(settings).keys() - {"bm25"} == {"larger_generic"}
 
 
-def test_rungs_get_the_same_budget_and_differ_in_what_their_name_says(tmp_path: Path) -> None:
+def test_variants_get_the_same_budget_and_differ_in_what_their_name_says(tmp_path: Path) -> None:
     first = Optimization(learning_rate=0.1, text_learning_rate=0.2, vision_learning_rate=0.3)
     second = Optimization(learning_rate=0.4, text_learning_rate=0.0, vision_learning_rate=0.0)
     settings = settings_in(
@@ -116,7 +116,7 @@ def test_rungs_get_the_same_budget_and_differ_in_what_their_name_says(tmp_path: 
     assert {flags["split"] for name, flags in plan.items() if name.startswith("val/")} == {"val"}
 
 
-def test_weighted_means_are_three_rungs_that_differ_in_the_share_of_the_text(tmp_path: Path) -> None:
+def test_weighted_means_are_three_variants_that_differ_in_the_share_of_the_text(tmp_path: Path) -> None:
     settings = settings_in(tmp_path, fusions=("weighted_mean", "gated"), default_fusion="gated", extra_products=7)
     plan = planned(settings)
     shares = {
@@ -157,7 +157,7 @@ def test_each_state_of_the_vision_encoder_has_a_cache_of_its_own(tmp_path: Path)
 
 
 def test_a_router_is_the_only_difference_to_the_default_and_its_model_is_evaluated_twice(tmp_path: Path) -> None:
-    plan = planned(settings_in(tmp_path, rungs=("cross_attention", "routed", "routed_equal_bytes")))
+    plan = planned(settings_in(tmp_path, variants=("cross_attention", "routed", "routed_equal_bytes")))
     plain, routed = plan["seed0/cross_attention"], plan["seed0/routed"]
     assert {name for name in routed if routed[name] != plain.get(name)} == {"output", "query_router"}
     assert (routed["base"], routed["query_router"]) == (str(tmp_path / "seed0" / "stage1"), "true")
@@ -168,7 +168,7 @@ def test_a_router_is_the_only_difference_to_the_default_and_its_model_is_evaluat
 
 
 def test_a_shortened_router_alone_is_trained_in_the_folder_of_the_whole_one(tmp_path: Path) -> None:
-    plan = planned(settings_in(tmp_path, rungs=("routed_equal_bytes",)))
+    plan = planned(settings_in(tmp_path, variants=("routed_equal_bytes",)))
     assert list(plan) == ["seed0/stage1", "seed0/routed", "val/routed_equal_bytes.seed0"]
 
 
@@ -193,7 +193,7 @@ def test_every_flag_is_one_of_its_recipe(tmp_path: Path) -> None:
     settings = settings_in(
         tmp_path, base=None, larger_base="org/larger", product_slices=("text_stripped",), label_source="made up"
     )
-    steps = plan_ladder(settings)
+    steps = plan_ablation(settings)
     assert {step.recipe for step in steps} == {"base", "stage1", "stage2", "evaluate"}
     for step in steps:
         known = inspect.signature(importlib.import_module(f"recipes.{step.recipe}").main).parameters
@@ -214,24 +214,24 @@ def test_the_width_of_the_base_is_read_from_its_folder(tmp_path: Path) -> None:
         ({"seeds": ()}, r"seeds is \[\]"),
         ({"seeds": (1, 1)}, r"seeds is \[1, 1\]"),
         ({"fusions": ("gatd", "cross_attention")}, "'gatd'.*cross_attention"),
-        ({"fusions": ("concat", "cross_attention")}, "'concat', which is a rung of its own"),
+        ({"fusions": ("concat", "cross_attention")}, "'concat', which is a variant of its own"),
         ({"default_fusion": "gated"}, "default_fusion is 'gated'"),
         ({"stage1_steps": 0}, "stage1_steps is 0"),
-        ({"rungs": ("bm25", "bm25")}, "'bm25' twice"),
+        ({"variants": ("bm25", "bm25")}, "'bm25' twice"),
     ],
 )
-def test_settings_that_make_no_ladder_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(LadderError, match=message):
+def test_settings_that_make_no_ablation_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(AblationError, match=message):
         settings_in(tmp_path, **changes)
 
 
-def test_an_unknown_rung_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(LadderError, match="'attic'; the rungs are bm25, text_only"):
-        plan_ladder(settings_in(tmp_path, rungs=("attic",)))
+def test_an_unknown_variant_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(AblationError, match="'attic'; the variants are bm25, text_only"):
+        plan_ablation(settings_in(tmp_path, variants=("attic",)))
 
 
 def test_a_dry_run_prints_commands_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_ladder(settings_in(tmp_path / "out", rungs=("naive_concat",)), CHECKOUT, dry_run=True)
+    run_ablation(settings_in(tmp_path / "out", variants=("naive_concat",)), CHECKOUT, dry_run=True)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines if line.startswith("python")] == [
         "recipes/stage2.py",
@@ -279,8 +279,8 @@ def calls(checkout: Path) -> list[str]:
 
 def test_finished_steps_are_skipped_and_a_changed_model_is_evaluated_again(stand_ins: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    steps = plan_ladder(settings_in(output, rungs=("concat",)))
-    finished: list[LadderStep] = []
+    steps = plan_ablation(settings_in(output, variants=("concat",)))
+    finished: list[AblationStep] = []
     run_steps(steps, stand_ins, after=finished.append)
     assert calls(stand_ins) == ["stage1", "concat", "concat.seed0"] and finished == steps
     assert not (output / "seed0" / "concat" / "checkpoints").exists()
@@ -294,28 +294,28 @@ def test_finished_steps_are_skipped_and_a_changed_model_is_evaluated_again(stand
     run_steps(steps, stand_ins)
     assert calls(stand_ins) == ["concat.seed0"]
     (output / "seed0" / "stage1" / "config.json").write_text("another model")
-    with pytest.raises(LadderError, match=r"was trained from .*stage1, which has changed since; delete"):
+    with pytest.raises(AblationError, match=r"was trained from .*stage1, which has changed since; delete"):
         run_steps(steps, stand_ins)
 
 
 def test_a_table_alone_runs_nothing_and_shows_what_is_finished(
     stand_ins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = settings_in(tmp_path / "out", rungs=("text_only", "concat"), perturbations=())
-    text_only = [step for step in plan_ladder(settings) if step.rung == "text_only"]
+    settings = settings_in(tmp_path / "out", variants=("text_only", "concat"), perturbations=())
+    text_only = [step for step in plan_ablation(settings) if step.variant == "text_only"]
     run_steps(text_only, stand_ins)
     calls(stand_ins)
     done = evaluation("text_only", around(0.5))
-    monkeypatch.setattr("mmfusion.ladder.collect.Evaluation.load", lambda folder, name: done)
-    run_ladder(settings, stand_ins, table_only=True)
+    monkeypatch.setattr("mmfusion.ablation.collect.Evaluation.load", lambda folder, name: done)
+    run_ablation(settings, stand_ins, table_only=True)
     assert calls(stand_ins) == []
-    page = (tmp_path / "out" / "ladder.val.md").read_text()
+    page = (tmp_path / "out" / "ablation.val.md").read_text()
     assert "| text_only: text only, fine-tuned | 1 | 5" in page and "not run: not run yet" in page
-    assert "ladder.val.md" in capsys.readouterr().out
+    assert "ablation.val.md" in capsys.readouterr().out
 
 
 def test_a_failing_step_stops_with_the_end_of_its_log_and_is_run_again(stand_ins: Path, tmp_path: Path) -> None:
-    steps = plan_ladder(settings_in(tmp_path / "out", rungs=("naive_concat",)))
+    steps = plan_ablation(settings_in(tmp_path / "out", variants=("naive_concat",)))
     (stand_ins / "recipes" / "broken").touch()
     with pytest.raises(StepFailedError, match=r"naive_concat, seed 0: stage2 failed with exit code 1") as caught:
         run_steps(steps, stand_ins)
@@ -326,8 +326,8 @@ def test_a_failing_step_stops_with_the_end_of_its_log_and_is_run_again(stand_ins
     assert calls(stand_ins) == ["naive_concat", "naive_concat", "naive_concat.seed0"]
 
 
-def test_time_left_comes_from_the_same_rung_of_another_seed(stand_ins: Path, tmp_path: Path) -> None:
-    steps = plan_ladder(settings_in(tmp_path / "out", rungs=("naive_concat",), seeds=(0, 1)))
+def test_time_left_comes_from_the_same_variant_of_another_seed(stand_ins: Path, tmp_path: Path) -> None:
+    steps = plan_ablation(settings_in(tmp_path / "out", variants=("naive_concat",), seeds=(0, 1)))
     assert time_left(steps, steps) == "time left not known yet"
     run_steps(steps[:1], stand_ins)
     record = tmp_path / "out" / "seed0" / "naive_concat.step.json"
@@ -356,11 +356,11 @@ def test_seeds_are_averaged_query_by_query_before_the_bootstrap() -> None:
     assert (found.low, found.difference, found.high) == (pytest.approx(0.2), pytest.approx(0.2), pytest.approx(0.2))
 
 
-def test_rungs_with_other_seeds_are_compared_on_the_common_ones() -> None:
+def test_variants_with_other_seeds_are_compared_on_the_common_ones() -> None:
     one = {0: evaluation("a", [0.6, 0.6]), 7: evaluation("a", [0.0, 0.0])}
     other = {0: evaluation("b", [0.5, 0.5]), 8: evaluation("b", [1.0, 1.0])}
     assert difference(one, other, "ndcg@10", num_resamples=9).difference == pytest.approx(0.1)
-    with pytest.raises(LadderError, match="no seed is common"):
+    with pytest.raises(AblationError, match="no seed is common"):
         difference({7: one[7]}, other, "ndcg@10")
     assert difference(one, {None: evaluation("bm25", [0.1, 0.1])}, "ndcg@10", num_resamples=9).first == pytest.approx(
         0.3
@@ -369,10 +369,10 @@ def test_rungs_with_other_seeds_are_compared_on_the_common_ones() -> None:
 
 def test_seeds_that_were_evaluated_differently_are_refused() -> None:
     first = evaluation("a", [0.5, 0.5])
-    with pytest.raises(LadderError, match="num_products=10 but 'b' has 11"):
+    with pytest.raises(AblationError, match="num_products=10 but 'b' has 11"):
         average({0: first, 1: evaluation("b", [0.5, 0.5], num_products=11)}, "a")
     renamed = first.per_query.set_column(0, "query_id", pa.array(["q0", "q9"]))
-    with pytest.raises(LadderError, match="differ in queries"):
+    with pytest.raises(AblationError, match="differ in queries"):
         average({0: first, 1: dataclasses.replace(first, per_query=renamed)}, "a")
 
 
@@ -390,12 +390,12 @@ def synthetic_results() -> Results:
     }
 
 
-def rows_of(settings: LadderSettings, results: Results) -> dict[str, Row]:
-    rows = compare(all_rungs(settings), results, reasons_not_run(settings), num_resamples=200)
-    return {row.rung.name: row for row in rows}
+def rows_of(settings: AblationSettings, results: Results) -> dict[str, Row]:
+    rows = compare(all_variants(settings), results, reasons_not_run(settings), num_resamples=200)
+    return {row.variant.name: row for row in rows}
 
 
-def test_rungs_out_of_order_are_marked(tmp_path: Path) -> None:
+def test_variants_out_of_order_are_marked(tmp_path: Path) -> None:
     settings = settings_in(tmp_path, fusions=("gated", "cross_attention"))
     rows = rows_of(settings, synthetic_results())
     assert [name for name, row in rows.items() if row.out_of_order()] == ["concat", "one_stage"]
@@ -408,7 +408,7 @@ def test_rungs_out_of_order_are_marked(tmp_path: Path) -> None:
     assert rows["larger_generic"].not_run.startswith("no --larger_base")
 
 
-def test_a_rung_is_compared_with_the_nearest_one_that_was_run(tmp_path: Path) -> None:
+def test_a_variant_is_compared_with_the_nearest_one_that_was_run(tmp_path: Path) -> None:
     results = synthetic_results()
     del results["concat", "none"]
     rows = rows_of(settings_in(tmp_path), results)
@@ -420,26 +420,28 @@ def test_the_table_says_what_was_run_what_was_not_and_how(tmp_path: Path) -> Non
     settings = settings_in(tmp_path, fusions=("gated", "cross_attention"), perturbations=("photos_shuffled",))
     results = synthetic_results()
     rows = list(rows_of(settings, results).values())
-    page = markdown_page(settings, rows, results, plan_ladder(settings))
+    page = markdown_page(settings, rows, results, plan_ablation(settings))
     lines = {line.split("|")[1].split(":")[0].strip(): line for line in page.splitlines() if line.startswith("|")}
     assert "**out of order**: Recall@100, nDCG@10" in next(x for x in page.splitlines() if x.startswith("| concat:"))
     assert "not run: no --larger_base was given" in lines["larger_generic"]
     assert lines["cross_attention, photos_shuffled against text_only"].count("[-") == 2
     assert "Fewer than 3 seeds" in page and "commit: no step has finished" in page
     assert "python recipes/stage2.py" in page and "--output $OUT/seed0/concat" in page and "--base $BASE" in page
-    paths = write_ladder(tmp_path, "val", rows, results, page)
+    paths = write_ablation(tmp_path, "val", rows, results, page)
     table = list(csv.DictReader(paths[1].open()))
-    concat = [r for r in table if (r["rung"], r["metric"], r["seed"], r["value"]) == ("concat", "ndcg@10", "mean", "")]
+    concat = [
+        r for r in table if (r["variant"], r["metric"], r["seed"], r["value"]) == ("concat", "ndcg@10", "mean", "")
+    ]
     assert concat[0]["status"] == "out of order" and float(concat[0]["before_high"]) < 0
-    assert {r["seed"] for r in table if r["rung"] == "text_only"} == {"mean", "0", "1"}
+    assert {r["seed"] for r in table if r["variant"] == "text_only"} == {"mean", "0", "1"}
     assert any(r["perturbation"] == "photos_shuffled" and r["mean"] for r in table)
     assert paths[2].stat().st_size > 10_000
     assert Evaluation.load(tmp_path / "val" / "mean", "concat").means == rows[3].mean.means  # type: ignore[union-attr]
 
 
-def test_results_are_read_by_rung_seed_and_perturbation(tmp_path: Path) -> None:
-    settings = settings_in(tmp_path, rungs=("cross_attention",), seeds=(0, 5), perturbations=("typos",))
-    steps = plan_ladder(settings)
+def test_results_are_read_by_variant_seed_and_perturbation(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path, variants=("cross_attention",), seeds=(0, 5), perturbations=("typos",))
+    steps = plan_ablation(settings)
     for step in steps:
         if step.name:
             evaluation(step.name, [0.5, 0.6]).save(step.folder)
@@ -449,39 +451,39 @@ def test_results_are_read_by_rung_seed_and_perturbation(tmp_path: Path) -> None:
         ("cross_attention", "typos"): [0, 5],
     }
     with pytest.raises(FileNotFoundError, match="no evaluation"):
-        collect(plan_ladder(dataclasses.replace(settings, seeds=(6,))))
+        collect(plan_ablation(dataclasses.replace(settings, seeds=(6,))))
 
 
-def ladder(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(CHECKOUT / "recipes" / "ladder.py"), *arguments]
+def ablation(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(CHECKOUT / "recipes" / "ablation.py"), *arguments]
     return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
 
 
 @pytest.mark.slow
-def test_two_rungs_from_the_command_line(tmp_path: Path) -> None:
+def test_two_variants_from_the_command_line(tmp_path: Path) -> None:
     pytest.importorskip("bm25s")
     output = tmp_path / "out"
     base = starting_base(None, tmp_path / "tiny")
     sizes = {"stage1_steps": 1, "stage2_steps": 1, "batch_size": 8, "stage2_batch_size": 8, "num_products": 60}
-    flags = {"base": base, "output": output, "rungs": "[bm25,naive_concat]", "seeds": "[0]", **sizes}
-    done = ladder([part for name, value in flags.items() for part in (f"--{name}", str(value))])
+    flags = {"base": base, "output": output, "variants": "[bm25,naive_concat]", "seeds": "[0]", **sizes}
+    done = ablation([part for name, value in flags.items() for part in (f"--{name}", str(value))])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[2/3] naive_concat, seed 0: stage2" in done.stdout
-    page = (output / "ladder.val.md").read_text()
+    page = (output / "ablation.val.md").read_text()
     assert "text_only: text only, fine-tuned | – | not run" in page
-    assert (output / "seed0" / "naive_concat.log").is_file() and (output / "ladder.val.png").is_file()
+    assert (output / "seed0" / "naive_concat.log").is_file() and (output / "ablation.val.png").is_file()
     assert (output / "feature_cache" / "frozen_vision" / "val_pool").is_dir()
 
 
 @pytest.mark.slow
-def test_a_whole_ladder_on_the_embedded_encoders(tmp_path: Path) -> None:
+def test_a_whole_ablation_on_the_embedded_encoders(tmp_path: Path) -> None:
     pytest.importorskip("bm25s")
     output = tmp_path / "out"
     options = ["--fusions", "[gated]", "--num_products", "60", "--seeds", "[0]", "--output", str(output)]
     budget = ["--stage1_steps", "2", "--stage2_steps", "1", "--batch_size", "8", "--stage2_batch_size", "8"]
-    done = ladder([*options, *budget])
+    done = ablation([*options, *budget])
     assert done.returncode == 0, done.stdout + done.stderr
-    table = list(csv.DictReader((output / "ladder.val.csv").open()))
-    assert {row["rung"] for row in table if row["status"].startswith("not run")} == {"larger_generic"}
-    again = ladder([*options, *budget])
+    table = list(csv.DictReader((output / "ablation.val.csv").open()))
+    assert {row["variant"] for row in table if row["status"].startswith("not run")} == {"larger_generic"}
+    again = ablation([*options, *budget])
     assert again.returncode == 0 and "seed 0:" not in again.stdout

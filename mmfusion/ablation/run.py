@@ -1,4 +1,4 @@
-"""Runs the steps of a ladder one after the other, skips finished ones, and stops at the first that fails."""
+"""Runs the steps of an ablation one after the other, skips finished ones, and stops at the first that fails."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mmfusion.ladder.facts import git_commit
-from mmfusion.ladder.plan import LadderStep
-from mmfusion.ladder.record import StepRecord, is_finished, load_step_record, model_digest
+from mmfusion.ablation.facts import git_commit
+from mmfusion.ablation.plan import AblationStep
+from mmfusion.ablation.record import StepRecord, is_finished, load_step_record, model_digest
 
 _TAIL_LINES = 20
 _HEARTBEAT_SECONDS = 60.0
@@ -22,21 +22,21 @@ _WORKING_FILES = ("checkpoints", "cache")
 class StepFailedError(RuntimeError):
     """A sub-process failed; the text names the step, its command and the end of its log."""
 
-    def __init__(self, step: LadderStep, code: int) -> None:
+    def __init__(self, step: AblationStep, code: int) -> None:
         self.step = step
         log = log_path(step)
         super().__init__(
             f"{step.title} failed with exit code {code}. The end of {log}:\n\n{tail(log)}\n\n"
-            f"The command was: {step.command()}\nRun the ladder again to go on from here."
+            f"The command was: {step.command()}\nRun the ablation again to go on from here."
         )
 
 
 def run_steps(
-    steps: Sequence[LadderStep],
+    steps: Sequence[AblationStep],
     checkout: Path,
     *,
     keep_working_files: bool = False,
-    after: Callable[[LadderStep], None] | None = None,
+    after: Callable[[AblationStep], None] | None = None,
 ) -> None:
     """Runs steps in their order.
 
@@ -48,7 +48,7 @@ def run_steps(
 
     Raises:
         StepFailedError: A sub-process ended with another code than 0.
-        LadderError: A finished training started from a model that has changed since.
+        AblationError: A finished training started from a model that has changed since.
     """
     for place, step in enumerate(steps):
         if not is_finished(step):
@@ -61,12 +61,12 @@ def run_steps(
             after(step)
 
 
-def time_left(remaining: Sequence[LadderStep], steps: Sequence[LadderStep]) -> str:
+def time_left(remaining: Sequence[AblationStep], steps: Sequence[AblationStep]) -> str:
     """A guess in words of how long it takes, from finished steps of the same kind, or else of the same recipe.
 
     Args:
         remaining: Steps from the present one on; those that are finished cost nothing.
-        steps: All steps of the ladder.
+        steps: All steps of the ablation.
     """
     by_kind, by_recipe = _times(steps)
     guesses: list[float | None] = []
@@ -94,7 +94,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def log_path(step: LadderStep) -> Path:
+def log_path(step: AblationStep) -> Path:
     """Where a step's output goes: beside its folder or its results."""
     return step.stem.with_name(f"{step.stem.name}.log")
 
@@ -109,7 +109,7 @@ def tail(log: Path) -> str:
     return "\n".join([line for line in lines if line.strip()][-_TAIL_LINES:]) or "(empty)"
 
 
-def _times(steps: Sequence[LadderStep]) -> tuple[dict[str, float], dict[str, list[float]]]:
+def _times(steps: Sequence[AblationStep]) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Seconds of finished steps by kind and by recipe."""
     by_kind: dict[str, float] = {}
     by_recipe: dict[str, list[float]] = {}
@@ -121,12 +121,12 @@ def _times(steps: Sequence[LadderStep]) -> tuple[dict[str, float], dict[str, lis
     return by_kind, by_recipe
 
 
-def _seconds(step: LadderStep) -> float | None:
+def _seconds(step: AblationStep) -> float | None:
     record = load_step_record(step)
     return record.seconds if record is not None and record.complete and record.command == step.command() else None
 
 
-def _run(step: LadderStep, checkout: Path) -> None:
+def _run(step: AblationStep, checkout: Path) -> None:
     before = load_step_record(step)
     same = before is not None and before.command == step.command() and not before.complete
     spent = before.seconds if before is not None and same else 0.0

@@ -1,14 +1,14 @@
-"""Each rung against the one before it and against text only, and whether it stands where the claim sees it."""
+"""Each variant against the one before it and against text only, and whether it stands where the claim sees it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mmfusion.ablation.collect import BySeed, Results, average, common_seeds, query_slices
+from mmfusion.ablation.variants import TEXT_ONLY, Variant
 from mmfusion.evaluation import Evaluation, PairedDifference, paired_bootstrap
 from mmfusion.evaluation.perturb import Perturbation
-from mmfusion.ladder.collect import BySeed, Results, average, common_seeds, query_slices
-from mmfusion.ladder.rungs import TEXT_ONLY, Rung
 
 METRICS = ("recall@100", "ndcg@10")
 ALL = ("", "")
@@ -16,7 +16,7 @@ ALL = ("", "")
 
 @dataclass(frozen=True)
 class Compared:
-    """A rung in one metric over all queries or a slice of them.
+    """A variant in one metric over all queries or a slice of them.
 
     Attributes:
         metric: Name of the metric.
@@ -39,18 +39,18 @@ class Compared:
 
 @dataclass(frozen=True)
 class Row:
-    """A rung of the table.
+    """A variant of the table.
 
     Attributes:
-        rung: The rung.
+        variant: The variant.
         not_run: Why it was not run; "" for one that was.
-        before: Name of the rung that it is compared with: the one before it, or the nearest below that was run.
+        before: Name of the variant that it is compared with: the one before it, or the nearest below that was run.
         mean: Its evaluation, averaged over seeds; None for one that was not run.
         compared: By metric, column and value.
         seeds: Seeds that it was run with.
     """
 
-    rung: Rung
+    variant: Variant
     not_run: str = ""
     before: str | None = None
     mean: Evaluation | None = None
@@ -69,8 +69,8 @@ class Row:
         raise KeyError((metric, column, value))
 
     def out_of_order(self) -> list[str]:
-        """Metrics in which the rung stands on the wrong side of the one before it."""
-        return [found.metric for found in self._overall() if _sign(self.rung) * _difference(found) < 0]
+        """Metrics in which the variant stands on the wrong side of the one before it."""
+        return [found.metric for found in self._overall() if _sign(self.variant) * _difference(found) < 0]
 
     def not_separated(self) -> list[str]:
         """Metrics in which the interval against the one before it holds zero."""
@@ -83,31 +83,31 @@ class Row:
 
 
 def compare(
-    rungs: Sequence[Rung], results: Results, not_run: dict[str, str], *, num_resamples: int = 10_000
+    variants: Sequence[Variant], results: Results, not_run: dict[str, str], *, num_resamples: int = 10_000
 ) -> list[Row]:
-    """One row for each rung.
+    """One row for each variant.
 
     Args:
-        rungs: All rungs, first rung first.
-        results: Evaluations by rung and perturbation.
-        not_run: Why rungs were not run, by name; one without results and reason counts as not run yet.
+        variants: All variants, first variant first.
+        results: Evaluations by variant and perturbation.
+        not_run: Why variants were not run, by name; one without results and reason counts as not run yet.
         num_resamples: Bootstrap samples of each interval.
     """
     rows: list[Row] = []
-    for rung in rungs:
-        own = results.get((rung.name, "none"))
+    for variant in variants:
+        own = results.get((variant.name, "none"))
         if not own:
-            rows.append(Row(rung, not_run.get(rung.name, "not run yet")))
+            rows.append(Row(variant, not_run.get(variant.name, "not run yet")))
             continue
-        before = _nearest(rung, rungs, results)
-        mean = average(own, rung.name)
+        before = _nearest(variant, variants, results)
+        mean = average(own, variant.name)
         compared = [
             _compared(own, mean, where, metric, results, before, num_resamples)
             for where in (ALL, *query_slices(mean))
             for metric in METRICS
         ]
         seeds = tuple(seed for seed in own if seed is not None)
-        rows.append(Row(rung, "", before, mean, tuple(compared), seeds))
+        rows.append(Row(variant, "", before, mean, tuple(compared), seeds))
     return rows
 
 
@@ -119,7 +119,7 @@ def difference(
     *,
     num_resamples: int = 10_000,
 ) -> PairedDifference:
-    """Paired bootstrap over queries of two rungs, whose metrics of each query are averaged over common seeds first.
+    """Paired bootstrap over queries of two variants, whose metrics of each query are averaged over common seeds first.
 
     Args:
         first: Evaluations by seed.
@@ -137,7 +137,7 @@ def difference(
 def perturbed_differences(
     results: Results, pairs: Sequence[tuple[tuple[str, Perturbation], tuple[str, Perturbation]]]
 ) -> list[tuple[tuple[str, Perturbation], tuple[str, Perturbation], dict[str, PairedDifference]]]:
-    """Differences of those pairs of rung and perturbation of which both were evaluated, by metric."""
+    """Differences of those pairs of variant and perturbation of which both were evaluated, by metric."""
     return [
         (first, second, {metric: difference(results[first], results[second], metric) for metric in METRICS})
         for first, second in pairs
@@ -179,16 +179,16 @@ def _value(evaluation: Evaluation, where: tuple[str, str], metric: str) -> float
     return None if part is None else part.metrics[metric]
 
 
-def _nearest(rung: Rung, rungs: Sequence[Rung], results: Results) -> str | None:
-    by_name = {found.name: found for found in rungs}
-    name = rung.before
+def _nearest(variant: Variant, variants: Sequence[Variant], results: Results) -> str | None:
+    by_name = {found.name: found for found in variants}
+    name = variant.before
     while name is not None and not results.get((name, "none")):
         name = by_name[name].before
     return name
 
 
-def _sign(rung: Rung) -> int:
-    return {"above": 1, "below": -1, "either": 0}[rung.expected]
+def _sign(variant: Variant) -> int:
+    return {"above": 1, "below": -1, "either": 0}[variant.expected]
 
 
 def _difference(found: Compared) -> float:

@@ -1,4 +1,4 @@
-"""The ladder as bars with intervals."""
+"""The ablation as bars with intervals."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmfusion.ablation.compare import METRICS, Row
+from mmfusion.ablation.variants import TEXT_ONLY
 from mmfusion.evaluation.numbers import metric_title
-from mmfusion.ladder.compare import METRICS, Row
-from mmfusion.ladder.rungs import TEXT_ONLY
 
 
-def draw_ladder(rows: Sequence[Row], path: Path) -> None:
-    """Draws one panel for each metric: a bar for each rung, a dot for each of its seeds, a whisker for its interval.
+def draw_ablation(rows: Sequence[Row], path: Path) -> None:
+    """Draws one panel for each metric: a bar for each variant, a dot for each of its seeds, a whisker for its interval.
 
     The whisker is the 95 % interval of the difference to text only, drawn from the value of text only (dashed line).
 
@@ -27,18 +27,18 @@ def draw_ladder(rows: Sequence[Row], path: Path) -> None:
     panels = figure.subplots(1, len(METRICS), sharey=True)
     for axes, metric in zip(panels, METRICS, strict=True):
         _panel(axes, rows, metric)
-    panels[0].set_yticks(range(len(rows)), [row.rung.name for row in rows])
+    panels[0].set_yticks(range(len(rows)), [row.variant.name for row in rows])
     panels[0].set_ylim(len(rows) - 0.5, -0.5)
     figure.suptitle(
         "Whisker: 95 % interval of the difference to text only, over queries. Dots: seeds. "
-        "Orange: out of order against the rung before.",
+        "Orange: out of order against the variant before.",
         fontsize=9,
     )
     figure.savefig(path, dpi=120)
 
 
 def _panel(axes: Any, rows: Sequence[Row], metric: str) -> None:
-    reference = next((row.get(metric).mean for row in rows if row.rung.name == TEXT_ONLY and row.mean), None)
+    reference = next((row.get(metric).mean for row in rows if row.variant.name == TEXT_ONLY and row.mean), None)
     if reference is not None:
         axes.axvline(100 * reference, color="grey", linestyle="--", linewidth=1)
     for place, row in enumerate(rows):

@@ -1,24 +1,24 @@
-"""One ladder from its settings to its table."""
+"""One ablation from its settings to its table."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from mmfusion.ladder.bases import write_embedded_inputs
-from mmfusion.ladder.collect import collect
-from mmfusion.ladder.compare import compare
-from mmfusion.ladder.page import markdown_page
-from mmfusion.ladder.plan import LadderStep, plan_ladder
-from mmfusion.ladder.record import is_finished
-from mmfusion.ladder.run import StepFailedError, run_steps
-from mmfusion.ladder.rungs import all_rungs, reasons_not_run
-from mmfusion.ladder.settings import LadderSettings
-from mmfusion.ladder.write import write_ladder
+from mmfusion.ablation.bases import write_embedded_inputs
+from mmfusion.ablation.collect import collect
+from mmfusion.ablation.compare import compare
+from mmfusion.ablation.page import markdown_page
+from mmfusion.ablation.plan import AblationStep, plan_ablation
+from mmfusion.ablation.record import is_finished
+from mmfusion.ablation.run import StepFailedError, run_steps
+from mmfusion.ablation.settings import AblationSettings
+from mmfusion.ablation.variants import all_variants, reasons_not_run
+from mmfusion.ablation.write import write_ablation
 from mmfusion.training.output_lock import take_lock
 
 
-def run_ladder(
-    settings: LadderSettings,
+def run_ablation(
+    settings: AblationSettings,
     checkout: Path,
     *,
     keep_working_files: bool = False,
@@ -28,7 +28,7 @@ def run_ladder(
     """Runs every step that is not finished, then writes the table; after a failure the table of what is finished.
 
     Args:
-        settings: Of the ladder.
+        settings: Of the ablation.
         checkout: Folder that holds recipes/.
         keep_working_files: Keeps checkpoints and copies of the catalogue of finished trainings.
         dry_run: Prints the commands and does nothing.
@@ -36,9 +36,9 @@ def run_ladder(
 
     Raises:
         SystemExit: With 1 and the end of the log, where a step failed.
-        LadderError: A rung is unknown, or a model changed under a finished training.
+        AblationError: A variant is unknown, or a model changed under a finished training.
     """
-    steps = plan_ladder(settings)
+    steps = plan_ablation(settings)
     if dry_run:
         return _print_plan(settings, steps)
     settings.output.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def run_ladder(
         return _show(_write(settings, steps, [step for step in steps if is_finished(step)], None))
     lock = take_lock(settings.output)
     write_embedded_inputs(settings)
-    finished: list[LadderStep] = []
+    finished: list[AblationStep] = []
     failed: StepFailedError | None = None
     try:
         run_steps(steps, checkout, keep_working_files=keep_working_files, after=finished.append)
@@ -59,21 +59,21 @@ def run_ladder(
 
 
 def _show(paths: list[Path]) -> None:
-    print(f"{paths[0].read_text().split('## ')[0]}\nladder: {', '.join(str(path) for path in paths)}", flush=True)
+    print(f"{paths[0].read_text().split('## ')[0]}\nablation: {', '.join(str(path) for path in paths)}", flush=True)
 
 
 def _write(
-    settings: LadderSettings, steps: list[LadderStep], finished: list[LadderStep], failed: StepFailedError | None
+    settings: AblationSettings, steps: list[AblationStep], finished: list[AblationStep], failed: StepFailedError | None
 ) -> list[Path]:
     results = collect(finished)
     not_run = reasons_not_run(settings)
     if failed is not None:
-        not_run.setdefault(failed.step.rung, f"{failed.step.recipe} failed")
-    rows = compare(all_rungs(settings), results, not_run)
-    return write_ladder(settings.output, settings.split, rows, results, markdown_page(settings, rows, results, steps))
+        not_run.setdefault(failed.step.variant, f"{failed.step.recipe} failed")
+    rows = compare(all_variants(settings), results, not_run)
+    return write_ablation(settings.output, settings.split, rows, results, markdown_page(settings, rows, results, steps))
 
 
-def _print_plan(settings: LadderSettings, steps: list[LadderStep]) -> None:
+def _print_plan(settings: AblationSettings, steps: list[AblationStep]) -> None:
     for name, reason in reasons_not_run(settings).items():
         print(f"# not run: {name} ({reason})")
     for step in steps:

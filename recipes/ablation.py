@@ -1,11 +1,11 @@
-"""Train and evaluate every rung of the ladder, from BM25 to the fusion kinds, and compare them in one table."""
+"""Train and evaluate every variant of the ablation, from BM25 to the fusion kinds, and compare them in one table."""
 
 from pathlib import Path
 from typing import Any
 
+from mmfusion.ablation import AblationSettings, Split, run_ablation
+from mmfusion.ablation.bases import count_vision_blocks, read_embedding_dim
 from mmfusion.evaluation.perturb import Perturbation
-from mmfusion.ladder import LadderSettings, Split, run_ladder
-from mmfusion.ladder.bases import count_vision_blocks, read_embedding_dim
 from mmfusion.stages import Optimization
 from mmfusion.training import Hardware, run_command
 
@@ -13,8 +13,8 @@ from mmfusion.training import Hardware, run_command
 def main(
     catalogue: str | None = None,
     base: str | None = None,
-    output: str = "outputs/ladder",
-    rungs: tuple[str, ...] | None = None,
+    output: str = "outputs/ablation",
+    variants: tuple[str, ...] | None = None,
     seeds: tuple[int, ...] = (0, 1, 2),
     fusions: tuple[str, ...] = ("image_only", "weighted_mean", "bilinear", "moe", "cross_attention", "gated"),
     default_fusion: str = "gated",
@@ -53,31 +53,31 @@ def main(
     dry_run: bool = False,
     table_only: bool = False,
 ) -> None:
-    """Writes ladder.<split>.md, .csv and .png; run again to go on where it stopped.
+    """Writes ablation.<split>.md, .csv and .png; run again to go on where it stopped.
 
-    Each rung is trained by the other recipes, as sub-processes whose logs lie beside their folders.
+    Each variant is trained by the other recipes, as sub-processes whose logs lie beside their folders.
 
     Args:
         catalogue: Folder, fsspec URL or Hub id of a catalogue; default: the embedded one, drawn into the output folder.
         base: Folder or Hub id of an mmfusion model (see base.py); default: tiny encoders built in the output folder.
         output: Folder for everything that is written.
-        rungs: Rungs to run, e.g. [bm25,text_only,concat]; default: all. The others are "not run" in the table.
-        seeds: Of training; a rung is the mean of its seeds.
-        fusions: Fusion kinds to compare beside text_only and concat, which are rungs of their own; weighted_mean is
-            three rungs: text's share fixed at 0.9, at 0.1, and learned.
+        variants: Variants to run, e.g. [bm25,text_only,concat]; default: all. The others are "not run" in the table.
+        seeds: Of training; a variant is the mean of its seeds.
+        fusions: Fusion kinds to compare beside text_only and concat, which are variants of their own; weighted_mean is
+            three variants: text's share fixed at 0.9, at 0.1, and learned.
         default_fusion: The one of them that is also perturbed, routed and trained in one stage.
-        larger_base: Model with a larger generic vision encoder, for the rung larger_generic; default: it is not run.
+        larger_base: Model with a larger generic vision encoder, for the variant larger_generic; default: it is not run.
         stage1_steps: Optimizer steps of stage 1.
-        stage2_steps: Optimizer steps of stage 2; rungs without a stage 1 have the sum of both.
+        stage2_steps: Optimizer steps of stage 2; variants without a stage 1 have the sum of both.
         batch_size: Pairs of query and product per batch in stage 1.
-        stage2_batch_size: The same in stage 2, and in the rungs over frozen encoders without a stage 1.
+        stage2_batch_size: The same in stage 2, and in the variants over frozen encoders without a stage 1.
         extra_products: Further train products per batch of stage 2, as negatives.
         photo_views: Views of each photo to train with: it as it is, and crops, perhaps mirrored.
         stage1_optimization: Learning rates and schedule of stage 1. An encoder whose rate is 0 is frozen and its
             features are cached. The defaults suit tiny encoders trained from scratch.
         stage2_optimization: The same of stage 2.
-        stage1_options: Further flags of stage1.py as JSON, e.g. {"title_image_weight": 0.5}, for every rung.
-        stage2_options: Further flags of stage2.py as JSON, e.g. {"modality_dropout": 0.2}, for every rung.
+        stage1_options: Further flags of stage1.py as JSON, e.g. {"title_image_weight": 0.5}, for every variant.
+        stage2_options: Further flags of stage2.py as JSON, e.g. {"modality_dropout": 0.2}, for every variant.
         freeze_vision_blocks: Lowest vision blocks to freeze where the vision encoder is trained; 0 trains all.
         feature_cache: Folder for features of frozen encoders, shared by all runs; default: in the output folder.
         split: Queries of the table. Choose on val, and ask for test once.
@@ -92,7 +92,7 @@ def main(
         dry_run: Prints the commands and does nothing.
         table_only: Writes the table of what is finished and runs nothing, e.g. while another process runs the rest.
     """
-    settings = LadderSettings(
+    settings = AblationSettings(
         output=Path(output).absolute(),
         catalogue=_absolute(catalogue),
         base=_absolute(base),
@@ -100,7 +100,7 @@ def main(
         vision_blocks=None if base is None else count_vision_blocks(base),
         larger_vision_blocks=None if larger_base is None else count_vision_blocks(larger_base),
         embedding_dim=read_embedding_dim(base),
-        rungs=rungs,
+        variants=variants,
         seeds=seeds,
         fusions=fusions,
         default_fusion=default_fusion,
@@ -126,7 +126,7 @@ def main(
         num_products=num_products,
     )
     checkout = Path(__file__).resolve().parent.parent
-    run_ladder(settings, checkout, keep_working_files=keep_working_files, dry_run=dry_run, table_only=table_only)
+    run_ablation(settings, checkout, keep_working_files=keep_working_files, dry_run=dry_run, table_only=table_only)
 
 
 def _absolute(source: str | None) -> str | None:

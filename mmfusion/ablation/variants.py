@@ -1,4 +1,4 @@
-"""The rungs of the ladder, from BM25 up, and the claims about them that stand or fall with other rungs."""
+"""The variants of the ablation, from BM25 up, and the claims about them that stand or fall with other variants."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mmfusion.ladder.settings import LadderError, LadderSettings
+from mmfusion.ablation.settings import AblationError, AblationSettings
 from mmfusion.model import VIEWS
 
 Expected = Literal["above", "below", "either"]
@@ -25,16 +25,16 @@ ROUTED_EQUAL_BYTES = "routed_equal_bytes"
 
 
 @dataclass(frozen=True)
-class Rung:
+class Variant:
     """One row of the table.
 
     Attributes:
         name: Name of its runs and results.
         title: What it is, in a few words.
-        before: Name of the rung that it is compared with; None for the first.
+        before: Name of the variant that it is compared with; None for the first.
         expected: Where the claim sees it, compared with `before`.
         deterministic: True where no seed plays a part, so that it is evaluated once.
-        fusion: Kind of fusion network of a rung that compares one after stage 1; "" for the others.
+        fusion: Kind of fusion network of a variant that compares one after stage 1; "" for the others.
         fusion_config: Fields of the config in which it differs from the base.
     """
 
@@ -47,58 +47,58 @@ class Rung:
     fusion_config: Mapping[str, Any] = field(default_factory=dict)
 
 
-def all_rungs(settings: LadderSettings) -> list[Rung]:
-    """Every rung, whether it is run or not, first rung first."""
+def all_variants(settings: AblationSettings) -> list[Variant]:
+    """Every variant, whether it is run or not, first variant first."""
     default = settings.default_fusion
     return [
-        Rung("bm25", "BM25 over product texts", None, deterministic=True),
-        Rung(TEXT_ONLY, "text only, fine-tuned", "bm25"),
-        Rung("naive_concat", "concatenation over frozen encoders", TEXT_ONLY),
-        Rung("concat", "concatenation after stage 1 (domain fine-tuned)", "naive_concat"),
+        Variant("bm25", "BM25 over product texts", None, deterministic=True),
+        Variant(TEXT_ONLY, "text only, fine-tuned", "bm25"),
+        Variant("naive_concat", "concatenation over frozen encoders", TEXT_ONLY),
+        Variant("concat", "concatenation after stage 1 (domain fine-tuned)", "naive_concat"),
         *(
-            rung
+            variant
             for kind in sorted(settings.fusions, key=lambda kind: kind == default)
-            for rung in _fusions(kind, default)
+            for variant in _fusions(kind, default)
         ),
-        Rung(ROUTED, f"{default} with a query router, thrice the bytes per product", default),
-        Rung(
+        Variant(ROUTED, f"{default} with a query router, thrice the bytes per product", default),
+        Variant(
             ROUTED_EQUAL_BYTES,
             f"routed, each view cut to a third: at most the bytes per product of {default}",
             default,
             "either",
         ),
-        Rung("one_stage", f"{default} in one stage from the base, same number of steps", default, "below"),
-        Rung("larger_generic", "concatenation over larger frozen encoders", "concat", "below"),
+        Variant("one_stage", f"{default} in one stage from the base, same number of steps", default, "below"),
+        Variant("larger_generic", "concatenation over larger frozen encoders", "concat", "below"),
     ]
 
 
-def chosen_rungs(settings: LadderSettings) -> list[Rung]:
-    """The rungs that are asked for and can be run.
+def chosen_variants(settings: AblationSettings) -> list[Variant]:
+    """The variants that are asked for and can be run.
 
     Raises:
-        LadderError: A name is not that of a rung.
+        AblationError: A name is not that of a variant.
     """
     skipped = reasons_not_run(settings)
-    return [rung for rung in all_rungs(settings) if rung.name not in skipped]
+    return [variant for variant in all_variants(settings) if variant.name not in skipped]
 
 
-def reasons_not_run(settings: LadderSettings) -> dict[str, str]:
-    """Why a rung is not run, by its name; rungs that are run are not in it.
+def reasons_not_run(settings: AblationSettings) -> dict[str, str]:
+    """Why a variant is not run, by its name; variants that are run are not in it.
 
     Raises:
-        LadderError: A name is not that of a rung.
+        AblationError: A name is not that of a variant.
     """
-    names = [rung.name for rung in all_rungs(settings)]
-    wanted = names if settings.rungs is None else list(settings.rungs)
+    names = [variant.name for variant in all_variants(settings)]
+    wanted = names if settings.variants is None else list(settings.variants)
     unknown = [name for name in wanted if name not in names]
     if unknown:
-        raise LadderError(f"rungs names {unknown[0]!r}; the rungs are {', '.join(names)}.")
+        raise AblationError(f"variants names {unknown[0]!r}; the variants are {', '.join(names)}.")
     found = {name: _missing(name, settings) for name in names}
     found.update((name, "not asked for") for name in names if name not in wanted)
     return {name: reason for name, reason in found.items() if reason is not None}
 
 
-def _missing(name: str, settings: LadderSettings) -> str | None:
+def _missing(name: str, settings: AblationSettings) -> str | None:
     match name:
         case "bm25" if importlib.util.find_spec("bm25s") is None:
             return "needs the extra mmfusion[bm25]"
@@ -111,18 +111,18 @@ def _missing(name: str, settings: LadderSettings) -> str | None:
     return None
 
 
-def _fusions(kind: str, default: str) -> list[Rung]:
+def _fusions(kind: str, default: str) -> list[Variant]:
     if kind == "image_only":
-        return [Rung(kind, "photo only, after stage 1", "concat", "either", fusion=kind)]
+        return [Variant(kind, "photo only, after stage 1", "concat", "either", fusion=kind)]
     if kind == "weighted_mean":
         return [_weighted_mean(name, fields) for name, fields in WEIGHTED_MEANS.items()]
     if kind == default:
-        return [Rung(kind, f"fusion {kind} after stage 1, the default", "concat", fusion=kind)]
-    return [Rung(kind, f"fusion {kind} after stage 1", "concat", "either", fusion=kind)]
+        return [Variant(kind, f"fusion {kind} after stage 1, the default", "concat", fusion=kind)]
+    return [Variant(kind, f"fusion {kind} after stage 1", "concat", "either", fusion=kind)]
 
 
-def _weighted_mean(name: str, fields: Mapping[str, Any]) -> Rung:
+def _weighted_mean(name: str, fields: Mapping[str, Any]) -> Variant:
     share = fields["fusion_text_weight"]
     start = "learned from" if fields.get("fusion_learned_weights") else "fixed at"
     title = f"weighted mean after stage 1, text's share {start} {share:.1f}"
-    return Rung(name, title, "concat", "either", fusion="weighted_mean", fusion_config=fields)
+    return Variant(name, title, "concat", "either", fusion="weighted_mean", fusion_config=fields)

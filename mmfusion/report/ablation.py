@@ -1,4 +1,4 @@
-"""The ladder: every rung's metrics with paired intervals against the rung before it and against the first."""
+"""The ablation: every variant's metrics with paired intervals against the variant before it and against the first."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from mmfusion.report.html import Html, foreign, join, table, tag
 
 @dataclass(frozen=True)
 class Step:
-    """One rung in one metric.
+    """One variant in one metric.
 
     Attributes:
-        name: Name of the rung.
+        name: Name of the variant.
         value: Mean in [0, 1]; None where no query defines the metric.
-        before: Difference to the rung before it; None for the first rung.
-        first: Difference to the first rung; None for the first rung.
+        before: Difference to the variant before it; None for the first variant.
+        first: Difference to the first variant; None for the first variant.
     """
 
     name: str
@@ -24,27 +24,27 @@ class Step:
     first: PairedDifference | None
 
 
-def climb(rungs: list[Evaluation], metric: str, *, seed: int = 0) -> list[Step]:
-    """Compares each rung with the one before it and with the first.
+def climb(variants: list[Evaluation], metric: str, *, seed: int = 0) -> list[Step]:
+    """Compares each variant with the one before it and with the first.
 
     Args:
-        rungs: At least one, of the same queries and pool.
+        variants: At least one, of the same queries and pool.
         metric: Name of a metric that all have.
         seed: Of the bootstrap samples.
     """
     steps = []
-    for place, rung in enumerate(rungs):
-        before = paired_bootstrap(rung, rungs[place - 1], metric, seed=seed) if place else None
-        # The second rung has one neighbour that is both.
-        first = before if place <= 1 else paired_bootstrap(rung, rungs[0], metric, seed=seed)
-        steps.append(Step(rung.name, rung.means[metric], before, first))
+    for place, variant in enumerate(variants):
+        before = paired_bootstrap(variant, variants[place - 1], metric, seed=seed) if place else None
+        # The second variant has one neighbour that is both.
+        first = before if place <= 1 else paired_bootstrap(variant, variants[0], metric, seed=seed)
+        steps.append(Step(variant.name, variant.means[metric], before, first))
     return steps
 
 
-def ladder_table(ladders: dict[str, list[Step]]) -> Html:
-    """Table of all rungs; `ladders` holds the same rungs by metric."""
-    header, columns = ["Rung"], list(ladders.values())
-    for metric in ladders:
+def ablation_table(ablations: dict[str, list[Step]]) -> Html:
+    """Table of all variants; `ablations` holds the same variants by metric."""
+    header, columns = ["Variant"], list(ablations.values())
+    for metric in ablations:
         title = metric_title(metric)
         header += [title, f"{title} against the one before", f"{title} against the first"]
     rows = []

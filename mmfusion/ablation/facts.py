@@ -1,4 +1,4 @@
-"""Where a ladder ran: commit, hardware and versions."""
+"""Where an ablation ran: commit, hardware and versions."""
 
 from __future__ import annotations
 

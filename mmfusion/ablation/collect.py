@@ -1,4 +1,4 @@
-"""From the evaluations of single seeds to one of each rung: every query's metrics averaged over the seeds."""
+"""From the evaluations of single seeds to one of each variant: every query's metrics averaged over the seeds."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mmfusion.ablation.plan import AblationStep
+from mmfusion.ablation.settings import AblationError
 from mmfusion.evaluation import Evaluation, Slice
 from mmfusion.evaluation.evaluation import CONDITIONS
 from mmfusion.evaluation.perturb import Perturbation
-from mmfusion.ladder.plan import LadderStep
-from mmfusion.ladder.settings import LadderError
 
 BySeed = Mapping[int | None, Evaluation]
-"""Evaluations of a rung by seed; None is the seed of a rung in which no seed plays a part."""
+"""Evaluations of a variant by seed; None is the seed of a variant in which no seed plays a part."""
 
 Results = dict[tuple[str, Perturbation], dict[int | None, Evaluation]]
-"""Evaluations by rung and perturbation."""
+"""Evaluations by variant and perturbation."""
 
 
-def collect(finished: Iterable[LadderStep]) -> Results:
+def collect(finished: Iterable[AblationStep]) -> Results:
     """Reads what finished evaluation steps wrote.
 
     Raises:
@@ -31,7 +31,7 @@ def collect(finished: Iterable[LadderStep]) -> Results:
     results: Results = {}
     for step in finished:
         if step.name:
-            found = results.setdefault((step.rung, step.perturbation), {})
+            found = results.setdefault((step.variant, step.perturbation), {})
             found[step.seed] = Evaluation.load(step.folder, step.name)
     return results
 
@@ -44,7 +44,7 @@ def average(by_seed: BySeed, name: str) -> Evaluation:
         name: Of the result.
 
     Raises:
-        LadderError: They differ in queries, pool or relevant grade, or in where metrics are defined.
+        AblationError: They differ in queries, pool or relevant grade, or in where metrics are defined.
     """
     evaluations = list(by_seed.values())
     first = evaluations[0]
@@ -70,16 +70,16 @@ def average(by_seed: BySeed, name: str) -> Evaluation:
 
 
 def common_seeds(first: BySeed, second: BySeed) -> tuple[BySeed, BySeed]:
-    """Both restricted to the seeds that both have; a rung without seeds goes with all of the other.
+    """Both restricted to the seeds that both have; a variant without seeds goes with all of the other.
 
     Raises:
-        LadderError: They share no seed.
+        AblationError: They share no seed.
     """
     if None in first or None in second:
         return first, second
     shared = [seed for seed in first if seed in second]
     if not shared:
-        raise LadderError(f"no seed is common to {sorted(map(str, first))} and {sorted(map(str, second))}")
+        raise AblationError(f"no seed is common to {sorted(map(str, first))} and {sorted(map(str, second))}")
     return {seed: first[seed] for seed in shared}, {seed: second[seed] for seed in shared}
 
 
@@ -95,16 +95,18 @@ def _sorted(evaluation: Evaluation) -> pa.Table:
 def _check_alike(first: Evaluation, other: Evaluation, ours: pa.Table, theirs: pa.Table) -> None:
     for name in CONDITIONS:
         if getattr(first, name) != getattr(other, name):
-            raise LadderError(
+            raise AblationError(
                 f"{first.name!r} has {name}={getattr(first, name)!r} but {other.name!r} has "
-                f"{getattr(other, name)!r}; delete these results and run the ladder again."
+                f"{getattr(other, name)!r}; delete these results and run the ablation again."
             )
     if not ours["query_id"].equals(theirs["query_id"]) or first.means.keys() != other.means.keys():
-        raise LadderError(
-            f"{first.name!r} and {other.name!r} differ in queries or metrics; delete them and run the ladder again."
+        raise AblationError(
+            f"{first.name!r} and {other.name!r} differ in queries or metrics; delete them and run the ablation again."
         )
     if [_key(part) for part in first.slices] != [_key(part) for part in other.slices]:
-        raise LadderError(f"{first.name!r} and {other.name!r} differ in slices; delete them and run the ladder again.")
+        raise AblationError(
+            f"{first.name!r} and {other.name!r} differ in slices; delete them and run the ablation again."
+        )
 
 
 def _key(part: Slice) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""The ladder in a card: what recipes/ladder.py wrote, set as tables."""
+"""The ablation in a card: what recipes/ablation.py wrote, set as tables."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from mmfusion.hub.card_results import METRICS, NOT_MEASURED, check_number, read_
 from mmfusion.markdown import table
 
 _COLUMNS = (
-    *("rung", "perturbation", "column", "value", "metric", "seed", "mean", "status", "before"),
+    *("variant", "perturbation", "column", "value", "metric", "seed", "mean", "status", "before"),
     *(f"{part}_{end}" for part in ("before", "text_only") for end in ("difference", "low", "high")),
 )
-_AGAIN = "run recipes/ladder.py again, which writes it anew from finished steps"
+_AGAIN = "run recipes/ablation.py again, which writes it anew from finished steps"
 _SPLITS = ("test", "val", "train")
 
 
 @dataclass(frozen=True)
-class Ladder:
-    """A ladder of one split.
+class Ablation:
+    """An ablation of one split.
 
     Attributes:
         path: Its CSV file.
         split: Queries that were asked.
         rows: Cells of the file by column, all texts.
-        titles: What each rung is, in a few words, as far as it is known.
+        titles: What each variant is, in a few words, as far as it is known.
         labels: Who judged; "" where no result says.
         conditions: What the numbers were measured over.
-        models: Rung and seed ("" for one without seed) by fingerprint of the model.
+        models: Variant and seed ("" for one without seed) by fingerprint of the model.
         files: Results of single seeds by fingerprint of the model.
         measured_with: Lines of its page on hardware, versions, commits and budget.
     """
@@ -53,58 +53,60 @@ class Ladder:
         return [row for row in self.rows if all(row[name] == value for name, value in cells.items())]
 
 
-def read_ladders(folder: str | Path) -> list[Ladder]:
-    """The ladders of an output folder of recipes/ladder.py, test first.
+def read_ablations(folder: str | Path) -> list[Ablation]:
+    """The ablations of an output folder of recipes/ablation.py, test first.
 
     Raises:
         CardError: There is none, or a file is damaged.
     """
     folder = Path(folder)
-    found = {path.name.split(".")[1]: path for path in sorted(folder.glob("ladder.*.csv"))}
+    found = {path.name.split(".")[1]: path for path in sorted(folder.glob("ablation.*.csv"))}
     if not found:
         raise CardError(
-            "there is no ladder (ladder.SPLIT.csv) in it", str(folder), f"run recipes/ladder.py --output {folder}"
+            "there is no ablation (ablation.SPLIT.csv) in it", str(folder), f"run recipes/ablation.py --output {folder}"
         )
     order = [split for split in _SPLITS if split in found] + [split for split in found if split not in _SPLITS]
     return [_read(found[split], split) for split in order]
 
 
-def ladder_section(ladders: Sequence[Ladder], fingerprint: str | None) -> str:
-    """Tables of rungs with their intervals, and which rung this model is."""
-    return "\n\n".join(_one(ladder, fingerprint) for ladder in ladders) or NOT_MEASURED
+def ablation_section(ablations: Sequence[Ablation], fingerprint: str | None) -> str:
+    """Tables of variants with their intervals, and which variant this model is."""
+    return "\n\n".join(_one(ablation, fingerprint) for ablation in ablations) or NOT_MEASURED
 
 
-def perturbed_rungs(ladders: Sequence[Ladder]) -> str:
-    """Means of rungs over perturbed inputs; "" if there are none."""
+def perturbed_variants(ablations: Sequence[Ablation]) -> str:
+    """Means of variants over perturbed inputs; "" if there are none."""
     parts = []
-    for ladder in ladders:
-        keys = dict.fromkeys((row["rung"], row["perturbation"]) for row in ladder.rows if row["perturbation"] != "none")
+    for ablation in ablations:
+        keys = dict.fromkeys(
+            (row["variant"], row["perturbation"]) for row in ablation.rows if row["perturbation"] != "none"
+        )
         if not keys:
             continue
-        rows = [["rung, perturbation", *map(metric_title, METRICS)]]
-        plain = {(rung, "none") for rung, _ in keys}
-        for rung, perturbation in sorted(plain | keys.keys(), key=lambda key: (key[0], key[1] != "none", key[1])):
-            cells = [_mean(ladder, rung, perturbation, metric) for metric in METRICS]
-            rows.append([f"{rung}, {'as they are' if perturbation == 'none' else perturbation}", *cells])
-        parts.append(f"Rungs of the ladder, {ladder.split} split, means over seeds:\n\n{table(rows)}")
+        rows = [["variant, perturbation", *map(metric_title, METRICS)]]
+        plain = {(variant, "none") for variant, _ in keys}
+        for variant, perturbation in sorted(plain | keys.keys(), key=lambda key: (key[0], key[1] != "none", key[1])):
+            cells = [_mean(ablation, variant, perturbation, metric) for metric in METRICS]
+            rows.append([f"{variant}, {'as they are' if perturbation == 'none' else perturbation}", *cells])
+        parts.append(f"Variants of the ablation, {ablation.split} split, means over seeds:\n\n{table(rows)}")
     return "\n\n".join(parts)
 
 
-def _one(ladder: Ladder, fingerprint: str | None) -> str:
-    rows = [["rung", "seeds"]]
+def _one(ablation: Ablation, fingerprint: str | None) -> str:
+    rows = [["variant", "seeds"]]
     for metric in METRICS:
         rows[0] += [metric_title(metric), "against the one before", "against text only"]
     rows[0] += ["compared with", "order"]
-    for rung in dict.fromkeys(row["rung"] for row in ladder.select(perturbation="none")):
-        rows.append(_rung(ladder, rung))
+    for variant in dict.fromkeys(row["variant"] for row in ablation.select(perturbation="none")):
+        rows.append(_variant(ablation, variant))
     return "\n\n".join(
-        [f"### {ladder.split.capitalize()} split", _which(ladder, fingerprint), table(rows), *_notes(ladder)]
+        [f"### {ablation.split.capitalize()} split", _which(ablation, fingerprint), table(rows), *_notes(ablation)]
     )
 
 
-def _rung(ladder: Ladder, rung: str) -> list[str]:
-    own = ladder.select(rung=rung, perturbation="none", column="")
-    title = f"{rung}: {ladder.titles[rung]}" if rung in ladder.titles else rung
+def _variant(ablation: Ablation, variant: str) -> list[str]:
+    own = ablation.select(variant=variant, perturbation="none", column="")
+    title = f"{variant}: {ablation.titles[variant]}" if variant in ablation.titles else variant
     means = [row for row in own if row["seed"] == "mean"]
     if not means:
         status = own[0]["status"] if own else "not run"
@@ -114,7 +116,7 @@ def _rung(ladder: Ladder, rung: str) -> list[str]:
     for metric in METRICS:
         row = next((found for found in means if found["metric"] == metric), None)
         if row is None:
-            raise CardError(f"there is no mean {metric} of {rung!r}", str(ladder.path), _AGAIN)
+            raise CardError(f"there is no mean {metric} of {variant!r}", str(ablation.path), _AGAIN)
         cells += [percent(float(row["mean"])), _interval(row, "before"), _interval(row, "text_only")]
     wrong = [metric_title(row["metric"]) for row in means if row["status"] == "out of order"]
     before = means[0]["before"]
@@ -132,34 +134,34 @@ def _interval(row: dict[str, str], part: str) -> str:
     return interval_of(*map(float, ends)) if all(ends) else "–"
 
 
-def _which(ladder: Ladder, fingerprint: str | None) -> str:
-    if fingerprint is None or fingerprint not in ladder.models:
+def _which(ablation: Ablation, fingerprint: str | None) -> str:
+    if fingerprint is None or fingerprint not in ablation.models:
         return "The model of this repository is none of the models of this table; the table shows what its parts add."
-    rung, seed = ladder.models[fingerprint]
-    return f"The model of this repository is rung *{rung}*" + (f", seed {seed}." if seed else ".")
+    variant, seed = ablation.models[fingerprint]
+    return f"The model of this repository is variant *{variant}*" + (f", seed {seed}." if seed else ".")
 
 
-def _notes(ladder: Ladder) -> Iterator[str]:
+def _notes(ablation: Ablation) -> Iterator[str]:
     yield (
         "Per cent, means over seeds; differences in points with 95 % intervals of a paired bootstrap over queries. The "
-        "intervals speak of other queries and not of other seeds. A rung is out of order where it stands on the other "
-        "side of the one it is compared with than the claim of the paper sees it."
+        "intervals speak of other queries and not of other seeds. A variant is out of order where it stands on the "
+        "other side of the one it is compared with than the claim of the paper sees it."
     )
-    seeds = {row["seed"] for row in ladder.rows} - {"mean", ""}
+    seeds = {row["seed"] for row in ablation.rows} - {"mean", ""}
     if len(seeds) == 1:
         yield "**One seed only: read with care.**"
-    if ladder.conditions:
-        yield f"Measured over: {ladder.conditions}."
-    if ladder.measured_with:
-        yield public_text("\n".join(ladder.measured_with))
+    if ablation.conditions:
+        yield f"Measured over: {ablation.conditions}."
+    if ablation.measured_with:
+        yield public_text("\n".join(ablation.measured_with))
 
 
-def _mean(ladder: Ladder, rung: str, perturbation: str, metric: str) -> str:
-    found = ladder.select(rung=rung, perturbation=perturbation, column="", metric=metric, seed="mean")
+def _mean(ablation: Ablation, variant: str, perturbation: str, metric: str) -> str:
+    found = ablation.select(variant=variant, perturbation=perturbation, column="", metric=metric, seed="mean")
     return percent(float(found[0]["mean"])) if found else "–"
 
 
-def _read(path: Path, split: str) -> Ladder:
+def _read(path: Path, split: str) -> Ablation:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
@@ -180,7 +182,7 @@ def _read(path: Path, split: str) -> Ladder:
     text = page.read_text("utf-8") if page.is_file() else ""
     titles = dict(re.findall(r"^\| (\w+): ([^|]+?) \|", text, flags=re.MULTILINE))
     facts = tuple(re.findall(r"^- (?:hardware|versions|commit|budget): .*", text, flags=re.MULTILINE))
-    return _with_results(Ladder(path, split, rows, titles, "", "", {}, {}, facts))
+    return _with_results(Ablation(path, split, rows, titles, "", "", {}, {}, facts))
 
 
 def _check_cell(text: str, low: int, place: str) -> None:
@@ -191,11 +193,11 @@ def _check_cell(text: str, low: int, place: str) -> None:
     check_number(value, low, 1, place, _AGAIN)
 
 
-def _with_results(ladder: Ladder) -> Ladder:
+def _with_results(ablation: Ablation) -> Ablation:
     """Adds what the results of single seeds know: conditions, who judged, and which models they are of."""
     conditions, labels = "", ""
     models, files = dict[str, tuple[str, str]](), dict[str, list[Path]]()
-    for path in sorted((ladder.path.parent / ladder.split).glob("*.json")):
+    for path in sorted((ablation.path.parent / ablation.split).glob("*.json")):
         if path.name.endswith((".step.json", ".weights.json")):
             continue
         fields = read_json(path, _AGAIN)
@@ -208,9 +210,9 @@ def _with_results(ladder: Ladder) -> Ladder:
         files.setdefault(model, []).append(path)
         name = re.fullmatch(r"(\w+)(?:\.seed(\d+))?", path.stem)
         if name and provenance.get("perturbation") == "none":
-            # A shortened rung (routed_equal_bytes) is the same model; the whole one comes first by name.
+            # A shortened variant (routed_equal_bytes) is the same model; the whole one comes first by name.
             models.setdefault(model, (name[1], name[2] or ""))
-    return replace(ladder, labels=labels, conditions=public_text(conditions), models=models, files=files)
+    return replace(ablation, labels=labels, conditions=public_text(conditions), models=models, files=files)
 
 
 def _conditions(fields: dict[str, object]) -> str:

@@ -1,4 +1,4 @@
-"""What a ladder is run with: one budget, one set of seeds and one catalogue for every rung."""
+"""What an ablation is run with: one budget, one set of seeds and one catalogue for every variant."""
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ from mmfusion.training import Hardware
 
 Split = Literal["train", "val", "test"]
 
-# The post's own rungs have these names; a fusion kind among --fusions would overwrite them.
-_OWN_RUNGS = ("text_only", "concat")
+# The post's own variants have these names; a fusion kind among --fusions would overwrite them.
+_OWN_VARIANTS = ("text_only", "concat")
 
 
-class LadderError(ValueError):
-    """A ladder cannot be run as it is asked for."""
+class AblationError(ValueError):
+    """An ablation cannot be run as it is asked for."""
 
 
 @dataclass(frozen=True)
-class LadderSettings:
-    """Settings of a ladder; every rung shares them.
+class AblationSettings:
+    """Settings of an ablation; every variant shares them.
 
     Attributes:
         output: Absolute folder for everything that is written.
         catalogue: Absolute folder, fsspec URL or Hub id; None: the embedded one, drawn into the output folder.
         base: Absolute folder or Hub id of an mmfusion model; None: tiny encoders built in the output folder.
-        larger_base: The same with a larger generic vision encoder; None: that rung is not run.
+        larger_base: The same with a larger generic vision encoder; None: that variant is not run.
         vision_blocks: Blocks of the base's vision encoder, to evaluate from the cached features of the frozen whole;
             None where that is not known: photos are read.
         larger_vision_blocks: The same of the larger base.
         embedding_dim: Components of the base's vectors, a third of which routed_equal_bytes keeps of each view; None
             where that is not known: it is not run.
-        rungs: Names of the rungs to run; None: all.
+        variants: Names of the variants to run; None: all.
         seeds: Of training; different, at least one.
-        fusions: Fusion kinds to compare beside `text_only` and `concat`, which are rungs of their own.
+        fusions: Fusion kinds to compare beside `text_only` and `concat`, which are variants of their own.
         default_fusion: The one of them that is perturbed, routed and trained in one stage.
         stage1_steps: Optimizer steps of stage 1.
-        stage2_steps: Optimizer steps of stage 2; rungs without a stage 1 have the sum of both.
+        stage2_steps: Optimizer steps of stage 2; variants without a stage 1 have the sum of both.
         batch_size: Pairs per batch of stage 1, and of training in one stage.
-        stage2_batch_size: Pairs per batch of stage 2, and of rungs over frozen encoders.
+        stage2_batch_size: Pairs per batch of stage 2, and of variants over frozen encoders.
         extra_products: Further products per batch of stage 2, as negatives.
-        photo_views: Views of each photo to train with, in rungs that see.
+        photo_views: Views of each photo to train with, in variants that see.
         stage1_optimization: Learning rates and schedule of stage 1.
         stage2_optimization: The same of stage 2.
-        stage1_options: Further flags of stage1.py, for every rung alike.
-        stage2_options: Further flags of stage2.py, for every rung alike.
+        stage1_options: Further flags of stage1.py, for every variant alike.
+        stage2_options: Further flags of stage2.py, for every variant alike.
         freeze_vision_blocks: Lowest vision blocks that are frozen where the vision encoder is trained.
         feature_cache: Absolute folder that all runs share.
         validate_every: Optimizer steps between validations.
@@ -61,7 +61,7 @@ class LadderSettings:
         num_products: Size of the embedded catalogue.
 
     Raises:
-        LadderError: A value is out of range, or names a rung or a fusion that there is not.
+        AblationError: A value is out of range, or names a variant or a fusion that there is not.
     """
 
     output: Path
@@ -71,7 +71,7 @@ class LadderSettings:
     vision_blocks: int | None = None
     larger_vision_blocks: int | None = None
     embedding_dim: int | None = None
-    rungs: tuple[str, ...] | None = None
+    variants: tuple[str, ...] | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     fusions: tuple[str, ...] = ("gated",)
     default_fusion: str = "gated"
@@ -101,30 +101,32 @@ class LadderSettings:
         self._check_fusions()
         for name in ("stage1_steps", "stage2_steps"):
             if getattr(self, name) < 1:
-                raise LadderError(f"{name} is {getattr(self, name)}; give at least 1.")
-        for name in ("rungs", "perturbations", "product_slices"):
+                raise AblationError(f"{name} is {getattr(self, name)}; give at least 1.")
+        for name in ("variants", "perturbations", "product_slices"):
             values = getattr(self, name) or ()
             twice = next((value for value in values if values.count(value) > 1), None)
             if twice is not None:
-                raise LadderError(f"{name} names {twice!r} twice; name each once.")
+                raise AblationError(f"{name} names {twice!r} twice; name each once.")
 
     def _check_seeds(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise LadderError(f"seeds is {list(self.seeds)}; give at least one, each once and none below 0.")
+            raise AblationError(f"seeds is {list(self.seeds)}; give at least one, each once and none below 0.")
 
     def _check_fusions(self) -> None:
         unknown = [name for name in self.fusions if name not in FUSION_KINDS]
         if unknown:
-            raise LadderError(f"fusions names {unknown[0]!r}; the kinds are {', '.join(FUSION_KINDS)}.")
-        own = [name for name in self.fusions if name in _OWN_RUNGS]
+            raise AblationError(f"fusions names {unknown[0]!r}; the kinds are {', '.join(FUSION_KINDS)}.")
+        own = [name for name in self.fusions if name in _OWN_VARIANTS]
         if own:
-            raise LadderError(f"fusions names {own[0]!r}, which is a rung of its own already; leave it out.")
+            raise AblationError(f"fusions names {own[0]!r}, which is a variant of its own already; leave it out.")
         if len(set(self.fusions)) < len(self.fusions):
-            raise LadderError(f"fusions is {list(self.fusions)}; name each kind once.")
+            raise AblationError(f"fusions is {list(self.fusions)}; name each kind once.")
         if self.default_fusion == "weighted_mean":
-            raise LadderError("default_fusion is 'weighted_mean', which is three rungs; choose a fusion of one rung.")
+            raise AblationError(
+                "default_fusion is 'weighted_mean', which is three variants; choose a fusion of one variant."
+            )
         if self.default_fusion not in self.fusions:
-            raise LadderError(
+            raise AblationError(
                 f"default_fusion is {self.default_fusion!r}, which is not among the fusions {list(self.fusions)}; "
                 "name it there, or choose one of them."
             )

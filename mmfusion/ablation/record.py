@@ -7,9 +7,9 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mmfusion.ablation.plan import AblationStep
+from mmfusion.ablation.settings import AblationError
 from mmfusion.files import replace_text
-from mmfusion.ladder.plan import LadderStep
-from mmfusion.ladder.settings import LadderError
 from mmfusion.training.run import read_record
 
 _MODEL_FILES = ("*.safetensors", "*config.json")
@@ -31,25 +31,25 @@ class StepRecord:
     seconds: float = 0.0
     complete: bool = False
 
-    def save(self, step: LadderStep) -> None:
+    def save(self, step: AblationStep) -> None:
         path = _path(step)
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(asdict(self), indent=2))
 
 
-def load_step_record(step: LadderStep) -> StepRecord | None:
+def load_step_record(step: AblationStep) -> StepRecord | None:
     """The record of a step, or None if it was never started."""
     path = _path(step)
     return StepRecord(**json.loads(path.read_text())) if path.is_file() else None
 
 
-def is_finished(step: LadderStep) -> bool:
+def is_finished(step: AblationStep) -> bool:
     """Whether a step need not run: it succeeded with this command, from the model that is there now.
 
     An evaluation of a model that has changed since is not finished.
 
     Raises:
-        LadderError: A finished training started from a model that has changed since.
+        AblationError: A finished training started from a model that has changed since.
     """
     record = load_step_record(step)
     if record is None or not record.complete or record.command != step.command() or not _has_result(step):
@@ -58,7 +58,7 @@ def is_finished(step: LadderStep) -> bool:
         return True
     if step.name:
         return False
-    raise LadderError(
+    raise AblationError(
         f"{step.folder} was trained from {step.model}, which has changed since; delete {step.folder} to train it again."
     )
 
@@ -76,11 +76,11 @@ def model_digest(model: str | None) -> str:
     return digest.hexdigest()
 
 
-def _has_result(step: LadderStep) -> bool:
+def _has_result(step: AblationStep) -> bool:
     if step.name:
         return all((step.folder / f"{step.name}{end}").is_file() for end in (".json", ".per_query.parquet"))
     return bool((read_record(step.folder) or {}).get("complete"))
 
 
-def _path(step: LadderStep) -> Path:
+def _path(step: AblationStep) -> Path:
     return step.stem.with_name(f"{step.stem.name}.step.json")

@@ -1,4 +1,4 @@
-"""The Markdown page of a ladder: tables, what they were measured with, and the commands."""
+"""The Markdown page of an ablation: tables, what they were measured with, and the commands."""
 
 from __future__ import annotations
 
@@ -6,38 +6,40 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmfusion.ablation.collect import Results, average
+from mmfusion.ablation.compare import METRICS, Compared, Row, difference, perturbed_differences
+from mmfusion.ablation.facts import hardware_line, versions_line
+from mmfusion.ablation.plan import AblationStep
+from mmfusion.ablation.record import load_step_record
+from mmfusion.ablation.run import duration
+from mmfusion.ablation.settings import AblationSettings
+from mmfusion.ablation.variants import ROUTED, TEXT_ONLY, all_variants
 from mmfusion.evaluation import PairedDifference, format_table
 from mmfusion.evaluation.numbers import interval, metric_title, percent
 from mmfusion.evaluation.perturb import Perturbation
 from mmfusion.evaluation.report import format_product_slices
 from mmfusion.evaluation.routing import format_router_weights
-from mmfusion.ladder.collect import Results, average
-from mmfusion.ladder.compare import METRICS, Compared, Row, difference, perturbed_differences
-from mmfusion.ladder.facts import hardware_line, versions_line
-from mmfusion.ladder.plan import LadderStep
-from mmfusion.ladder.record import load_step_record
-from mmfusion.ladder.run import duration
-from mmfusion.ladder.rungs import ROUTED, TEXT_ONLY, all_rungs
-from mmfusion.ladder.settings import LadderSettings
 from mmfusion.markdown import table as markdown_table
 
 _MIN_SEEDS = 3
 _Key = tuple[str, Perturbation]
 
 
-def markdown_page(settings: LadderSettings, rows: Sequence[Row], results: Results, steps: Sequence[LadderStep]) -> str:
+def markdown_page(
+    settings: AblationSettings, rows: Sequence[Row], results: Results, steps: Sequence[AblationStep]
+) -> str:
     """The page.
 
     Args:
-        settings: Of the ladder.
+        settings: Of the ablation.
         rows: The table.
-        results: Evaluations by rung and perturbation.
-        steps: All steps of the ladder, finished or not.
+        results: Evaluations by variant and perturbation.
+        steps: All steps of the ablation, finished or not.
     """
     parts = [
-        f"# Ladder on the {settings.split} split",
+        f"# Ablation on the {settings.split} split",
         _introduction(settings, rows),
-        _ladder_table(rows),
+        _ablation_table(rows),
         _order_notes(rows),
         _by_kind(rows),
         _against_other_fusions(settings, results),
@@ -55,7 +57,7 @@ def _interval(found: PairedDifference | None) -> str:
     return "–" if found is None else interval(found)
 
 
-def _introduction(settings: LadderSettings, rows: Sequence[Row]) -> str:
+def _introduction(settings: AblationSettings, rows: Sequence[Row]) -> str:
     seeds = ", ".join(map(str, settings.seeds))
     few = "" if len(settings.seeds) >= _MIN_SEEDS else f" **Fewer than {_MIN_SEEDS} seeds: read with care.**"
     lines = [
@@ -71,16 +73,18 @@ def _introduction(settings: LadderSettings, rows: Sequence[Row]) -> str:
     return "\n\n".join(lines)
 
 
-def _ladder_table(rows: Sequence[Row]) -> str:
-    header = ["rung", "seeds"]
+def _ablation_table(rows: Sequence[Row]) -> str:
+    header = ["variant", "seeds"]
     for metric in METRICS:
         header += [metric_title(metric), "against the one before", "against text only"]
     table = [[*header, "compared with", "order"]]
     for row in rows:
         if row.mean is None:
-            table.append([f"{row.rung.name}: {row.rung.title}", "–", *["not run"] * 6, "–", f"not run: {row.not_run}"])
+            table.append(
+                [f"{row.variant.name}: {row.variant.title}", "–", *["not run"] * 6, "–", f"not run: {row.not_run}"]
+            )
             continue
-        cells = [f"{row.rung.name}: {row.rung.title}", str(len(row.seeds)) if row.seeds else "none needed"]
+        cells = [f"{row.variant.name}: {row.variant.title}", str(len(row.seeds)) if row.seeds else "none needed"]
         for metric in METRICS:
             found = row.get(metric)
             cells += [percent(found.mean), _interval(found.before), _interval(found.text_only)]
@@ -94,18 +98,18 @@ def _order(row: Row) -> str:
     wrong = row.out_of_order()
     if wrong:
         return f"**out of order**: {', '.join(metric_title(metric) for metric in wrong)}"
-    if row.rung.expected == "either":
+    if row.variant.expected == "either":
         return "no order claimed"
     unsure = ", ".join(metric_title(metric) for metric in row.not_separated())
     return f"in order; interval holds zero: {unsure}" if unsure else "in order"
 
 
 def _order_notes(rows: Sequence[Row]) -> str:
-    below = [row.rung for row in rows if row.rung.expected == "below"]
-    names = " and ".join(f"{rung.name} (below {rung.before})" for rung in below)
+    below = [row.variant for row in rows if row.variant.expected == "below"]
+    names = " and ".join(f"{variant.name} (below {variant.before})" for variant in below)
     return (
-        "A rung is out of order where its mean is below that of the rung it is compared with; the claim sees "
-        f"{names} the other way round. A rung whose neighbour was not run is compared with the nearest one below it."
+        "A variant is out of order where its mean is below that of the variant it is compared with; the claim sees "
+        f"{names} the other way round. A variant whose neighbour was not run is compared with the nearest one below it."
     )
 
 
@@ -117,9 +121,9 @@ def _by_kind(rows: Sequence[Row]) -> str:
     header = ["against text only", *(f"{value}, {metric_title(metric)}" for _, value in parts for metric in METRICS)]
     table = [header]
     for row in rows:
-        if row.mean is not None and row.rung.name not in (TEXT_ONLY, "bm25"):
+        if row.mean is not None and row.variant.name not in (TEXT_ONLY, "bm25"):
             found = [_find(row, metric, *part) for part in parts for metric in METRICS]
-            table.append([row.rung.name, *(_interval(one.text_only if one else None) for one in found)])
+            table.append([row.variant.name, *(_interval(one.text_only if one else None) for one in found)])
     column = parts[0][0]
     values = format_table(means, slice_by=column).split("\n\n")[0]
     return f"## By {column} of query\n\n{values}\n\n{markdown_table(table)}"
@@ -137,9 +141,9 @@ def _router_weights(results: Results) -> str:
     return weights and f"## What the query router weighs, per cent\n\n{weights}"
 
 
-def _against_other_fusions(settings: LadderSettings, results: Results) -> str:
+def _against_other_fusions(settings: AblationSettings, results: Results) -> str:
     default = results.get((settings.default_fusion, "none"))
-    others = [rung.name for rung in all_rungs(settings) if rung.fusion or rung.name == "concat"]
+    others = [variant.name for variant in all_variants(settings) if variant.fusion or variant.name == "concat"]
     others.remove(settings.default_fusion)
     found = [(name, results[name, "none"]) for name in others if (name, "none") in results]
     if not default or not found:
@@ -150,7 +154,7 @@ def _against_other_fusions(settings: LadderSettings, results: Results) -> str:
     return f"## {settings.default_fusion}, the default, against the other kinds\n\n{markdown_table(table)}"
 
 
-def _perturbed(settings: LadderSettings, results: Results) -> str:
+def _perturbed(settings: AblationSettings, results: Results) -> str:
     default, kinds = settings.default_fusion, settings.perturbations
     pairs: list[tuple[_Key, _Key]] = []
     for kind in kinds:
@@ -188,16 +192,16 @@ def _seeds(rows: Sequence[Row]) -> str:
     for row in rows:
         if row.seeds:
             by_seed = [row.get(metric).by_seed for metric in METRICS]
-            table.append([row.rung.name, *(" / ".join(percent(v.get(seed)) for v in by_seed) for seed in seeds)])
+            table.append([row.variant.name, *(" / ".join(percent(v.get(seed)) for v in by_seed) for seed in seeds)])
     return f"## Seed by seed\n\n{markdown_table(table)}" if len(table) > 1 else ""
 
 
-def _measured_with(settings: LadderSettings, steps: Sequence[LadderStep]) -> str:
+def _measured_with(settings: AblationSettings, steps: Sequence[AblationStep]) -> str:
     records = {step: record for step in steps if (record := load_step_record(step))}
     commits = sorted({record.commit for record in records.values() if record.complete})
     lines = [
         "## Measured with",
-        f"- hardware: {hardware_line()} (where the table was written; steps of a resumed ladder may differ)",
+        f"- hardware: {hardware_line()} (where the table was written; steps of a resumed ablation may differ)",
         f"- versions: {versions_line()}",
         f"- commit: {', '.join(commits) or 'no step has finished'}",
         f"- budget: stage 1 {settings.stage1_steps} steps of {settings.batch_size} pairs, stage 2 "
@@ -217,11 +221,11 @@ def _measured_with(settings: LadderSettings, steps: Sequence[LadderStep]) -> str
     return "\n".join(lines) + f"\n\n{markdown_table(table)}"
 
 
-def _run_name(step: LadderStep) -> str:
+def _run_name(step: AblationStep) -> str:
     return "evaluations" if step.name else f"{step.recipe} → {step.folder.name}"
 
 
-def _commands(settings: LadderSettings, steps: Sequence[LadderStep]) -> str:
+def _commands(settings: AblationSettings, steps: Sequence[AblationStep]) -> str:
     names = {str(settings.caches): "$CACHE", str(settings.output): "$OUT"}
     for variable, value in (
         ("$CATALOGUE", settings.catalogue),
@@ -235,7 +239,7 @@ def _commands(settings: LadderSettings, steps: Sequence[LadderStep]) -> str:
     return f"## Commands\n\n{used}: folders.\n\n```bash\n" + "\n".join(lines) + "\n```"
 
 
-def _command(step: LadderStep, names: dict[str, str]) -> str:
+def _command(step: AblationStep, names: dict[str, str]) -> str:
     words = ["python", f"recipes/{step.recipe}.py"]
     return " ".join([*words, *(_word(argument, names) for argument in step.arguments)])
 
