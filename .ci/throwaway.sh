@@ -14,7 +14,7 @@ TEXT
 }
 
 # Files of tests that say little about torch, transformers, huggingface_hub and lightning.
-OTHER='test_(card|catalogue|cli|embedded|evaluation|index|ablation|metrics|milvus|mining|package|perturb|photo|qrels|report|routing|searcher|serving|stream|table)'
+OTHER='test_(card|catalogue|cli|toy|evaluation|index|ablation|metrics|milvus|mining|package|perturb|photo|qrels|report|routing|searcher|serving|stream|table)'
 
 keep=
 case "${1-}" in

@@ -161,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     test.add_argument("arguments", nargs="*", metavar="PYTEST_ARGS", help="handed to pytest, for example `-m slow`")
     quickstart = commands.add_parser(
         "quickstart",
-        help="training, evaluation, index and a search on the embedded catalogue",
+        help="training, evaluation, index and a search on the toy catalogue",
         allow_abbrev=False,
     )
     quickstart.add_argument(

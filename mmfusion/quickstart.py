@@ -1,4 +1,4 @@
-"""What `mmfusion quickstart` runs: the recipes in sequence, on the embedded catalogue."""
+"""What `mmfusion quickstart` runs: the recipes in sequence, on the toy catalogue."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def quickstart_steps(output: Path) -> list[Step]:
         _step(
             "text only, stage 1",
             "stage1",
-            catalogue=output / "stage1" / "embedded_catalogue",
+            catalogue=output / "stage1" / "toy_catalogue",
             output=output / "text_only_stage1",
             steps=STAGE1_STEPS,
             query_image_weight=0,

@@ -58,7 +58,7 @@ def main(
     Each variant is trained by the other recipes, as sub-processes whose logs lie beside their folders.
 
     Args:
-        catalogue: Folder, fsspec URL or Hub id of a catalogue; default: the embedded one, drawn into the output folder.
+        catalogue: Folder, fsspec URL or Hub id of a catalogue; default: the toy catalogue, drawn into the output.
         base: Folder or Hub id of an mmfusion model (see base.py); default: tiny encoders built in the output folder.
         output: Folder for everything that is written.
         variants: Variants to run, e.g. [bm25,text_only,concat]; default: all. The others are "not run" in the table.
@@ -87,7 +87,7 @@ def main(
         validate_every: Optimizer steps between validations.
         checkpoint_every: Optimizer steps between checkpoints.
         hardware: Devices, precision and workers.
-        num_products: Size of the embedded catalogue.
+        num_products: Size of the toy catalogue.
         keep_working_files: Keeps checkpoints and copies of the catalogue in the folders of finished trainings.
         dry_run: Prints the commands and does nothing.
         table_only: Writes the table of what is finished and runs nothing, e.g. while another process runs the rest.

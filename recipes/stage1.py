@@ -64,7 +64,7 @@ def main(
     """Trains both encoders and writes the model, its processor, curves and checkpoints; run again to resume.
 
     Args:
-        catalogue: Folder, fsspec URL or Hub id of a catalogue; default: the embedded one, drawn into the output folder.
+        catalogue: Folder, fsspec URL or Hub id of a catalogue; default: the toy catalogue, drawn into the output.
         base: Folder or Hub id of an mmfusion model (see base.py); default: tiny encoders built in the output folder.
         output: Folder for everything that is written.
         steps: Optimizer steps.
@@ -107,7 +107,7 @@ def main(
         trust_checkpoint: Whether that run may be somebody else's.
         dry_run: Whether to take one step with the largest batch, print the plan (parameters, tokens and photos per
             step, memory, time, disk), and write nothing. If memory runs out, it names a micro_batch that fits.
-        num_products: Size of the embedded catalogue.
+        num_products: Size of the toy catalogue.
         seed: Of weights, order of batches, choice of positives, and dropout.
     """
     if resume:

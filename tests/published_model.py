@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmfusion import MMFusionModel, MMFusionProcessor
-from mmfusion.data.embedded import write_embedded_backbones
+from mmfusion.data.toy_encoders import write_toy_encoders
 
 TOKEN = "hf_" + "PlantedTokenOfATest0123456789abcd"
 USER = "grace.hopper"
@@ -30,7 +30,7 @@ def products() -> list[dict[str, Any]]:
 def write_model_folder(folder: Path, *, seed: int = 0, **config: Any) -> Path:
     """Model, processor and run.json; `config` are fields of MMFusionConfig."""
     torch.manual_seed(seed)
-    backbones = write_embedded_backbones(folder.parent / "backbones")
+    backbones = write_toy_encoders(folder.parent / "backbones")
     fields = {"fusion_hidden_size": 16, "fusion_heads": 2, "fusion_layers": 1, "fusion_latents": 2, **config}
     model = MMFusionModel.from_backbones(str(backbones.text), str(backbones.vision), **fields)
     _unsettle(model)

@@ -14,7 +14,7 @@ ODD_IDS = ["a,b", "line\nbreak", "🧥 parka", "50% off/../x?y#z", " "]
 
 
 def write_served(folder: Path) -> TorchQueryEncoder:
-    """Writes `embedded_base`, and an index in `run/index` with the record that index.py leaves."""
+    """Writes `toy_base`, and an index in `run/index` with the record that index.py leaves."""
     base = starting_base(None, folder)
     encoder = TorchQueryEncoder(*load_query_tower(base))
     (folder / "run").mkdir()

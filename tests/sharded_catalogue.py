@@ -1,4 +1,4 @@
-"""The embedded catalogue with its products in several files of small row groups, as large catalogues come."""
+"""The toy catalogue with its products in several files of small row groups, as large catalogues come."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from mmfusion.data.embedded import write_embedded_catalogue
+from mmfusion.data.toy_catalogue import write_toy_catalogue
 
 FILES = (40, 0, 7, 73)
 GROUP_ROWS = 8
@@ -16,7 +16,7 @@ GROUP_ROWS = 8
 
 def write_sharded(folder: Path, files: Sequence[int] = FILES, group_rows: int = GROUP_ROWS) -> Path:
     """A catalogue whose products are in as many files as there are numbers of rows, one of them empty by default."""
-    whole = write_embedded_catalogue(folder.with_name(f"{folder.name}_whole"), num_products=sum(files))
+    whole = write_toy_catalogue(folder.with_name(f"{folder.name}_whole"), num_products=sum(files))
     (folder / "products").mkdir(parents=True)
     for table in ("queries", "qrels"):
         shutil.copy(whole / f"{table}.parquet", folder)

@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.datamodule import MMFusionDataModule
-from mmfusion.data.embedded import write_embedded_backbones
+from mmfusion.data.toy_encoders import write_toy_encoders
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.stages import Stage1, Stage2
 
@@ -51,7 +51,7 @@ class Gradients(L.Callback):
 
 def build_model(folder: Path, **config: Any) -> tuple[MMFusionModel, MMFusionProcessor]:
     """A tiny model in float64 without dropout (ranks draw other masks), with a BatchNorm backbone."""
-    backbones = write_embedded_backbones(folder)
+    backbones = write_toy_encoders(folder)
     processor = MMFusionProcessor.from_backbones(str(backbones.text), str(backbones.vision))
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

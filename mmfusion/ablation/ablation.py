@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmfusion.ablation.bases import write_embedded_inputs
+from mmfusion.ablation.bases import write_toy_inputs
 from mmfusion.ablation.collect import collect
 from mmfusion.ablation.compare import compare
 from mmfusion.ablation.page import markdown_page
@@ -45,7 +45,7 @@ def run_ablation(
     if table_only:
         return _show(_write(settings, steps, [step for step in steps if is_finished(step)], None))
     lock = take_lock(settings.output)
-    write_embedded_inputs(settings)
+    write_toy_inputs(settings)
     finished: list[AblationStep] = []
     failed: StepFailedError | None = None
     try:

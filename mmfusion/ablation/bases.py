@@ -1,4 +1,4 @@
-"""The models that variants start from: the given base or an embedded one."""
+"""The models that variants start from: the given base or the toy one."""
 
 from __future__ import annotations
 
@@ -6,28 +6,29 @@ import json
 from typing import Any
 
 from mmfusion.ablation.settings import AblationSettings
-from mmfusion.data.embedded import write_embedded_backbones, write_embedded_catalogue
+from mmfusion.data.toy_catalogue import write_toy_catalogue
+from mmfusion.data.toy_encoders import write_toy_encoders
 from mmfusion.model import MMFusionConfig
 from mmfusion.training import load_base
 
-_BACKBONES = "embedded_backbones"
+_BACKBONES = "toy_encoders"
 # Width of the embedded text encoder, so that projections start as identity; said here as the plan needs it beforehand.
 _EMBEDDING_DIM = 64
 
 
 def base_flags(settings: AblationSettings) -> dict[str, Any]:
-    """Flags of recipes/base.py for the embedded base."""
+    """Flags of recipes/base.py for the toy base."""
     folder = settings.output / _BACKBONES
     config = {"fusion_hidden_size": 128, "embedding_dim": _EMBEDDING_DIM}
     return {"text": str(folder / "text"), "vision": str(folder / "vision"), "model_config": config, "seed": 0}
 
 
-def write_embedded_inputs(settings: AblationSettings) -> None:
-    """Writes the embedded catalogue and encoders where they stand in for what was not given."""
+def write_toy_inputs(settings: AblationSettings) -> None:
+    """Writes the toy catalogue and encoders where they stand in for what was not given."""
     if settings.catalogue is None:
-        write_embedded_catalogue(settings.catalogue_source, num_products=settings.num_products)
+        write_toy_catalogue(settings.catalogue_source, num_products=settings.num_products)
     if settings.base is None:
-        write_embedded_backbones(settings.output / _BACKBONES)
+        write_toy_encoders(settings.output / _BACKBONES)
 
 
 def count_vision_blocks(base: str) -> int:
@@ -40,7 +41,7 @@ def count_vision_blocks(base: str) -> int:
 
 
 def read_embedding_dim(base: str | None) -> int:
-    """Components of a view's vector, from the config.json of a model; None is the embedded base.
+    """Components of a view's vector, from the config.json of a model; None is the toy base.
 
     Raises:
         OSError: There is no such model.

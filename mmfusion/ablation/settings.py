@@ -27,7 +27,7 @@ class AblationSettings:
 
     Attributes:
         output: Absolute folder for everything that is written.
-        catalogue: Absolute folder, fsspec URL or Hub id; None: the embedded one, drawn into the output folder.
+        catalogue: Absolute folder, fsspec URL or Hub id; None: the toy catalogue, drawn into the output folder.
         base: Absolute folder or Hub id of an mmfusion model; None: tiny encoders built in the output folder.
         larger_base: The same with a larger generic vision encoder; None: that variant is not run.
         vision_blocks: Blocks of the base's vision encoder, to evaluate from the cached features of the frozen whole;
@@ -58,7 +58,7 @@ class AblationSettings:
         perturbations: Perturbed evaluations of the default fusion and of text only.
         product_slices: Product columns whose values slice Recall.
         label_source: Who or what judged.
-        num_products: Size of the embedded catalogue.
+        num_products: Size of the toy catalogue.
 
     Raises:
         AblationError: A value is out of range, or names a variant or a fusion that there is not.
@@ -133,7 +133,7 @@ class AblationSettings:
 
     @property
     def catalogue_source(self) -> str:
-        return self.catalogue or str(self.output / "embedded_catalogue")
+        return self.catalogue or str(self.output / "toy_catalogue")
 
     @property
     def base_source(self) -> str:

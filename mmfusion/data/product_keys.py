@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmfusion.data.catalogue import Catalogue, CatalogueError
-from mmfusion.data.embedded.folder import atomic_path
+from mmfusion.data.toy_record import atomic_path
 
 IntArray = npt.NDArray[np.int64]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mmfusion.data.embedded.folder import RECORD_NAME
+from mmfusion.data.toy_record import RECORD_NAME
 
 # Files of a branch of checkpoints.
 RECORD, CHECKPOINT, MODEL_FOLDER, BEST_FOLDER = "run.json", "last.ckpt", "model", "best"
@@ -32,7 +32,7 @@ def portable_record(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def portable_catalogue(source: str | None) -> dict[str, Any]:
-    """Where another machine finds a catalogue: a Hub id or URL, how to draw the embedded one, or nothing."""
+    """Where another machine finds a catalogue: a Hub id or URL, how to draw the toy catalogue, or nothing."""
     if source is None:
         return {}
     if (Path(source) / RECORD_NAME).is_file():

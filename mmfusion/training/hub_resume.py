@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi, hf_hub_download
 
-from mmfusion.data.embedded import write_embedded_catalogue
+from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.files import link_or_copy
 from mmfusion.hub.errors import HubError, explain
 from mmfusion.model import MMFusionConfig, MMFusionModel
@@ -230,10 +230,8 @@ def _catalogue(
         return str(given["catalogue"])
     if "embedded" in found:
         drawn = found["embedded"]
-        write_embedded_catalogue(
-            partial / "embedded_catalogue", num_products=int(drawn["num_products"]), seed=int(drawn["seed"])
-        )
-        return str(folder / "embedded_catalogue")
+        write_toy_catalogue(partial / "toy_catalogue", num_products=int(drawn["num_products"]), seed=int(drawn["seed"]))
+        return str(folder / "toy_catalogue")
     if isinstance(found.get("source"), str):
         return str(found["source"])
     raise RunError(

@@ -102,7 +102,7 @@ def open_run(
         return _rehearsal(folder, record or _begun(recipe, wanted))
     if stale:
         (folder / _RECORD).unlink()
-        shutil.rmtree(folder / "embedded_base", ignore_errors=True)
+        shutil.rmtree(folder / "toy_base", ignore_errors=True)
     run = start_run(folder, recipe, wanted) if record is None else Run(folder, record)
     run.lock = lock
     return run

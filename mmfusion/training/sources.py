@@ -13,8 +13,9 @@ from transformers.utils import logging as transformers_logging
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.catalogue_contents import contents_digest
-from mmfusion.data.embedded import write_embedded_backbones, write_embedded_catalogue
 from mmfusion.data.streamed_catalogue import StreamedCatalogue
+from mmfusion.data.toy_catalogue import write_toy_catalogue
+from mmfusion.data.toy_encoders import write_toy_encoders
 from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
 from mmfusion.model.configuration_mmfusion import own_fields
 from mmfusion.model.errors_mmfusion import explain
@@ -33,20 +34,20 @@ def load_catalogue(
     stream: bool = False,
     products_only: bool = False,
 ) -> Catalogue:
-    """Loads a catalogue; without a source the one that the base was trained on, or else the embedded one.
+    """Loads a catalogue; without a source the one that the base was trained on, or else the toy catalogue.
 
     Args:
         source: Folder, fsspec URL or Hub data set id.
         base: Folder of the base model, or None.
-        folder: Output folder of the run; the memory-mapped tables and the embedded catalogue go there.
-        num_products: Size of the embedded catalogue.
+        folder: Output folder of the run; the memory-mapped tables and the toy catalogue go there.
+        num_products: Size of the toy catalogue.
         stream: Leaves texts and photos of products where they are.
         products_only: Reads no queries and judgements; not of a stream.
     """
     if source is None and base is not None:
         source = (read_record(Path(base)) or {}).get("catalogue")
     if source is None:
-        source = str(write_embedded_catalogue(folder / "embedded_catalogue", num_products=num_products))
+        source = str(write_toy_catalogue(folder / "toy_catalogue", num_products=num_products))
     load: Any = StreamedCatalogue.load if stream else Catalogue.load_products if products_only else Catalogue.load
     catalogue: Catalogue = load(source, cache_dir=folder / "cache" / "catalogue")
     log.info("%r", catalogue)
@@ -93,11 +94,11 @@ def starting_base(base: str | None, folder: Path) -> str:
     """The base of stage 1: what the user names, or tiny encoders built in the output folder."""
     if base is not None:
         return base
-    target = folder / "embedded_base"
+    target = folder / "toy_base"
     if not (target / "config.json").exists():
         # A run that was killed before its first checkpoint finds the base, and must draw what the first one drew.
         with isolate_rng():
-            backbones = write_embedded_backbones(folder / "embedded_backbones")
+            backbones = write_toy_encoders(folder / "toy_encoders")
             model = MMFusionModel.from_backbones(str(backbones.text), str(backbones.vision), fusion_hidden_size=128)
             processor = MMFusionProcessor.from_backbones(str(backbones.text), str(backbones.vision))
         save_whole(target, model, processor)

@@ -476,7 +476,7 @@ def test_two_variants_from_the_command_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_whole_ablation_on_the_embedded_encoders(tmp_path: Path) -> None:
+def test_a_whole_ablation_on_the_toy_encoders(tmp_path: Path) -> None:
     pytest.importorskip("bm25s")
     output = tmp_path / "out"
     options = ["--fusions", "[gated]", "--num_products", "60", "--seeds", "[0]", "--output", str(output)]

@@ -1,6 +1,6 @@
 """Peak memory and step time with and without gradient caching; by hand: python tests/benchmarks/gradient_cache.py
 
-Each cell trains the tiny embedded encoders by stage 1, on photos and titles of the embedded catalogue, in a process of
+Each cell trains the tiny toy encoders by stage 1, on photos and titles of the toy catalogue, in a process of
 its own, whose memory is limited. The peak covers everything, loading too. Times are those of the last step without
 loading, on one thread: CPU seconds, and beside them those of the clock, which other jobs make longer.
 """
@@ -91,9 +91,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with TemporaryDirectory() as temporary:
         folder = Path(arguments.folder or temporary)
-        from mmfusion.data.embedded import write_embedded_catalogue
+        from mmfusion.data.toy_catalogue import write_toy_catalogue
 
-        catalogue = write_embedded_catalogue(folder / "catalogue", num_products=arguments.num_products)
+        catalogue = write_toy_catalogue(folder / "catalogue", num_products=arguments.num_products)
         print("| pairs in a batch | `--micro_batch` | peak RSS | step, CPU | clock | tensors of a batch | loss |")
         print("|---|---|---|---|---|---|---|", flush=True)
         for batch in arguments.batch_sizes:

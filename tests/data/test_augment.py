@@ -14,14 +14,14 @@ from two_ranks import build_model
 from mmfusion.data.augment import photo_view
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.datamodule import MMFusionDataModule
-from mmfusion.data.embedded import write_embedded_catalogue
 from mmfusion.data.tables import ProductTable
+from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.stages import Stage2
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_embedded_catalogue(tmp_path_factory.mktemp("views") / "catalogue", num_products=60)
+    return write_toy_catalogue(tmp_path_factory.mktemp("views") / "catalogue", num_products=60)
 
 
 @pytest.fixture(scope="module")

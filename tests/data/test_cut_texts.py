@@ -11,8 +11,8 @@ from transformers import SiglipImageProcessorPil
 from mmfusion.data import cut_texts
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.datamodule import MMFusionDataModule
-from mmfusion.data.embedded.encoders import build_tokenizer
 from mmfusion.data.tables import ProductTable, QueryTable
+from mmfusion.data.toy_encoders import build_tokenizer
 from mmfusion.model import MMFusionProcessor
 
 TITLES = ["red dress", "blue mug " * 3, "green shoe " * 8, ""]

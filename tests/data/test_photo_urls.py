@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from mmfusion import MMFusionProcessor
-from mmfusion.data.embedded import write_embedded_backbones
 from mmfusion.data.photos import PhotoError
+from mmfusion.data.toy_encoders import write_toy_encoders
 from mmfusion.hub import PhotoFetcher, photo_urls
 
 
@@ -224,7 +224,7 @@ def test_limits_that_let_nothing_through_are_refused(limits: dict[str, Any]) -> 
 
 
 def test_the_processor_fetches_only_where_it_is_given_a_loader(server: Server, tmp_path: Path) -> None:
-    backbones = write_embedded_backbones(tmp_path)
+    backbones = write_toy_encoders(tmp_path)
     processor = MMFusionProcessor.from_backbones(str(backbones.text), str(backbones.vision), max_photos=2)
     urls = [f"{server.url}/photo?{number}" for number in range(3)]
     products = [{"title": "dress", "image": urls}, {"title": "mug", "image": None}]

@@ -12,8 +12,8 @@ from two_ranks import build_model
 from mmfusion.data import product_keys as module
 from mmfusion.data.catalogue import Catalogue, CatalogueError
 from mmfusion.data.datamodule import MMFusionDataModule
-from mmfusion.data.embedded import write_embedded_catalogue
 from mmfusion.data.product_keys import group_keys, product_keys
+from mmfusion.data.toy_catalogue import write_toy_catalogue
 
 PHOTOS = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
 
@@ -83,7 +83,7 @@ def test_an_unknown_kind_of_duplicate_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_data_module_keeps_titles_and_categories_apart(tmp_path: Path) -> None:
-    write_embedded_catalogue(tmp_path / "catalogue", num_products=300)
+    write_toy_catalogue(tmp_path / "catalogue", num_products=300)
     found = Catalogue.load(tmp_path / "catalogue", cache_dir=tmp_path / "cache")
     _, processor = build_model(tmp_path / "backbones")
     options: dict[str, Any] = {"batch_size": 4, "no_duplicates": "product,photo,title", "extra_products": 2}

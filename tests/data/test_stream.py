@@ -24,11 +24,11 @@ from mmfusion.data import product_shards
 from mmfusion.data.catalogue import Catalogue, CatalogueError
 from mmfusion.data.catalogue_contents import contents_digest
 from mmfusion.data.datamodule import MMFusionDataModule
-from mmfusion.data.embedded import write_embedded_backbones
 from mmfusion.data.stream_loaders import raise_together
 from mmfusion.data.streamed_catalogue import StreamedCatalogue
 from mmfusion.data.streamed_tables import ReadError, StreamedProductTable
 from mmfusion.data.tables import PairTable, ProductTable, QueryTable
+from mmfusion.data.toy_encoders import write_toy_encoders
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.stages import Optimization, Stage1
 from mmfusion.stages.stage import model_inputs
@@ -49,7 +49,7 @@ def loaded(folder: Path) -> Catalogue:
 
 @pytest.fixture(scope="module")
 def processor(tmp_path_factory: pytest.TempPathFactory) -> MMFusionProcessor:
-    backbones = write_embedded_backbones(tmp_path_factory.mktemp("backbones"))
+    backbones = write_toy_encoders(tmp_path_factory.mktemp("backbones"))
     return MMFusionProcessor.from_backbones(str(backbones.text), str(backbones.vision))
 
 
@@ -323,7 +323,7 @@ def test_frozen_encoders_run_in_each_step_and_nothing_is_cached(
     folder: Path, processor: MMFusionProcessor, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "mmfusion")
-    backbones = write_embedded_backbones(tmp_path / "backbones")
+    backbones = write_toy_encoders(tmp_path / "backbones")
     model = MMFusionModel.from_backbones(str(backbones.text), str(backbones.vision))
     data = data_module(stream(folder, tmp_path / "cache"), processor)
     rates = Optimization(text_learning_rate=0, vision_learning_rate=0)

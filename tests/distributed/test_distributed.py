@@ -10,7 +10,7 @@ import torch
 import two_ranks
 from processes import run_to_end
 
-from mmfusion.data.embedded import write_embedded_catalogue
+from mmfusion.data.toy_catalogue import write_toy_catalogue
 
 Gradients = list[dict[str, torch.Tensor]]
 
@@ -18,7 +18,7 @@ Gradients = list[dict[str, torch.Tensor]]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two_ranks")
-    write_embedded_catalogue(folder / "catalogue", num_products=80)
+    write_toy_catalogue(folder / "catalogue", num_products=80)
     return folder
 
 

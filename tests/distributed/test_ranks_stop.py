@@ -12,7 +12,7 @@ import pytest
 import two_ranks_stop
 from processes import run_to_end, started
 
-from mmfusion.data.embedded import write_embedded_catalogue
+from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.training.checkpoint_files import damage, list_checkpoints
 from mmfusion.training.stop_on_signal import STOPPED
 
@@ -23,7 +23,7 @@ HANGS = 600
 
 @pytest.fixture(scope="module")
 def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_embedded_catalogue(tmp_path_factory.mktemp("ranks_stop") / "catalogue", num_products=120)
+    return write_toy_catalogue(tmp_path_factory.mktemp("ranks_stop") / "catalogue", num_products=120)
 
 
 def environment() -> dict[str, str]:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from training_runs import assert_same_weights
 
 from mmfusion import MMFusionModel
-from mmfusion.data.embedded import write_embedded_catalogue
+from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.training import Run, build_trainer
 from mmfusion.training.hardware import Hardware, lightning_strategy
 
@@ -39,7 +39,7 @@ OF_ONE_RANK = ("train/image_weight", "train/query_weight")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, int], Path]:
     """Trains a stage with a strategy on some ranks, once, and gives the path of what it saved without suffix."""
     folder = tmp_path_factory.mktemp("strategies")
-    catalogue = write_embedded_catalogue(folder / "catalogue", num_products=80)
+    catalogue = write_toy_catalogue(folder / "catalogue", num_products=80)
 
     @cache
     def train(stage: str, strategy: str, devices: int) -> Path:
@@ -150,7 +150,7 @@ def test_half_precision_that_cpus_lack_is_refused(tmp_path: Path) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both recipes on two ranks: stage 1 with DDP, whose ranks Lightning starts, stage 2 with FSDP by torchrun."""
     folder = tmp_path_factory.mktemp("runs")
-    catalogue = write_embedded_catalogue(folder / "catalogue", num_products=120)
+    catalogue = write_toy_catalogue(folder / "catalogue", num_products=120)
     first = ("--catalogue", catalogue, "--batch_size", 6, "--steps", 4, "--output", folder / "stage1")
     saving = ("--hardware.activation_checkpointing", "true", "--accumulate", 2)
     run(sys.executable, recipe("stage1"), *first, *saving, *TWO_RANKS)

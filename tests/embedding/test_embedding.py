@@ -24,7 +24,7 @@ from loopback_hub.server import LoopbackHub
 from processes import run_to_end, started
 
 from mmfusion.data.catalogue import Catalogue
-from mmfusion.data.embedded import write_embedded_catalogue
+from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.embedding import EmbeddedCatalogue, MadeOf, ShardError
 from mmfusion.embedding.engine_lightning import ShardWriter
 from mmfusion.embedding.precision import VECTOR_TYPES, pack, unpack
@@ -43,7 +43,7 @@ SHARD = 10
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a catalogue of products alone, some of which lack a photo or a title, and a model."""
     folder = tmp_path_factory.mktemp("embedding")
-    write_embedded_catalogue(folder / "whole", num_products=64)
+    write_toy_catalogue(folder / "whole", num_products=64)
     table = pq.read_table(folder / "whole" / "products.parquet")
     rows = table.to_pylist()
     rows[0]["product_id"], rows[1]["product_id"], rows[2]["product_id"] = "a,b", "line\nbreak", "🧥 parka"
@@ -62,7 +62,7 @@ def embed(place: Path, output: Path, *, catalogue: str = "catalogue", **options:
     """The recipe, in this process."""
     sizes = {"shard_size": SHARD, "batch_size": 4, "hardware": Hardware(accelerator="cpu"), **options}
     source = catalogue if "://" in catalogue else str(place / catalogue)
-    main(catalogue=source, base=str(place / "embedded_base"), output=str(output), **sizes)
+    main(catalogue=source, base=str(place / "toy_base"), output=str(output), **sizes)
 
 
 def embed_apart(place: Path, output: Path, *flags: str) -> None:
@@ -74,7 +74,7 @@ def embed_apart(place: Path, output: Path, *flags: str) -> None:
 def command(place: Path, output: Path, *flags: str) -> list[str]:
     return [
         *(sys.executable, str(CHECKOUT / "recipes" / "embed.py"), "--catalogue", str(place / "catalogue")),
-        *("--base", str(place / "embedded_base"), "--output", str(output), "--shard_size", str(SHARD)),
+        *("--base", str(place / "toy_base"), "--output", str(output), "--shard_size", str(SHARD)),
         *("--batch_size", "4", "--hardware.accelerator", "cpu", *flags),
     ]
 
@@ -105,8 +105,8 @@ def vectors_by_id(folder: Path) -> dict[str, bytes]:
 
 def test_shards_hold_every_product_once_with_the_vector_of_the_model(place: Path, finished: Path) -> None:
     catalogue = Catalogue.load_products(place / "catalogue", cache_dir=place / "cache")
-    model = MMFusionModel.from_pretrained(place / "embedded_base").eval()
-    processor = MMFusionProcessor.from_pretrained(place / "embedded_base")
+    model = MMFusionModel.from_pretrained(place / "toy_base").eval()
+    processor = MMFusionProcessor.from_pretrained(place / "toy_base")
     expected = embed_products(model, processor, catalogue, catalogue.product_rows(None))
     embedded = EmbeddedCatalogue.open(finished)
     assert embedded.column("product_id").to_pylist() == catalogue.product_ids.tolist()
@@ -284,7 +284,7 @@ def test_what_only_trainings_do_is_no_way_to_embed(
 def test_devices_that_are_not_there_are_refused_in_a_line(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = {"catalogue": place / "catalogue", "base": place / "embedded_base", "output": tmp_path / "out"}
+    arguments = {"catalogue": place / "catalogue", "base": place / "toy_base", "output": tmp_path / "out"}
     words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
     monkeypatch.setattr("sys.argv", ["embed.py", *words, "--hardware.devices", "0"])
     with pytest.raises(SystemExit, match=r"^MisconfigurationException: .*devices=0.*$"):
@@ -303,9 +303,9 @@ def test_more_components_than_there_are_is_refused_before_anything_is_read(
 def test_a_tower_of_texts_embeds_what_is_new_alone(
     place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = MMFusionModel.from_pretrained(place / "embedded_base", fusion="text_only")
-    MMFusionProcessor.from_pretrained(place / "embedded_base").save_pretrained(tmp_path / "embedded_base")
-    model.save_pretrained(tmp_path / "embedded_base")
+    model = MMFusionModel.from_pretrained(place / "toy_base", fusion="text_only")
+    MMFusionProcessor.from_pretrained(place / "toy_base").save_pretrained(tmp_path / "toy_base")
+    model.save_pretrained(tmp_path / "toy_base")
     table = pq.read_table(place / "catalogue" / "products.parquet")
     rows = table.to_pylist()
     # It looks at photos where a product has no text, which is no reason to embed those that have one anew.

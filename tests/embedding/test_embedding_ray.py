@@ -18,7 +18,7 @@ import processes
 import pytest
 from processes import run_to_end
 
-from mmfusion.data.embedded import write_embedded_catalogue
+from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.embedding import EmbeddingJob, EmbeddingSettings
 from mmfusion.embedding.engine_ray import _warn_of_waiting
 from mmfusion.embedding.ray_cluster import RayJobError, import_ray, ray_cluster
@@ -36,7 +36,7 @@ ENV = {**os.environ, "PYTHONPATH": str(CHECKOUT), "HF_HUB_OFFLINE": "1", "OMP_NU
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a catalogue and a model."""
     folder = tmp_path_factory.mktemp("embedding_ray")
-    write_embedded_catalogue(folder / "catalogue", num_products=PRODUCTS)
+    write_toy_catalogue(folder / "catalogue", num_products=PRODUCTS)
     sources.starting_base(None, folder)
     return folder
 
@@ -64,7 +64,7 @@ def started() -> Iterator[None]:
 def embed(place: Path, output: Path, **options: Any) -> None:
     """The recipe, in this process."""
     settings = {"shard_size": SHARD, "batch_size": 2, "hardware": Hardware(accelerator="cpu"), **options}
-    main(catalogue=str(place / "catalogue"), base=str(place / "embedded_base"), output=str(output), **settings)
+    main(catalogue=str(place / "catalogue"), base=str(place / "toy_base"), output=str(output), **settings)
 
 
 def embed_by_ray(place: Path, output: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_killed_driver_leaves_no_process_and_is_followed(place: Path, finished
     output = tmp_path / "embeddings"
     command = [
         *(sys.executable, str(CHECKOUT / "recipes" / "embed.py"), "--engine", "ray", "--hardware.devices", "2"),
-        *("--catalogue", str(place / "catalogue"), "--base", str(place / "embedded_base"), "--output", str(output)),
+        *("--catalogue", str(place / "catalogue"), "--base", str(place / "toy_base"), "--output", str(output)),
         *("--shard_size", str(SHARD), "--batch_size", "2", "--hardware.accelerator", "cpu"),
     ]
     home, temporary = tmp_path / "home", Path(f"/tmp/mmf_{os.getpid()}")
@@ -186,7 +186,7 @@ def test_a_killed_driver_leaves_no_process_and_is_followed(place: Path, finished
 @pytest.fixture
 def worker(place: Path, tmp_path: Path) -> tuple[ShardWorker, dict[str, Any]]:
     """A worker as Ray has it, in this process, and an item for it."""
-    base = str(place / "embedded_base")
+    base = str(place / "toy_base")
     output = tmp_path / "embeddings"
     output.mkdir()
     model, processor, catalogue = load_to_embed(base, str(place / "catalogue"), output)

@@ -8,7 +8,7 @@ from small_disk import fill
 
 import recipes.embed
 import recipes.index
-from mmfusion.data.embedded import write_embedded_catalogue
+from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.embedding import EmbeddedCatalogue
 from mmfusion.retrieval import ProductIndex
 from mmfusion.training import Hardware, starting_base
@@ -18,7 +18,7 @@ from mmfusion.training.full_disk import DiskFullError
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("full")
-    write_embedded_catalogue(folder / "catalogue", num_products=400)
+    write_toy_catalogue(folder / "catalogue", num_products=400)
     starting_base(None, folder)
     return folder
 
@@ -27,7 +27,7 @@ def embed(place: Path, output: Path) -> list[bytes]:
     """The recipe's shards."""
     recipes.embed.main(
         catalogue=str(place / "catalogue"),
-        base=str(place / "embedded_base"),
+        base=str(place / "toy_base"),
         output=str(output),
         shard_size=100,
         hardware=Hardware(accelerator="cpu"),

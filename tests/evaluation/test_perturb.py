@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from two_ranks import build_model
 
 from mmfusion.data.catalogue import Catalogue
-from mmfusion.data.embedded import write_embedded_catalogue
 from mmfusion.data.feature_cache import build_feature_cache
 from mmfusion.data.tables import ProductTable, QueryTable, text_lengths
+from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.evaluation.perturb import COLOURS, Perturbation, PerturbedInputs, mislead, perturbed_inputs, typo
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.retrieval.embedding import EmbeddedProducts, embed_products, embed_queries
@@ -127,7 +127,7 @@ def test_upper_case_stays_upper_case() -> None:
 @pytest.fixture(scope="module")
 def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
     folder = tmp_path_factory.mktemp("catalogue")
-    return Catalogue.load(write_embedded_catalogue(folder, num_products=120), cache_dir=folder / "cache")
+    return Catalogue.load(write_toy_catalogue(folder, num_products=120), cache_dir=folder / "cache")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The whole path through the shipped recipes on a small embedded catalogue, and their refusals."""
+"""The whole path through the shipped recipes on a small toy catalogue, and their refusals."""
 
 import importlib
 import json
@@ -146,7 +146,7 @@ def test_a_new_process_reproduces_the_embeddings_bit_for_bit(outputs: Path, tmp_
 
 def test_evaluation_covers_every_product_of_the_split_and_says_so(outputs: Path) -> None:
     result = Evaluation.load(outputs / "evaluation", "gated")
-    products = pq.read_table(outputs / "stage1" / "embedded_catalogue" / "products.parquet", columns=["split"])
+    products = pq.read_table(outputs / "stage1" / "toy_catalogue" / "products.parquet", columns=["split"])
     assert result.num_products == products.column("split").to_pylist().count("test")
     assert result.pool == "split" and result.relevant_grade == 3
     assert set(result.means) == {"recall@10", "recall@100", "ndcg@10"}
@@ -314,7 +314,7 @@ def test_a_base_that_is_no_mmfusion_model_is_refused(outputs: Path, tmp_path: Pa
     with pytest.raises(RunError, match=r"no config\.json"):
         load_base(str(tmp_path))
     with pytest.raises(RunError, match=r"is a 'bert' model, not an mmfusion model.*base.py"):
-        load_base(str(outputs / "stage1" / "embedded_backbones" / "text"))
+        load_base(str(outputs / "stage1" / "toy_encoders" / "text"))
     with pytest.raises(ValueError, match=r"'conact'.*concat.*cross_attention"):
         load_base(str(outputs / "stage1"), fusion="conact")
 
@@ -330,7 +330,7 @@ def test_a_processor_that_renders_another_text_is_refused(outputs: Path, tmp_pat
 
 
 def test_base_recipe_assembles_a_model(outputs: Path, tmp_path: Path) -> None:
-    backbones = outputs / "stage1" / "embedded_backbones"
+    backbones = outputs / "stage1" / "toy_encoders"
     recipe("base")(
         text=str(backbones / "text"),
         vision=str(backbones / "vision"),

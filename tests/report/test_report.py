@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 from mmfusion.data.catalogue import Catalogue
-from mmfusion.data.embedded import write_embedded_catalogue
+from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.evaluation import Evaluation, evaluate_rankings, paired_bootstrap
 from mmfusion.evaluation.numbers import percent
 from mmfusion.report import Questions, Ranking, build_report, choose, load_variants, write_page
@@ -469,9 +469,9 @@ def test_a_page_replaces_a_page_and_nothing_else(tmp_path: Path, page: str) -> N
     assert path.read_text() == "my own page"
 
 
-def test_recipe_reports_on_the_embedded_catalogue(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipe_reports_on_the_toy_catalogue(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = starting_base(None, tmp_path / "base")
-    source = str(write_embedded_catalogue(tmp_path / "catalogue", num_products=60))
+    source = str(write_toy_catalogue(tmp_path / "catalogue", num_products=60))
     evaluate, report = (importlib.import_module(f"recipes.{name}").main for name in ("evaluate", "report"))
     evaluate(catalogue=source, base=base, output=str(tmp_path / "evaluation"), split="val")
     capsys.readouterr()

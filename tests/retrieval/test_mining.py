@@ -20,9 +20,9 @@ from two_ranks import build_model
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.datamodule import MMFusionDataModule
-from mmfusion.data.embedded import write_embedded_catalogue
 from mmfusion.data.hard_negatives import MANIFEST, SCHEMA, TABLE, HardNegatives, HardNegativesError
 from mmfusion.data.qrels import Qrels
+from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.retrieval import ProductIndex
 from mmfusion.retrieval.embedding import embed_products, embed_queries
 from mmfusion.retrieval.mining import Miner, MiningSettings
@@ -61,7 +61,7 @@ def mine() -> Recipe:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A catalogue, a model, and what the recipe mined with it in one process."""
     folder = tmp_path_factory.mktemp("mining")
-    write_embedded_catalogue(folder / "catalogue", num_products=120)
+    write_toy_catalogue(folder / "catalogue", num_products=120)
     model, processor = build_model(folder / "backbones")
     model.float().save_pretrained(folder / "base"), processor.save_pretrained(folder / "base")
     mine()(**arguments(folder, "mined"))
@@ -261,7 +261,7 @@ def test_a_table_with_ids_that_cannot_be_negatives_is_refused_with_the_first_of_
 def test_a_table_of_another_catalogue_and_files_that_are_missing_or_damaged_are_refused(
     folder: Path, catalogue: Catalogue, tmp_path: Path
 ) -> None:
-    write_embedded_catalogue(tmp_path / "other", num_products=120, seed=1)
+    write_toy_catalogue(tmp_path / "other", num_products=120, seed=1)
     other = Catalogue.load(tmp_path / "other", cache_dir=tmp_path / "cache")
     with pytest.raises(HardNegativesError, match=r"another catalogue \(catalogue\) than .*other"):
         HardNegatives.load(folder / "mined", other)

@@ -609,7 +609,7 @@ def test_an_index_that_is_no_longer_served_is_let_go(
 
     monkeypatch.setattr(server, "run_server", run)
     monkeypatch.setattr(server, "log_as_json", lambda: None)
-    importlib.import_module("recipes.serve").main(str(place / "run"), base=str(place / "embedded_base"), port=0)
+    importlib.import_module("recipes.serve").main(str(place / "run"), base=str(place / "toy_base"), port=0)
     assert left == [None]
 
 
@@ -673,7 +673,7 @@ def test_a_collection_of_milvus_is_served_and_its_absence_is_said(encoder: Torch
 def test_the_query_tower_is_loaded_without_the_vision_encoder(
     place: Path, encoder: TorchQueryEncoder, kind: str
 ) -> None:
-    model, processor = load_base(str(place / "embedded_base"))
+    model, processor = load_base(str(place / "toy_base"))
     folder = place / kind
     if kind in ("whole", "shards", "published"):
         model.save_pretrained(folder, max_shard_size="100KB" if kind == "shards" else "5GB")

@@ -18,7 +18,7 @@ from small_disk import fill
 from training_runs import assert_same_weights
 
 from mmfusion import MMFusionConfig, MMFusionModel
-from mmfusion.data.embedded import write_embedded_catalogue
+from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.files import move_files, replace_text, whole_file
 from mmfusion.stages import Stage1
 from mmfusion.training import RunError
@@ -33,7 +33,7 @@ TRAINING: dict[str, Any] = {"steps": 10, "batch_size": 6, "checkpoint_every": 3,
 
 @pytest.fixture(scope="module")
 def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_embedded_catalogue(tmp_path_factory.mktemp("checkpoints") / "catalogue", num_products=120)
+    return write_toy_catalogue(tmp_path_factory.mktemp("checkpoints") / "catalogue", num_products=120)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_training_begins_anew_where_all_checkpoints_are_damaged(tmp_path: Path) 
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(catalogue: Path, copied: Path) -> None:
-    base = copied / "embedded_base"
+    base = copied / "toy_base"
     config = MMFusionConfig.from_pretrained(base)
     config.projection_hidden_size = 8
     MMFusionModel(config).save_pretrained(base)

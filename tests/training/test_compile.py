@@ -11,7 +11,7 @@ from two_ranks import build_model
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.datamodule import MMFusionDataModule
-from mmfusion.data.embedded import write_embedded_catalogue
+from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.stages import Stage2
 from mmfusion.training.hardware import Hardware
 from mmfusion.training.prepare_model import PrepareModel, compile_blocks
@@ -40,7 +40,7 @@ def train(folder: Path, catalogue: Catalogue, hardware: Hardware) -> tuple[float
 
 
 def compare(tmp_path: Path, hardware: Hardware) -> None:
-    write_embedded_catalogue(tmp_path / "catalogue", num_products=80)
+    write_toy_catalogue(tmp_path / "catalogue", num_products=80)
     catalogue = Catalogue.load(tmp_path / "catalogue", cache_dir=tmp_path / "cache")
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

@@ -13,7 +13,7 @@ from two_ranks import build_model
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.datamodule import MMFusionDataModule
-from mmfusion.data.embedded import write_embedded_catalogue
+from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.model import MMFusionModel, MMFusionOutput
 from mmfusion.stages import Stage1, Stage2
 from mmfusion.stages.gradient_cache import check_rows_are_independent, embed_in_micro_batches
@@ -134,7 +134,7 @@ def test_statistics_of_a_micro_batch_are_refused() -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
-    write_embedded_catalogue(folder / "catalogue", num_products=100)
+    write_toy_catalogue(folder / "catalogue", num_products=100)
     return folder
 
 

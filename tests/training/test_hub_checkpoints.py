@@ -20,7 +20,7 @@ from loopback_hub.server import LoopbackHub
 from safetensors.torch import load_file
 
 from mmfusion import MMFusionModel
-from mmfusion.data.embedded import write_embedded_catalogue
+from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.hub.errors import HubError
 from mmfusion.stages import Optimization
 from mmfusion.training import Hardware, HubCheckpoints, PushCheckpoints, Run, RunError, continue_from_hub
@@ -145,7 +145,7 @@ def test_stage_2_with_frozen_encoders_continues_exactly_without_its_base(
 ) -> None:
     base, catalogue = tmp_path / "base", tmp_path / "catalogue"
     shutil.copytree(trained.folder, base, ignore=shutil.ignore_patterns("run.json", "cache", "checkpoints"))
-    write_embedded_catalogue(catalogue, num_products=120)
+    write_toy_catalogue(catalogue, num_products=120)
     frozen = Optimization(text_learning_rate=0.0, vision_learning_rate=0.0)
     chosen = {"fusion": "gated", "query_router": True, "optimization": frozen, "extra_products": 4}
     whole = {"base": str(base), "catalogue": str(catalogue), **chosen, **TRAINING}
@@ -317,7 +317,7 @@ def test_records_of_other_recipes_and_versions_are_refused(
 
 def test_another_catalogue_and_a_full_output_folder_are_refused(on_hub: Callable[..., Any], tmp_path: Path) -> None:
     on_hub()
-    other = write_embedded_catalogue(tmp_path / "catalogue", num_products=120, seed=1)
+    other = write_toy_catalogue(tmp_path / "catalogue", num_products=120, seed=1)
     with pytest.raises(RunError, match="is not the one that this run began with"):
         recipe("stage1")(output=str(tmp_path / "run"), resume="hub:org/run", catalogue=str(other))
     with pytest.raises(RunError, match="holds something else than the run hub:org/run@checkpoints"):
@@ -337,7 +337,7 @@ def test_files_beside_the_known_ones_are_not_fetched(
 
 def short(trained: SimpleNamespace, output: Path) -> dict[str, Any]:
     """A training of few steps from the trained model."""
-    catalogue = str(trained.folder / "embedded_catalogue")
+    catalogue = str(trained.folder / "toy_catalogue")
     sizes = {"steps": 4, "batch_size": 6, "checkpoint_every": 2, "validate_every": 4}
     return {"base": str(trained.folder), "catalogue": catalogue, "output": str(output), "fusion": "gated", **sizes}
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from mmfusion.data.embedded import write_embedded_catalogue
+from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.stages import Stage1
 from mmfusion.training import draw_curves
 from mmfusion.training import in_batch_accuracy as accuracy_module
@@ -139,7 +139,7 @@ def test_the_best_products_are_those_of_the_whole_score_matrix(monkeypatch: pyte
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Logs of 20 steps of stage 1, which was stopped after 6 and resumed."""
     folder = tmp_path_factory.mktemp("observability")
-    catalogue = write_embedded_catalogue(folder / "catalogue", num_products=120)
+    catalogue = write_toy_catalogue(folder / "catalogue", num_products=120)
 
     def stop(stage: L.LightningModule, *_: Any) -> None:
         if stage.global_step == 5:

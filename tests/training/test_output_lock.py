@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from mmfusion.data.embedded import write_embedded_backbones
+from mmfusion.data.toy_encoders import write_toy_encoders
 from mmfusion.training import RunError, open_run, run_command, take_lock
 from mmfusion.training.output_lock import NAME, is_held_by_our_job
 
@@ -198,7 +198,7 @@ def test_every_command_that_writes_a_folder_leaves_that_of_another_job_alone(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if name == "base":
-        write_embedded_backbones("backbones")
+        write_toy_encoders("backbones")
     holders.append(Holder(tmp_path / "out", *(["beside"] if beside else [])))
     monkeypatch.setattr(sys, "argv", [name, "--output", str(tmp_path / "out"), *options])
     with pytest.raises(SystemExit) as ended:

@@ -17,8 +17,8 @@ from processes import run_to_end
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.datamodule import MMFusionDataModule
-from mmfusion.data.embedded import write_embedded_catalogue
 from mmfusion.data.tables import PairRows
+from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.stages import Optimization
 from mmfusion.training import Hardware, RunError, load_base, open_run, starting_base
 from mmfusion.training.dry_run import OutOfMemoryError
@@ -40,7 +40,7 @@ def recipe(name: str) -> Callable[..., None]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A catalogue of 200 products, and a model that stage 1 has made from it."""
     folder = tmp_path_factory.mktemp("preflight")
-    write_embedded_catalogue(folder / "catalogue", num_products=200)
+    write_toy_catalogue(folder / "catalogue", num_products=200)
     recipe("stage1")(catalogue=str(folder / "catalogue"), output=str(folder / "stage1"), steps=1, batch_size=8)
     return folder
 
@@ -348,7 +348,7 @@ def test_a_step_that_fails_for_memory_is_a_refusal_that_names_what_to_lower(
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
 def test_the_micro_batch_that_it_names_trains_under_the_limit_that_the_batch_does_not(tmp_path: Path) -> None:
-    catalogue = write_embedded_catalogue(tmp_path / "catalogue", num_products=2000)
+    catalogue = write_toy_catalogue(tmp_path / "catalogue", num_products=2000)
     options = ["--catalogue", str(catalogue), "--batch_size", "512", "--steps", "2"]
 
     def train(output: str, *more: str) -> subprocess.CompletedProcess[str]:

@@ -15,7 +15,7 @@ import pytest
 from processes import run_to_end, started
 from training_runs import assert_same_weights
 
-from mmfusion.data.embedded import write_embedded_catalogue
+from mmfusion.data.toy_catalogue import write_toy_catalogue
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CHECKPOINT_EVERY = 3
@@ -25,7 +25,7 @@ STOPPED = 75
 
 @pytest.fixture(scope="module")
 def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_embedded_catalogue(tmp_path_factory.mktemp("resume") / "catalogue", num_products=120)
+    return write_toy_catalogue(tmp_path_factory.mktemp("resume") / "catalogue", num_products=120)
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ from two_ranks import build_model
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.datamodule import MMFusionDataModule
-from mmfusion.data.embedded import write_embedded_catalogue
 from mmfusion.data.feature_cache import build_feature_cache
 from mmfusion.data.ragged import FeatureCacheError
 from mmfusion.data.tables import ProductTable, QueryTable
 from mmfusion.data.text_cache import build_text_cache
+from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.distributed.shards import gradient_norm
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.stages import NonFiniteLossError, Optimization, Stage, Stage1, Stage2
@@ -32,7 +32,7 @@ from mmfusion.training import cache_frozen
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stages")
-    write_embedded_catalogue(folder / "catalogue", num_products=100)
+    write_toy_catalogue(folder / "catalogue", num_products=100)
     return folder
 
 

@@ -189,7 +189,7 @@ def _disk(measured: Measured, stage: Stage, run: Run) -> Iterator[str]:
     parts = {
         f"{_CHECKPOINTS} checkpoints": _CHECKPOINTS * (weights + state),
         "model": weights,
-        "catalogue and tiny encoders" if (run.folder / "embedded_base").exists() else "catalogue": catalogue,
+        "catalogue and tiny encoders" if (run.folder / "toy_base").exists() else "catalogue": catalogue,
         "caches": int(measured.caches.bytes),
     }
     needed, free = sum(parts.values()), shutil.disk_usage(_existing(output)).free

@@ -18,9 +18,9 @@ from tokenizers.models import WordPiece
 from transformers import BertConfig, BertModel, ConvNextConfig, ConvNextModel, PreTrainedTokenizerFast
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from mmfusion.data.embedded.drawing import PHOTO_SIZE
-from mmfusion.data.embedded.folder import is_complete, write_record
-from mmfusion.data.embedded.vocabulary import all_words
+from mmfusion.data.toy_photos import PHOTO_SIZE
+from mmfusion.data.toy_record import is_complete, write_record
+from mmfusion.data.toy_words import all_words
 
 MAX_TOKENS: Final = 64
 _SPECIAL_TOKENS: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -28,7 +28,7 @@ _VERSION: Final = 1
 
 
 @dataclass(frozen=True)
-class EmbeddedBackbones:
+class ToyEncoders:
     """Folders that transformers' Auto classes load from.
 
     Attributes:
@@ -40,7 +40,7 @@ class EmbeddedBackbones:
     vision: Path
 
 
-def write_embedded_backbones(folder: str | os.PathLike[str], *, seed: int = 0) -> EmbeddedBackbones:
+def write_toy_encoders(folder: str | os.PathLike[str], *, seed: int = 0) -> ToyEncoders:
     """Writes a BERT of 2 layers with its tokenizer and a ConvNeXt of 3 blocks with its image processor, both 64 wide.
 
     The image encoder's ``last_hidden_state`` is a map of [batch, 64, 8, 8] for photos of 64 x 64 pixels.
@@ -63,7 +63,7 @@ def write_embedded_backbones(folder: str | os.PathLike[str], *, seed: int = 0) -
     if seed < 0:
         raise ValueError(f"seed is {seed}; give an integer of 0 or more")
     folder = Path(folder)
-    backbones = EmbeddedBackbones(folder / "text", folder / "vision")
+    backbones = ToyEncoders(folder / "text", folder / "vision")
     arguments = {"embedded_backbones": _VERSION, "seed": seed}
     if is_complete(folder, arguments, ("text", "vision")):
         return backbones

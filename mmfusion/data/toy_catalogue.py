@@ -1,4 +1,4 @@
-"""Writes the embedded catalogue as the three Parquet tables of the catalogue format."""
+"""Writes the toy catalogue as the three Parquet tables of the catalogue format."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmfusion.data.embedded.folder import atomic_path, is_complete, write_record
-from mmfusion.data.embedded.products import Product, assign_splits, draw_photos, make_product
-from mmfusion.data.embedded.queries import Judgements, Query, judge, make_queries
+from mmfusion.data.toy_products import Product, assign_splits, draw_photos, make_product
+from mmfusion.data.toy_queries import Judgements, Query, judge, make_queries
+from mmfusion.data.toy_record import atomic_path, is_complete, write_record
 
 MIN_PRODUCTS: Final = 40
 TABLES: Final = ("products.parquet", "queries.parquet", "qrels.parquet")
@@ -43,7 +43,7 @@ _QUERIES_SCHEMA: Final = pa.schema(
 _QRELS_SCHEMA: Final = pa.schema([("query_id", pa.string()), ("product_id", pa.string()), ("grade", pa.int64())])
 
 
-def write_embedded_catalogue(folder: str | os.PathLike[str], *, num_products: int = 2000, seed: int = 0) -> Path:
+def write_toy_catalogue(folder: str | os.PathLike[str], *, num_products: int = 2000, seed: int = 0) -> Path:
     """Draws a catalogue of products and writes it as ``products.parquet``, ``queries.parquet`` and ``qrels.parquet``.
 
     The labels are synthetic by construction: queries and grades come from the facts that the products were drawn

@@ -1,4 +1,4 @@
-"""The queries of the embedded catalogue and their grades: synthetic by construction, no person asked or judged.
+"""The queries of the toy catalogue and their grades: synthetic by construction, no person asked or judged.
 
 A query asks for a silhouette and one to three facts. Its grades follow from the facts of the products: 3 = all that
 was asked, 1 = the right silhouette and all asked facts but one (only where two facts or more were asked, otherwise
@@ -17,8 +17,8 @@ from typing import Final
 
 import numpy as np
 
-from mmfusion.data.embedded.products import Product, choose
-from mmfusion.data.embedded.vocabulary import BRANDS, COLOURS, PATTERNS, SILHOUETTES, TEXT_FACTS, VISIBLE_FACTS, phrases
+from mmfusion.data.toy_products import Product, choose
+from mmfusion.data.toy_words import BRANDS, COLOURS, PATTERNS, SILHOUETTES, TEXT_FACTS, VISIBLE_FACTS, phrases
 
 GRADE_ALL: Final = 3
 GRADE_ALL_BUT_ONE: Final = 1

@@ -1,4 +1,4 @@
-"""The embedded catalogue: same bytes everywhere, honest splits, grades that follow their rule, encoders that load."""
+"""The toy catalogue: same bytes everywhere, honest splits, grades that follow their rule, encoders that load."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from PIL import Image
 from transformers import AutoModel, AutoTokenizer
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from mmfusion.data.embedded import EmbeddedBackbones, write_embedded_backbones, write_embedded_catalogue
-from mmfusion.data.embedded import queries as queries_module
-from mmfusion.data.embedded.drawing import COLOUR_RANGES, PAINTERS, PHOTO_SIZE, SHAPES, draw_photo
-from mmfusion.data.embedded.encoders import MAX_TOKENS
-from mmfusion.data.embedded.products import assign_splits, make_product
-from mmfusion.data.embedded.queries import combination, judge, make_queries
-from mmfusion.data.embedded.vocabulary import (
+from mmfusion.data import toy_queries as queries_module
+from mmfusion.data.toy_catalogue import write_toy_catalogue
+from mmfusion.data.toy_encoders import MAX_TOKENS, ToyEncoders, write_toy_encoders
+from mmfusion.data.toy_photos import COLOUR_RANGES, PAINTERS, PHOTO_SIZE, SHAPES, draw_photo
+from mmfusion.data.toy_products import assign_splits, make_product
+from mmfusion.data.toy_queries import combination, judge, make_queries
+from mmfusion.data.toy_words import (
     BRANDS,
     COLOURS,
     PATTERNS,
@@ -61,7 +61,7 @@ def grade_slowly(asked: dict[str, str], has: dict[str, str]) -> int:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_embedded_catalogue(tmp_path_factory.mktemp("embedded") / "catalogue", num_products=300, seed=3)
+    return write_toy_catalogue(tmp_path_factory.mktemp("toy") / "catalogue", num_products=300, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -70,19 +70,19 @@ def tables(folder: Path) -> Rows:
 
 
 @pytest.fixture(scope="module")
-def backbones(tmp_path_factory: pytest.TempPathFactory) -> EmbeddedBackbones:
-    return write_embedded_backbones(tmp_path_factory.mktemp("embedded") / "backbones", seed=3)
+def backbones(tmp_path_factory: pytest.TempPathFactory) -> ToyEncoders:
+    return write_toy_encoders(tmp_path_factory.mktemp("toy") / "backbones", seed=3)
 
 
 def test_two_processes_write_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     # Bare packages, because their __init__ imports torch and that takes longer than writing the catalogue.
     code = """
 import sys, types
-for name in ("mmfusion", "mmfusion.data", "mmfusion.data.embedded"):
+for name in ("mmfusion", "mmfusion.data"):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [name.replace(".", "/")]
-from mmfusion.data.embedded.tables import write_embedded_catalogue
-write_embedded_catalogue(sys.argv[1], num_products=300, seed=3)
+from mmfusion.data.toy_catalogue import write_toy_catalogue
+write_toy_catalogue(sys.argv[1], num_products=300, seed=3)
 """
     for hash_seed in ("1", "2"):
         target = tmp_path / hash_seed
@@ -93,19 +93,19 @@ write_embedded_catalogue(sys.argv[1], num_products=300, seed=3)
 
 
 def test_another_seed_writes_other_products(folder: Path, tmp_path: Path) -> None:
-    other = digests(write_embedded_catalogue(tmp_path, num_products=300, seed=4))
+    other = digests(write_toy_catalogue(tmp_path, num_products=300, seed=4))
     assert all(other[name] != digest for name, digest in digests(folder).items())
 
 
 def test_a_product_does_not_depend_on_how_many_there_are(tables: Rows, tmp_path: Path) -> None:
-    few = read(write_embedded_catalogue(tmp_path, num_products=40, seed=3))["products"]
+    few = read(write_toy_catalogue(tmp_path, num_products=40, seed=3))["products"]
     for small, large in zip(few, tables["products"], strict=False):
         assert {**small, "split": None} == {**large, "split": None}
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3, 4])
 def test_the_smallest_catalogue_has_every_split_and_kind(seed: int, tmp_path: Path) -> None:
-    tables = read(write_embedded_catalogue(tmp_path, num_products=40, seed=seed))
+    tables = read(write_toy_catalogue(tmp_path, num_products=40, seed=seed))
     assert Counter(row["split"] for row in tables["products"]) == {"train": 24, "val": 4, "test": 12}
     found = {(row["split"], row["kind"]) for row in tables["queries"]}
     assert found == set(itertools.product(("train", "val", "test"), ("visual", "textual", "mixed")))
@@ -234,13 +234,13 @@ def test_no_two_colours_share_a_shade() -> None:
 
 
 def test_a_complete_folder_is_reused_and_an_incomplete_one_is_written_again(tmp_path: Path) -> None:
-    write_embedded_catalogue(tmp_path, num_products=40)
+    write_toy_catalogue(tmp_path, num_products=40)
     before = digests(tmp_path)
     (tmp_path / "qrels.parquet").write_bytes(b"marker")
-    write_embedded_catalogue(tmp_path, num_products=40)
+    write_toy_catalogue(tmp_path, num_products=40)
     assert (tmp_path / "qrels.parquet").read_bytes() == b"marker", "a complete folder was written again"
     (tmp_path / "products.parquet").unlink()
-    write_embedded_catalogue(tmp_path, num_products=40)
+    write_toy_catalogue(tmp_path, num_products=40)
     assert digests(tmp_path) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         ["embedded.json", *(f"{t}.parquet" for t in TABLES)]
@@ -248,41 +248,41 @@ def test_a_complete_folder_is_reused_and_an_incomplete_one_is_written_again(tmp_
 
 
 def test_other_arguments_are_an_error_that_names_both(tmp_path: Path) -> None:
-    write_embedded_catalogue(tmp_path, num_products=40)
+    write_toy_catalogue(tmp_path, num_products=40)
     before = digests(tmp_path)
     with pytest.raises(ValueError, match=r"'num_products': 40.*'num_products': 41.*another folder"):
-        write_embedded_catalogue(tmp_path, num_products=41)
+        write_toy_catalogue(tmp_path, num_products=41)
     with pytest.raises(ValueError, match=r"'seed': 0.*'seed': 1"):
-        write_embedded_catalogue(tmp_path, num_products=40, seed=1)
+        write_toy_catalogue(tmp_path, num_products=40, seed=1)
     assert digests(tmp_path) == before
 
 
 def test_somebody_elses_catalogue_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "queries.parquet").write_bytes(b"mine")
     with pytest.raises(FileExistsError, match=r"already holds queries\.parquet"):
-        write_embedded_catalogue(tmp_path, num_products=40)
+        write_toy_catalogue(tmp_path, num_products=40)
     assert [path.name for path in tmp_path.iterdir()] == ["queries.parquet"]
 
 
 def test_bad_arguments_name_the_value(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="num_products is 39; ask for 40"):
-        write_embedded_catalogue(tmp_path / "a", num_products=39)
+        write_toy_catalogue(tmp_path / "a", num_products=39)
     with pytest.raises(ValueError, match="seed is -1"):
-        write_embedded_catalogue(tmp_path / "a", seed=-1)
+        write_toy_catalogue(tmp_path / "a", seed=-1)
     with pytest.raises(ValueError, match="seed is -1"):
-        write_embedded_backbones(tmp_path / "a", seed=-1)
+        write_toy_encoders(tmp_path / "a", seed=-1)
     (tmp_path / "file").write_text("x")
     with pytest.raises(NotADirectoryError, match="is a file"):
-        write_embedded_catalogue(tmp_path / "file")
+        write_toy_catalogue(tmp_path / "file")
 
 
 def test_an_unreadable_record_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "embedded.json").write_text("{")
     with pytest.raises(ValueError, match=r"embedded\.json is not JSON.*delete"):
-        write_embedded_catalogue(tmp_path, num_products=40)
+        write_toy_catalogue(tmp_path, num_products=40)
 
 
-def test_backbones_load_with_auto_classes_and_encode(backbones: EmbeddedBackbones, tables: Rows) -> None:
+def test_backbones_load_with_auto_classes_and_encode(backbones: ToyEncoders, tables: Rows) -> None:
     tokenizer = AutoTokenizer.from_pretrained(backbones.text)
     text = AutoModel.from_pretrained(backbones.text)
     batch = tokenizer(["red striped dress", "Acme mug"], padding=True, return_tensors="pt")
@@ -296,7 +296,7 @@ def test_backbones_load_with_auto_classes_and_encode(backbones: EmbeddedBackbone
     assert tokens.shape == (2, 64, 8, 8) and torch.isfinite(tokens).all()
 
 
-def test_the_tokenizer_knows_every_word_and_survives_the_others(backbones: EmbeddedBackbones) -> None:
+def test_the_tokenizer_knows_every_word_and_survives_the_others(backbones: ToyEncoders) -> None:
     tokenizer = AutoTokenizer.from_pretrained(backbones.text)
     for word in all_words():
         assert tokenizer.tokenize(word) == [word]
@@ -309,17 +309,17 @@ def test_the_tokenizer_knows_every_word_and_survives_the_others(backbones: Embed
     assert len(tokenizer("dress " * 20_000, truncation=True)["input_ids"]) == MAX_TOKENS
 
 
-def test_backbones_depend_on_their_seed_alone(backbones: EmbeddedBackbones, tmp_path: Path) -> None:
+def test_backbones_depend_on_their_seed_alone(backbones: ToyEncoders, tmp_path: Path) -> None:
     torch.manual_seed(11)
     expected = torch.rand(1)
     torch.manual_seed(11)
-    again = write_embedded_backbones(tmp_path / "again", seed=3)
+    again = write_toy_encoders(tmp_path / "again", seed=3)
     assert torch.equal(torch.rand(1), expected), "torch's global generator was used"
-    other = write_embedded_backbones(tmp_path / "other", seed=4)
+    other = write_toy_encoders(tmp_path / "other", seed=4)
     for name in ("text", "vision"):
         same = (getattr(again, name) / "model.safetensors").read_bytes()
         assert same == (getattr(backbones, name) / "model.safetensors").read_bytes()
         assert same != (getattr(other, name) / "model.safetensors").read_bytes()
     with pytest.raises(ValueError, match=r"'seed': 4.*'seed': 3"):
-        write_embedded_backbones(tmp_path / "other", seed=3)
-    assert write_embedded_backbones(tmp_path / "again", seed=3) == again
+        write_toy_encoders(tmp_path / "other", seed=3)
+    assert write_toy_encoders(tmp_path / "again", seed=3) == again

@@ -1,4 +1,4 @@
-"""The products of the embedded catalogue: facts, titles, prices, splits and drawn photos.
+"""The products of the toy catalogue: facts, titles, prices, splits and drawn photos.
 
 Every product is made from its own random generator, seeded with the catalogue's seed and the product's number, so
 that it is the same in every process and does not depend on how many products are made before it.
@@ -13,8 +13,8 @@ from typing import Final, TypeVar
 
 import numpy as np
 
-from mmfusion.data.embedded.drawing import draw_photo
-from mmfusion.data.embedded.vocabulary import BRANDS, COLOURS, PATTERNS, SILHOUETTES, TEXT_FACTS, VISIBLE_FACTS, phrases
+from mmfusion.data.toy_photos import draw_photo
+from mmfusion.data.toy_words import BRANDS, COLOURS, PATTERNS, SILHOUETTES, TEXT_FACTS, VISIBLE_FACTS, phrases
 
 SPARSE_SHARE: Final = 0.7
 SPLIT_SHARES: Final = {"train": 0.6, "val": 0.1, "test": 0.3}

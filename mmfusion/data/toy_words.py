@@ -1,4 +1,4 @@
-"""The words of the embedded catalogue: what can be drawn, what can only be said, and the synonyms for both.
+"""The words of the toy catalogue: what can be drawn, what can only be said, and the synonyms for both.
 
 Everything here is invented. A *fact* is one attribute of a product; ``colour`` and ``pattern`` can be seen on its
 photo, ``brand`` and ``material`` can only be read. The silhouette (the product type) is asked by every query.
@@ -91,7 +91,7 @@ def phrases(fact: str, value: str) -> tuple[Phrase, ...]:
 
 
 def all_words() -> list[str]:
-    """Every lower-case word of the embedded catalogue, sorted and without duplicates (the tokenizer's word list)."""
+    """Every lower-case word of the toy catalogue, sorted and without duplicates (the tokenizer's word list)."""
     texts: list[str] = [FILLERS, *BRANDS]
     for silhouette in SILHOUETTES.values():
         texts += [*silhouette.names, *silhouette.materials]
