@@ -12,12 +12,11 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 
-from mmfusion.serving.connection import PunctualProtocol
 from mmfusion.serving.settings import ServiceLimits
 
 # Bytes of request line and headers; beyond what a query of the default length takes when it is percent-encoded.
 _MAX_HEAD = 256 * 1024
-# Seconds that a connection is kept on which there is no request, or not the whole head of one.
+# Seconds that a connection is kept between two requests.
 _IDLE_S = 30
 # Seconds that requests which are being answered get when the service is asked to end.
 _GRACE_S = 10
@@ -90,7 +89,7 @@ def run_server(app: Starlette, bound: socket.socket, limits: ServiceLimits) -> N
     """
     config = uvicorn.Config(
         app,
-        http=PunctualProtocol,
+        http="h11",
         ws="none",
         lifespan="on",
         access_log=False,

@@ -12,7 +12,7 @@ class ServiceLimits:
             the next one; a query that comes alone does not wait.
         max_waiting: Requests that wait for a batch; further ones are answered with 503 at once, and so are those that
             would not be answered in time.
-        timeout_s: Seconds from a request's last byte to its answer (else 504), and for its body to arrive (else 408).
+        timeout_s: Seconds from a request's last byte to its answer; a later one is a 504.
         max_query_chars: Characters of a query; longer ones are refused, not cut.
         max_k: Products per answer.
         max_body_kib: Size of a request's body in KiB.

@@ -20,7 +20,6 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
-import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
@@ -388,52 +387,6 @@ def test_nothing_is_computed_for_a_client_that_has_left(encoder: TorchQueryEncod
 
     assert asyncio.run(run()) == [499, 200, 200]
     assert gate.batches == [["first"], ["after"]]
-
-
-def test_a_connection_without_a_request_is_closed(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_IDLE_S", 0.3)
-    app, answers = SearchService(searcher, None, ServiceLimits(max_body_kib=1)).app(), []
-
-    async def trickle(port: int, head: bytes, more: bytes) -> bytes:
-        """What is answered to a client that goes on sending until its connection is closed."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        answer = asyncio.create_task(reader.read())
-        writer.write(head)
-        while not answer.done():
-            await asyncio.sleep(0.05)
-            writer.write(more)
-        writer.close()
-        return b"" if answer.exception() else answer.result()
-
-    class Trickled(uvicorn.Server):
-        async def serve(self, sockets: Any = None) -> None:
-            serving = asyncio.create_task(super().serve(sockets))
-            post = b"POST /search HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n" + b"x" * 2000
-            sent = [(b"", b""), (b"GET /health HTTP/1.1\r\nX: ", b"x"), (post, b"x"), (b"\x16\x03\x01\r\n\r\n", b"")]
-            asked = (trickle(sockets[0].getsockname()[1], *one) for one in sent)
-            answers.extend(await asyncio.wait_for(asyncio.gather(*asked), 60))
-            self.should_exit = True
-            await serving
-
-    monkeypatch.setattr(uvicorn, "Server", Trickled)
-    server.run_server(app, server.bind("127.0.0.1", 0), ServiceLimits())
-    gc.unfreeze()
-    silent, headless, refused, strange = answers
-    assert silent == headless == b"" and refused.startswith(b"HTTP/1.1 413 ")
-    head, body = strange.split(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 400 Bad Request") and json.loads(body)["error"].startswith(
-        "this is no request in HTTP/1.1"
-    )
-
-
-def test_a_body_that_does_not_arrive_is_given_up(searcher: Searcher) -> None:
-    async def trickle() -> AsyncIterator[bytes]:
-        yield b'{"query": "x'
-        await asyncio.sleep(30)
-        yield b'"}'
-
-    answer = asking(searcher, lambda http: http.post("/search", content=trickle()), timeout_s=0.2)
-    assert answer.status_code == 408 and answer.json()["error"] == "the body did not arrive within 0.2 s."
 
 
 def test_each_request_is_a_line_of_json_without_the_query(searcher: Searcher, caplog: pytest.LogCaptureFixture) -> None:
