@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mmfusion.data.qrels import Qrels
 from mmfusion.evaluation.evaluation import Evaluation
+from mmfusion.evaluation.metrics import ndcg_at_k, recall_at_k
 from mmfusion.evaluation.slices import Slice, encode, recall_by_product_value, take
-from mmfusion.metrics.functional import ndcg_at_k, recall_at_k
 
 _NOT_RETRIEVED = np.iinfo(np.int64).max
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmfusion.data.qrels import Qrels
 from mmfusion.distributed import world_size
-from mmfusion.metrics.functional import has_gain, has_relevant, ndcg_at_k, recall_at_k
+from mmfusion.evaluation.metrics import has_gain, has_relevant, ndcg_at_k, recall_at_k
 
 RECALL_AT, NDCG_AT = 100, 10
 _QUERIES_AT_ONCE = 256

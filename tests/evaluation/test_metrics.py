@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mmfusion.metrics import (
+from mmfusion.evaluation.metrics import (
     RetrievalNDCGAtK,
     RetrievalRecallAtK,
     discounted_gain,
