@@ -20,6 +20,7 @@ from mmfusion.data.catalogue_rows import check_rows, rows_of_split, text_or_blan
 from mmfusion.data.catalogue_schema import COLUMNS, SPLITS, TABLES, check_split_name
 from mmfusion.data.catalogue_stream import batched, stream_from_folder, stream_from_hub
 from mmfusion.data.qrels import Qrels
+from mmfusion.files import is_hub_id
 
 __all__ = ["Catalogue", "CatalogueError"]
 
@@ -160,8 +161,7 @@ class Catalogue:
     @property
     def name(self) -> str:
         """The Hub id, or the last part of the folder or URL: what may be told to others."""
-        is_folder = "://" in self.source or os.path.exists(os.path.expanduser(self.source))
-        if not is_folder and self.source.count("/") == 1:
+        if is_hub_id(self.source):
             return self.source
         return os.path.basename(self.source.rstrip("/")) or self.source
 

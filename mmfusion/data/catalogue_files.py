@@ -10,9 +10,7 @@ from typing import Any
 import fsspec
 
 from mmfusion.data.catalogue_error import CatalogueError, reading
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-"""About how much of a table is held in memory at a time while it is converted, in bytes."""
+from mmfusion.files import is_hub_id
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def find_folder(name: str) -> Folder | None:
         return Folder(name, fsspec.filesystem("file"), path)
     if os.path.exists(path):
         raise CatalogueError("this is a file, not a folder", f"catalogue {name!r}", "Give the folder that holds it.")
-    if _HUB_ID.fullmatch(name):
+    if is_hub_id(name):
         return None
     raise CatalogueError("there is no such folder", f"catalogue {name!r}", remedy)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -15,6 +15,7 @@ from mmfusion.data.catalogue_batches import as_types, read_batches
 from mmfusion.data.catalogue_error import CatalogueError, reading
 from mmfusion.data.catalogue_files import Folder
 from mmfusion.data.catalogue_schema import ROLES, is_number, read_schemas, target_schema
+from mmfusion.files import whole_file
 
 
 def load_from_folder(folder: Folder, table: str, cache_dir: str, leave_out: Collection[str] = ()) -> datasets.Dataset:
@@ -43,18 +44,12 @@ def _convert(folder: Folder, files: Sequence[str], schema: pa.Schema, mapped: st
 
     `datasets.load_dataset` would do the same but holds a whole row group in memory, which may be the whole table.
     """
-    # Under another name until it is complete: a process that is killed, or runs beside this one, leaves no half table.
-    # Not that of the process, which another machine on the same disk may have too.
-    unfinished = f"{mapped}.{secrets.token_hex(4)}.part"
     try:
-        with pa.OSFile(unfinished, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        with whole_file(Path(mapped), concurrent=True) as file, pa.ipc.new_stream(file, schema) as writer:
             for path in files:
                 for batch in read_batches(folder, path, schema):
                     writer.write_table(batch.table)
-        os.replace(unfinished, mapped)
     finally:
-        if os.path.exists(unfinished):
-            os.remove(unfinished)
         # Arrow's allocator keeps what it was given: up to 100 MiB beside everything that follows.
         pa.default_memory_pool().release_unused()
 

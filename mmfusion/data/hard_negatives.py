@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.catalogue_contents import contents_digest
-from mmfusion.files import replace_text, whole_file
-from mmfusion.model.weights_mmfusion import sha256_of
+from mmfusion.files import replace_text, sha256_of, whole_file
 
 TABLE, MANIFEST = "hard_negatives.parquet", "hard_negatives.json"
 SCHEMA = pa.schema(

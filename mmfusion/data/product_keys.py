@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmfusion.data.catalogue import Catalogue, CatalogueError
-from mmfusion.data.toy_record import atomic_path
+from mmfusion.files import whole_file
 
 IntArray = npt.NDArray[np.int64]
 
@@ -90,7 +90,7 @@ def _photo_keys(catalogue: Catalogue) -> IntArray:
         return np.asarray(np.load(place), dtype=np.int64)
     keys = _hash_photos(catalogue)
     if place is not None:
-        with atomic_path(place) as path, path.open("wb") as file:
+        with whole_file(place, concurrent=True) as file:
             np.save(file, keys)
     return keys
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmfusion.files import replace_text
+from mmfusion.files import replace_text, whole_file
 
 _DATA, _MANIFEST = "activations.npy", "feature_cache.json"
 
@@ -96,45 +96,22 @@ def write_cache(folder: Path, rows: Array, key: str, blocks: Iterable[tuple[list
     """
     folder.mkdir(parents=True, exist_ok=True)
     counts: list[int] = []
-    with _Appender(folder / _DATA) as out:
+    shape: tuple[int, ...] = ()
+    with whole_file(folder / _DATA) as file:
+        file.write(_npy_header(0, shape))
         for own, items in blocks:
             counts.extend(own)
             if items is not None and len(items):
-                out.append(items)
+                shape = items.shape[1:]
+                file.write(np.ascontiguousarray(items).tobytes())
+        file.seek(0)
+        file.write(_npy_header(sum(counts), shape))
     manifest = {"key": key, "rows": len(rows), "items": sum(counts), "counts": counts}
     replace_text(folder / _MANIFEST, json.dumps(manifest))
     return RaggedCache(folder, rows, np.asarray(counts, dtype=np.int64))
 
 
-class _Appender:
-    """Writes blocks of rows to one .npy file of a length not known beforehand, and renames it once it is complete."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.partial = path.with_suffix(".partial")
-        self.shape: tuple[int, ...] = ()
-        self.count = 0
-
-    def __enter__(self) -> "_Appender":
-        self.file = self.partial.open("wb")
-        self.file.write(b"\0" * 128)
-        return self
-
-    def append(self, block: npt.NDArray[np.float32]) -> None:
-        self.shape = block.shape[1:]
-        self.count += len(block)
-        self.file.write(np.ascontiguousarray(block).tobytes())
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is None:
-            self.file.seek(0)
-            self._write_header()
-            self.file.flush()
-            os.fsync(self.file.fileno())
-        self.file.close()
-        if kind is None:
-            os.replace(self.partial, self.path)
-
-    def _write_header(self) -> None:
-        fields = repr({"descr": "<f4", "fortran_order": False, "shape": (self.count, *self.shape)})
-        self.file.write(b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + fields.ljust(117).encode() + b"\n")
+def _npy_header(count: int, shape: tuple[int, ...]) -> bytes:
+    """Of 128 bytes whatever the length of the array, which is not known beforehand."""
+    fields = repr({"descr": "<f4", "fortran_order": False, "shape": (count, *shape)})
+    return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + fields.ljust(117).encode() + b"\n"

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from mmfusion.data.toy_products import Product, assign_splits, draw_photos, make_product
 from mmfusion.data.toy_queries import Judgements, Query, judge, make_queries
-from mmfusion.data.toy_record import atomic_path, is_complete, write_record
+from mmfusion.data.toy_record import is_complete, write_record
+from mmfusion.files import whole_file
 
 MIN_PRODUCTS: Final = 40
 TABLES: Final = ("products.parquet", "queries.parquet", "qrels.parquet")
@@ -94,7 +95,7 @@ def write_toy_catalogue(folder: str | os.PathLike[str], *, num_products: int = 2
 
 
 def _write_products(target: Path, products: Sequence[Product], splits: Sequence[str], seed: int) -> None:
-    with atomic_path(target) as path, pq.ParquetWriter(path, _PRODUCTS_SCHEMA) as writer:
+    with whole_file(target, concurrent=True) as file, pq.ParquetWriter(file, _PRODUCTS_SCHEMA) as writer:
         for start in range(0, len(products), _ROWS_PER_GROUP):
             stop = min(start + _ROWS_PER_GROUP, len(products))
             rows = [_product_row(products[i], splits[i], seed) for i in range(start, stop)]
@@ -130,14 +131,14 @@ def _write_queries(target: Path, queries: Sequence[Query]) -> None:
         }
         for query in queries
     ]
-    with atomic_path(target) as path:
-        pq.write_table(pa.Table.from_pylist(rows, schema=_QUERIES_SCHEMA), path)
+    with whole_file(target, concurrent=True) as file:
+        pq.write_table(pa.Table.from_pylist(rows, schema=_QUERIES_SCHEMA), file)
 
 
 def _write_qrels(target: Path, queries: Sequence[Query], products: Sequence[Product], found: Judgements) -> None:
     query_ids = pa.array([query.query_id for query in queries])
     product_ids = pa.array([product.product_id for product in products])
-    with atomic_path(target) as path, pq.ParquetWriter(path, _QRELS_SCHEMA) as writer:
+    with whole_file(target, concurrent=True) as file, pq.ParquetWriter(file, _QRELS_SCHEMA) as writer:
         for start in range(0, len(found.grade), _JUDGEMENTS_PER_GROUP):
             part = np.s_[start : start + _JUDGEMENTS_PER_GROUP]
             columns = [query_ids.take(found.query[part]), product_ids.take(found.product[part]), found.grade[part]]

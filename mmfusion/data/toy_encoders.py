@@ -6,8 +6,6 @@ They are no pretrained models: what they know, they learn from the catalogue the
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,6 +19,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from mmfusion.data.toy_photos import PHOTO_SIZE
 from mmfusion.data.toy_record import is_complete, write_record
 from mmfusion.data.toy_words import all_words
+from mmfusion.files import whole_folder
 
 MAX_TOKENS: Final = 64
 _SPECIAL_TOKENS: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -71,9 +70,11 @@ def write_toy_encoders(folder: str | os.PathLike[str], *, seed: int = 0) -> ToyE
     write_record(folder, arguments, complete=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        _save_folder(backbones.text, _save_text_encoder)
+        with whole_folder(backbones.text, files=None, overwrite=True) as new:
+            _save_text_encoder(new)
         torch.manual_seed(seed + 1)
-        _save_folder(backbones.vision, _save_vision_encoder)
+        with whole_folder(backbones.vision, files=None, overwrite=True) as new:
+            _save_vision_encoder(new)
     write_record(folder, arguments, complete=True)
     return backbones
 
@@ -134,15 +135,3 @@ def _save_vision_encoder(folder: Path) -> None:
     ViTImageProcessorPil(
         size={"height": PHOTO_SIZE, "width": PHOTO_SIZE}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     ).save_pretrained(folder)
-
-
-def _save_folder(target: Path, save: Callable[[Path], None]) -> None:
-    """Writes a folder under another name and renames it, so that ``target`` is never half there."""
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        save(draft)
-        # Whatever lies here was written by an earlier, interrupted call with the same arguments.
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(draft, target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)

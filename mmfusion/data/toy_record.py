@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
+
+from mmfusion.files import replace_text
 
 RECORD_NAME: Final = "embedded.json"
 
@@ -47,20 +47,8 @@ def is_complete(folder: Path, arguments: Mapping[str, Any], names: Sequence[str]
 
 def write_record(folder: Path, arguments: Mapping[str, Any], *, complete: bool) -> None:
     """Writes the record of ``folder``: first with ``complete=False``, and with ``True`` once everything is there."""
-    with atomic_path(folder / RECORD_NAME) as path:
-        path.write_text(json.dumps({"arguments": dict(arguments), "complete": complete}, indent=2) + "\n", "utf-8")
-
-
-@contextmanager
-def atomic_path(target: Path) -> Iterator[Path]:
-    """A path beside ``target`` to write a file to; it becomes ``target`` on success and is deleted on failure."""
-    # The process id keeps two processes that write the same folder out of each other's way.
-    path = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        yield path
-        os.replace(path, target)
-    finally:
-        path.unlink(missing_ok=True)
+    record = {"arguments": dict(arguments), "complete": complete}
+    replace_text(folder / RECORD_NAME, json.dumps(record, indent=2) + "\n", concurrent=True)
 
 
 def _read_record(path: Path) -> dict[str, Any]:

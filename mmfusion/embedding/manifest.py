@@ -10,8 +10,7 @@ import pyarrow as pa
 
 from mmfusion.embedding.precision import FloatArray
 from mmfusion.embedding.shard import MadeOf, ShardError, read_table, read_vectors
-from mmfusion.files import replace_text
-from mmfusion.model.weights_mmfusion import sha256_of
+from mmfusion.files import replace_text, sha256_of
 from mmfusion.retrieval.products import MODALITIES
 
 SCHEMA_VERSION = 1

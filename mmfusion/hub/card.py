@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_downloa
 from huggingface_hub.constants import REPOCARD_NAME
 
 from mmfusion.evaluation.numbers import percent
-from mmfusion.files import replace_text
+from mmfusion.files import is_hub_id, replace_text
 from mmfusion.hub.card_ablation import Ablation, ablation_section, perturbed_variants, read_ablations
 from mmfusion.hub.card_error import CardError
 from mmfusion.hub.card_facts import ModelFacts, fingerprint_of, read_facts, weights_tag
@@ -34,7 +34,6 @@ from mmfusion.hub.card_training import (
     catalogues_of,
     compute_section,
     encoders_of,
-    hub_id,
     read_runs,
     training_section,
 )
@@ -102,7 +101,7 @@ def write_card(
         measured,
         repo=repo,
         base_model=list(base_model) or encoders_of(runs),
-        datasets=list(datasets) or [name for name in catalogues_of(runs) if hub_id(name)],
+        datasets=list(datasets) or [name for name in catalogues_of(runs) if is_hub_id(name)],
         language=language,
         license=license,
     )
@@ -181,7 +180,7 @@ def load_card(source: str | Path, *, revision: str | None = None, token: str | b
         HubError: The repository, the revision or the card is not there, or may not be read.
         CardError: The folder holds no card, or its metadata cannot be read.
     """
-    path = _download(str(source), revision, token) if _is_hub_id(source) else _local_card(Path(source))
+    path = _download(str(source), revision, token) if _is_on_hub(source) else _local_card(Path(source))
     try:
         return LoadedCard(str(source), ModelCard(path.read_text("utf-8-sig")))
     except Exception as error:
@@ -255,10 +254,8 @@ def _check_replaceable(output: Path) -> None:
         )
 
 
-def _is_hub_id(source: str | Path) -> bool:
-    if isinstance(source, Path) or Path(source).exists():
-        return False
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source) is not None and not source.endswith(".md")
+def _is_on_hub(source: str | Path) -> bool:
+    return is_hub_id(source) and not str(source).endswith(".md")
 
 
 def _local_card(path: Path) -> Path:

@@ -10,12 +10,12 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from mmfusion.evaluation.numbers import metric_title
+from mmfusion.files import HUB_ID
 from mmfusion.hub.card_error import CardError
 from mmfusion.hub.card_facts import ModelFacts
 from mmfusion.hub.card_private import public_text
 from mmfusion.hub.card_results import METRICS, Result
 from mmfusion.hub.card_tables import Measured
-from mmfusion.hub.card_training import HUB_ID
 
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|multilingual")
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")

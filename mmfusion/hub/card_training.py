@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmfusion.evaluation.numbers import percent
+from mmfusion.files import is_hub_id
 from mmfusion.hub.card_error import CardError
 from mmfusion.hub.card_private import public
 from mmfusion.hub.card_results import NOT_STATED, read_json
@@ -18,7 +18,6 @@ from mmfusion.markdown import table
 
 _RECORD = "run.json"
 _REMEDY = "copy the run.json that the recipe wrote, or leave it out"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _MOST_STAGES = 16
 
 
@@ -60,25 +59,21 @@ def read_runs(folder: str | Path) -> list[TrainingRun]:
     return runs
 
 
-def hub_id(value: Any) -> str | None:
-    """The Hub id that a recipe's argument names; None for a folder or nothing."""
-    is_id = isinstance(value, str) and HUB_ID.fullmatch(value) and not Path(value).exists()
-    return value if is_id else None
-
-
 def encoders_of(runs: Sequence[TrainingRun]) -> list[str]:
     """Hub ids of the models that the first recipe started from, as far as it names any."""
     if not runs:
         return []
-    found = [hub_id(runs[0].arguments.get(name)) for name in ("text", "vision", "base")]
-    return list(dict.fromkeys(name for name in found if name is not None))
+    found = [runs[0].arguments.get(name) for name in ("text", "vision", "base")]
+    return list(dict.fromkeys(str(name) for name in found if is_hub_id(name)))
 
 
 def catalogues_of(runs: Sequence[TrainingRun]) -> list[str]:
     """Hub ids or names (the last part of a folder) of the catalogues that the model was trained on."""
     found = [run.record.get("catalogue") or run.arguments.get("catalogue") for run in runs]
     return list(
-        dict.fromkeys(hub_id(name) or name.rstrip("/").split("/")[-1] for name in found if isinstance(name, str))
+        dict.fromkeys(
+            name if is_hub_id(name) else name.rstrip("/").split("/")[-1] for name in found if isinstance(name, str)
+        )
     )
 
 

@@ -186,7 +186,8 @@ def _check_digest(source: str | os.PathLike[str], path: Path) -> None:
     blob = path.resolve()
     if blob.parent.name != "blobs" or not re.fullmatch("[0-9a-f]{64}", blob.name):
         return
-    found = sha256_of(blob)
+    with blob.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != blob.name:
         # Left in the cache it would be taken for whole by the next load.
         path.unlink()
@@ -195,15 +196,6 @@ def _check_digest(source: str | os.PathLike[str], path: Path) -> None:
             f"{path.name} of {source} was damaged on its way (SHA-256 {found[:12]}… where the Hub has "
             f"{blob.name[:12]}…) and is removed from the cache; load it again."
         )
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 (hex) of a file, read block by block."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _refuse(source: str | os.PathLike[str], arguments: Mapping[str, Any]) -> NoReturn:

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mmfusion.model.weights_mmfusion import sha256_of
+from mmfusion.files import sha256_of
 from mmfusion.onnx.extra import OnnxError
 
 SCHEMA_VERSION = 1

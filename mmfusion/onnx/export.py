@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from mmfusion.files import sha256_of, whole_folder
 from mmfusion.hub.query_only import query_tower
 from mmfusion.model import VIEWS, MMFusionModel, MMFusionProcessor
-from mmfusion.model.weights_mmfusion import sha256_of
 from mmfusion.onnx.description import FILES, SCHEMA_VERSION, TOKENIZER, OnnxDescription, write_description
 from mmfusion.onnx.extra import OnnxError, first_line, library
 from mmfusion.onnx.graph import write_graph
@@ -16,7 +16,6 @@ from mmfusion.onnx.parity import largest_difference, probe_texts
 from mmfusion.onnx.query_tower import OnnxQueryTower
 from mmfusion.onnx.tokens import check_tokens, max_length, query_tokenizer
 from mmfusion.retrieval.fingerprint import model_fingerprint
-from mmfusion.retrieval.folder import replacing
 from mmfusion.retrieval.query_encoder import QueryEncoder, TorchQueryEncoder
 
 PARITY = 1e-4
@@ -48,7 +47,7 @@ def export_query_tower(
     tower, tokenizer = query_tower(model).float(), query_tokenizer(processor)
     texts = probe_texts(tokenizer, max_length(tokenizer))
     check_tokens(tokenizer, processor, texts)
-    with replacing(Path(folder), files=FILES, overwrite=True) as new:
+    with whole_folder(Path(folder), files=FILES, overwrite=True) as new:
         written = write_graph(tower, new, opset)
         tokenizer.save(str(new / TOKENIZER))
         unchecked = OnnxDescription(

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mmfusion.model.weights_mmfusion import sha256_of
+from mmfusion.files import sha256_of
 
 # Files up to this size are read whole when an index is opened: that takes about 0.1 s.
 WHOLE_BELOW = 64 * 2**20

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from mmfusion.files import whole_folder
 from mmfusion.retrieval.compact import live_blocks, live_products, merge
 from mmfusion.retrieval.filters import Filter, filter_rows
-from mmfusion.retrieval.folder import replacing
 from mmfusion.retrieval.hit import Hit, StoredProduct
 from mmfusion.retrieval.index_files import (
     FILES,
@@ -148,7 +148,7 @@ class ProductIndex:
         """
         folder = Path(folder).absolute()
         segments, description = self._state
-        with replacing(folder, files=FILES, overwrite=overwrite) as new:
+        with whole_folder(folder, files=FILES, overwrite=overwrite) as new:
             write_files(new, segments, description, self._origin)
         return folder
 

@@ -1,21 +1,19 @@
 """What a checkpoint needs beside itself to be continued elsewhere, and nothing that tells where it was written."""
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from mmfusion.data.toy_record import RECORD_NAME
+from mmfusion.files import is_hub_id
 
 # Files of a branch of checkpoints.
 RECORD, CHECKPOINT, MODEL_FOLDER, BEST_FOLDER = "run.json", "last.ckpt", "model", "best"
 
 # Arguments that name places and services of one machine; they never travel.
 LOCAL_ARGUMENTS = ("catalogue", "base", "feature_cache", "hard_negatives", "log_to")
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def portable_record(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,4 +46,4 @@ def is_public_place(source: str | None) -> bool:
     if "://" in source:
         parts = urlsplit(source)
         return parts.scheme not in ("", "file", "local") and "@" not in parts.netloc and not parts.query
-    return bool(_HUB_ID.fullmatch(source)) and not Path(source).exists() and not Path(source).parent.is_dir()
+    return is_hub_id(source)

@@ -14,10 +14,9 @@ import torch
 from huggingface_hub import HfApi, hf_hub_download
 
 from mmfusion.data.toy_catalogue import write_toy_catalogue
-from mmfusion.files import link_or_copy
+from mmfusion.files import link_or_copy, sha256_of
 from mmfusion.hub.errors import HubError, explain
 from mmfusion.model import MMFusionConfig, MMFusionModel
-from mmfusion.model.weights_mmfusion import sha256_of
 from mmfusion.training.hub_record import CHECKPOINT, MODEL_FOLDER, RECORD
 from mmfusion.training.merged_arguments import merged_arguments
 from mmfusion.training.output_lock import NAME as LOCK

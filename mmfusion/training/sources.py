@@ -16,6 +16,7 @@ from mmfusion.data.catalogue_contents import contents_digest
 from mmfusion.data.streamed_catalogue import StreamedCatalogue
 from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.data.toy_encoders import write_toy_encoders
+from mmfusion.files import is_hub_id
 from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
 from mmfusion.model.configuration_mmfusion import own_fields
 from mmfusion.model.errors_mmfusion import explain
@@ -164,7 +165,7 @@ def _set_fusion(config: MMFusionConfig, values: Mapping[str, Any]) -> bool:
 
 
 def _check_is_ours(base: str) -> None:
-    if _is_folder(base) and not (Path(base) / "config.json").is_file():
+    if not is_hub_id(base) and not (Path(base) / "config.json").is_file():
         raise RunError(
             f"--base {base!r} is not a model folder (no config.json); run the recipe before this one, or give a "
             "folder or a Hub id (org/name) of an mmfusion model."
@@ -187,12 +188,6 @@ def _check_same_text(base: str, config: MMFusionConfig, processor: MMFusionProce
                 f"--base {base!r}: {name} is {getattr(config, name)!r} in config.json but {getattr(processor, name)!r} "
                 "in processor_config.json; make them equal, as training and indexing must render the same text."
             )
-
-
-def _is_folder(base: str) -> bool:
-    # A Hub id has exactly one slash; `outputs/stage1` does too, and is meant as a folder where its parent is one.
-    path = Path(base)
-    return path.is_absolute() or base.startswith(".") or base.count("/") != 1 or path.parent.is_dir()
 
 
 @contextmanager

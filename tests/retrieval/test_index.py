@@ -14,9 +14,9 @@ import pyarrow as pa
 import pytest
 import torch
 
+from mmfusion import files as files_module
 from mmfusion.evaluation.ranking import rank
 from mmfusion.retrieval import Hit, ProductIndex, index_files
-from mmfusion.retrieval import folder as folder_module
 
 IDS = ["a,b", "line\nbreak", "🧥 parka", 'quote"d', "", "قميص", "连衣裙", "0042"]
 
@@ -331,7 +331,7 @@ def test_what_a_killed_save_left_is_removed_by_the_next_one(tmp_path: Path) -> N
     for path in (left, held):
         path.mkdir()
         (path / "index.faiss").write_bytes(b"half")
-    with folder_module._held(held):
+    with files_module._held(held):
         build().save(tmp_path / "index")
         assert not left.exists() and (held / "index.faiss").exists()
     build().save(tmp_path / "index", overwrite=True)
@@ -339,7 +339,7 @@ def test_what_a_killed_save_left_is_removed_by_the_next_one(tmp_path: Path) -> N
 
 
 def test_folders_are_replaced_where_names_cannot_be_exchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder_module, "_exchanged", lambda *_: False)
+    monkeypatch.setattr(files_module, "_exchanged", lambda *_: False)
     folder = build().save(tmp_path / "index")
     build(9).save(folder, overwrite=True)
     assert len(ProductIndex.load(folder)) == 9
