@@ -12,6 +12,7 @@ from pathlib import Path
 from mmfusion.ablation.facts import git_commit
 from mmfusion.ablation.plan import AblationStep
 from mmfusion.ablation.record import StepRecord, is_finished, load_step_record, model_digest
+from mmfusion.model.errors import MMFusionError
 
 _TAIL_LINES = 20
 _HEARTBEAT_SECONDS = 60.0
@@ -19,7 +20,7 @@ _HEARTBEAT_SECONDS = 60.0
 _WORKING_FILES = ("checkpoints", "cache")
 
 
-class StepFailedError(RuntimeError):
+class StepFailedError(MMFusionError, RuntimeError):
     """A sub-process failed; the text names the step, its command and the end of its log."""
 
     def __init__(self, step: AblationStep, code: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from mmfusion.evaluation.perturb import Perturbation
 from mmfusion.model.configuration_mmfusion import FUSION_KINDS
+from mmfusion.model.errors import MMFusionError
 from mmfusion.stages import Optimization
 from mmfusion.training import Hardware
 
@@ -17,7 +18,7 @@ Split = Literal["train", "val", "test"]
 _OWN_VARIANTS = ("text_only", "concat")
 
 
-class AblationError(ValueError):
+class AblationError(MMFusionError):
     """An ablation cannot be run as it is asked for."""
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mmfusion.model.errors import MMFusionError
 
-class CatalogueError(ValueError):
+
+class CatalogueError(MMFusionError):
     """A catalogue cannot be used as it is; the message names the value, the place and the remedy."""
 
     def __init__(self, problem: str, place: str = "", remedy: str = "") -> None:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.catalogue_contents import contents_digest
 from mmfusion.files import replace_text, sha256_of, whole_file
+from mmfusion.model.errors import MMFusionError
 
 TABLE, MANIFEST = "hard_negatives.parquet", "hard_negatives.json"
 SCHEMA = pa.schema(
@@ -31,7 +32,7 @@ _REMEDY = "mine again with recipes/mine.py"
 IntArray = npt.NDArray[np.int64]
 
 
-class HardNegativesError(ValueError):
+class HardNegativesError(MMFusionError):
     """A table of hard negatives cannot be used with this catalogue."""
 
 

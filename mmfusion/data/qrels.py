@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from mmfusion.model.errors import MMFusionError
+
 IntArray = npt.NDArray[np.int64]
 
 
-class DuplicateJudgementError(ValueError):
+class DuplicateJudgementError(MMFusionError):
     """The same (query, product) pair was judged more than once.
 
     Attributes:

@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mmfusion.files import replace_text, whole_file
+from mmfusion.model.errors import MMFusionError
 
 _DATA, _MANIFEST = "activations.npy", "feature_cache.json"
 
 Array = npt.NDArray[Any]
 
 
-class FeatureCacheError(ValueError):
+class FeatureCacheError(MMFusionError):
     """A cache does not belong to the model, the processor or the rows at hand."""
 
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mmfusion.model.errors import MMFusionError
+
 # Of a path of a socket, the fewest that an operating system allows; and what such a path has below a temporary folder.
 _SOCKET_CHARACTERS = 103
 _SOCKET = "/mmfusion_ray_12345678/session_2026-11-26_12-00-00_123456_1234567/sockets/plasma_store"
@@ -22,7 +24,7 @@ _OBJECT_BYTES = 128 << 20
 _ANSWER_SECONDS = 10.0
 
 
-class RayJobError(ValueError):
+class RayJobError(MMFusionError):
     """A job on Ray cannot begin, or cannot go on."""
 
 

@@ -14,13 +14,14 @@ import pyarrow.parquet as pq
 from mmfusion.embedding.content import Digests
 from mmfusion.embedding.precision import FloatArray, PackedVectors, VectorType, pack, unpack
 from mmfusion.files import whole_file
+from mmfusion.model.errors import MMFusionError
 from mmfusion.retrieval.products import weights_column
 
 _MADE_OF = b"mmfusion.made_of"
 _ARROW_TYPES = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "binary": pa.uint8()}
 
 
-class ShardError(ValueError):
+class ShardError(MMFusionError):
     """A file of embedded products is damaged, or is not what it is taken for."""
 
 

@@ -1,7 +1,9 @@
 """The one refusal of everything that makes or reads a card."""
 
+from mmfusion.model.errors import MMFusionError
 
-class CardError(ValueError):
+
+class CardError(MMFusionError):
     """A card cannot be written or read.
 
     Args:

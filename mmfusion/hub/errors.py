@@ -1,5 +1,5 @@
 """One line for whatever goes wrong between this machine and the Hub."""
 
-from mmfusion.model.errors_mmfusion import HubError, explain, explained, is_a, recognise
+from mmfusion.model.errors import HubError, explain, explained, is_a, recognise
 
 __all__ = ["HubError", "explain", "explained", "is_a", "recognise"]

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .errors_mmfusion import HubError
+from .errors import HubError
 
 # Of a Q-Former's block, what is read for query tokens alone, and for texts alone.
 _QUERIES_ONLY = ("crossattention", "intermediate_query", "output_query")

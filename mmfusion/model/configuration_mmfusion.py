@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
-from .errors_mmfusion import HubError, explained
+from .errors import HubError, explained
 from .layout_mmfusion import keep_module, write_sentence_transformers_files
 from .remote_code_mmfusion import is_known, remote_class, trusting
 from .text_head_mmfusion import check_head

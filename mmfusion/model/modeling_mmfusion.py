@@ -29,7 +29,7 @@ from .backbones_mmfusion import (
 )
 from .checkpointing_mmfusion import check_no_statistics, checkpoint_blocks, has_checkpointing
 from .configuration_mmfusion import MMFusionConfig
-from .errors_mmfusion import explained
+from .errors import explained
 from .fusion_mmfusion import FUSIONS, TEXT, Fusion, FusionSizes, ProductViews
 from .inputs_mmfusion import check_mask, check_photos, mask_of_photos, not_empty
 from .layout_mmfusion import keep_module

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, cast
 
 from PIL import Image, ImageChops, ImageCms
 
+from .errors import MMFusionError
+
 MAX_PIXELS = 64_000_000
 """Photos with more pixels (width x height, from the header) are an error before they are decoded."""
 
@@ -49,7 +51,7 @@ _MODE_OF_SPACE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 _CLASSES = ("scnr", "mntr", "prtr", "spac")
 
 
-class PhotoError(ValueError):
+class PhotoError(MMFusionError):
     """A photo cannot be used; the message is a short reason."""
 
 

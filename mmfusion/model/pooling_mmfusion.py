@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .errors import MMFusionError
+
 
 class Encoded(NamedTuple):
     """States of a batch: `tokens` (batch, length, hidden) and `pooled` (batch, hidden)."""
@@ -13,7 +15,7 @@ class Encoded(NamedTuple):
     pooled: Tensor
 
 
-class UnsuitedError(ValueError):
+class UnsuitedError(MMFusionError):
     """An encoder lacks what is asked of it: a pooled state of its own, or blocks whose states go together."""
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
-from .errors_mmfusion import explained
+from .errors import explained
 from .image_processors_mmfusion import load_image_processor, new_image_processor
 from .inputs_mmfusion import not_empty
 from .layout_mmfusion import keep_module

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save, get_class_from_dynamic_module
 
-from .errors_mmfusion import HubError
+from .errors import HubError
 
 TRUST_VARIABLE = "MMFUSION_TRUST_REMOTE_CODE"
 """Set to 1, commands run the code of the encoders of the models that they load."""

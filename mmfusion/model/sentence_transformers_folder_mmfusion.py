@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils import cached_file
 
-from .errors_mmfusion import HubError, explained
+from .errors import HubError, explained
 from .text_head_mmfusion import ACTIVATIONS
 from .weights_mmfusion import check_name
 

@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from typing import Any
 
-from .errors_mmfusion import HubError
+from .errors import HubError
 
 
 def is_timm(config: dict[str, Any]) -> bool:

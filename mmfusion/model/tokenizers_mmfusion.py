@@ -6,7 +6,7 @@ from typing import Any
 from transformers import AutoTokenizer
 from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
-from .errors_mmfusion import HubError, explained
+from .errors import HubError, explained
 
 # transformers words the same thing in three ways.
 _PACKAGE = re.compile(r"You need to install ([\w-]+) to|requires the ([\w-]+) library|`([\w-]+)` is required to read")

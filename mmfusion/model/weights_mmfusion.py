@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers.utils import cached_file
 
-from .errors_mmfusion import HubError, explained
+from .errors import HubError, explained
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

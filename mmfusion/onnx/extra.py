@@ -3,8 +3,10 @@
 from importlib import import_module
 from typing import Any
 
+from mmfusion.model.errors import MMFusionError
 
-class OnnxError(ValueError):
+
+class OnnxError(MMFusionError):
     """A query tower that cannot be exported, or a folder that holds none that can be used."""
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmfusion.data.catalogue_schema import is_list
+from mmfusion.model.errors import MMFusionError
 from mmfusion.model.processing_mmfusion import is_missing
 from mmfusion.retrieval.moments import against_moment, expected, is_moment, number_type
 
@@ -29,7 +30,7 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
 OPERATORS = (*_COMPARE, "in", "not in", "contains")
 
 
-class FilterError(ValueError):
+class FilterError(MMFusionError):
     """A filter names what is not there, or compares what cannot be compared."""
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
-from mmfusion.model.errors_mmfusion import HubError, explained
+from mmfusion.model.errors import HubError, explained
 from mmfusion.model.weights_mmfusion import fetch_weights
 from mmfusion.retrieval.fingerprint import model_fingerprint, stored_fingerprint, stored_names
 

@@ -14,6 +14,7 @@ from mmfusion.distributed import all_reduce_sum, world_size
 from mmfusion.distributed.shards import clip_gradients, complete_gradients, gathered, is_sharded
 from mmfusion.losses import GradedContrastiveLoss, GradedSigmoidLoss
 from mmfusion.model import MMFusionModel, MMFusionOutput
+from mmfusion.model.errors import MMFusionError
 from mmfusion.stages.gradient_cache import check_rows_are_independent, embed_in_micro_batches
 from mmfusion.stages.optimization import Optimization, can_fuse, freeze_by_rate, parameter_groups, warmup_cosine
 from mmfusion.stages.sharding import shard
@@ -27,7 +28,7 @@ LOSSES: dict[str, type[GradedContrastiveLoss] | type[GradedSigmoidLoss]] = {
 }
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(MMFusionError, RuntimeError):
     """The loss became NaN or infinite."""
 
 

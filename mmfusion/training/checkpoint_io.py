@@ -7,9 +7,10 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from mmfusion.files import whole_file
+from mmfusion.model.errors import MMFusionError
 
 
-class CheckpointNotWrittenError(OSError):
+class CheckpointNotWrittenError(OSError, MMFusionError):
     """A checkpoint could not be written, and nothing has its name."""
 
 

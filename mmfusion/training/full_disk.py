@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mmfusion.model.errors import MMFusionError
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-class DiskFullError(OSError):
+class DiskFullError(OSError, MMFusionError):
     """A job stopped, as its results cannot be written; what was written before is whole."""
 
 

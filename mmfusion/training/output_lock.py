@@ -18,6 +18,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from mmfusion.model.errors import MMFusionError
+
 if sys.platform != "win32":
     import fcntl
 
@@ -30,7 +32,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM)
 
 
-class RunError(ValueError):
+class RunError(MMFusionError):
     """An output folder cannot be used."""
 
 

@@ -19,7 +19,7 @@ from mmfusion.data.toy_encoders import write_toy_encoders
 from mmfusion.files import is_hub_id
 from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
 from mmfusion.model.configuration_mmfusion import own_fields
-from mmfusion.model.errors_mmfusion import explain
+from mmfusion.model.errors import explain
 from mmfusion.training.run import Run, RunError, read_record
 from mmfusion.training.save_whole import save_whole
 

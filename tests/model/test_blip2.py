@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from mmfusion import MMFusionModel
 from mmfusion.model import backbones_mmfusion as backbones
 from mmfusion.model.blip2_mmfusion import Blip2Photos, Blip2Texts
-from mmfusion.model.errors_mmfusion import HubError
+from mmfusion.model.errors import HubError
 
 _SMALL: dict[str, Any] = {"fusion_hidden_size": 16, "fusion_heads": 2, "fusion_layers": 1, "fusion_latents": 2}
 _WIDTH = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_encoders import bert
 
 from mmfusion import MMFusionConfig, MMFusionModel
-from mmfusion.model.errors_mmfusion import HubError
+from mmfusion.model.errors import HubError
 from mmfusion.model.image_processors_mmfusion import new_image_processor
 from mmfusion.model.processing_mmfusion import MMFusionProcessor
 from mmfusion.model.timm_mmfusion import check_timm

@@ -17,7 +17,7 @@ from tiny_encoders import TEXT_ENCODERS, VISION_ENCODERS
 from transformers import PreTrainedModel
 
 from mmfusion import MMFusionModel
-from mmfusion.model.errors_mmfusion import HubError
+from mmfusion.model.errors import HubError
 from mmfusion.model.remote_code_mmfusion import TRUST_VARIABLE
 
 _SMALL = {"fusion_hidden_size": 16, "fusion_heads": 2}

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmfusion import MMFusionModel, MMFusionProcessor
-from mmfusion.model.errors_mmfusion import HubError
+from mmfusion.model.errors import HubError
 from mmfusion.model.pooling_mmfusion import pool_text
 from mmfusion.model.text_families_mmfusion import max_tokens
 

@@ -14,7 +14,7 @@ import pytest
 import sentencepiece
 import transformers
 
-from mmfusion.model.errors_mmfusion import HubError
+from mmfusion.model.errors import HubError
 from mmfusion.model.text_tokenizers_mmfusion import load_tokenizer
 from mmfusion.model.tokenizers_mmfusion import open_tokenizer
 

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mmfusion.model.errors import MMFusionError
+
 LITE_SUFFIX = ".db"
 
 # Embedded servers of this process by path, and how many connections each has.
@@ -20,7 +22,7 @@ _counting = threading.Lock()
 _torn_logs: set[tuple[str, str]] = set()
 
 
-class MilvusError(ValueError):
+class MilvusError(MMFusionError):
     """Milvus cannot be reached, or refuses what it is asked."""
 
 

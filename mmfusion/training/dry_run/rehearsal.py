@@ -8,6 +8,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from mmfusion.data.batch import TrainBatch
 from mmfusion.data.datamodule import MMFusionDataModule
 from mmfusion.data.tables import PairRows
+from mmfusion.model.errors import MMFusionError
 from mmfusion.stages import Stage
 from mmfusion.stages.gradient_cache import check_rows_are_independent
 from mmfusion.training.dry_run.device import local_devices, on_cuda
@@ -41,7 +42,7 @@ _FEWER_DATA = (
 )
 
 
-class OutOfMemoryError(RuntimeError):
+class OutOfMemoryError(MMFusionError, RuntimeError):
     """A training would not fit into memory; the text names what would."""
 
 

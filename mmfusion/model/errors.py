@@ -20,7 +20,11 @@ from huggingface_hub.errors import (
 )
 
 
-class HubError(ValueError, OSError):
+class MMFusionError(ValueError):
+    """Base of all errors that mmfusion defines; the message names the value, its place, and what to do."""
+
+
+class HubError(MMFusionError, OSError):
     """A repository cannot be read or written; the text is one line that says why and what to do.
 
     It is an `OSError` as well, because that is what transformers raises, and what its callers catch, in these cases.
