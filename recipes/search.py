@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mmfusion.retrieval import Searcher
+from mmfusion.retrieval import Searcher, TorchQueryEncoder
 from mmfusion.retrieval.query_tower import load_query_tower
 from mmfusion.training import run_command
 from mmfusion.training.built_index import index_record, open_built_index
@@ -31,8 +31,8 @@ def main(
     """
     record = index_record(index)
     model, processor = load_query_tower(base or record["base"])
-    searcher = Searcher.of(model, processor, open_built_index(index, record, verify=verify))
-    (hits,) = searcher.search(query, k, filter=filter)
+    searcher = Searcher(TorchQueryEncoder(model, processor), open_built_index(index, record, verify=verify))
+    hits = searcher.search(query, k, filter=filter)
     print(f"{'rank':>4}  {'score':>6}  {'text':>5} {'photo':>5}  product")
     for hit in hits:
         weights = hit.modality_weights or {}

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from tokenizers import Tokenizer
 
-from mmfusion.retrieval.query_encoder import QueryEncoder
+from mmfusion.retrieval.searcher import QueryEncoder
 
 _FIXED = ["red floral summer dress", "42", "¿vestido rojo de algodón?", "连衣裙 🧥", "قميص أزرق", "A" * 400]
 # Of one text and of two, of an odd number, and of more than PyTorch embeds at once.
@@ -28,7 +28,9 @@ def largest_difference(reference: QueryEncoder, other: QueryEncoder, texts: list
     Returns:
         At least 0; NaN if a vector holds one.
     """
-    differences = [np.abs(reference.encode(batch) - other.encode(batch)).max() for batch in _batches(texts)]
+    differences = [
+        np.abs(reference.encode_queries(batch) - other.encode_queries(batch)).max() for batch in _batches(texts)
+    ]
     return float(np.max(differences))
 
 

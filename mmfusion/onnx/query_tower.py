@@ -19,7 +19,7 @@ class OnnxQueryTower:
 
     Example:
         >>> encoder = OnnxQueryTower.load("outputs/onnx", threads=2)  # doctest: +SKIP
-        >>> encoder.encode(["red floral dress"]).shape  # doctest: +SKIP
+        >>> encoder.encode_queries(["red floral dress"]).shape  # doctest: +SKIP
         (1, 384)
     """
 
@@ -80,7 +80,7 @@ class OnnxQueryTower:
             ) from error
         return cls(session, tokenizer, description)
 
-    def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    def encode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embeds texts together.
 
         Args:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from mmfusion.files import whole_folder
 from mmfusion.retrieval.compact import live_blocks, live_products, merge
 from mmfusion.retrieval.filters import Filter, filter_rows
-from mmfusion.retrieval.hit import Hit, StoredProduct
+from mmfusion.retrieval.hits import Hit, StoredProduct, ranked
 from mmfusion.retrieval.index_files import (
     FILES,
     SCHEMA_VERSION,
@@ -222,7 +222,10 @@ class ProductIndex:
         segments = self._segments
         scores, rows = self._search(segments, query_embeds, k, filter)
         products = _products(segments, rows)
-        return [_hits(*one) for one in zip(scores, rows, products, strict=True)]
+        return [
+            ranked((float(score), product) for score, row, product in zip(*one, strict=True) if row >= 0)
+            for one in zip(scores, rows, products, strict=True)
+        ]
 
     def search_rows(self, query_embeds: Any, k: int) -> tuple[npt.NDArray[np.float32], IntArray]:
         """Find products as `search` does, but by their place in the index: for many queries and many hits.
@@ -439,21 +442,6 @@ def _unpacked(column: pa.ChunkedArray) -> pa.Table:
 def _names(products: pa.Table) -> list[str]:
     names: list[str] = products.column("product_id").to_pylist()
     return names
-
-
-def _hits(scores: np.ndarray, rows: np.ndarray, products: list[dict[str, Any]]) -> list[Hit]:
-    found = [(float(score), product) for score, row, product in zip(scores, rows, products, strict=True) if row >= 0]
-    found.sort(key=lambda pair: (pair[0], pair[1]["product_id"]), reverse=True)
-    return [
-        Hit(
-            product_id=product["product_id"],
-            score=score,
-            rank=rank,
-            modality_weights=product.get("modality_weights", {}),
-            metadata=product.get("metadata", {}),
-        )
-        for rank, (score, product) in enumerate(found, start=1)
-    ]
 
 
 def _products(segments: tuple[Segment, ...], rows: IntArray) -> list[list[dict[str, Any]]]:

@@ -141,7 +141,7 @@ def measure_encoders(options: argparse.Namespace, queries: Texts) -> tuple[dict[
     model, processor = load_query_tower(options.fused)
     export_query_tower(model, processor, options.output / "onnx")
     exported = OnnxQueryTower.load(options.output / "onnx", threads=options.threads)
-    ways = {ONNX: exported.encode, PYTORCH: TorchQueryEncoder(model, processor).encode}
+    ways = {ONNX: exported.encode_queries, PYTORCH: TorchQueryEncoder(model, processor).encode_queries}
     times, ratios = {}, []
     for size in options.batch_sizes:
         what = f"text → vector, batch {size}"

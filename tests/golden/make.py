@@ -44,7 +44,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from mmfusion import MMFusionModel, MMFusionProcessor
 from mmfusion.hub.files import gather
-from mmfusion.retrieval import ProductIndex, Searcher
+from mmfusion.retrieval import ProductIndex, Searcher, TorchQueryEncoder
 from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.retrieval.query_tower import load_query_tower
 from mmfusion.training import Hardware
@@ -240,7 +240,7 @@ def embed_with(folder: Path) -> tuple[dict[str, torch.Tensor], str]:
 
 def hits() -> list[list[list[Any]]]:
     """Ids and scores that the index finds for `QUERIES`."""
-    searcher = Searcher.of(*load_query_tower("model"), ProductIndex.load("index/index"))
+    searcher = Searcher(TorchQueryEncoder(*load_query_tower("model")), ProductIndex.load("index/index"))
     return [[[hit.product_id, hit.score] for hit in found] for found in searcher.search(QUERIES, 5)]
 
 

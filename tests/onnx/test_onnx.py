@@ -96,7 +96,7 @@ def unsettled(model: MMFusionModel) -> MMFusionModel:
 
 def assert_same_vectors(exported: QueryEncoder, reference: QueryEncoder) -> None:
     for texts in ([TEXTS[0]], [TEXTS[2]], TEXTS, TEXTS[:3], TEXTS * 13):
-        np.testing.assert_allclose(exported.encode(texts), reference.encode(texts), atol=1e-5)
+        np.testing.assert_allclose(exported.encode_queries(texts), reference.encode_queries(texts), atol=1e-5)
 
 
 def test_every_family_of_text_encoders_is_tried() -> None:
@@ -113,8 +113,8 @@ def test_vectors_are_those_of_pytorch(family: str, tmp_path: Path) -> None:
     assert_same_vectors(exported, reference)
     assert (exported.fingerprint, exported.dimension) == (reference.fingerprint, reference.dimension)
     assert exported.views == reference.views
-    alone = reference.encode(["w5"])
-    assert not np.allclose(alone, reference.encode(["w6"]), atol=1e-3), "the tower tells no two texts apart"
+    alone = reference.encode_queries(["w5"])
+    assert not np.allclose(alone, reference.encode_queries(["w6"]), atol=1e-3), "the tower tells no two texts apart"
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_search_finds_the_same_with_both_encoders(
 ) -> None:
     index = index_of(*loaded, truncate_dim)
     queries = ["red dress", "a blue mug that is large", "mug"] * 12
-    torch_hits = Searcher.of(*loaded, index).search(queries)
+    torch_hits = Searcher(TorchQueryEncoder(*loaded), index).search(queries)
     onnx_hits = Searcher(OnnxQueryTower.load(exported, threads=1), index).search(queries)
     for one, other in zip(torch_hits, onnx_hits, strict=True):
         assert [hit.product_id for hit in one] == [hit.product_id for hit in other]
@@ -197,7 +197,7 @@ def test_the_service_answers_with_it(
     with TestClient(apps[0]) as client:
         found = client.get("/search", params={"query": "red dress", "k": 3}).json()["hits"]
         tower = client.get("/health").json()["query_tower"]
-    expected = Searcher.of(*loaded, index).search("red dress")[0]
+    expected = Searcher(TorchQueryEncoder(*loaded), index).search("red dress")
     assert [hit["product_id"] for hit in found] == [hit.product_id for hit in expected]
     np.testing.assert_allclose([hit["score"] for hit in found], [hit.score for hit in expected], atol=1e-5)
     whole = loaded[0].num_parameters()
@@ -220,7 +220,7 @@ def test_the_folder_needs_neither_pytorch_nor_mmfusion(
     encoded = tokenizer.encode_batch(["red dress", "a mug with a picture of a very red dress"])
     inputs = {"input_ids": [one.ids for one in encoded], "attention_mask": [one.attention_mask for one in encoded]}
     (vectors,) = session.run(["query_embeds"], {name: np.array(value) for name, value in inputs.items()})
-    expected = TorchQueryEncoder(*loaded).encode(["red dress", "a mug with a picture of a very red dress"])
+    expected = TorchQueryEncoder(*loaded).encode_queries(["red dress", "a mug with a picture of a very red dress"])
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
     assert sorted(path.name for path in exported.iterdir()) == ["model.onnx", "query_tower.json", "tokenizer.json"]
 
@@ -230,15 +230,15 @@ def test_loading_builds_no_model(exported: Path, monkeypatch: pytest.MonkeyPatch
         raise AssertionError("a PyTorch module was made")
 
     monkeypatch.setattr(torch.nn.Module, "__init__", refuse)
-    assert OnnxQueryTower.load(exported).encode(["red dress"]).shape[0] == 1
+    assert OnnxQueryTower.load(exported).encode_queries(["red dress"]).shape[0] == 1
 
 
 def test_threads_get_their_own_vectors(exported: Path) -> None:
     encoder = OnnxQueryTower.load(exported, threads=1)
     batches = [[f"red dress {number}"] * (1 + number % 3) + ["mug " * (1 + number)] for number in range(32)]
-    expected = [encoder.encode(texts) for texts in batches]
+    expected = [encoder.encode_queries(texts) for texts in batches]
     with ThreadPoolExecutor(8) as pool:
-        for one, other in zip(pool.map(encoder.encode, batches), expected, strict=True):
+        for one, other in zip(pool.map(encoder.encode_queries, batches), expected, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-6)
 
 
@@ -249,7 +249,7 @@ def test_texts_are_refused_as_by_the_processor(
     with pytest.raises(ValueError) as expected:
         loaded[1].process_queries(texts)
     with pytest.raises(ValueError) as found:
-        OnnxQueryTower.load(exported).encode(texts)
+        OnnxQueryTower.load(exported).encode_queries(texts)
     assert str(found.value) == str(expected.value)
 
 

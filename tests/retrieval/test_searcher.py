@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from published_model import embed_queries, products, write_model_folder
@@ -34,7 +35,7 @@ def index_of(loaded: Loaded, truncate_dim: int | None = None) -> ProductIndex:
 
 def test_the_torch_encoder_gives_the_vectors_of_the_model(loaded: Loaded) -> None:
     encoder: QueryEncoder = TorchQueryEncoder(*loaded)
-    vectors = encoder.encode(["red dress", "blue mug"])
+    vectors = encoder.encode_queries(["red dress", "blue mug"])
     np.testing.assert_array_equal(vectors, embed_queries(*loaded).numpy())
     assert vectors.dtype == np.float32 and vectors.shape[1] == encoder.dimension
     assert encoder.fingerprint == model_fingerprint(*loaded)
@@ -44,11 +45,11 @@ def test_the_torch_encoder_gives_the_vectors_of_the_model(loaded: Loaded) -> Non
 def test_hits_are_those_of_vectors_of_the_width_of_the_index(loaded: Loaded, truncate_dim: int | None) -> None:
     model, processor = loaded
     index = index_of(loaded, truncate_dim)
-    searcher = Searcher.of(*loaded, index)
+    searcher = Searcher(TorchQueryEncoder(*loaded), index)
     with torch.inference_mode():
         expected = model.get_query_features(**processor(queries=["red dress", "mug"]), truncate_dim=truncate_dim)
     np.testing.assert_allclose(searcher.embed(["red dress", "mug"]), expected.numpy(), atol=1e-6)
-    assert [hit.product_id for hit in searcher.search("red dress")[0]] == [
+    assert [hit.product_id for hit in searcher.search("red dress")] == [
         hit.product_id for hit in index.search(expected[:1], 10)[0]
     ]
     assert [len(hits) for hits in searcher.search(["red dress", "mug"], k=2)] == [2, 2]
@@ -58,17 +59,30 @@ def test_an_index_in_milvus_is_searched_by_text_as_one_with_faiss(loaded: Loaded
     pytest.importorskip("milvus_lite")
     index = index_of(loaded)
     with index.to("milvus", uri=tmp_path / "index.db") as milvus:
-        (mine,), (theirs,) = (Searcher.of(*loaded, one).search("red dress", 3) for one in (milvus, index))
+        mine, theirs = (Searcher(TorchQueryEncoder(*loaded), one).search("red dress", 3) for one in (milvus, index))
         assert [hit.product_id for hit in mine] == [hit.product_id for hit in theirs]
         assert [hit.score for hit in mine] == pytest.approx([hit.score for hit in theirs], abs=1e-5)
         other = MMFusionModel.from_pretrained(loaded[0].config._name_or_path)
         other.logit_scale.data += 1
         with pytest.raises(ValueError, match=r"collection 'products' at .* was built with model"):
-            Searcher.of(other, loaded[1], milvus)
+            Searcher(TorchQueryEncoder(other, loaded[1]), milvus)
+
+
+def test_a_searcher_is_built_from_vectors_without_a_fingerprint_by_hand(loaded: Loaded, tmp_path: Path) -> None:
+    model, processor = loaded
+    encoder = TorchQueryEncoder(model, processor)
+    with torch.inference_mode():
+        embeds = model.get_product_features(**processor(products=products()))
+    table = pa.table({"price": [10, 60, 30]})
+    searcher = Searcher.build(encoder, embeds, ["dress", "mug", "photo"], metadata=table)
+    hits = searcher.search("red dress", filter=[("price", "<", 50)])
+    assert {hit.product_id: hit.metadata["price"] for hit in hits} == {"dress": 10, "photo": 30}
+    index = ProductIndex.load(searcher.index.save(tmp_path / "index"))
+    assert Searcher(encoder, index).search(["red dress"], filter=[("price", "<", 50)]) == [hits]
 
 
 def test_no_query_finds_nothing_and_a_blank_one_is_refused(loaded: Loaded) -> None:
-    searcher = Searcher.of(*loaded, index_of(loaded))
+    searcher = Searcher(TorchQueryEncoder(*loaded), index_of(loaded))
     assert searcher.search([]) == []
     with pytest.raises(ValueError, match="Query 1 is ' '; a query is a text with at least one visible character"):
         searcher.search(["red dress", " "])
@@ -81,11 +95,11 @@ def test_the_query_tower_alone_serves_the_index_of_the_whole_model_and_another_m
     index = index_of(loaded)
     tower = query_tower(model)
     tower.config.query_tower_of = model_fingerprint(model, processor)
-    whole, alone = Searcher.of(model, processor, index), Searcher.of(tower, processor, index)
+    whole, alone = (Searcher(TorchQueryEncoder(one, processor), index) for one in (model, tower))
     assert alone.search("red dress") == whole.search("red dress")
     other = MMFusionModel.from_pretrained(write_model_folder(tmp_path / "other", seed=1))
     with pytest.raises(ValueError, match="load the index's model"):
-        Searcher.of(other, processor, index)
+        Searcher(TorchQueryEncoder(other, processor), index)
 
 
 def test_an_index_that_the_vectors_do_not_fit_is_refused(loaded: Loaded) -> None:
@@ -99,9 +113,9 @@ def test_an_index_that_the_vectors_do_not_fit_is_refused(loaded: Loaded) -> None
 def test_threads_get_their_own_vectors(loaded: Loaded) -> None:
     encoder = TorchQueryEncoder(*loaded)
     batches = [[f"red dress {number}"] * (1 + number % 3) + ["mug " * (1 + number)] for number in range(24)]
-    expected = [encoder.encode(texts) for texts in batches]
+    expected = [encoder.encode_queries(texts) for texts in batches]
     with ThreadPoolExecutor(8) as pool:
-        for one, other in zip(pool.map(encoder.encode, batches), expected, strict=True):
+        for one, other in zip(pool.map(encoder.encode_queries, batches), expected, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-6)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmfusion.retrieval.filters import Filter
-from mmfusion.retrieval.hit import Hit, StoredProduct
+from mmfusion.retrieval.hits import Hit, StoredProduct
 from mmfusion.retrieval.index_files import created_by
 from mmfusion.retrieval.milvus.collection import find_description, kind_of_index, prepare_collection
 from mmfusion.retrieval.milvus.columns import ID_FIELD, VECTOR_FIELD, Column, check_values, columns_of

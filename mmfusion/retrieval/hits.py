@@ -1,5 +1,6 @@
-"""One found product, and one that is looked up."""
+"""What searches and look-ups return."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +34,7 @@ class StoredProduct:
 
     Attributes:
         product_id: the catalogue's id.
-        vector: (D,) float32; with a compressing index, what that left of it.
+        vector: (D,) float32; with a compressing index, an approximation.
         modality_weights: as of a [`Hit`].
         metadata: as of a [`Hit`].
     """
@@ -42,3 +43,16 @@ class StoredProduct:
     vector: npt.NDArray[np.float32]
     modality_weights: dict[str, float] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def ranked(found: Iterable[tuple[float, dict[str, Any]]]) -> list[Hit]:
+    """Scores and products of one query as hits, best first; equal scores by product id, descending, as in evaluation.
+
+    Args:
+        found: Scores with rows of a table of products (`product_id` and perhaps `modality_weights` and `metadata`).
+    """
+    best = sorted(found, key=lambda one: (one[0], one[1]["product_id"]), reverse=True)
+    return [
+        Hit(row["product_id"], score, rank, row.get("modality_weights", {}), row.get("metadata", {}))
+        for rank, (score, row) in enumerate(best, start=1)
+    ]
