@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from mmfusion.data.catalogue import Catalogue
     from mmfusion.data.datamodule import MMFusionDataModule
     from mmfusion.retrieval.index import ProductIndex
+    from mmfusion.retriever import Retriever
     from mmfusion.stages import Stage1, Stage2
 
 _MODULES = {
     "Catalogue": "mmfusion.data.catalogue",
     "MMFusionDataModule": "mmfusion.data.datamodule",
     "ProductIndex": "mmfusion.retrieval.index",
+    "Retriever": "mmfusion.retriever",
     "Stage1": "mmfusion.stages",
     "Stage2": "mmfusion.stages",
 }
@@ -31,6 +33,7 @@ __all__ = [
     "MMFusionOutput",
     "MMFusionProcessor",
     "ProductIndex",
+    "Retriever",
     "Stage1",
     "Stage2",
 ]

@@ -1,0 +1,369 @@
+"""Lists in, vectors out: queries and products through one model, and an index over the products."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from threading import Lock
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mmfusion.data.photos import PhotoError, decode_photo
+from mmfusion.model import VIEWS, MMFusionModel, MMFusionProcessor
+from mmfusion.model.photos_mmfusion import upright_rgb
+from mmfusion.model.processing_mmfusion import PHOTO_COLUMN, photos_of, query_texts, short
+from mmfusion.retrieval import ProductIndex, Searcher
+from mmfusion.retrieval.fingerprint import model_fingerprint
+from mmfusion.retrieval.query_tower import load_query_tower
+
+FloatArray = npt.NDArray[np.float32]
+PhotoLoader = Callable[[str], Image.Image]
+Item = TypeVar("Item")
+
+# Columns that a catalogue may lack; any other one that the template names and no product has is a mistake.
+_OPTIONAL_COLUMNS = ("description",)
+
+
+class Retriever:
+    """A model and its processor: embeds queries and products, and indexes products. Safe to use from several threads.
+
+    Args:
+        model: The model, or its query tower alone, which embeds no products. It is put into evaluation mode.
+        processor: The model's.
+        photo_loader: Opens photos that are given as URLs, for example `mmfusion.hub.PhotoFetcher()`. None: a URL raises
+            an error, as nothing is fetched unasked.
+
+    Example:
+        >>> r = Retriever.from_pretrained("org/mm-ecom")  # doctest: +SKIP
+        >>> index = r.index([{"title": "Summer dress", "image": "photos/1.jpg"}, {"title": "Mug"}])  # doctest: +SKIP
+        >>> index.search("red dress", k=1)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, model: MMFusionModel, processor: MMFusionProcessor, *, photo_loader: PhotoLoader | None = None
+    ) -> None:
+        self.model = model.eval()
+        self.processor = processor
+        self.photo_loader = photo_loader
+        self._fingerprint: str | None = None
+        self._tokenizing = Lock()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name_or_path: str | os.PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "float32",
+        revision: str | None = None,
+        subfolder: str = "",
+        photo_loader: PhotoLoader | None = None,
+        **kwargs: Any,
+    ) -> "Retriever":
+        """Loads a model from a folder or the Hub.
+
+        Args:
+            model_name_or_path: Folder, or Hub id (`org/name`).
+            device: Where it computes, e.g. "cuda:1"; None: the accelerator of this machine, or else the CPU.
+            dtype: Floating-point type of the weights, e.g. "bfloat16". Vectors are float32 in any case.
+            revision: Branch, tag or commit on the Hub.
+            subfolder: "query" loads the query tower alone, which is smaller and embeds no products.
+            photo_loader: As for the constructor.
+            kwargs: Further arguments of `PreTrainedModel.from_pretrained`, e.g. `token`; not with `subfolder`.
+
+        Raises:
+            HubError: There is no such model, or it cannot be read.
+            ValueError: `dtype` or `subfolder` is none of those above.
+        """
+        chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+        if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
+            raise ValueError(f"dtype is {dtype!r}; give a floating-point type of torch, e.g. 'float32' or 'bfloat16'.")
+        if subfolder not in ("", "query"):
+            raise ValueError(f"subfolder is {subfolder!r}; give 'query' for the query tower alone, or leave it out.")
+        if subfolder:
+            model, processor = load_query_tower(model_name_or_path, revision=revision)
+        else:
+            kwargs = {**kwargs, **({} if revision is None else {"revision": revision})}
+            model = MMFusionModel.from_pretrained(model_name_or_path, **kwargs)
+            processor = MMFusionProcessor.from_pretrained(model_name_or_path, **kwargs)
+        retriever = cls(model, processor, photo_loader=photo_loader)
+        if chosen != torch.float32:
+            # An index belongs to the weights as they were saved, whatever they are rounded to here.
+            retriever._fingerprint = model_fingerprint(model, processor)
+        model.to(device=device or torch.accelerator.current_accelerator() or "cpu", dtype=chosen)
+        return retriever
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of weights, config and preprocessing, which an index of this model's vectors knows, too."""
+        if self._fingerprint is None:
+            self._fingerprint = model_fingerprint(self.model, self.processor)
+        return self._fingerprint
+
+    @property
+    def dimension(self) -> int:
+        """D, the width of the vectors; with a query router that of its three views side by side."""
+        return self.model.config.vector_dim
+
+    @property
+    def views(self) -> int:
+        """Views side by side in a vector: 3 with a query router, otherwise 1."""
+        return len(VIEWS) if self.model.config.query_router else 1
+
+    def encode_queries(
+        self,
+        queries: str | Sequence[str],
+        *,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        convert_to_tensor: bool = False,
+        truncate_dim: int | None = None,
+    ) -> Any:
+        """Vectors of queries.
+
+        Args:
+            queries: n texts, or one. Longer ones than the model reads are truncated.
+            batch_size: Texts per forward pass, at least 1.
+            show_progress_bar: None shows one on a terminal.
+            convert_to_tensor: Returns a tensor on the model's device rather than a NumPy array.
+            truncate_dim: Components to keep of each view; best one of the widths that the model was trained for.
+
+        Returns:
+            float32 (n, D), or (D,) for a single text. Each vector has unit length; with a query router the length of
+            each view is its weight.
+
+        Raises:
+            ValueError: A query is blank or no text; or `batch_size` or `truncate_dim` is out of range.
+        """
+        texts = [queries] if isinstance(queries, str) else list(queries)
+        if texts:
+            query_texts(texts, "")
+
+        def embed(batch: list[str]) -> Tensor:
+            # A tokenizer of transformers is set to the lengths of each call, which fails while another thread reads it.
+            with self._tokenizing:
+                inputs = self.processor.process_queries(batch)
+            return self.model.get_query_features(**inputs.to(self.model.device), truncate_dim=truncate_dim)
+
+        bar = {"unit": "query", "disable": _disabled(show_progress_bar)}
+        vectors = self._in_batches(texts, [len(text) for text in texts], embed, batch_size, bar, truncate_dim)
+        if self.views == 1:
+            vectors = self._unit_length(vectors)
+        return _given(vectors[0] if isinstance(queries, str) else vectors, convert_to_tensor)
+
+    def encode_products(
+        self,
+        products: Any,
+        *,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        convert_to_tensor: bool = False,
+        truncate_dim: int | None = None,
+    ) -> Any:
+        """Vectors of products.
+
+        Args:
+            products: n dicts, or a table of pandas, Arrow or `datasets`, with the columns of the model's template and
+                photos under `image`: the path or the bytes of a file, a PIL image, a dict with `bytes` or `path`, a URL
+                (with a `photo_loader`), a list of these, or None.
+            batch_size: Products per forward pass, at least 1.
+            show_progress_bar: None shows one on a terminal.
+            convert_to_tensor: Returns a tensor on the model's device rather than a NumPy array.
+            truncate_dim: Components to keep of each view; best one of the widths that the model was trained for.
+
+        Returns:
+            float32 (n, D), or (D,) for a single dict. Each vector (with a query router each view) has unit length.
+
+        Raises:
+            ValueError: A column of the template is in no product, a value is no text, or a photo cannot be read: the
+                message names the product. Or `batch_size` or `truncate_dim` is out of range.
+        """
+        alone = isinstance(products, Mapping)
+        bar = _disabled(show_progress_bar)
+        vectors, _ = self._embed_products([products] if alone else records_of(products), batch_size, bar, truncate_dim)
+        return _given(vectors[0] if alone else vectors, convert_to_tensor)
+
+    def similarity(self, queries: Any, products: Any) -> Tensor:
+        """Inner products, float32 (n, m), of query vectors (n, D) and product vectors (m, D), arrays or tensors."""
+        first, second = (torch.as_tensor(vectors).float() for vectors in (queries, products))
+        return torch.atleast_2d(first) @ torch.atleast_2d(second).to(first.device).T
+
+    def index(
+        self,
+        products: Any,
+        *,
+        factory: str = "Flat",
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        truncate_dim: int | None = None,
+    ) -> Searcher[ProductIndex]:
+        """Embeds products and makes them searchable by text.
+
+        Args:
+            products: As for `encode_products`. The column `product_id` names each one; without it, the positions "0",
+                "1", … do. Hits come with all other columns but `image`, and filters look at them.
+            factory: FAISS factory string; "Flat" is exact.
+            batch_size: Products per forward pass, at least 1.
+            show_progress_bar: None shows one on a terminal.
+            truncate_dim: Components to keep of each view.
+
+        Returns:
+            What searches them, for example `search("red dress", k=10, filter=[("price", "<", 50)])`. Its attribute
+            `index` is the [`ProductIndex`], which `save` writes into a folder.
+
+        Raises:
+            ValueError: As for `encode_products`; or an id is missing or comes twice, or a column mixes types.
+        """
+        records = [products] if isinstance(products, Mapping) else records_of(products)
+        vectors, weights = self._embed_products(records, batch_size, _disabled(show_progress_bar), truncate_dim)
+        index = ProductIndex.build(
+            vectors.cpu().numpy(),
+            _product_ids(records),
+            model_fingerprint=self.fingerprint,
+            metadata=_metadata(records),
+            modality_weights=weights.cpu().numpy(),
+            factory=factory,
+        )
+        return Searcher(self, index)
+
+    def _embed_products(
+        self, records: list[Mapping[str, Any]], batch_size: int, disable: bool | None, truncate_dim: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """Vectors (n, D) and shares of text and photo (n, 2), both float32."""
+        columns = {column for record in records for column in record} | set(_OPTIONAL_COLUMNS)
+        blank = {column: None for column in self.processor.template_columns if column in columns}
+        filled = [{**blank, **record} for record in records]
+        texts = [self.processor.product_text(record) for record in filled]
+
+        def embed(batch: list[int]) -> Tensor:
+            shown = [{**filled[row], PHOTO_COLUMN: self._photos(row, filled[row])} for row in batch]
+            with self._tokenizing:
+                inputs = self.processor.process_products(shown)
+            output = self.model.forward_products(**inputs.to(self.model.device))
+            embeds = self.model.shorten(output.product_embeds, truncate_dim)
+            return torch.cat([embeds.float(), output.modality_weights.float()], dim=1)
+
+        rows, lengths = list(range(len(records))), [len(text) for text in texts]
+        bar = {"unit": "product", "disable": disable}
+        found = self._in_batches(rows, lengths, embed, batch_size, bar, truncate_dim, extra=2)
+        return self._unit_length(found[:, :-2]), found[:, -2:]
+
+    def _in_batches(
+        self,
+        items: list[Item],
+        lengths: list[int],
+        embed: Callable[[list[Item]], Tensor],
+        batch_size: int,
+        bar: dict[str, Any],
+        truncate_dim: int | None,
+        extra: int = 0,
+    ) -> Tensor:
+        """Rows of `embed` in the order of the items, which go through it sorted by length, so that little is padded."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; give at least 1.")
+        if truncate_dim is not None and not 1 <= truncate_dim <= self.model.config.embedding_dim:
+            raise ValueError(f"truncate_dim is {truncate_dim}; give 1 to {self.model.config.embedding_dim}.")
+        width = self.dimension if truncate_dim is None else truncate_dim * self.views
+        found = torch.zeros(len(items), width + extra, device=self.model.device)
+        order = sorted(range(len(items)), key=lambda place: -lengths[place])
+        with torch.inference_mode(), tqdm(total=len(items), desc="embedding", **bar) as progress:
+            for start in range(0, len(order), batch_size):
+                places = order[start : start + batch_size]
+                found[places] = embed([items[place] for place in places]).float()
+                progress.update(len(places))
+        return found
+
+    def _unit_length(self, vectors: Tensor) -> Tensor:
+        """Vectors of float32 as they are; those of a shorter type have lost their length by rounding."""
+        if self.model.dtype == torch.float32 or not len(vectors):
+            return vectors
+        return F.normalize(vectors.unflatten(1, (self.views, -1)), dim=-1).flatten(1)
+
+    def _photos(self, row: int, record: Mapping[str, Any]) -> list[Image.Image]:
+        photos = []
+        for photo in photos_of(record.get(PHOTO_COLUMN))[: self.processor.max_photos]:
+            try:
+                photos.append(self._photo(photo))
+            except (PhotoError, ValueError, OSError) as error:
+                name = record.get("product_id")
+                known = "" if name is None else f" ({name!r})"
+                raise ValueError(f"A photo of product {row}{known} cannot be read: {error}") from error
+        return photos
+
+    def _photo(self, photo: Any) -> Image.Image:
+        if isinstance(photo, Image.Image):
+            return upright_rgb(photo)
+        if isinstance(photo, str) and "://" in photo:
+            if self.photo_loader is None:
+                raise ValueError(
+                    f"{photo[:80]!r} is a URL, and nothing is fetched unasked; give the Retriever a photo_loader, e.g. "
+                    "mmfusion.hub.PhotoFetcher()."
+                )
+            return upright_rgb(self.photo_loader(photo))
+        if isinstance(photo, (str, os.PathLike)):
+            return decode_photo({"path": os.path.abspath(photo)})
+        if isinstance(photo, (bytes, bytearray, memoryview, Mapping)):
+            return decode_photo(photo)
+        raise ValueError(f"{short(photo)} is a {type(photo).__name__}; give a path, bytes or a PIL image.")
+
+
+def records_of(table: Any) -> list[Mapping[str, Any]]:
+    """Rows of a table as mappings from column to value.
+
+    Args:
+        table: A list (or any iterable) of mappings, a data frame of pandas, a table of Arrow, or a data set of
+            `datasets`.
+
+    Raises:
+        ValueError: A row is no mapping.
+    """
+    if hasattr(table, "to_pylist"):
+        return list(table.to_pylist())
+    if hasattr(table, "iterrows"):
+        return list(table.to_dict("records"))
+    if isinstance(table, str) or not isinstance(table, Iterable):
+        raise ValueError(f"products is {short(table)}; give a list of dicts, or a table of pandas, Arrow or datasets.")
+    records = []
+    for row, record in enumerate(table):
+        record = record.to_dict() if hasattr(record, "to_dict") else record
+        if not isinstance(record, Mapping):
+            raise ValueError(f"Product {row} is {short(record)}; give a dict, e.g. {{'title': …, 'image': …}}.")
+        records.append(record)
+    return records
+
+
+def _product_ids(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    named = [record.get("product_id") for record in records]
+    if all(name is None for name in named):
+        return [str(row) for row in range(len(records))]
+    if None in named:
+        raise ValueError(f"Product {named.index(None)} has no product_id, and others have one; give one to each.")
+    return [str(name) for name in named]
+
+
+def _metadata(records: Sequence[Mapping[str, Any]]) -> pa.Table | None:
+    names = dict.fromkeys(name for record in records for name in record if name not in ("product_id", PHOTO_COLUMN))
+    columns = {}
+    for name in names:
+        try:
+            columns[str(name)] = pa.array([record.get(name) for record in records], from_pandas=True)
+        except (pa.ArrowException, ValueError, TypeError) as error:
+            raise ValueError(
+                f"Column {name!r} of the products cannot be indexed ({error}); give values of one type, or leave it "
+                "out."
+            ) from error
+    return pa.table(columns) if columns else None
+
+
+def _disabled(show_progress_bar: bool | None) -> bool | None:
+    return None if show_progress_bar is None else not show_progress_bar
+
+
+def _given(vectors: Tensor, convert_to_tensor: bool) -> Any:
+    return vectors if convert_to_tensor else vectors.cpu().numpy()
