@@ -6,7 +6,6 @@ html_title = "mmfusion"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
-exclude_patterns = ["api-template*"]
 
 # Docstrings are written as Markdown is: `code`.
 default_role = "code"
@@ -14,4 +13,6 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
+# Those of Lightning and transformers refer to their own pages.
+autodoc_inherit_docstrings = False
 autodoc_default_options = {"members": True, "undoc-members": False, "inherited-members": False}

@@ -32,7 +32,7 @@ class Choice(NamedTuple):
 def choose_index(count: int, dimension: int, memory_bytes: int, *, bits: int = 32) -> Choice:
     """The kind of index that fits the budget and answers in milliseconds: exact, or else fast, or else small.
 
-    What each finds of a million vectors, and how fast, is measured in model_cards/search/index-benchmark.md.
+    What each finds of a million vectors, and how fast, is measured in docs/benchmarks/index-benchmark.md.
 
     1. Up to 50,000 vectors that fit: Flat, which is exact.
     2. Up to 5 million that fit with their links: HNSW32, the fastest. It looks at 1,024 products for each query, as

@@ -8,7 +8,7 @@ from mmfusion.training.dry_run.largest import growing
 # Small steps grow until they differ by so many bytes, as measurements of main memory are off by a few MiB.
 _TELLING = 128 * 2**20
 # Bytes that a loss takes for each pair that it looks at together, and how many these are at most; measured, see
-# model_cards/training-scale.md and mmfusion/losses/chunked.py.
+# docs/benchmarks/training-scale.md and mmfusion/losses/chunked.py.
 _BYTES_PER_PAIR, _MAX_PAIRS = 64, 2**21
 
 
