@@ -19,7 +19,7 @@ from mmfusion.data.datamodule import MMFusionDataModule
 from mmfusion.stages import Stage, Stage1, Stage2
 from mmfusion.stages.sharding import whole_model
 from mmfusion.training.hardware import Hardware, lightning_strategy
-from mmfusion.training.step_statistics import FetchTimer, StepStatistics
+from mmfusion.training.monitoring import StepStatistics
 
 STEPS, MISSING = 10, 3
 FURTHER = 8
@@ -89,7 +89,7 @@ def main(catalogue: str, output: str, stage_name: str, strategy: str, devices: i
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[PhotosMissing(), StepStatistics(FetchTimer()), curve],
+        callbacks=[PhotosMissing(), StepStatistics(), curve],
     )
     trainer.fit(stage, datamodule=data)
     weights = whole_model(stage.model).state_dict()

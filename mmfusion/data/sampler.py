@@ -1,5 +1,6 @@
 """Which rows make a batch: deterministic in (seed, epoch, position), disjoint over ranks, bucketed by text length."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -211,7 +212,13 @@ def _a_batch_for_each(rows: Rows, num_replicas: int) -> list[Rows]:
 
 
 class ResumableLoader(WorkersLoader):
-    """A loader over a [`ResumableSampler`] that continues in mid-epoch; Lightning saves and restores its state."""
+    """A loader over a [`ResumableSampler`] that continues in mid-epoch; Lightning saves and restores its state.
+
+    Attributes:
+        last_fetch: When the fetch of the last batch began, by `time.perf_counter`, and the seconds that it took.
+    """
+
+    last_fetch = (0.0, 0.0)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -223,7 +230,13 @@ class ResumableLoader(WorkersLoader):
         assert isinstance(self.sampler, ResumableSampler)
         self.sampler.start_batch = self._yielded = self._resume_at
         self._resume_at = 0
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.last_fetch = began, time.perf_counter() - began
+            if batch is None:
+                return
             self._yielded += 1
             yield batch
 

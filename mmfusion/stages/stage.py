@@ -37,6 +37,8 @@ class Stage(L.LightningModule):
 
     Attributes:
         model: The model in training; hand it on with `model.save_pretrained`, as a `.ckpt` is for resuming only.
+        compared: What the first graded term of the last training batch compared, without gradients, for callbacks:
+            queries (Q, D), products (P, D), and which products are present, (P,) bool or None for all.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Stage(L.LightningModule):
         self._sharded = False
         self._gathered = ExitStack()
         self._embedded: MMFusionOutput | None = None
+        self.compared: tuple[Tensor, Tensor, Tensor | None] | None = None
         # from_pretrained gives a model in evaluation mode, and Lightning keeps the mode it finds.
         self.train()
 
@@ -112,6 +115,7 @@ class Stage(L.LightningModule):
         return self
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
+        self.compared = None
         terms = self.terms(batch)
         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
         # The mean over ranks is the loss of the global batch, where one rank's part of it depends on their number.
@@ -213,6 +217,8 @@ class Stage(L.LightningModule):
 
     def query_term(self, queries: Tensor, products: Tensor, batch: TrainBatch, present: Tensor | None) -> Tensor:
         """Graded loss between queries (Q, D) and one view of the products (P, D), with (P,) bool `present`."""
+        if self.compared is None:
+            self.compared = queries.detach(), products.detach(), present
         loss: Tensor = self.graded_loss(
             queries,
             products,

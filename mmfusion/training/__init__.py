@@ -1,7 +1,6 @@
 """What recipes share: run folders, trainers, checkpoints, curves, and where models and catalogues come from."""
 
 from mmfusion.training.command import run_command
-from mmfusion.training.curves import draw_curves
 from mmfusion.training.dry_run import preflight
 from mmfusion.training.features import cache_frozen, cache_pool
 from mmfusion.training.hardware import Hardware
@@ -23,7 +22,6 @@ __all__ = [
     "cache_pool",
     "continue_from_hub",
     "decisive",
-    "draw_curves",
     "fit",
     "load_base",
     "load_catalogue",

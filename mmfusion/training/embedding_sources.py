@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.model import MMFusionModel, MMFusionProcessor
-from mmfusion.training.prepare_model import compile_blocks
+from mmfusion.training.hardware import compile_blocks
 from mmfusion.training.sources import load_base, load_catalogue
 
 

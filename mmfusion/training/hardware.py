@@ -1,9 +1,24 @@
-"""Where and how training runs, as one typed setting, and the strategy that Lightning is given for it."""
+"""Where and how training runs, as one typed setting, and what it means for Lightning and for the model."""
 
+import logging
+import os
+import shutil
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
+import lightning as L
+import torch
+from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.utils.checkpoint import checkpoint
+
+from mmfusion.model import MMFusionModel
+from mmfusion.model.backbones_mmfusion import blocks_of
+
+log = logging.getLogger(__name__)
+
+_COMPILERS = ("g++", "clang++", "c++", "cl")
 
 
 @dataclass
@@ -36,6 +51,18 @@ class Hardware:
     compile: bool = False
     activation_checkpointing: bool = False
 
+    @property
+    def on_cuda(self) -> bool:
+        """Whether Lightning trains on CUDA devices; tells without starting it."""
+        return self.accelerator in ("auto", "gpu", "cuda") and CUDAAccelerator.is_available()
+
+    @property
+    def local_devices(self) -> int:
+        """Devices of a node; a negative number in `devices` asks for all."""
+        if self.devices > 0:
+            return self.devices
+        return int(CUDAAccelerator.auto_device_count()) if self.on_cuda else 1
+
 
 def lightning_strategy(hardware: Hardware) -> str | ModelParallelStrategy:
     """The `strategy` of a `lightning.Trainer`.
@@ -58,3 +85,45 @@ def lightning_strategy(hardware: Hardware) -> str | ModelParallelStrategy:
         # One file, which any strategy and any number of devices can read the weights of.
         save_distributed_checkpoint=False,
     )
+
+
+class PrepareModel(L.Callback):
+    """Checkpoints and compiles the encoders, as the settings say, before Lightning wraps the model."""
+
+    def __init__(self, hardware: Hardware) -> None:
+        """Args: hardware: Its `activation_checkpointing` and `compile`."""
+        self.hardware = hardware
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit" and self.hardware.activation_checkpointing:
+            checkpoint_activations(pl_module.model)  # type: ignore[arg-type]
+        if stage == "fit" and self.hardware.compile:
+            compile_blocks(pl_module.model)  # type: ignore[arg-type]
+
+
+def checkpoint_activations(model: MMFusionModel) -> None:
+    """Has the encoders keep what goes into their blocks, and compute the rest again in the backward pass."""
+    # The name by which transformers turns it on differs between versions; this is what they all come to.
+    model._set_gradient_checkpointing(True, partial(checkpoint, use_reentrant=False))
+
+
+def compile_blocks(model: MMFusionModel) -> None:
+    """Compiles the blocks of the encoders in place, each when it runs first; names of parameters do not change.
+
+    Raises:
+        ValueError: There is no C++ compiler, which torch.compile needs.
+    """
+    compiler = os.environ.get("CXX")
+    if not any(map(shutil.which, [compiler] if compiler else _COMPILERS)):
+        raise ValueError(
+            f"hardware.compile needs a C++ compiler ({compiler or ', '.join(_COMPILERS)}), and there is none; install "
+            "one, name yours in the environment variable CXX, or leave hardware.compile out."
+        )
+    for encoder in model.encoders():
+        blocks = blocks_of(encoder)
+        for block in blocks:
+            # Not the module, whose hooks (of FSDP, and our own between blocks) would then not be looked at again.
+            compiled: Any = torch.compile(block.forward)
+            block.forward = compiled
+        if not blocks:
+            log.info("%s has no list of blocks, and is not compiled", type(encoder).__name__)

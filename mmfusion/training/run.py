@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfusion.files import is_partial, replace_text
-from mmfusion.training.checkpoint_files import list_checkpoints
+from mmfusion.training.checkpoints import list_checkpoints
 from mmfusion.training.output_lock import NAME as LOCK
 from mmfusion.training.output_lock import OutputLock, RunError, is_held_by_our_job, take_lock
 

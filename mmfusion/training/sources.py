@@ -20,8 +20,8 @@ from mmfusion.files import is_hub_id
 from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
 from mmfusion.model.configuration_mmfusion import own_fields
 from mmfusion.model.errors import explain
+from mmfusion.training.checkpoints import save_whole
 from mmfusion.training.run import Run, RunError, read_record
-from mmfusion.training.save_whole import save_whole
 
 log = logging.getLogger("mmfusion")
 

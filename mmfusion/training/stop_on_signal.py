@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from mmfusion.training.resume_checkpoint import ResumeCheckpoint
+from mmfusion.training.checkpoints import ResumeCheckpoint
 
 log = logging.getLogger("mmfusion")
 

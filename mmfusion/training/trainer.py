@@ -13,22 +13,22 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 
 from mmfusion.data.datamodule import MMFusionDataModule
 from mmfusion.model import MMFusionProcessor
-from mmfusion.stages import RandomState, Stage
+from mmfusion.stages import Stage
 from mmfusion.stages.sharding import whole_model
-from mmfusion.training.checkpoint_files import last_good_checkpoint, step_of
-from mmfusion.training.checkpoint_fits import check_fits
-from mmfusion.training.checkpoint_io import WholeCheckpointIO
-from mmfusion.training.curves import draw_curves
+from mmfusion.training.checkpoints import (
+    RandomState,
+    ResumeCheckpoint,
+    WholeCheckpointIO,
+    check_fits,
+    last_good_checkpoint,
+    save_whole,
+    step_of,
+)
 from mmfusion.training.full_disk import full_disk_ends
-from mmfusion.training.hardware import Hardware, lightning_strategy
+from mmfusion.training.hardware import Hardware, PrepareModel, lightning_strategy
 from mmfusion.training.hub_checkpoints import HubCheckpoints, PushCheckpoints
-from mmfusion.training.in_batch_accuracy import InBatchAccuracy
-from mmfusion.training.prepare_model import PrepareModel
-from mmfusion.training.progress import StepProgress
-from mmfusion.training.resume_checkpoint import ResumeCheckpoint
+from mmfusion.training.monitoring import InBatchAccuracy, StepProgress, StepStatistics, draw_curves
 from mmfusion.training.run import Run, is_first_rank
-from mmfusion.training.save_whole import save_whole
-from mmfusion.training.step_statistics import FetchTimer, StepStatistics
 from mmfusion.training.stop_on_signal import StopOnSignal
 
 # Lightning and torch warn of what is meant to be so here: frozen parts in evaluation mode, few workers, short epochs,
@@ -39,11 +39,10 @@ _EXPECTED_WARNINGS = (
     r".*does not have many workers",
     r"The number of training batches \(\d+\) is smaller than the logging interval",
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-    r"Checkpoint directory .* exists and is not empty",
     r"Couldn't infer the batch indices fetched from your dataloader",
     r"Total length of `WorkersLoader` across ranks is zero",
     r"FSDP2-wrapped module .* returned a view tensor",
-    r"Be aware that when using `ckpt_path`.*\['PushCheckpoints'\]",
+    r"Be aware that when using `ckpt_path`.*\['(PushCheckpoints|ResumeCheckpoint)\b",
 )
 
 
@@ -76,7 +75,7 @@ def build_trainer(
     for name, value in (("steps", steps), ("accumulate", accumulate), ("checkpoint_every", checkpoint_every)):
         if value < 1:
             raise ValueError(f"{name} is {value}; give at least 1.")
-    fetches, checkpoints = FetchTimer(), ResumeCheckpoint(run.checkpoints, every=checkpoint_every)
+    checkpoints = ResumeCheckpoint(run.checkpoints, every=checkpoint_every)
     trainer = L.Trainer(
         default_root_dir=run.folder,
         accelerator=hardware.accelerator,
@@ -100,14 +99,13 @@ def build_trainer(
             StepProgress(),
             RandomState(),
             LearningRateMonitor("step"),
-            StepStatistics(fetches),
+            StepStatistics(),
             InBatchAccuracy(),
             *([PushCheckpoints(run, hub)] if hub is not None and hub.repo is not None else []),
             checkpoints,
             StopOnSignal(checkpoints),
         ],
         plugins=[WholeCheckpointIO()],
-        profiler=fetches,
     )
     if trainer.precision != hardware.precision:
         # Lightning takes another one and says so in a warning only.
@@ -131,7 +129,7 @@ def fit(
     run: Run, trainer: L.Trainer, stage: Stage, data: MMFusionDataModule, processor: MMFusionProcessor
 ) -> dict[str, float]:
     """Trains or resumes, saves model, processor and curves into the run folder, and returns the last metrics."""
-    checkpoint = last_good_checkpoint(run.checkpoints, set_aside=is_first_rank())
+    checkpoint = last_good_checkpoint(run.checkpoints, rename_damaged=is_first_rank())
     if checkpoint is not None:
         check_fits(checkpoint, stage.state_dict())
         print(f"resuming from {checkpoint.name}", flush=True)

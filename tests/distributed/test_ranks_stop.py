@@ -13,7 +13,7 @@ import two_ranks_stop
 from processes import run_to_end, started
 
 from mmfusion.data.toy_catalogue import write_toy_catalogue
-from mmfusion.training.checkpoint_files import damage, list_checkpoints
+from mmfusion.training.checkpoints import damage, list_checkpoints
 from mmfusion.training.stop_on_signal import STOPPED
 
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmfusion import MMFusionModel
 from mmfusion.model.backbones_mmfusion import blocks_of
 from mmfusion.stages.gradient_cache import embed_in_micro_batches
-from mmfusion.training.prepare_model import checkpoint_activations
+from mmfusion.training.hardware import checkpoint_activations
 
 # MobileNetV2, ResNet and ConvNeXt know nothing of checkpointing by themselves.
 ENCODERS = [("bert", "vit"), ("modernbert", "mobilenet_v2"), ("xlm_roberta", "resnet"), ("siglip", "siglip")]

@@ -26,8 +26,9 @@ from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.retrieval import ProductIndex
 from mmfusion.retrieval.embedding import embed_products, embed_queries
 from mmfusion.retrieval.mining import Miner, MiningSettings
-from mmfusion.stages import RandomState, Stage2
+from mmfusion.stages import Stage2
 from mmfusion.training import load_base
+from mmfusion.training.checkpoints import RandomState
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SETTINGS: dict[str, Any] = {"first_rank": 2, "last_rank": 40, "num_negatives": 6, "relative_margin": 0.02}

@@ -19,12 +19,10 @@ from training_runs import assert_same_weights
 
 from mmfusion import MMFusionConfig, MMFusionModel
 from mmfusion.data.toy_catalogue import write_toy_catalogue
-from mmfusion.files import move_files, replace_text, whole_file
+from mmfusion.files import DiskFullError, move_files, replace_text, whole_file
 from mmfusion.stages import Stage1
 from mmfusion.training import RunError
-from mmfusion.training.checkpoint_files import damage, last_good_checkpoint
-from mmfusion.training.checkpoint_io import CheckpointNotWrittenError, WholeCheckpointIO
-from mmfusion.training.full_disk import DiskFullError
+from mmfusion.training.checkpoints import CheckpointNotWrittenError, WholeCheckpointIO, damage, last_good_checkpoint
 from mmfusion.training.stop_on_signal import STOPPED
 
 # Checkpoints of steps 3, 6 and 9.
@@ -152,9 +150,9 @@ def test_training_goes_on_from_the_last_checkpoint_that_is_not_damaged(
 def test_training_begins_anew_where_all_checkpoints_are_damaged(tmp_path: Path) -> None:
     for step in (3, 12):
         (tmp_path / f"step={step}.ckpt").write_bytes(b"no checkpoint")
-    assert last_good_checkpoint(tmp_path, set_aside=False) is None
+    assert last_good_checkpoint(tmp_path, rename_damaged=False) is None
     assert names(tmp_path) == ["step=12.ckpt", "step=3.ckpt"]
-    assert last_good_checkpoint(tmp_path, set_aside=True) is None
+    assert last_good_checkpoint(tmp_path, rename_damaged=True) is None
     assert names(tmp_path) == ["step=12.ckpt.damaged", "step=3.ckpt.damaged"]
 
 

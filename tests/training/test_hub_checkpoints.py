@@ -28,7 +28,6 @@ from mmfusion.training.background_push import BackgroundPush, Snapshot
 from mmfusion.training.hub_checkpoints import without_tokens
 from mmfusion.training.hub_record import portable_catalogue, portable_record
 from mmfusion.training.hub_resume import HubAddress
-from mmfusion.training.movable_checkpoint import MovableCheckpoint
 
 BRANCH = "checkpoints"
 # Checkpoints of steps 3 and 6 of 8: what is on the Hub at the end is a checkpoint that something is left to do from.
@@ -349,7 +348,7 @@ def test_training_ends_well_while_the_hub_is_away(
     with caplog.at_level(logging.WARNING, logger="mmfusion"):
         recipe("stage2")(**short(trained, tmp_path / "run"), hub=HubCheckpoints("org/away", last_attempt=60))
     assert json.loads((tmp_path / "run" / "run.json").read_text())["complete"]
-    said = [record.getMessage() for record in caplog.records if record.name == "mmfusion"]
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("mmfusion")]
     assert any("that was the last attempt: The Hub at" in line and "(503)" in line for line in said)
     assert any("not all checkpoints reached org/away@checkpoints; the last one there is none" in line for line in said)
     assert not [line for line in said if "\n" in line or hub.token in line]
@@ -555,15 +554,3 @@ def test_a_record_travels_without_places_of_its_machine(tmp_path: Path) -> None:
 def test_tokens_and_signatures_are_blotted_out(hub: LoopbackHub) -> None:
     text = without_tokens(f"no {hub.token} at https://cdn/x?signature=abc for hf_AbCdEfGhIjKl\nmore")
     assert text == "no *** at https://cdn/x?*** for ***"
-
-
-def test_checkpoints_are_known_by_name_where_they_are_put(tmp_path: Path) -> None:
-    here, there = (MovableCheckpoint(tmp_path / name, filename="{step}", monitor="step") for name in ("here", "there"))
-    path = str(tmp_path / "here" / "step=3.ckpt")
-    here.best_model_path = here.kth_best_model_path = path
-    here.best_k_models, here.best_model_score = {path: torch.tensor(3.0)}, torch.tensor(3.0)
-    state = here.state_dict()
-    assert str(tmp_path) not in repr(state)
-    there.load_state_dict({**state, "best_model_path": "/etc/../step=3.ckpt"})
-    assert there.best_model_path == str(tmp_path / "there" / "step=3.ckpt")
-    assert list(there.best_k_models) == [there.best_model_path] and there.best_model_score == 3.0

@@ -16,13 +16,8 @@ from torch.utils.data import DataLoader
 
 from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.stages import Stage1
-from mmfusion.training import draw_curves
-from mmfusion.training import in_batch_accuracy as accuracy_module
-from mmfusion.training.curves import read_metrics
-from mmfusion.training.in_batch_accuracy import best_products
-from mmfusion.training.step_statistics import WINDOW, FetchTimer, StepStatistics
-
-FETCH = "[_TrainingEpochLoop].train_dataloader_next"
+from mmfusion.training import monitoring
+from mmfusion.training.monitoring import WINDOW, StepStatistics, best_products, draw_curves, read_metrics
 
 
 class Clock:
@@ -40,17 +35,14 @@ class Loop:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.fetches = FetchTimer(self.clock)
-        self.statistics = StepStatistics(self.fetches)
+        self.statistics = StepStatistics(self.clock)
         self.logged: dict[str, float] = {}
         self.module = SimpleNamespace(log_dict=lambda values, **_: self.logged.update(values))
         self.trainer = SimpleNamespace(world_size=2, is_global_zero=True)
 
     def batch(self, wait: float, work: float) -> None:
-        for name in (FETCH, "run_training_batch"):
-            self.fetches.start(name)
-            self.clock.now += wait if name == FETCH else work
-            self.fetches.stop(name)
+        self.trainer.train_dataloader = SimpleNamespace(last_fetch=(self.clock.now, wait))
+        self.clock.now += wait + work
         self.statistics.on_train_batch_end(self.trainer, self.module, None, {"query_rows": torch.zeros(8)}, 0)
         # A validation, or a checkpoint.
         self.clock.now += 1000.0
@@ -89,6 +81,10 @@ def test_waiting_for_data_a_tenth_of_the_time_is_no_warning(caplog: pytest.LogCa
     assert loop.logged["speed/data_wait"] == pytest.approx(0.1) and not caplog.records
 
 
+class TimedLoader(DataLoader[Any]):
+    last_fetch = (0.0, 0.0)
+
+
 class Steep(L.LightningModule):
     """A loss whose gradient is (30, 40)."""
 
@@ -104,27 +100,25 @@ class Steep(L.LightningModule):
 
 
 def test_the_gradient_norm_is_that_before_clipping() -> None:
-    fetches = FetchTimer()
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=3,
         gradient_clip_val=1.0,
-        callbacks=[StepStatistics(fetches)],
-        profiler=fetches,
+        callbacks=[StepStatistics()],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     module = Steep()
-    trainer.fit(module, DataLoader([{"query_rows": torch.zeros(1)}] * 4, batch_size=None))
+    trainer.fit(module, TimedLoader([{"query_rows": torch.zeros(1)}] * 4, batch_size=None))
     assert trainer.callback_metrics["optimization/gradient_norm"] == pytest.approx(50.0)
     assert module.weight.detach().norm() == pytest.approx(3.0)
     assert 0.0 <= trainer.callback_metrics["speed/data_wait"] <= 1.0
 
 
 def test_the_best_products_are_those_of_the_whole_score_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accuracy_module, "_MAX_PAIRS", 3 * 11)
+    monkeypatch.setattr(monitoring, "_MAX_PAIRS", 3 * 11)
     generator = torch.Generator().manual_seed(0)
     queries, products = (torch.randn(count, 5, generator=generator) for count in (7, 11))
     scores = queries @ products.T

@@ -12,7 +12,7 @@ from torch import Tensor
 from mmfusion.data.batch import TrainBatch
 from mmfusion.stages import Stage
 from mmfusion.stages.optimization import part_of
-from mmfusion.training.checkpoint_files import step_of
+from mmfusion.training.checkpoints import step_of
 from mmfusion.training.dry_run.largest import Contents, Epoch
 from mmfusion.training.dry_run.memory import Memory, in_words
 from mmfusion.training.dry_run.rehearsal_data import CacheCost

@@ -11,7 +11,6 @@ from mmfusion.data.tables import PairRows
 from mmfusion.model.errors import MMFusionError
 from mmfusion.stages import Stage
 from mmfusion.stages.gradient_cache import check_rows_are_independent
-from mmfusion.training.dry_run.device import local_devices, on_cuda
 from mmfusion.training.dry_run.forecast import Forecast, StepForecast, foretell, loss_bytes
 from mmfusion.training.dry_run.largest import LargestBatch
 from mmfusion.training.dry_run.memory import (
@@ -104,10 +103,10 @@ class _Rehearsal:
         self.stage, self.hardware, self.micro_batch = stage, hardware, stage.micro_batch
         self.folder = run.folder / "rehearsal"
         self.folder.mkdir()
-        local = local_devices(hardware)
+        local = hardware.local_devices
         self.ranks = local * hardware.num_nodes
         self.host = HostMemory()
-        self.memory: Memory = CudaMemory() if on_cuda(hardware) else self.host
+        self.memory: Memory = CudaMemory() if hardware.on_cuda else self.host
         self.local = local
         self.host_capacity = self._host_capacity()
         self.capacity = self.host_capacity if self.memory is self.host else self.memory.capacity()

@@ -14,8 +14,7 @@ from mmfusion.data.batch import TrainBatch
 from mmfusion.stages import Stage
 from mmfusion.training.dry_run.memory import Memory, free, is_out_of_memory, nothing_kept
 from mmfusion.training.dry_run.rehearsal_data import RehearsalData
-from mmfusion.training.hardware import Hardware
-from mmfusion.training.prepare_model import PrepareModel
+from mmfusion.training.hardware import Hardware, PrepareModel
 from mmfusion.training.trainer import expected_warnings_ignored
 
 # Further steps are taken, for a better time, while all of them take less than this.

@@ -1,0 +1,268 @@
+"""Checkpoints to resume from: written whole, checked before they are read, and two of them kept."""
+
+import logging
+import os
+import pickle
+import random
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile, ZipFile
+
+import lightning as L
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
+
+from mmfusion.distributed import world_size
+from mmfusion.files import is_partial, move_files, whole_file
+from mmfusion.model import MMFusionModel, MMFusionProcessor
+from mmfusion.model.errors import MMFusionError
+from mmfusion.training.full_disk import DiskFullError
+from mmfusion.training.output_lock import RunError
+
+log = logging.getLogger(__name__)
+
+_KEPT = 2
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, that with the most steps last."""
+    return sorted(folder.glob("step=*.ckpt"), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Optimizer steps that a checkpoint was written after."""
+    return int(checkpoint.stem.split("=")[1])
+
+
+def last_good_checkpoint(folder: Path, *, rename_damaged: bool) -> Path | None:
+    """The checkpoint with the most steps that is not damaged, or None; logs a warning for each damaged one.
+
+    Args:
+        folder: Folder of the checkpoints.
+        rename_damaged: Whether damaged ones are renamed to `*.damaged`, and what a kill left of others is removed. One
+            process does this, before training starts.
+    """
+    if rename_damaged:
+        for left in filter(is_partial, folder.glob(".*")):
+            left.unlink(missing_ok=True)
+    for path in reversed(list_checkpoints(folder)):
+        reason = damage(path)
+        if reason is None:
+            return path
+        if rename_damaged:
+            log.warning("%s is damaged (%s): renamed to %s.damaged; trying the one before", path, reason, path.name)
+            os.replace(path, path.with_name(f"{path.name}.damaged"))
+    return None
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint file, or None. Reads all of it, as torch itself compares no checksum."""
+    if checkpoint.stat().st_size == 0:
+        return "it is empty"
+    try:
+        with ZipFile(checkpoint) as archive:
+            broken = archive.testzip()
+    except BadZipFile as error:
+        return f"it is cut off, or no checkpoint: {error}"
+    return f"the checksum of {broken} in it is wrong" if broken else None
+
+
+def check_fits(checkpoint: Path, weights: dict[str, Tensor]) -> None:
+    """Checks that a checkpoint holds the weights of the model in training.
+
+    Args:
+        checkpoint: File that is not damaged.
+        weights: State of the Lightning module.
+
+    Raises:
+        RunError: It holds weights of another architecture, or more than tensors and plain values.
+    """
+    try:
+        # On the meta device only names and shapes are read.
+        saved = torch.load(checkpoint, map_location="meta", weights_only=True)["state_dict"]
+    except (pickle.UnpicklingError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{checkpoint} holds more than tensors and plain values, which could run code, or is not a checkpoint of a "
+            "training; delete it to resume from the one before, or to begin anew."
+        ) from error
+    there, here = ({name: tuple(value.shape) for name, value in state.items()} for state in (saved, weights))
+    differing = sorted(name for name in {*there, *here} if there.get(name) != here.get(name))
+    if differing:
+        name = differing[0]
+        raise RunError(
+            f"{checkpoint} holds weights of another architecture: {name} is {there.get(name, 'missing')} there and "
+            f"{here.get(name, 'missing')} in this model, and {len(differing) - 1} more differ. Give --base the model "
+            "that this run began with, or another --output to begin anew."
+        )
+
+
+def save_whole(folder: Path, model: MMFusionModel, processor: MMFusionProcessor) -> None:
+    """Saves a model so that a kill leaves no half of it: `config.json`, which makes a folder a model, comes last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / ".model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        move_files(partial, folder, last=["config.json"])
+    finally:
+        # Nobody needs it any more, and on a full disk the room is needed.
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+class CheckpointNotWrittenError(OSError, MMFusionError):
+    """A checkpoint could not be written, and nothing has its name."""
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, syncs it to the disk, and renames it.
+
+    Lightning's own plugin goes through the folder for temporary files, which may lie on another disk, so that moving
+    the file is a copy that a kill cuts off; and it does not sync.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Writes a checkpoint to a local path; `storage_options` belong to remote ones and are not used.
+
+        Raises:
+            CheckpointNotWrittenError: The disk is full, or cannot be written for another reason.
+        """
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with whole_file(Path(path)) as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:
+            # torch raises its own error when the end of its archive cannot be written either.
+            cause = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(cause, OSError):
+                raise
+            raise CheckpointNotWrittenError(cause.errno, cause.strerror, str(path)) from error
+
+
+class ResumeCheckpoint(Checkpoint):
+    """Writes a checkpoint every few optimizer steps, and keeps the last two.
+
+    Needs a trainer with a [`WholeCheckpointIO`]. When a checkpoint cannot be written, it logs a warning and training
+    goes on: somebody may make room, and a disk that was full for a minute should not end a run of days. If the next
+    one cannot be written either, training stops, so that at most twice the interval of work is lost. The older
+    checkpoints stay until a new one is written.
+
+    Unlike Lightning's `ModelCheckpoint` it has no state, so a checkpoint names no folder of the machine that wrote it
+    and can be resumed in another one.
+    """
+
+    def __init__(self, folder: Path, *, every: int) -> None:
+        """Args: folder: Where to. every: Optimizer steps between checkpoints, at least 1."""
+        self.folder, self.every = folder, every
+        self._last_step = 0
+        self._failed = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # The step that training resumes from is in a checkpoint: a second one, written while gradients of the next step
+        # are accumulated, would lose these.
+        self._last_step = trainer.global_step
+        self._remove_old(trainer)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step % self.every == 0:
+            self.write_now(trainer)
+
+    def write_now(self, trainer: L.Trainer) -> bool:
+        """Writes a checkpoint of this step if there is none, and says whether there is one then."""
+        if trainer.global_step != self._last_step:
+            self._last_step = trainer.global_step
+            self._write(trainer)
+        return not self._failed
+
+    def _write(self, trainer: L.Trainer) -> None:
+        reason = None
+        try:
+            trainer.save_checkpoint(self.folder / f"step={trainer.global_step}.ckpt")
+        except CheckpointNotWrittenError as error:
+            reason = error.strerror
+            # Where the other ranks wait for the one that writes.
+            trainer.strategy.barrier("Trainer.save_checkpoint")
+        reason = trainer.strategy.broadcast(reason)
+        if reason is None:
+            self._failed = False
+            self._remove_old(trainer)
+            return
+        last = next((path.name for path in reversed(list_checkpoints(self.folder))), "none")
+        if self._failed:
+            raise DiskFullError(
+                f"Two checkpoints in a row cannot be written to {self.folder} ({reason}); training stops at step "
+                f"{trainer.global_step}. Make room, and run the same command to resume; the last checkpoint is {last}."
+            )
+        self._failed = True
+        if trainer.is_global_zero:
+            log.warning(
+                "the checkpoint of step %d cannot be written to %s (%s); the last one is %s. Make room: training goes "
+                "on, and stops if the next one cannot be written either",
+                *(trainer.global_step, self.folder, reason, last),
+            )
+
+    def _remove_old(self, trainer: L.Trainer) -> None:
+        for path in list_checkpoints(self.folder)[:-_KEPT] if trainer.is_global_zero else ():
+            # Away already where two processes see one folder.
+            with suppress(FileNotFoundError):
+                path.unlink()
+
+
+class RandomState(L.Callback):
+    """Saves and restores the random state of Python, NumPy and torch of every rank.
+
+    Together with the loader's position, which Lightning saves, a run that was killed at any moment and resumed from
+    its last checkpoint ends with the weights of the uninterrupted run (on CPU, bit for bit).
+    """
+
+    def __init__(self) -> None:
+        self._pending: list[dict[str, Any]] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        own = _random_state()
+        states = [own] * world_size()
+        if world_size() > 1:
+            dist.all_gather_object(states, own)
+        return {"ranks": states}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._pending = state["ranks"]
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        # As late as possible: building loaders and sanity checks draw numbers that the interrupted run never drew.
+        if self._pending is None:
+            return
+        if len(self._pending) != trainer.world_size:
+            raise ValueError(
+                f"The checkpoint was written by {len(self._pending)} rank(s), this run has {trainer.world_size}; "
+                "resume with the same number of devices, or start anew from the weights with --base."
+            )
+        _set_random_state(self._pending[trainer.global_rank])
+        self._pending = None
+
+
+def _random_state() -> dict[str, Any]:
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all([value.cpu() for value in state["cuda"]])
