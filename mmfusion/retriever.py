@@ -86,6 +86,7 @@ class Retriever:
             raise ValueError(f"dtype is {dtype!r}; give a floating-point type of torch, e.g. 'float32' or 'bfloat16'.")
         if subfolder not in ("", "query"):
             raise ValueError(f"subfolder is {subfolder!r}; give 'query' for the query tower alone, or leave it out.")
+        model: Any  # mypy knows `to` by the decorator of transformers alone
         if subfolder:
             model, processor = load_query_tower(model_name_or_path, revision=revision)
         else:
