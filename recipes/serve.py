@@ -63,8 +63,7 @@ def _load_service(
     limits: ServiceLimits,
     verify: bool,
 ) -> "SearchService":
-    from mmfusion.serving.app import SearchService
-    from mmfusion.serving.memory import resident_mib
+    from mmfusion.serving.app import SearchService, resident_mib
     from mmfusion.serving.watch import version_of
 
     encoder, tower = loaded
@@ -87,7 +86,7 @@ def _load_service(
 
 def _load_encoder(base: str, onnx: str | None) -> tuple[QueryEncoder, dict[str, Any]]:
     """The query tower, and what `/health` says of it."""
-    from mmfusion.serving.memory import facts_of_onnx, facts_of_tower
+    from mmfusion.serving.app import facts_of_onnx, facts_of_tower
 
     if onnx is not None:
         exported = OnnxQueryTower.load(onnx)

@@ -1,21 +1,45 @@
 """The search service: HTTP over a query tower and an index. Needs the extra `mmfusion[serve]`."""
 
+from dataclasses import dataclass
 from importlib.util import find_spec
 
-from mmfusion.serving.settings import ServiceLimits
 
-_NEEDED = ("orjson", "starlette", "uvicorn", "prometheus_client")
+@dataclass(frozen=True)
+class ServiceLimits:
+    """What the service accepts.
+
+    Attributes:
+        max_batch: Queries that are embedded and searched together. Queries that come while a batch is computed wait for
+            the next one; a query that comes alone does not wait.
+        max_waiting: Requests that wait for a batch; further ones are answered with 503 at once, and so are those that
+            would not be answered in time.
+        timeout_s: Seconds from a request's last byte to its answer; after that it gets a 504.
+        max_query_chars: Characters of a query; longer ones are an error, they are not cut.
+        max_k: Products per answer.
+        max_body_kib: Size of a request's body in KiB.
+        reload_s: Seconds between looks at the index folder; an index that has been replaced is loaded. 0: never.
+    """
+
+    max_batch: int = 32
+    max_waiting: int = 256
+    timeout_s: float = 5.0
+    max_query_chars: int = 1000
+    max_k: int = 1000
+    max_body_kib: int = 64
+    reload_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not (value > 0 or (name, value) == ("reload_s", 0)):
+                raise ValueError(f"limits.{name} is {value}; give more than 0.")
 
 
 def check_installed() -> None:
-    """Refuses to begin without the packages of the extra.
+    """Checks that the packages of the extra are there.
 
     Raises:
         ValueError: One is missing.
     """
-    missing = [name for name in _NEEDED if find_spec(name) is None]
+    missing = [name for name in ("prometheus_client", "pydantic", "starlette", "uvicorn") if find_spec(name) is None]
     if missing:
         raise ValueError(f"serving needs {', '.join(missing)}; install it with: pip install 'mmfusion[serve]'")
-
-
-__all__ = ["ServiceLimits", "check_installed"]

@@ -2,43 +2,42 @@
 
 import asyncio
 import contextlib
-import logging
+import os
 import time
 from collections.abc import AsyncIterator, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from pydantic import ValidationError
+from pydantic_core import to_json
 from starlette.applications import Starlette
-from starlette.convertors import Convertor, register_url_convertor
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from mmfusion.retrieval import Hit, MilvusError, ProductIndex, Searcher, SearchIndex
-from mmfusion.serving.access import AccessLog
-from mmfusion.serving.batcher import MicroBatcher, QueueFullError
-from mmfusion.serving.jsonable import to_json
-from mmfusion.serving.memory import resident_mib
-from mmfusion.serving.metrics import ServiceMetrics
-from mmfusion.serving.requests import RequestError, limited, parameters, read_k, read_search
-from mmfusion.serving.searches import DEFAULT_K, Answer, Asked, Neighbours, ProductRequest, Searches
-from mmfusion.serving.settings import ServiceLimits
+from mmfusion.model import MMFusionModel
+from mmfusion.onnx import OnnxDescription
+from mmfusion.retrieval import MilvusError, ProductIndex, Searcher, SearchIndex
+from mmfusion.serving import ServiceLimits
+from mmfusion.serving.batches import Answer, Asked, MicroBatcher, Neighbours, QueueFullError, Searches
+from mmfusion.serving.observe import Observed, ServiceMetrics
+from mmfusion.serving.requests import limited_models, read, reason, short
 from mmfusion.serving.watch import IndexWatch, Version
 
-log = logging.getLogger("mmfusion")
+_DEFAULT_K = 10
+# What is no fault of the service, and answered with its reason.
+_ERRORS = (HTTPException, ValidationError, ClientDisconnect, MilvusError, QueueFullError, TimeoutError)
 
 
-class _ProductId(Convertor[str]):
-    # Ids may hold slashes and line breaks, which Starlette's own `path` stops at.
+class _ProductId(PathConvertor):
+    # Ids may hold line breaks, which Starlette's own `path` stops at.
     regex = r"[\s\S]+"
-
-    def convert(self, value: str) -> str:
-        return value
-
-    def to_string(self, value: str) -> str:
-        return value
 
 
 register_url_convertor("product_id", _ProductId())
@@ -49,8 +48,8 @@ class SearchService:
 
     Args:
         searcher: Query tower and index.
-        folder: Of the index, which is followed; None: there is none, or it is not to be.
-        limits: What is refused.
+        folder: Folder of the index, which is loaded again when it changes; None: it has none, or is not to be followed.
+        limits: What is accepted.
         tower: What `/health` says of the query tower.
         version: `version_of` the folder before the index was read from it; None: as it is now.
         verify: Compares all bytes of an index that takes the place of this one with their checksums.
@@ -68,14 +67,15 @@ class SearchService:
     ) -> None:
         self.limits = limits
         self._tower = dict(tower or {})
-        self.searches = Searches(searcher, lambda size: self.metrics.batch.observe(size), min(DEFAULT_K, limits.max_k))
+        self.searches = Searches(searcher, lambda size: self.metrics.batch.observe(size), min(_DEFAULT_K, limits.max_k))
         self.batcher: MicroBatcher[Asked, Answer] = MicroBatcher(
             self.searches.answer, max_batch=limits.max_batch, max_waiting=limits.max_waiting
         )
         self.metrics = ServiceMetrics(lambda: self.batcher.waiting, self._count_products)
+        self._search_model, self._product_model = limited_models(limits)
         self._watch: IndexWatch | None = None
         if folder is not None:
-            self._watch = IndexWatch(folder, self._swap, self._count_swap, version, verify)
+            self._watch = IndexWatch(folder, self._swap, self.metrics.swaps, version, verify)
         self._started = time.monotonic()
 
     @property
@@ -92,53 +92,42 @@ class SearchService:
                 Route("/health", self.health, methods=["GET"]),
                 Route("/metrics", self.metrics_text, methods=["GET"]),
             ],
-            middleware=[Middleware(AccessLog, observe=self._observe)],
-            exception_handlers={
-                RequestError: _refused,
-                HTTPException: _http_error,
-                QueueFullError: self._full,
-                TimeoutError: self._late,
-                MilvusError: _unreachable,
-            },
+            middleware=[Middleware(Observed, metrics=self.metrics)],
+            exception_handlers=dict.fromkeys(
+                (HTTPException, ValidationError, ClientDisconnect, MilvusError, QueueFullError, TimeoutError),
+                self._refuse,
+            ),
             lifespan=self._lifespan,
         )
-        # To the address in the request's own Host, which a proxy in front may have another name for.
+        # A redirect would name the host of the request, which a proxy in front may know by another name.
         app.router.redirect_slashes = False
         return app
 
     async def search(self, request: Request) -> Response:
         """The k best products of a query."""
-        asked = await read_search(request, self.limits)
+        asked = await read(request, self._search_model, self.limits.max_body_kib)
         request.state.logged = {"k": asked.k, "query_chars": len(asked.query), "filtered": asked.filter is not None}
         hits = await self._answer(request, asked)
         assert isinstance(hits, list)
         request.state.logged["hits"] = len(hits)
-        return _json({"query": asked.query, "hits": [_hit(one) for one in hits]})
+        return json_response({"query": asked.query, "hits": hits})
 
     async def products(self, request: Request) -> Response:
         """A stored product, and the k products whose vectors are most like its own."""
-        k = read_k(parameters(request, ("k",)), self.limits)
-        asked = ProductRequest(request.path_params["product_id"], k)
+        asked = await read(request, self._product_model, self.limits.max_body_kib)
         found = await self._answer(request, asked)
         assert isinstance(found, Neighbours)
-        product = found.product
-        return _json(
-            {
-                "product_id": product.product_id,
-                "modality_weights": product.modality_weights,
-                "metadata": product.metadata,
-                "neighbours": [_hit(one) for one in found.hits],
-            }
-        )
+        product = {name: value for name, value in vars(found.product).items() if name != "vector"}
+        return json_response({**product, "neighbours": found.hits})
 
     async def health(self, request: Request) -> Response:
-        """Whether the service answers, of what model and index, and what it holds in memory."""
-        return _json(
+        """Whether the service answers, with which model and index, and how much memory it takes."""
+        return json_response(
             {
                 "status": "ok",
                 "uptime_s": round(time.monotonic() - self._started, 1),
                 "model": self.searches.searcher.encoder.fingerprint,
-                # A server of vectors has to be asked.
+                # In a thread, as a server of vectors has to be asked.
                 "products": await asyncio.to_thread(len, self.index),
                 "index": self.index.facts(),
                 "resident_mib": resident_mib(),
@@ -149,11 +138,11 @@ class SearchService:
 
     async def metrics_text(self, request: Request) -> Response:
         """Counters and histograms for Prometheus."""
-        text = await asyncio.to_thread(self.metrics.text)
-        return Response(text, media_type=self.metrics.content_type)
+        text = await asyncio.to_thread(generate_latest, self.metrics.registry)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     async def _answer(self, request: Request, asked: Asked) -> Answer:
-        """What the batcher gives, unless the client leaves before: then nothing is computed for it any more."""
+        """What the batcher gives. If the client leaves before, nothing is computed for it any more."""
         answer = asyncio.create_task(self.batcher.submit(asked, self.limits.timeout_s))
         leaving = asyncio.create_task(_left(request))
         try:
@@ -163,21 +152,22 @@ class SearchService:
         finally:
             answer.cancel()
             leaving.cancel()
-        raise RequestError(499, "the client left before there was an answer.")
+        raise ClientDisconnect
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        await self.batcher.start()
-        watching = None
-        if self._watch is not None and self.limits.reload_s:
-            watching = asyncio.create_task(self._watch.run(self.limits.reload_s), name="index-watch")
-        try:
-            yield
-        finally:
-            if watching is not None:
-                watching.cancel()
-                await asyncio.gather(watching, return_exceptions=True)
-            await self.batcher.stop()
+        async with self.batcher.running():
+            following = asyncio.create_task(self._follow(), name="index-watch")
+            try:
+                yield
+            finally:
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+
+    async def _follow(self) -> None:
+        while self._watch is not None and self.limits.reload_s:
+            await asyncio.sleep(self.limits.reload_s)
+            await asyncio.to_thread(self._watch.look)
 
     def _swap(self, index: ProductIndex) -> None:
         self.searches.searcher = Searcher(self.searches.searcher.encoder, index)
@@ -188,21 +178,26 @@ class SearchService:
         except MilvusError:
             return float("nan")
 
-    def _count_swap(self, outcome: str) -> None:
-        self.metrics.swaps.labels(outcome).inc()
-
-    def _observe(self, route: str, status: int, seconds: float) -> None:
-        self.metrics.requests.labels(route, str(status)).inc()
-        self.metrics.seconds.labels(route).observe(seconds)
-
-    async def _full(self, request: Request, error: Exception) -> Response:
-        text = (
-            f"{self.batcher.waiting} requests wait already, as many as can be answered in time; try again in a second."
-        )
-        return _json({"error": text}, 503, {"retry-after": "1"})
-
-    async def _late(self, request: Request, error: Exception) -> Response:
-        return _json({"error": f"there was no answer within {self.limits.timeout_s:g} s; try again."}, 504)
+    async def _refuse(self, request: Request, error: Exception) -> Response:
+        headers: Mapping[str, str] | None = None
+        match error:
+            case HTTPException():
+                status, text, headers = error.status_code, error.detail, error.headers
+                if text == HTTPStatus(status).phrase:
+                    routes = "there are /search, /products/{id}, /health and /metrics"
+                    text = f"{request.method} {short(request.scope['path'])}: {text}; {routes}."
+            case ValidationError():
+                status, text = 400, reason(error)
+            case ClientDisconnect():
+                status, text = 499, "the client left before there was an answer."
+            case TimeoutError():
+                status, text = 504, f"there was no answer within {self.limits.timeout_s:g} s; try again."
+            case QueueFullError():
+                waiting = f"{self.batcher.waiting} requests wait already, as many as can be answered in time"
+                status, text, headers = 503, f"{waiting}; try again in a second.", {"retry-after": "1"}
+            case _:
+                status, text, headers = 503, str(error), {"retry-after": "1"}
+        return json_response({"error": text}, status, headers)
 
 
 async def _left(request: Request) -> None:
@@ -210,26 +205,31 @@ async def _left(request: Request) -> None:
         pass
 
 
-def _hit(hit: Hit) -> dict[str, Any]:
-    return {name: getattr(hit, name) for name in ("product_id", "score", "rank", "modality_weights", "metadata")}
+def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """NaN and infinite numbers become null, dates ISO 8601, bytes base64 (its URL-safe alphabet), decimals text."""
+    text = to_json(content, inf_nan_mode="null", bytes_mode="base64", fallback=str)
+    return Response(text, status, headers, "application/json")
 
 
-def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(to_json(content), status, headers, "application/json")
+def resident_mib() -> float | None:
+    """MiB of this process in RAM, with the pages of memory-mapped files that were read; None where this is unknown."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return None
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
 
 
-async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestError)
-    return _json({"error": str(error)}, error.status)
+def facts_of_tower(model: MMFusionModel) -> dict[str, Any]:
+    """Parameters and MiB of a query tower, and whether a vision encoder came with it."""
+    return {
+        "parameters": model.num_parameters(),
+        "mib": round(model.get_memory_footprint() / 2**20, 1),
+        "vision_encoder": model.vision_model is not None,
+    }
 
 
-async def _unreachable(request: Request, error: Exception) -> Response:
-    return _json({"error": str(error)}, 503, {"retry-after": "1"})
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    routes = "there are /search, /products/{id}, /health and /metrics"
-    path = limited(request.scope["path"])
-    text = {404: f"{path} is not there; {routes}.", 405: f"{request.method} is not for {path}."}
-    return _json({"error": text.get(error.status_code, error.detail)}, error.status_code, dict(error.headers or {}))
+def facts_of_onnx(folder: Path, description: OnnxDescription) -> dict[str, Any]:
+    """The same of an exported query tower, whose weights are files of the folder."""
+    size = sum((folder / name).stat().st_size for name in description.sha256)
+    return {"parameters": description.parameters, "mib": round(size / 2**20, 1), "vision_encoder": False}

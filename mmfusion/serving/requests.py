@@ -1,169 +1,99 @@
-"""What a request asks for: read, and refused with the reason."""
+"""What requests may ask for, as pydantic models, and how they are read."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from starlette.requests import ClientDisconnect, Request
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model
+from pydantic_core import from_json
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
-from mmfusion.retrieval.filters import Filter, FilterError, alternatives_of
-from mmfusion.serving.jsonable import from_json
-from mmfusion.serving.settings import ServiceLimits
+from mmfusion.retrieval.filters import alternatives_of
+from mmfusion.serving import ServiceLimits
 
-# Of JSON in a request; a filter needs four levels, and Python fails at some hundred.
-_MAX_LEVELS = 8
 # Each looks at a column of the whole index, and holds a byte per product.
 _MAX_CONDITIONS = 32
 
 
-class RequestError(Exception):
-    """A request that is not answered, with the HTTP status and a text that says why."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+def _with_text(query: str) -> str:
+    if not query.strip():
+        raise ValueError("give a text to search for")
+    return query
 
 
-@dataclass(frozen=True)
-class SearchRequest:
-    """A query, the number of hits wanted (None: it was not said), and conditions on metadata."""
+def _conditions(filter: Any) -> Any:
+    if filter is None:
+        return None
+    # In an address it is written as JSON.
+    read = from_json(filter, allow_inf_nan=False) if isinstance(filter, str) else filter
+    count = sum(map(len, alternatives_of(read)))
+    if count > _MAX_CONDITIONS:
+        raise ValueError(f"there are {count:,} conditions; give at most {_MAX_CONDITIONS}")
+    return read
 
-    query: str
+
+class SearchRequest(BaseModel, extra="forbid"):
+    """A query, the number of hits wanted (None: as many as is usual), and conditions on metadata."""
+
+    query: Annotated[str, AfterValidator(_with_text)]
     k: int | None = None
-    filter: Filter | None = None
+    filter: Annotated[Any, AfterValidator(_conditions)] = None
 
 
-async def read_search(request: Request, limits: ServiceLimits) -> SearchRequest:
-    """The search that a GET request's parameters or a POST request's JSON body ask for.
+class ProductRequest(BaseModel, extra="forbid"):
+    """A product's id, and how many products most like it are wanted."""
 
-    Raises:
-        RequestError: Something is missing, unknown, of another type or beyond the limits.
-    """
-    given = await _body(request, limits) if request.method == "POST" else _parameters(request)
-    return SearchRequest(_query(given.get("query"), limits), read_k(given, limits), _filter(given.get("filter")))
+    product_id: str
+    k: int | None = None
 
 
-def read_k(given: Mapping[str, Any], limits: ServiceLimits) -> int | None:
-    """The number of products that is asked for, None if none is.
-
-    Raises:
-        RequestError: It is none, or out of range.
-    """
-    if "k" not in given:
-        return None
-    value = given["k"]
-    try:
-        k = int(value) if isinstance(value, str) else value
-    except ValueError:
-        k = None
-    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= limits.max_k:
-        raise RequestError(400, f"k is {short(value)}; give a whole number from 1 to {limits.max_k}.")
-    return k
+Model = TypeVar("Model", bound=BaseModel)
 
 
-def only_known(given: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    """Refuses parameters that mean nothing, which are probably misspelt.
+def limited_models(limits: ServiceLimits) -> tuple[type[SearchRequest], type[ProductRequest]]:
+    """The models of requests with the limits of a service."""
+    k: Any = (Annotated[int, Field(ge=1, le=limits.max_k)] | None, None)
+    query: Any = (Annotated[str, Field(max_length=limits.max_query_chars), AfterValidator(_with_text)], ...)
+    return (
+        create_model("Search", __base__=SearchRequest, query=query, k=k),
+        create_model("Product", __base__=ProductRequest, k=k),
+    )
+
+
+async def read(request: Request, model: type[Model], max_body_kib: int) -> Model:
+    """What a GET request's address or a POST request's JSON body asks for.
 
     Raises:
-        RequestError: There is one.
+        ValidationError: Something is missing, unknown, of another type or beyond the limits.
+        HTTPException: The body is too large, or the address of a POST holds parameters.
+        ClientDisconnect: The client left before its request had arrived.
     """
-    for name in given:
-        if name not in known:
-            raise RequestError(400, f"{short(name)} is no parameter; there are {', '.join(known)}.")
-
-
-def parameters(request: Request, known: tuple[str, ...]) -> dict[str, Any]:
-    """Parameters in a request's address.
-
-    Raises:
-        RequestError: One is unknown, or there twice.
-    """
-    given: dict[str, Any] = {}
-    for name, value in request.query_params.multi_items():
-        only_known({name: value}, known)
-        if name in given:
-            raise RequestError(400, f"{name} is given twice, as {short(given[name])} and {short(value)}; give it once.")
-        given[name] = value
-    return given
-
-
-def short(value: Any) -> str:
-    """A value as an answer repeats it: its beginning, in a line without control characters."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"
-
-
-def limited(text: str) -> str:
-    """An error's text that repeats what was asked, which may be long."""
-    return text if len(text) <= 400 else f"{text[:399]}…"
-
-
-def _parameters(request: Request) -> dict[str, Any]:
-    given = parameters(request, ("query", "k", "filter"))
-    if "filter" in given:
-        given["filter"] = _json(given["filter"], "the parameter filter")
-    return given
-
-
-async def _body(request: Request, limits: ServiceLimits) -> dict[str, Any]:
-    if request.query_params:
-        name = next(iter(request.query_params))
-        raise RequestError(400, f"{short(name)} is in the address; a POST says everything in its body.")
-    try:
-        raw = await _bytes(request, limits.max_body_kib)
-    except ClientDisconnect:
-        raise RequestError(400, "the client left before its request had arrived.") from None
-    given = _json(raw, "the body")
-    if not isinstance(given, dict):
-        raise RequestError(400, f'the body is {short(given)}; give an object such as {{"query": "red dress"}}.')
-    only_known(given, ("query", "k", "filter"))
-    return given
-
-
-async def _bytes(request: Request, max_kib: int) -> bytes:
-    parts, size = [], 0
+    query = request.query_params
+    if request.method != "POST":
+        # A name that comes twice has a list of values, which no field accepts.
+        given = {name: values[0] if len(values := query.getlist(name)) == 1 else values for name in query}
+        return model.model_validate({**given, **request.path_params})
+    if query:
+        raise HTTPException(
+            400, f"{short(repr(next(iter(query))))} is in the address; a POST says everything in its body."
+        )
+    body = bytearray()
     async for part in request.stream():
-        parts.append(part)
-        size += len(part)
-        if size > max_kib * 1024:
-            raise RequestError(413, f"the body has more than {max_kib} KiB.")
-    return b"".join(parts)
+        body += part
+        if len(body) > max_body_kib * 1024:
+            raise HTTPException(413, f"the body has more than {max_body_kib} KiB.")
+    return model.model_validate_json(bytes(body), strict=True)
 
 
-def _json(raw: str | bytes, what: str) -> Any:
-    try:
-        value = from_json(raw)
-    except ValueError as error:
-        raise RequestError(400, f"{what} is no JSON ({short(str(error))}).") from error
-    if not _within(value, _MAX_LEVELS):
-        raise RequestError(400, f"{what} is nested in more than {_MAX_LEVELS} levels.")
-    return value
+def reason(error: ValidationError) -> str:
+    """The first thing that is wrong with a request, in one line: place, reason and value."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(map(str, first["loc"])) or "the body"
+    return (
+        short(f"{place}: {first['msg'].removeprefix('Value error, ')}", 300)
+        + f" (given: {short(repr(first['input']))})"
+    )
 
 
-def _within(value: Any, levels: int) -> bool:
-    if not isinstance(value, (list, dict)):
-        return True
-    inner = value.values() if isinstance(value, dict) else value
-    return levels > 0 and all(_within(one, levels - 1) for one in inner)
-
-
-def _filter(value: Any) -> Filter | None:
-    if value is None:
-        return None
-    try:
-        conditions = sum(map(len, alternatives_of(value)))
-    except FilterError as error:
-        raise RequestError(400, limited(str(error))) from error
-    if conditions > _MAX_CONDITIONS:
-        raise RequestError(400, f"filter has {conditions:,} conditions; give at most {_MAX_CONDITIONS}.")
-    return value
-
-
-def _query(value: Any, limits: ServiceLimits) -> str:
-    if value is None:
-        raise RequestError(400, "query is missing; give a text to search for.")
-    if not isinstance(value, str) or not value.strip():
-        raise RequestError(400, f"query is {short(value)}; give a text to search for.")
-    if len(value) > limits.max_query_chars:
-        raise RequestError(400, f"query has {len(value):,} characters; give at most {limits.max_query_chars:,}.")
-    return value
+def short(text: str, most: int = 80) -> str:
+    """The beginning of a text."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"

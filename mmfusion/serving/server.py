@@ -3,18 +3,19 @@
 import contextlib
 import gc
 import json
-import logging
+import logging.config
 import socket
-import sys
 import time
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 
-from mmfusion.serving.settings import ServiceLimits
+from mmfusion.serving import ServiceLimits
 
-# Bytes of request line and headers; beyond what a query of the default length takes when it is percent-encoded.
+log = logging.getLogger(__name__)
+
+# Bytes of request line and headers; more than what a query of the default length takes when it is percent-encoded.
 _MAX_HEAD = 256 * 1024
 # Seconds that a connection is kept between two requests.
 _IDLE_S = 30
@@ -37,15 +38,17 @@ class _JsonLines(logging.Formatter):
 
 
 def log_as_json() -> None:
-    """Logs of this process become objects of JSON, one a line, on standard error."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonLines())
-    logging.getLogger().handlers[:] = [handler]
-    for name, level in (("mmfusion", logging.INFO), ("mmfusion.access", logging.INFO), ("uvicorn", logging.WARNING)):
-        logger = logging.getLogger(name)
-        logger.handlers.clear()
-        logger.propagate = True
-        logger.setLevel(level)
+    """Logs of this process become JSON objects, one a line, on standard error."""
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"json": {"()": _JsonLines}},
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+            "root": {"handlers": ["stderr"]},
+            "loggers": {"mmfusion": {"level": "INFO"}, "uvicorn": {"level": "WARNING"}},
+        }
+    )
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -56,7 +59,7 @@ def bind(host: str, port: int) -> socket.socket:
         port: TCP port, 0 for a free one.
 
     Raises:
-        ValueError: It cannot be had.
+        ValueError: The address is not available.
     """
     if not host:
         # To the system that is 0.0.0.0, and more likely a variable of a shell that was not set.
@@ -72,7 +75,7 @@ def bind(host: str, port: int) -> socket.socket:
         bound.bind((host, port))
     except (OSError, OverflowError) as error:
         bound.close()
-        raise _refusal(host, port, error) from error
+        raise ValueError(f"cannot listen on {host}:{port} ({error}); give another --host or --port") from error
     return bound
 
 
@@ -81,11 +84,8 @@ def run_server(app: Starlette, bound: socket.socket, limits: ServiceLimits) -> N
 
     Args:
         app: The application.
-        bound: Where; see `bind`.
-        limits: Of the service.
-
-    Raises:
-        ValueError: The address cannot be listened on after all.
+        bound: Address to listen on, see `bind`.
+        limits: Limits of the service.
     """
     config = uvicorn.Config(
         app,
@@ -100,24 +100,12 @@ def run_server(app: Starlette, bound: socket.socket, limits: ServiceLimits) -> N
         timeout_graceful_shutdown=_GRACE_S,
         backlog=max(2048, limits.max_waiting),
     )
+    bound.listen(config.backlog)
     host, port = bound.getsockname()[:2]
-    try:
-        bound.listen(config.backlog)
-    except OSError as error:
-        # Another process took it meanwhile, which only the listening one finds out.
-        raise _refusal(host, port, error) from error
-    logging.getLogger("mmfusion").info("listening on http://%s", _address(host, port))
+    log.info("listening on http://%s:%s", f"[{host}]" if ":" in host else host, port)
     # What is loaded by now stays. Python would look through all of it time and again, and answer nobody for a quarter
     # of a second.
     gc.collect()
     gc.freeze()
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[bound])
-
-
-def _refusal(host: str, port: int, error: Exception) -> ValueError:
-    return ValueError(f"cannot listen on {_address(host, port)} ({error}); give another --host or --port")
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

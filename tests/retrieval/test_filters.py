@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from pydantic_core import from_json, to_json
 
 from mmfusion.retrieval.filters import FilterError, filter_rows
-from mmfusion.serving.jsonable import from_json, to_json
 
 UTC = datetime.UTC
 DAYS = [datetime.date(2025, 12, 31), datetime.date(2026, 1, 1), datetime.date(2026, 1, 2), None]
