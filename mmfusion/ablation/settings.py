@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmfusion.evaluation.perturb import Perturbation
-from mmfusion.model.configuration_mmfusion import FUSION_KINDS
+from mmfusion.model import FUSIONS
 from mmfusion.model.errors import MMFusionError
 from mmfusion.stages import Optimization
 from mmfusion.training import Hardware
@@ -114,9 +114,9 @@ class AblationSettings:
             raise AblationError(f"seeds is {list(self.seeds)}; give at least one, each once and none below 0.")
 
     def _check_fusions(self) -> None:
-        unknown = [name for name in self.fusions if name not in FUSION_KINDS]
+        unknown = [name for name in self.fusions if name not in FUSIONS]
         if unknown:
-            raise AblationError(f"fusions names {unknown[0]!r}; the kinds are {', '.join(FUSION_KINDS)}.")
+            raise AblationError(f"fusions names {unknown[0]!r}; the kinds are {', '.join(FUSIONS)}.")
         own = [name for name in self.fusions if name in _OWN_VARIANTS]
         if own:
             raise AblationError(f"fusions names {own[0]!r}, which is a variant of its own already; leave it out.")

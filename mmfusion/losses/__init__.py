@@ -1,7 +1,24 @@
 """Losses over pairs: pure functions of tensors, and thin modules that meet the negatives of all ranks."""
 
-from mmfusion.losses.contrastive import GradedContrastiveLoss
 from mmfusion.losses.functional import graded_contrastive, graded_sigmoid
-from mmfusion.losses.sigmoid import GradedSigmoidLoss
+from mmfusion.losses.graded import (
+    LOSSES,
+    GradedContrastiveLoss,
+    GradedSigmoidLoss,
+    Grades,
+    Items,
+    PairLoss,
+    register_loss,
+)
 
-__all__ = ["GradedContrastiveLoss", "GradedSigmoidLoss", "graded_contrastive", "graded_sigmoid"]
+__all__ = [
+    "LOSSES",
+    "GradedContrastiveLoss",
+    "GradedSigmoidLoss",
+    "Grades",
+    "Items",
+    "PairLoss",
+    "graded_contrastive",
+    "graded_sigmoid",
+    "register_loss",
+]

@@ -2,8 +2,9 @@
 
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from .configuration_mmfusion import FUSION_KINDS, MMFusionConfig
-from .fusion_mmfusion import FUSIONS, Fused, Fusion, FusionSizes, ProductViews
+from .configuration_mmfusion import MMFusionConfig
+from .errors import MMFusionError
+from .fusion import FUSIONS, Fused, Fusion, FusionSizes, ProductViews, register_fusion
 from .modeling_mmfusion import MMFusionModel
 from .output_mmfusion import MMFusionOutput
 from .processing_mmfusion import MMFusionProcessor
@@ -20,14 +21,15 @@ MMFusionProcessor.register_for_auto_class("AutoProcessor")
 
 __all__ = [
     "FUSIONS",
-    "FUSION_KINDS",
     "VIEWS",
     "Fused",
     "Fusion",
     "FusionSizes",
     "MMFusionConfig",
+    "MMFusionError",
     "MMFusionModel",
     "MMFusionOutput",
     "MMFusionProcessor",
     "ProductViews",
+    "register_fusion",
 ]

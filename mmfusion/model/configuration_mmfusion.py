@@ -8,17 +8,14 @@ from typing import Any
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
 from .errors import HubError, explained
-from .layout_mmfusion import keep_module, write_sentence_transformers_files
-from .remote_code_mmfusion import is_known, remote_class, trusting
+from .fusion import FUSIONS, check_fusion_kwargs, fusion_reference
+from .layout_mmfusion import write_sentence_transformers_files
+from .remote_code import is_known, keep_module, remote_class, trusting
 from .text_head_mmfusion import check_head
 
 # Raised when a field is added or changes its meaning, so that older code says what it is that it cannot read.
 SCHEMA_VERSION = 1
 
-FUSION_KINDS = (
-    *("text_only", "image_only", "weighted_mean", "concat"),
-    *("gated", "bilinear", "moe", "cross_attention"),
-)
 POOLINGS = ("mean", "cls", "pooler")
 TEXT_POOLINGS = (*POOLINGS, "last", "max", "weighted_mean")
 IMAGE_POOLINGS = (*POOLINGS, "patches")
@@ -31,7 +28,8 @@ class MMFusionConfig(PreTrainedConfig):
         text_config: Configuration of the text encoder (any encoder that `AutoModel` knows), or its dict.
         vision_config: Configuration of the vision encoder, or its dict.
         embedding_dim: Width D of query and product embeddings, > 0.
-        fusion: Kind of fusion network of the product tower, one of `FUSION_KINDS`.
+        fusion: Kind of fusion network of the product tower, one of `FUSIONS`; [`register_fusion`] adds to them.
+        fusion_kwargs: Values of the parameters that a kind has for itself (keyword-only ones of its `__init__`).
         fusion_hidden_size: Width of the fusion network (rank of `bilinear`), a multiple of `fusion_heads`.
         fusion_layers: Transformer layers of `cross_attention`, > 0.
         fusion_heads: Attention heads of `cross_attention`, > 0.
@@ -87,6 +85,7 @@ class MMFusionConfig(PreTrainedConfig):
     vision_config: Any = None
     embedding_dim: int = 256
     fusion: str = "gated"
+    fusion_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     fusion_hidden_size: int = 256
     fusion_layers: int = 2
     fusion_heads: int = 4
@@ -143,7 +142,7 @@ class MMFusionConfig(PreTrainedConfig):
             HubError: It cannot be fetched, or it is no config of an mmfusion model.
         """
         source, trust = pretrained_model_name_or_path, kwargs.pop("trust_remote_code", None)
-        with explained(source, kwargs.get("revision")), trusting(source, trust):
+        with explained(source, kwargs.get("revision")), trusting(source, trust, kwargs):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
@@ -190,7 +189,7 @@ class MMFusionConfig(PreTrainedConfig):
 
     def check(self) -> None:
         """Raises a ValueError for the first value that is out of range; call it after changing a field."""
-        _one_of("fusion", self.fusion, FUSION_KINDS)
+        self._check_fusion()
         _one_of("text_pooling", self.text_pooling, TEXT_POOLINGS)
         check_head(self.text_head)
         _one_of("image_pooling", self.image_pooling, IMAGE_POOLINGS)
@@ -220,6 +219,12 @@ class MMFusionConfig(PreTrainedConfig):
         for name in ("query_prompt", "product_prompt", "product_template", "query_tower_of"):
             _check(name, getattr(self, name), isinstance(getattr(self, name), str), "a string")
         self._check_vectors()
+
+    def _check_fusion(self) -> None:
+        if self.fusion in FUSIONS:
+            check_fusion_kwargs(self.fusion, self.fusion_kwargs)
+        elif fusion_reference(self.fusion) not in (getattr(self, "auto_map", None) or {}):
+            _check("fusion", self.fusion, False, f"one of {', '.join(FUSIONS)}, or import the file that registers it")
 
     def _check_schema(self) -> None:
         version = self.schema_version

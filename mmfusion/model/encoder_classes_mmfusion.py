@@ -9,7 +9,7 @@ import transformers
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .remote_code_mmfusion import is_known, remote_class
+from .remote_code import is_known, remote_class
 
 # A class with something on top of an encoder: BertForMaskedLM, GPT2LMHeadModel …
 _ON_TOP = re.compile(r"For[A-Z]\w*$|LMHeadModel$|DoubleHeadsModel$")

@@ -1,12 +1,8 @@
-"""How others find their way into a model folder: sentence-transformers to its module, transformers to its code."""
+"""How sentence-transformers finds its way into a model folder."""
 
-import hashlib
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-
-from transformers.dynamic_module_utils import get_relative_import_files
 
 MODULES = "modules.json"
 SETTINGS = "config_sentence_transformers.json"
@@ -43,22 +39,3 @@ def write_sentence_transformers_files(folder: Path, prompts: Mapping[str, str], 
 
 def _write(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
-
-
-def keep_module(name: str) -> None:
-    """Keeps transformers from running a module of a repository twice; to be called at its end.
-
-    transformers runs a module again when it is asked for a class of it, unless the module bears the hash of its files.
-    One that came in by an import of another has none: its second run would put new classes in the place of those that
-    are in use, which then cannot be pickled.
-
-    Args:
-        name: The module's `__name__`; nothing happens outside repositories.
-    """
-    if not name.startswith("transformers_modules."):
-        return
-    module = sys.modules[name]
-    file = Path(str(module.__file__))
-    files = [file, *sorted(map(Path, get_relative_import_files(file)))]
-    digest = hashlib.sha256(b"".join(bytes(one) + one.read_bytes() for one in files)).hexdigest()
-    module.__transformers_module_hash__ = digest  # type: ignore[attr-defined]

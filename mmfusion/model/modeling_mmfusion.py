@@ -30,13 +30,12 @@ from .backbones_mmfusion import (
 from .checkpointing_mmfusion import check_no_statistics, checkpoint_blocks, has_checkpointing
 from .configuration_mmfusion import MMFusionConfig
 from .errors import explained
-from .fusion_mmfusion import FUSIONS, TEXT, Fusion, FusionSizes, ProductViews
+from .fusion import TEXT, Fusion, FusionSizes, ProductViews, fusion_class, refer_to_code
 from .inputs_mmfusion import check_mask, check_photos, mask_of_photos, not_empty
-from .layout_mmfusion import keep_module
 from .output_mmfusion import MMFusionOutput
 from .pooling_mmfusion import Encoded
 from .pretrained_mmfusion import check_complete, copy_weights, freeze_unread, hidden_size, load_half, new_encoder
-from .remote_code_mmfusion import save_code, trusting
+from .remote_code import keep_module, save_encoder_code, save_portable_code, trusting
 from .text_encoders_mmfusion import check_takes_embeddings, encode_text, encoded_text
 from .text_families_mmfusion import pooled_size
 from .text_head_mmfusion import TextHead, head_size
@@ -107,7 +106,7 @@ class MMFusionPreTrainedModel(PreTrainedModel):
         if source is None or kwargs.get("gguf_file"):
             return super().from_pretrained(source, *args, **kwargs)
         trust = kwargs.pop("trust_remote_code", None)
-        with explained(source, kwargs.get("revision")), trusting(source, trust):
+        with explained(source, kwargs.get("revision")), trusting(source, trust, kwargs):
             refuse_adapter(source, kwargs)
             if not isinstance(kwargs.get("config"), PreTrainedConfig):
                 # A repository of another kind is to be called that, whatever its weights are.
@@ -127,16 +126,19 @@ class MMFusionPreTrainedModel(PreTrainedModel):
             return loaded
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """Saves a model as `PreTrainedModel.save_pretrained` does, with the code of encoders that bring their own."""
+        """Saves a model as `PreTrainedModel.save_pretrained` does, with the code that its encoders and fusion bring."""
         super().save_pretrained(save_directory, *args, **kwargs)
         for encoder in self.encoders():
-            save_code(encoder, save_directory)
+            save_encoder_code(encoder, save_directory)
+        if getattr(self, "fusion", None) is not None:
+            save_portable_code(type(self.fusion), save_directory)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # Parameters that a checkpoint lacks come back as uninitialised memory unless they are covered here.
         super()._init_weights(module)
-        if isinstance(module, Fusion):
+        # Code that comes with a model has a base class of its own.
+        if module is getattr(self, "fusion", None):
             module.init_weights(self.config.initializer_range)
         if isinstance(module, (Residual, QueryRouter)):
             module.init_weights()
@@ -193,7 +195,9 @@ class MMFusionModel(MMFusionPreTrainedModel):
         if sizes is not None:
             self.text_projection = Projection(sizes.text, config.embedding_dim, *perceptron)
             self.image_projection = Projection(sizes.image, config.embedding_dim, *perceptron)
-            self.fusion = FUSIONS[config.fusion](config, sizes)
+            kind = fusion_class(config)
+            self.fusion = kind(config, sizes, **config.fusion_kwargs)
+            refer_to_code(config, kind)
         self.query_router = QueryRouter(text_size) if config.query_router else None
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale_init)))
         self.frozen_vision_blocks = 0

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from .blip2_mmfusion import HALVES, blip2_half, is_blip2, is_read
 from .encoder_classes_mmfusion import class_of_text, encoder_class, text_part, without_decoder
 from .errors import HubError, explained
-from .remote_code_mmfusion import is_known, remote_class, trusting
+from .remote_code import is_known, remote_class, trusting
 from .text_head_mmfusion import Projected, as_head
 from .timm_mmfusion import check_timm, is_timm
 from .vision_families_mmfusion import trained_pooling, vision_family

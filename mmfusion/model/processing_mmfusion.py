@@ -15,8 +15,8 @@ from transformers import BatchFeature, ProcessorMixin
 from .errors import explained
 from .image_processors_mmfusion import load_image_processor, new_image_processor
 from .inputs_mmfusion import not_empty
-from .layout_mmfusion import keep_module
 from .photos_mmfusion import PhotoError, upright_rgb
+from .remote_code import keep_module
 from .text_tokenizers_mmfusion import load_tokenizer
 from .tokenizers_mmfusion import open_tokenizer
 

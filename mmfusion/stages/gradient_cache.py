@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from mmfusion.model import MMFusionModel, MMFusionOutput
-from mmfusion.model.fusion_experts_mmfusion import MixtureOfExperts
+from mmfusion.model import Fusion, MMFusionModel, MMFusionOutput
 
 Inputs = dict[str, Tensor]
 
@@ -65,9 +64,8 @@ def _rows(name: str, value: Tensor) -> Tensor:
     return value.unsqueeze(0) if name == "expert_load" else value
 
 
-def _whole_load(fusion: nn.Module, loads: Tensor, present: Tensor, size: int) -> dict[str, Tensor]:
+def _whole_load(fusion: Fusion, loads: Tensor, present: Tensor, size: int) -> dict[str, Tensor]:
     """Load and penalty of a batch from the loads (micro-batches, experts), which are means over products with both."""
-    assert isinstance(fusion, MixtureOfExperts)
     both = present.all(1)
     counts = torch.stack([part.sum() for part in (both | ~both.any()).split(size)])
     load = (counts.unsqueeze(1) * loads).sum(0) / counts.sum()

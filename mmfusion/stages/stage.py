@@ -1,7 +1,7 @@
 """What both stages share: losses over train judgements, parameter groups, schedule and validation by ranking."""
 
 from contextlib import ExitStack
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
@@ -12,7 +12,7 @@ from mmfusion.data.batch import TrainBatch
 from mmfusion.data.datamodule import MMFusionDataModule
 from mmfusion.distributed import all_reduce_sum, world_size
 from mmfusion.distributed.shards import clip_gradients, complete_gradients, gathered, is_sharded
-from mmfusion.losses import GradedContrastiveLoss, GradedSigmoidLoss
+from mmfusion.losses import LOSSES
 from mmfusion.model import MMFusionModel, MMFusionOutput
 from mmfusion.model.errors import MMFusionError
 from mmfusion.stages.gradient_cache import check_rows_are_independent, embed_in_micro_batches
@@ -21,11 +21,6 @@ from mmfusion.stages.sharding import shard
 from mmfusion.stages.validation import Embeddings, ranking_metrics
 
 QUERIES, PRODUCTS = 0, 1
-LossName = Literal["contrastive", "sigmoid"]
-LOSSES: dict[str, type[GradedContrastiveLoss] | type[GradedSigmoidLoss]] = {
-    "contrastive": GradedContrastiveLoss,
-    "sigmoid": GradedSigmoidLoss,
-}
 
 
 class NonFiniteLossError(MMFusionError, RuntimeError):
@@ -46,7 +41,7 @@ class Stage(L.LightningModule):
         model: MMFusionModel,
         optimization: Optimization | None = None,
         *,
-        loss: LossName = "contrastive",
+        loss: str = "contrastive",
         micro_batch: int = 0,
     ) -> None:
         """Takes a model.
@@ -54,8 +49,8 @@ class Stage(L.LightningModule):
         Args:
             model: Model to train.
             optimization: Learning rates and schedule; default: [`Optimization`]'s defaults.
-            loss: Over all pairs of two sets: `contrastive` ([`GradedContrastiveLoss`]) or `sigmoid`
-                ([`GradedSigmoidLoss`]).
+            loss: Over all pairs of two sets: `contrastive` ([`GradedContrastiveLoss`]), `sigmoid`
+                ([`GradedSigmoidLoss`]), or one that [`register_loss`] added.
             micro_batch: Rows of which activations are held at a time ([`embed_in_micro_batches`]); 0 holds all.
         """
         super().__init__()

@@ -5,7 +5,7 @@ from torch import Tensor
 from mmfusion.data.batch import TrainBatch
 from mmfusion.model import MMFusionModel, MMFusionOutput
 from mmfusion.stages.optimization import Optimization
-from mmfusion.stages.stage import LossName, Stage, model_inputs
+from mmfusion.stages.stage import Stage, model_inputs
 
 
 class Stage1(Stage):
@@ -24,7 +24,7 @@ class Stage1(Stage):
         query_text_weight: float = 1.0,
         query_image_weight: float = 1.0,
         title_image_weight: float = 0.3,
-        loss: LossName = "contrastive",
+        loss: str = "contrastive",
         micro_batch: int = 0,
     ) -> None:
         """Takes a model.

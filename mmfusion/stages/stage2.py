@@ -6,7 +6,7 @@ from torch import Tensor
 from mmfusion.data.batch import TrainBatch
 from mmfusion.model import VIEWS, MMFusionModel, MMFusionOutput
 from mmfusion.stages.optimization import Optimization
-from mmfusion.stages.stage import LossName, Stage, model_inputs
+from mmfusion.stages.stage import Stage, model_inputs
 
 
 class Stage2(Stage):
@@ -25,7 +25,7 @@ class Stage2(Stage):
         query_text_weight: float = 0.2,
         query_image_weight: float = 0.2,
         modality_dropout: float = 0.1,
-        loss: LossName = "contrastive",
+        loss: str = "contrastive",
         micro_batch: int = 0,
     ) -> None:
         """Takes a model.

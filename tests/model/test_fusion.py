@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmfusion import MMFusionConfig, MMFusionModel, MMFusionOutput
-from mmfusion.model import FUSION_KINDS, FUSIONS, Fusion, FusionSizes, ProductViews
-from mmfusion.model.fusion_experts_mmfusion import MixtureOfExperts, load_imbalance, mean_shares
-from mmfusion.model.fusion_mmfusion import IMAGE, TEXT
+from mmfusion.model import FUSIONS, Fusion, FusionSizes, ProductViews
+from mmfusion.model.fusion import IMAGE, TEXT, MixtureOfExperts, load_imbalance, mean_shares
 from mmfusion.stages.optimization import Optimization
 
 KINDS = sorted(FUSIONS)
@@ -61,10 +60,6 @@ def _assert_sound(output: MMFusionOutput, present: Tensor) -> None:
     assert torch.allclose(weights.sum(1), torch.ones(len(embeds)), atol=1e-6)
     assert (weights[~present] == 0).all()
     assert torch.equal(output.modality_present, present)
-
-
-def test_config_and_registry_name_the_same_kinds() -> None:
-    assert set(FUSIONS) == set(FUSION_KINDS)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BertConfig
 
 from mmfusion import MMFusionConfig, MMFusionModel, MMFusionOutput
-from mmfusion.model import FUSION_KINDS, FUSIONS
+from mmfusion.model import FUSIONS
 from mmfusion.model.configuration_mmfusion import own_fields
 
 TINY_CONFIG: dict[str, Any] = {
@@ -97,7 +97,7 @@ def test_a_value_out_of_range_names_the_field(field: str, value: Any) -> None:
 def test_unknown_fusion_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="fusoin") as caught:
         MMFusionConfig(fusion="fusoin")
-    assert all(kind in str(caught.value) for kind in FUSION_KINDS)
+    assert all(kind in str(caught.value) for kind in FUSIONS)
 
 
 @pytest.mark.parametrize("name", ["fusoin", "embeding_dim", "layers", "txt_config", "hidden_size"])
@@ -150,7 +150,14 @@ def test_misspelled_override_of_from_pretrained_is_an_error(tmp_path: Path) -> N
 
 def test_config_survives_the_round_trip(tmp_path: Path) -> None:
     changed: dict[str, Any] = {
-        **{"embedding_dim": 12, "fusion": "concat", "fusion_hidden_size": 24, "fusion_layers": 3, "fusion_heads": 3},
+        **{
+            "embedding_dim": 12,
+            "fusion": "concat",
+            "fusion_kwargs": {},
+            "fusion_hidden_size": 24,
+            "fusion_layers": 3,
+            "fusion_heads": 3,
+        },
         **{"fusion_latents": 5, "fusion_dropout": 0.25, "text_pooling": "cls", "image_pooling": "pooler"},
         **{"share_text_encoder": False, "role_embedding": True, "query_prompt": "q: ", "product_prompt": "p: "},
         **{"product_template": "{title} {brand}", "freeze_batch_norm": False, "logit_scale_init": 5.0},
@@ -320,8 +327,8 @@ def _assert_sane(model: MMFusionModel) -> None:
 @pytest.mark.parametrize(
     ("saved", "wanted"),
     [
-        *((kind, kind) for kind in FUSION_KINDS),
-        *(("text_only", kind) for kind in FUSION_KINDS[1:]),
+        *((kind, kind) for kind in FUSIONS),
+        *(("text_only", kind) for kind in [*FUSIONS][1:]),
         *(("cross_attention", "concat"), ("concat", "cross_attention"), ("moe", "gated")),
     ],
 )

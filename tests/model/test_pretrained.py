@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from mmfusion import MMFusionModel
 from mmfusion.model.errors import HubError
-from mmfusion.model.remote_code_mmfusion import TRUST_VARIABLE
+from mmfusion.model.remote_code import TRUST_VARIABLE
 
 _SMALL = {"fusion_hidden_size": 16, "fusion_heads": 2}
 _OWN_CODE = """
