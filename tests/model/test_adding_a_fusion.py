@@ -119,14 +119,14 @@ def test_it_runs_where_mmfusion_is_not_installed(saved: tuple[MMFusionModel, MMF
 
 def test_misspelled_and_wrong_parameters_are_errors(folder: Path) -> None:
     importlib.import_module("my_fusion")
-    with pytest.raises(ValueError, match="fusion_kwargs names 'temprature'.*temperature"):
+    with pytest.raises(ValueError, match=r"fusion_kwargs names 'temprature'.*temperature"):
         MMFusionConfig(fusion="my_gate", fusion_kwargs={"temprature": 2.0})
-    with pytest.raises(ValueError, match="temperature.*'hot'"):
+    with pytest.raises(ValueError, match=r"temperature.*'hot'"):
         MMFusionConfig(fusion="my_gate", fusion_kwargs={"temperature": "hot"})
     with pytest.raises(ValueError, match="'gated' are none"):
         MMFusionConfig(fusion="gated", fusion_kwargs={"temperature": 2.0})
     assert MMFusionConfig(fusion="my_gate", fusion_kwargs={"temperature": 2}).fusion_kwargs == {"temperature": 2}
-    with pytest.raises(ValueError, match="one of text_only.*my_gate, or import"):
+    with pytest.raises(ValueError, match=r"one of text_only.*my_gate, or import"):
         MMFusionConfig(fusion="my_gait")
 
 
@@ -138,9 +138,9 @@ def test_a_name_is_given_once_and_a_file_can_be_published(folder: Path) -> None:
     (folder / "reads_numpy.py").write_text("import numpy as np\n" + BLOCKS["my_fusion.py"])
     with pytest.raises(ValueError, match=r"reads_numpy\.py, line 1, imports numpy"):
         importlib.import_module("reads_numpy")
-    (folder / "weights.py").write_text(BLOCKS["my_fusion.py"])
-    with pytest.raises(ValueError, match=r"weights\.py would replace"):
-        importlib.import_module("weights")
+    (folder / "errors.py").write_text(BLOCKS["my_fusion.py"])
+    with pytest.raises(ValueError, match=r"errors\.py would replace"):
+        importlib.import_module("errors")
 
 
 def test_a_loss_is_found_by_its_name(folder: Path) -> None:
