@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
-# Before anything imports the Hub's client or a tokenizer: both read these once.
+# Before anything imports the Hub's client, a tokenizer or torch: they read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import end, left_behind, session_mark
+from processes import end, end_server, left_behind, session_mark
 
 # In the environment of all processes that tests start, those of pytest-xdist's workers too.
 session_mark()
@@ -39,6 +40,7 @@ def built_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fails the run where a test has left a process behind, names it, and ends it."""
+    end_server()
     if hasattr(session.config, "workerinput"):
         # The one that started the workers looks, when they have ended.
         return

@@ -5,7 +5,6 @@ import dataclasses
 import importlib
 import inspect
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from processes import run_to_end
 
 from mmfusion.ablation import AblationError, AblationSettings, run_ablation
 from mmfusion.ablation.bases import read_embedding_dim
@@ -456,7 +456,7 @@ def test_results_are_read_by_variant_seed_and_perturbation(tmp_path: Path) -> No
 
 def ablation(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(CHECKOUT / "recipes" / "ablation.py"), *arguments]
-    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    return run_to_end(command, children=12)
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ def gradients_of_two(folder: Path, stage: str, micro_batch: int) -> Gradients:
     command = [sys.executable, two_ranks.__file__, str(folder / "catalogue"), str(folder), stage, "2", str(micro_batch)]
     # Lightning takes these for the marks of a cluster's launcher.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "LOCAL_RANK"))}
-    done = run_to_end(command, env=environment, timeout=600)
+    done = run_to_end(command, env=environment, children=1)
     assert done.returncode == 0, done.stdout + done.stderr
     return load(folder / f"{stage}-2-{micro_batch}.pt")
 

@@ -38,6 +38,7 @@ def run(hub: LoopbackHub, home: Path, command: list[str]) -> str:
             "PYTHONPATH": os.pathsep.join([str(CHECKOUT), kept.get("PYTHONPATH", "")]),
         },
         timeout=400,
+        children=2,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -34,7 +34,7 @@ def environment() -> dict[str, str]:
 
 def test_a_nan_on_one_rank_ends_both(catalogue: Path, tmp_path: Path) -> None:
     command = [sys.executable, two_ranks_stop.__file__, str(catalogue), str(tmp_path)]
-    done = run_to_end(command, env=environment(), timeout=HANGS)
+    done = run_to_end(command, env=environment(), timeout=HANGS, children=1)
     assert done.returncode == 1, done.stderr
     # Both know why, rather than that a connection was closed.
     assert "The loss is not finite at step 1 on rank 1" in (tmp_path / "rank1.txt").read_text()
@@ -49,7 +49,7 @@ def test_a_signal_to_one_rank_stops_both_with_a_checkpoint(catalogue: Path, tmp_
         *("--hardware.accelerator", "cpu"),
     ]
     pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    with started(command, env=environment(), **pipes) as process:
+    with started(command, env=environment(), children=1, **pipes) as process:
         deadline = time.monotonic() + HANGS
         while not list_checkpoints(tmp_path / "run" / "checkpoints"):
             assert process.poll() is None and time.monotonic() < deadline

@@ -56,7 +56,7 @@ def environment(**marks: str) -> dict[str, str]:
 
 
 def run(*command: object) -> str:
-    done = run_to_end(command, env=environment(), timeout=900)
+    done = run_to_end(command, env=environment(), timeout=900, children=2)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -67,7 +67,7 @@ def embed(place: Path, output: Path, *, catalogue: str = "catalogue", **options:
 
 def embed_apart(place: Path, output: Path, *flags: str) -> None:
     """The recipe, in a process of its own."""
-    done = run_to_end(command(place, output, *flags), **ENV)
+    done = run_to_end(command(place, output, *flags), **ENV, children=1)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +28,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import get_session
 from loopback_hub.client import talk_to
 from loopback_hub.server import LoopbackHub
+from processes import run_to_end
 
 pytestmark = pytest.mark.usefixtures("hub_client_environment")
 
@@ -297,7 +297,7 @@ def test_a_sub_process_gets_a_clean_environment(hub: LoopbackHub, name: str, tmp
     assert with_token["HF_TOKEN"] == hub.token and "HF_TOKEN" not in without
     assert not {"HF_HUB_ETAG_TIMEOUT", "HF_HUB_OFFLINE", "http_proxy", "HTTPS_PROXY"} & set(with_token)
     code = f"from huggingface_hub import snapshot_download as pull; print(pull({name!r}))"
-    done = subprocess.run([sys.executable, "-c", code], env=without, capture_output=True, text=True)
+    done = run_to_end([sys.executable, "-c", code], env=without)
     assert done.returncode == 0, done.stderr
     folder = Path(done.stdout.strip())
     assert tmp_path in folder.parents and (folder / "model.safetensors").read_bytes() == WEIGHTS

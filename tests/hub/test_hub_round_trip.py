@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from loopback_hub.round_trip import CONTENT
 from loopback_hub.server import LoopbackHub
+from processes import run_to_end
 
 TESTS = Path(__file__).resolve().parents[1]
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_XET", "HF_ENDPOINT")
@@ -21,13 +21,8 @@ WANTED = bool(os.environ.get("HF_TOKEN")) and os.environ.get("MMFUSION_TEST_HUB"
 def run_round_trip(environment: dict[str, str], work: Path) -> dict[str, object]:
     paths = [str(TESTS), *filter(None, [environment.get("PYTHONPATH")])]
     name = f"mmfusion-test-{secrets.token_hex(4)}"
-    done = subprocess.run(
-        [sys.executable, "-m", "loopback_hub.round_trip", name, str(work)],
-        env={**environment, "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    command = [sys.executable, "-m", "loopback_hub.round_trip", name, work]
+    done = run_to_end(command, env={**environment, "PYTHONPATH": os.pathsep.join(paths)})
     assert done.returncode == 0, done.stderr
     result: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
     return result

@@ -15,6 +15,7 @@ import pytest
 import torch
 from bare_environment import build_bare_environment, run_bare
 from loopback_hub.server import LoopbackHub
+from processes import started
 from published_model import QUERIES, embed, products
 from safetensors.torch import load as load_tensors
 
@@ -58,12 +59,10 @@ def kill_in_the_middle(hub: LoopbackHub, words: list[str], folder: Path) -> None
     command = [sys.executable, str(CHECKOUT / words[0]), *words[1:]]
     # What a killed process leaves behind is to go with the folder.
     environment = {**hub.environment(folder / "killed_home"), "TMPDIR": str(folder)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        assert held.reached.wait(120), "the push sent no weights"
+        with started(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
+            assert held.reached.wait(120), "the push sent no weights"
     finally:
-        process.kill()
-        process.wait()
         held.released.set()
 
 

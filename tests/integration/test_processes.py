@@ -66,14 +66,8 @@ def test_a_run_of_tests_that_leaves_a_process_fails_and_names_it(tmp_path: Path)
     # A session of its own, with a mark of its own.
     env = {name: value for name, value in os.environ.items() if name != MARK and not name.startswith("PYTEST")}
     for options, code in ((["-n", "1", "-k", "none"], 0), (["-n", "0"], 1), (["-n", "1"], 1)):
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, str(tmp_path)],
-            env={**env, "PYTHONPATH": paths},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, tmp_path]
+        done = run_to_end(command, env={**env, "PYTHONPATH": paths}, cwd=tmp_path, timeout=300)
         assert done.returncode == code, done.stdout + done.stderr
         assert ("left processes behind" in done.stderr and "time.sleep(601)" in done.stderr) == (code == 1)
     assert not [line for line in left_behind(0).values() if "sleep(601)" in line]

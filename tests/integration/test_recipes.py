@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 import torch
+from processes import run_to_end
 
 from mmfusion import MMFusionModel, MMFusionProcessor
 from mmfusion.evaluation import Evaluation
@@ -139,7 +139,8 @@ def test_a_new_process_reproduces_the_embeddings_bit_for_bit(outputs: Path, tmp_
         "torch.save([o.query_embeds, o.product_embeds, o.modality_weights], sys.argv[2])\n"
     )
     for name in ("a.pt", "b.pt"):
-        subprocess.run([sys.executable, "-c", code, str(outputs / "stage2"), str(tmp_path / name)], check=True)
+        done = run_to_end([sys.executable, "-c", code, outputs / "stage2", tmp_path / name])
+        assert done.returncode == 0, done.stderr
     first, second = (torch.load(tmp_path / name, weights_only=True) for name in ("a.pt", "b.pt"))
     assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
 
@@ -349,7 +350,7 @@ def test_base_recipe_assembles_a_model(outputs: Path, tmp_path: Path) -> None:
 def test_a_misspelt_or_abbreviated_flag_is_an_error(arguments: list[str], tmp_path: Path) -> None:
     script = str(CHECKOUT / "recipes" / "stage1.py")
     command = [sys.executable, script, "--output", str(tmp_path / "run"), *arguments]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    done = run_to_end(command)
     assert done.returncode == 2
     assert arguments[-2] in done.stderr
     assert not (tmp_path / "run").exists()
@@ -358,7 +359,7 @@ def test_a_misspelt_or_abbreviated_flag_is_an_error(arguments: list[str], tmp_pa
 def test_a_refusal_is_one_line_and_not_a_traceback(tmp_path: Path) -> None:
     script = str(CHECKOUT / "recipes" / "stage2.py")
     command = [sys.executable, script, "--base", str(tmp_path), "--output", str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_to_end(command)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("RunError: --base ")
     assert "Traceback" not in done.stderr
@@ -380,18 +381,9 @@ def test_ctrl_c_is_a_line_and_not_a_traceback(
 
 def test_a_printed_config_can_be_replayed(tmp_path: Path) -> None:
     script = str(CHECKOUT / "recipes" / "stage2.py")
-    printed = subprocess.run(
-        [sys.executable, script, "--steps", "7", "--optimization.learning_rate", "0.5", "--print_config"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    changed = ["--steps", "7", "--optimization.learning_rate", "0.5"]
+    printed = run_to_end([sys.executable, script, *changed, "--print_config"]).stdout
     assert "steps: 7" in printed
     (tmp_path / "config.yaml").write_text(printed.replace("steps: 7", "steps: 9"))
-    again = subprocess.run(
-        [sys.executable, script, "--config", str(tmp_path / "config.yaml"), "--print_config"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    again = run_to_end([sys.executable, script, "--config", tmp_path / "config.yaml", "--print_config"]).stdout
     assert again == printed.replace("steps: 7", "steps: 9")

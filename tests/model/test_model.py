@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import run_to_end
 from safetensors.torch import load_file, save_file
 from tiny_encoders import TEXT_ENCODERS, VISION_ENCODERS, bert, clip, photos, texts, tiny_model, vit
 from torch import Tensor, nn
@@ -264,7 +264,7 @@ def test_a_new_process_gives_the_same_embeddings_bit_for_bit(tmp_path: Path) -> 
         save_file(_batch(), tmp_path / pair[0] / "batch.safetensors")
     folders = [str(tmp_path / text) for text, _ in models]
     command = [sys.executable, "-c", PROCESS, str(Path(__file__).parents[2]), *folders]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_to_end(command)
     assert done.returncode == 0, done.stderr
     for (text, _), model in models.items():
         actual, expected = load_file(tmp_path / text / "out.safetensors"), _embed(model)

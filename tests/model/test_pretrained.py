@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as tf
+from processes import run_to_end
 from safetensors.torch import load_file, save_file
 from tiny_encoders import TEXT_ENCODERS, VISION_ENCODERS
 from transformers import PreTrainedModel
@@ -194,11 +194,6 @@ else:
         "OMP_NUM_THREADS": "1",
     }
     for how in ("make", "load"):
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(own_code), str(tmp_path / "model"), how],
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
+        done = run_to_end([sys.executable, "-c", code, own_code, tmp_path / "model", how], env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "model" / "own_model.py").is_file()

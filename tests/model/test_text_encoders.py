@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
+from processes import run_to_end
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
@@ -546,12 +546,7 @@ def test_base_writes_nothing_for_an_encoder_decoder(tmp_path: Path) -> None:
     tf.BartModel(_bart()).save_pretrained(tmp_path / "bart")
     _tokenizer().save_pretrained(tmp_path / "bart")
     arguments = ["--text", str(tmp_path / "bart"), "--vision", _photo_folder(tmp_path / "photos")]
-    done = subprocess.run(
-        [sys.executable, "recipes/base.py", *arguments, "--output", str(tmp_path / "base")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_to_end([sys.executable, "recipes/base.py", *arguments, "--output", tmp_path / "base"])
     assert done.returncode == 1 and "encoder-decoder" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "base").exists()
 

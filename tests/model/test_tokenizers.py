@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 import sys
 from collections.abc import Iterable
 from functools import cache
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import transformers
+from processes import run_to_end
 
 from mmfusion.model.errors import HubError
 from mmfusion.model.text_tokenizers_mmfusion import load_tokenizer
@@ -110,7 +110,7 @@ def test_missing_sentencepiece_and_protobuf_are_named_and_not_tiktoken(tmp_path:
         "    except ValueError as error: print(error)\n"
     )
     command = [sys.executable, "-c", code, *folders]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
+    done = run_to_end(command, cwd=Path(__file__).parents[2], fresh=True)
     assert done.stdout.splitlines() == [
         f"The tokenizer of {folder} needs a package that is not installed: pip install {packages}"
         for folder, packages in zip(folders, ("sentencepiece protobuf", "sentencepiece"), strict=True)

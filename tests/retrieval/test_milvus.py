@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from processes import run_to_end
 
 pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")
@@ -729,7 +730,7 @@ except ValueError as error:
 
 def test_a_full_disk_is_told_in_one_line_and_the_upload_goes_on_later(tmp_path: Path) -> None:
     script = DISK.format(path=CHECKOUT, folder=str(tmp_path))
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    ended = run_to_end([sys.executable, "-c", script], timeout=120)
     assert ended.returncode == 1 and "Traceback" not in ended.stderr
     assert re.search(r"^MilvusError: Milvus at \S+ fails at upsert \(.*File too large\); see that", ended.stderr, re.M)
     with pytest.raises(MilvusError, match="was cut off"):
@@ -762,7 +763,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_what_was_changed_after_a_full_disk_outlives_a_kill(tmp_path: Path) -> None:
     script = UPDATES.format(path=CHECKOUT, folder=str(tmp_path))
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    ended = run_to_end([sys.executable, "-c", script], timeout=120)
     assert re.search(r"fails at upsert \(.*File too large.*\ndone\n$", ended.stdout), ended.stderr
     with MilvusIndex.connect(tmp_path / "index.db") as milvus:
         assert len(milvus) == 999

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from processes import started
 from served_index import ODD_IDS, drawn_index, write_served
 
 from mmfusion.retrieval import TorchQueryEncoder
@@ -39,16 +40,19 @@ class Service:
 
     def __init__(self, place: Path, *flags: str) -> None:
         command = [sys.executable, str(CHECKOUT / "recipes" / "serve.py"), "--index", str(place / "run"), *flags]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENV, cwd=place)
+        self._block = started(command, stderr=subprocess.PIPE, text=True, env=ENV, cwd=place)
+        self.process = self._block.__enter__()
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         try:
             self.url = self._wait_for(r"listening on (http://[^\"]+)")
         except BaseException:
-            self.process.kill()
-            self.process.wait()
+            self.end()
             raise
+
+    def end(self) -> None:
+        self._block.__exit__(None, None, None)
 
     def _read(self) -> None:
         assert self.process.stderr is not None
@@ -70,8 +74,7 @@ class Service:
 def service(place: Path, encoder: TorchQueryEncoder) -> Iterator[Service]:
     running = Service(place, "--port", "0", "--limits.reload_s", "0.1")
     yield running
-    running.process.kill()
-    running.process.wait()
+    running.end()
 
 
 def test_the_index_is_swapped_under_load_without_a_failed_request(

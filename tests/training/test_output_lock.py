@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import started
 
 from mmfusion.data.toy_encoders import write_toy_encoders
 from mmfusion.training import RunError, open_run, run_command, take_lock
@@ -40,9 +41,9 @@ class Holder:
     """A process that holds the lock of a folder."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", HOLDER, str(folder), *options], stdout=subprocess.PIPE, text=True, cwd=CHECKOUT
-        )
+        command = [sys.executable, "-c", HOLDER, folder, *options]
+        self._block = started(command, stdout=subprocess.PIPE, text=True, cwd=CHECKOUT)
+        self.process = self._block.__enter__()
         assert self.process.stdout is not None
         self.said = self.process.stdout.readline().strip()
         assert self.said, "the process ended"
@@ -50,8 +51,7 @@ class Holder:
     def end(self, number: signal.Signals = signal.SIGKILL) -> None:
         self.process.send_signal(number)
         self.process.wait(30)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        self._block.__exit__(None, None, None)
 
 
 @pytest.fixture

@@ -355,7 +355,7 @@ def test_the_micro_batch_that_it_names_trains_under_the_limit_that_the_batch_doe
         # 350 MiB beyond what Python, torch and the package take.
         command = [sys.executable, str(LIMITED), "350", "stage1", "--output", str(tmp_path / output), *options, *more]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return run_to_end(command, env=environment, timeout=1200)
+        return run_to_end(command, env=environment, timeout=1200, fresh=True)
 
     rehearsed = train("run", "--dry_run", "true")
     last = rehearsed.stderr.strip().splitlines()[-1]

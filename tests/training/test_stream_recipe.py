@@ -65,7 +65,7 @@ def command(catalogue: str | Path, output: Path, steps: int, **flags: Any) -> li
 
 def run(log: Path, command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     settings = {**environment, "STREAM_LOG": str(log)}
-    return run_to_end(command, env=settings, timeout=HANGS)
+    return run_to_end(command, env=settings, timeout=HANGS, children=1)
 
 
 def kill_after(log: Path, command: list[str], environment: dict[str, str], checkpoint: Path, delay: float) -> None:
