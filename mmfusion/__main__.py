@@ -1,6 +1,6 @@
 """`python -m mmfusion` is the command `mmfusion`."""
 
-from .cli import main
+from mmfusion.cli import main
 
 if __name__ == "__main__":
     main()

@@ -6,18 +6,33 @@ that is installed. pip lets the package installed last own the name; `mmfusion r
 that nobody else takes.
 """
 
-from __future__ import annotations
-
-import argparse
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib import metadata
-from pathlib import Path
+from importlib import import_module, metadata
 from typing import NoReturn
 
+from mmfusion.commands import COMMANDS, run_command
+
 USAGE_ERROR = 2
+
+_OTHER_COMMANDS = {
+    "run SCRIPT.py": "the same as `python SCRIPT.py [ARGS]`, and as `lightning run`",
+    "test": "lint, types and tests of a checkout; further arguments are pytest's, e.g. `-m slow`",
+}
+
+_HELP = """\
+usage: mmfusion COMMAND [ARGS]
+
+Two-tower product retrieval that fuses text and photos. `mmfusion COMMAND --help` lists the flags of a command.
+
+options:
+  -h, --help
+  --version
+
+commands:
+""" + "".join(f"  {name:<15}{summary}\n" for name, summary in {**COMMANDS, **_OTHER_COMMANDS}.items())
 
 _LIGHTNING_HELP = """\
 usage: lightning run SCRIPT.py [ARGS]
@@ -32,25 +47,27 @@ and then, as pip lets the package installed last own the name `lightning`, eithe
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """The command `mmfusion`; ends the process.
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command `mmfusion`.
 
     Args:
         arguments: What follows the command's name; default `sys.argv[1:]`.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    # What follows these two is not argparse's: it belongs to the script or to pytest, `--` and order included.
-    if command == "run" and not _asks_for_help(rest):
+    if command in COMMANDS:
+        run_command(import_module(f"mmfusion.commands.{command}").main, rest, prog=f"mmfusion {command}")
+    elif command in ("-h", "--help") or (command in ("run", "test") and _asks_for_help(rest)):
+        print(_HELP, end="")
+    elif command == "--version":
+        print(f"mmfusion {_version()}")
+    elif command == "run":
         run_script(rest, command="mmfusion run")
-    if command == "test" and not _asks_for_help(rest):
+    elif command == "test":
         _run_checks(rest)
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    if options.command == "quickstart":
-        _run_quickstart(options.output)
-    parser.print_help(sys.stderr)
-    sys.exit(USAGE_ERROR)
+    else:
+        print(_HELP, end="", file=sys.stderr)
+        _fail("mmfusion", f"unknown command {command!r}" if command else "no command given")
 
 
 def lightning(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -93,15 +110,13 @@ def run_script(arguments: Sequence[str], command: str) -> NoReturn:
     if not arguments:
         _fail(command, f"no script given; usage: {command} SCRIPT.py [ARGS]")
     script = arguments[0]
-    if script.startswith("-"):
-        _fail(command, f"{script!r} stands before the script; usage: {command} SCRIPT.py [ARGS]")
-    if not script.endswith(".py"):
+    if script.startswith("-") or not script.endswith(".py"):
         _fail(command, f"{script!r} is not the name of a Python script (*.py); usage: {command} SCRIPT.py [ARGS]")
     if not os.path.isfile(script):
         _fail(
             command,
             f"there is no script {script!r} in {os.getcwd()!r}; check the spelling, or change into the checkout first "
-            "(the recipes lie beside the package, not in it)",
+            "(the recipes are not part of the package; `mmfusion stage2` is the same as recipes/stage2.py)",
         )
     _become([sys.executable, *arguments])
 
@@ -148,49 +163,18 @@ def _hand_over(entry_point: metadata.EntryPoint, arguments: list[str]) -> NoRetu
     sys.exit(command())
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mmfusion", description="Two-tower product retrieval that fuses text and photos.", allow_abbrev=False
-    )
-    parser.add_argument("--version", action="version", version=f"mmfusion {_version()}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    run = commands.add_parser("run", help="the same as `python SCRIPT.py [ARGS]`, and as `lightning run`")
-    run.add_argument("script", metavar="SCRIPT.py")
-    run.add_argument("arguments", nargs="*", metavar="ARGS", help="the script's own; not looked at")
-    test = commands.add_parser("test", help="lint, types and tests of the checkout")
-    test.add_argument("arguments", nargs="*", metavar="PYTEST_ARGS", help="handed to pytest, for example `-m slow`")
-    quickstart = commands.add_parser(
-        "quickstart",
-        help="training, evaluation, index and a search on the toy catalogue",
-        allow_abbrev=False,
-    )
-    quickstart.add_argument(
-        "--output", type=Path, default=None, metavar="DIR", help="folder for all results (default: outputs)"
-    )
-    return parser
-
-
 def _run_checks(pytest_arguments: Sequence[str]) -> NoReturn:
-    from .checks import check_steps
-    from .steps import CheckoutNotFoundError, find_checkout, run_steps
+    from mmfusion.steps import check_steps, find_checkout, run_steps
 
-    try:
-        checkout = find_checkout()
-    except CheckoutNotFoundError as error:
-        _fail("mmfusion test", str(error))
+    checkout = find_checkout()
+    if checkout is None:
+        _fail(
+            "mmfusion test",
+            f"{os.getcwd()} is not in a checkout of mmfusion (a folder with pyproject.toml, mmfusion/ and tests/). The "
+            "tests are not part of the installed package: clone the repository, change into it and run the command "
+            "again.",
+        )
     sys.exit(run_steps(check_steps(pytest_arguments), checkout))
-
-
-def _run_quickstart(output: Path | None) -> NoReturn:
-    from .quickstart import DEFAULT_OUTPUT, quickstart_steps
-    from .steps import CheckoutNotFoundError, find_checkout, run_steps
-
-    try:
-        checkout = find_checkout()
-    except CheckoutNotFoundError as error:
-        _fail("mmfusion quickstart", str(error))
-    folder = (output or DEFAULT_OUTPUT).expanduser().resolve()
-    sys.exit(run_steps(quickstart_steps(folder), checkout))
 
 
 def _version() -> str:

@@ -1,6 +1,6 @@
-"""A recipe in a process whose memory is limited; run by test_preflight.py as a script.
+"""A command in a process whose memory is limited; run by test_preflight.py as a script.
 
-Usage: limited_memory.py MIB RECIPE [FLAGS]: so many MiB beyond what the process has once everything is imported.
+Usage: limited_memory.py MIB COMMAND [FLAGS]: so many MiB beyond what the process has once everything is imported.
 """
 
 import importlib
@@ -13,11 +13,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from mmfusion.training import run_command
+from mmfusion.commands import run_command
 
 if __name__ == "__main__":
     mib, name, *flags = sys.argv[1:]
-    main = importlib.import_module(f"recipes.{name}").main
+    main = importlib.import_module(f"mmfusion.commands.{name}").main
     torch.set_num_threads(1)
     found = re.search(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None

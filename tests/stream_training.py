@@ -11,9 +11,9 @@ from typing import Any
 import flaky_files  # noqa: F401
 from torch import Tensor
 
+from mmfusion.commands import run_command
+from mmfusion.commands.stage1 import main
 from mmfusion.stages import Stage1
-from mmfusion.training import run_command
-from recipes.stage1 import main
 
 
 def write_down(path: str) -> None:

@@ -19,7 +19,6 @@ from mmfusion.training.output_lock import take_lock
 
 def run_ablation(
     settings: AblationSettings,
-    checkout: Path,
     *,
     keep_working_files: bool = False,
     dry_run: bool = False,
@@ -29,7 +28,6 @@ def run_ablation(
 
     Args:
         settings: Of the ablation.
-        checkout: Folder that holds recipes/.
         keep_working_files: Keeps checkpoints and copies of the catalogue of finished trainings.
         dry_run: Prints the commands and does nothing.
         table_only: Writes the table of what is finished and runs nothing.
@@ -49,7 +47,7 @@ def run_ablation(
     finished: list[AblationStep] = []
     failed: StepFailedError | None = None
     try:
-        run_steps(steps, checkout, keep_working_files=keep_working_files, after=finished.append)
+        run_steps(steps, keep_working_files=keep_working_files, after=finished.append)
     except StepFailedError as error:
         failed = error
     _show(_write(settings, steps, finished, failed))

@@ -13,9 +13,11 @@ import torch
 _PACKAGES = ("torch", "lightning", "transformers", "mmfusion")
 
 
-def git_commit(checkout: Path) -> str:
-    """Short hash of the commit, with a remark where files differ from it; "not available" outside git."""
-    commit = _git(checkout, "rev-parse", "--short=10", "HEAD")
+def git_commit() -> str:
+    """Short hash of the commit, with a remark where files differ from it; "not available" outside a checkout."""
+    checkout = Path(__file__).resolve().parents[2]
+    # An installed package may lie in a repository of something else.
+    commit = _git(checkout, "rev-parse", "--short=10", "HEAD") if (checkout / ".git").exists() else None
     if commit is None:
         return "not available"
     changed = _git(checkout, "status", "--porcelain", "--untracked-files=no")

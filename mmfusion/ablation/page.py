@@ -240,8 +240,7 @@ def _commands(settings: AblationSettings, steps: Sequence[AblationStep]) -> str:
 
 
 def _command(step: AblationStep, names: dict[str, str]) -> str:
-    words = ["python", f"recipes/{step.recipe}.py"]
-    return " ".join([*words, *(_word(argument, names) for argument in step.arguments)])
+    return " ".join(["mmfusion", step.recipe, *(_word(argument, names) for argument in step.arguments)])
 
 
 def _word(argument: str, names: dict[str, str]) -> str:

@@ -67,8 +67,8 @@ class AblationStep:
         return [part for name, value in self.flags for part in (f"--{name}", value)]
 
     def command(self) -> str:
-        """The command as it can be pasted into a shell, run in the checkout."""
-        return shlex.join(["python", f"recipes/{self.recipe}.py", *self.arguments])
+        """The command as it can be pasted into a shell."""
+        return shlex.join(["mmfusion", self.recipe, *self.arguments])
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ class _Planner:
             # What an equal number of bytes costs is the question, whether or not the model was trained for it.
             flags |= {"truncate_dim": settings.embedding_dim // len(VIEWS), "allow_untrained_width": True}
         if self.variant.name == "bm25":
-            flags["baseline"] = "bm25"
+            flags["ranker"] = "bm25"
         elif trained.blocks and trained.cache and (self.variant.name != TEXT_ONLY or perturbation == "text_dropped"):
             flags["freeze_vision_blocks"] = trained.blocks
             flags["feature_cache"] = str(settings.caches / trained.cache / f"{settings.split}_pool")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -40,7 +41,12 @@ class StepRecord:
 def load_step_record(step: AblationStep) -> StepRecord | None:
     """The record of a step, or None if it was never started."""
     path = _path(step)
-    return StepRecord(**json.loads(path.read_text())) if path.is_file() else None
+    if not path.is_file():
+        return None
+    record = StepRecord(**json.loads(path.read_text()))
+    # As commands were written before `mmfusion COMMAND` was there.
+    record.command = re.sub(r"^python recipes/(\w+)\.py", r"mmfusion \1", record.command)
+    return record
 
 
 def is_finished(step: AblationStep) -> bool:

@@ -14,6 +14,8 @@ from mmfusion.ablation.plan import AblationStep
 from mmfusion.ablation.record import StepRecord, is_finished, load_step_record, model_digest
 from mmfusion.model.errors import MMFusionError
 
+# The command `mmfusion`, wherever its script is.
+MMFUSION = (sys.executable, "-m", "mmfusion")
 _TAIL_LINES = 20
 _HEARTBEAT_SECONDS = 60.0
 # What a finished training needs no more: checkpoints for resuming, and its copy of the catalogue.
@@ -34,7 +36,6 @@ class StepFailedError(MMFusionError, RuntimeError):
 
 def run_steps(
     steps: Sequence[AblationStep],
-    checkout: Path,
     *,
     keep_working_files: bool = False,
     after: Callable[[AblationStep], None] | None = None,
@@ -43,7 +44,6 @@ def run_steps(
 
     Args:
         steps: What to run; a finished step is skipped.
-        checkout: Folder that holds recipes/; sub-processes run in it.
         keep_working_files: Keeps checkpoints and the copy of the catalogue in the folders of finished trainings.
         after: Called with each step that is finished, skipped ones included.
 
@@ -54,7 +54,7 @@ def run_steps(
     for place, step in enumerate(steps):
         if not is_finished(step):
             print(f"[{place + 1}/{len(steps)}] {step.title} ({time_left(steps[place:], steps)})", flush=True)
-            _run(step, checkout)
+            _run(step)
             if not keep_working_files and not step.name:
                 for name in _WORKING_FILES:
                     shutil.rmtree(step.folder / name, ignore_errors=True)
@@ -127,15 +127,15 @@ def _seconds(step: AblationStep) -> float | None:
     return record.seconds if record is not None and record.complete and record.command == step.command() else None
 
 
-def _run(step: AblationStep, checkout: Path) -> None:
+def _run(step: AblationStep) -> None:
     before = load_step_record(step)
     same = before is not None and before.command == step.command() and not before.complete
     spent = before.seconds if before is not None and same else 0.0
-    record = StepRecord(step.command(), model_digest(step.model), git_commit(checkout), spent)
+    record = StepRecord(step.command(), model_digest(step.model), git_commit(), spent)
     record.save(step)
     begin = time.monotonic()
     try:
-        code = _call([sys.executable, f"recipes/{step.recipe}.py", *step.arguments], checkout, log_path(step))
+        code = _call([*MMFUSION, step.recipe, *step.arguments], log_path(step))
         record.complete = code == 0
     finally:
         record.seconds = round(spent + time.monotonic() - begin, 1)
@@ -144,11 +144,11 @@ def _run(step: AblationStep, checkout: Path) -> None:
         raise StepFailedError(step, code)
 
 
-def _call(command: list[str], checkout: Path, log: Path) -> int:
+def _call(command: list[str], log: Path) -> int:
     log.parent.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
     with log.open("wb") as out:
-        process = subprocess.Popen(command, cwd=checkout, stdout=out, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
         try:
             while True:
                 try:

@@ -5,8 +5,8 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,14 @@ from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.files import link_or_copy, sha256_of
 from mmfusion.hub.errors import HubError, explain
 from mmfusion.model import MMFusionConfig, MMFusionModel
-from mmfusion.training.hub_record import CHECKPOINT, MODEL_FOLDER, RECORD
-from mmfusion.training.merged_arguments import merged_arguments
+from mmfusion.training.hub_record import CHECKPOINT, MODEL_FOLDER, RECORD, Config, continued_config
 from mmfusion.training.output_lock import NAME as LOCK
 from mmfusion.training.output_lock import take_lock
 from mmfusion.training.run import (
     RunError,
-    as_recorded,
-    decisive,
     is_first_rank,
     read_record,
+    recorded_arguments,
     start_run,
     wait_for_first_rank,
 )
@@ -63,7 +61,7 @@ class HubAddress:
         return f"hub:{self.repo}@{self.revision}"
 
 
-def continue_from_hub(recipe: str, main: Callable[..., None], given: Mapping[str, Any]) -> dict[str, Any]:
+def continue_from_hub(recipe: str, config: Config) -> Config:
     """Makes the output folder that of a run which was pushed to the Hub, ready to be resumed.
 
     Arguments are those of the run on the Hub. Only what belongs to a machine may be given anew: `catalogue` (it must
@@ -71,19 +69,19 @@ def continue_from_hub(recipe: str, main: Callable[..., None], given: Mapping[str
     it is resumed from there.
 
     Args:
-        recipe: Name of the recipe.
-        main: Its function.
-        given: Arguments that `main` was called with; `resume`, `trust_checkpoint` and `output` among them.
+        recipe: Name of the command.
+        config: Its config; the address is in `resume`.
 
     Returns:
-        Arguments to call `main` with: it finds the checkpoint in the output folder, and resumes.
+        Config of the run, without `resume`: with it the command finds the checkpoint in the output folder.
 
     Raises:
         HubError: The address, repository, revision, checkpoint or download is not usable.
         RunError: An argument contradicts the run, or the output folder holds something else.
     """
-    address, folder = HubAddress.parse(given["resume"]), Path(given["output"]).absolute()
-    if given.get("dry_run"):
+    given: Any = config
+    address, folder = HubAddress.parse(given.resume), Path(given.output).absolute()
+    if given.dry_run:
         raise RunError(
             f"--dry_run writes nothing, and --resume {address} fetches a run into {folder}; resume without --dry_run, "
             "stop, and rehearse the same arguments without --resume."
@@ -94,38 +92,35 @@ def continue_from_hub(recipe: str, main: Callable[..., None], given: Mapping[str
     if record is None or record.get("resumed_from") != str(address):
         with take_lock(folder, beside=True):
             _check_is_free(folder, address)
-            arguments = _fetch(recipe, main, given, address, folder)
-    else:
-        found = record["arguments"]
-        local = {name: found[name] for name in ("base", "catalogue")}
-        arguments = {**merged_arguments(main, {**given, "base": None}, found, address), **local}
-    return {**arguments, "output": given["output"], "hub": given["hub"]}
+            return _fetch(recipe, given, address, folder)
+    arguments = record["arguments"]
+    own = continued_config(replace(given, base=None), arguments, address)
+    return replace(own, base=arguments["base"], catalogue=arguments["catalogue"])
 
 
-def _fetch(
-    recipe: str, main: Callable[..., None], given: Mapping[str, Any], address: HubAddress, folder: Path
-) -> dict[str, Any]:
+def _fetch(recipe: str, given: Any, address: HubAddress, folder: Path) -> Any:
     """Downloads, checks, and puts everything into place at once, so that a broken download leaves no output folder."""
     commit, names = _list(address)
-    _check_trusted(address, bool(given["trust_checkpoint"]))
+    _check_trusted(address, bool(given.trust_checkpoint))
     record = _read_record(address, commit)
     if record["recipe"] != recipe:
-        raise RunError(f"{address} is a run of {record['recipe']}, not {recipe}; continue it with that recipe.")
-    arguments = merged_arguments(main, given, record["arguments"], address)
+        raise RunError(f"{address} is a run of {record['recipe']}, not {recipe}; continue it with that command.")
+    config = continued_config(given, record["arguments"], address)
     checkpoint = _download_checkpoint(address, commit, record["checkpoint"])
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "checkpoints").mkdir(parents=True)
     link_or_copy(checkpoint, partial / "checkpoints" / f"step={record['checkpoint']['step']}.ckpt")
     _write_base(address, commit, names, checkpoint, partial / "base")
-    arguments |= {"base": str(folder / "base"), "catalogue": _catalogue(given, record, address, partial, folder)}
+    catalogue = given.catalogue or _catalogue(record, address, partial, folder)
+    config = replace(config, base=str(folder / "base"), catalogue=catalogue)
     facts = {"resumed_from": str(address), "resumed_commit": commit, "base_reference": record.get("base_reference")}
     contents = {"catalogue_contents": record.get("catalogue_contents")}
-    start_run(partial, recipe, as_recorded(decisive(arguments)), **facts, **contents)
+    start_run(partial, recipe, recorded_arguments(config), **facts, **contents)
     # What a job that was killed may have left.
     (folder / LOCK).unlink(missing_ok=True)
     os.replace(partial, folder)
-    return arguments
+    return config
 
 
 def _list(address: HubAddress) -> tuple[str, list[str]]:
@@ -221,12 +216,8 @@ def _write_base(address: HubAddress, commit: str, names: list[str], checkpoint: 
     model.save_pretrained(folder)
 
 
-def _catalogue(
-    given: Mapping[str, Any], record: Mapping[str, Any], address: HubAddress, partial: Path, folder: Path
-) -> str:
+def _catalogue(record: Mapping[str, Any], address: HubAddress, partial: Path, folder: Path) -> str:
     found = record.get("catalogue") or {}
-    if given["catalogue"] is not None:
-        return str(given["catalogue"])
     if "embedded" in found:
         drawn = found["embedded"]
         write_toy_catalogue(partial / "toy_catalogue", num_products=int(drawn["num_products"]), seed=int(drawn["seed"]))

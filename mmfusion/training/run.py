@@ -1,4 +1,4 @@
-"""An output folder that knows what made it: started once, resumed with the same arguments, or refused."""
+"""An output folder that knows what made it: begun once, and resumed by the same command with the same arguments."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from mmfusion.training.output_lock import NAME as LOCK
 from mmfusion.training.output_lock import OutputLock, RunError, is_held_by_our_job, take_lock
 
 _RECORD = "run.json"
-# Where a run is written, and how it gets there, has no part in what comes out of it.
-_NOT_DECISIVE = ("output", "hub", "resume", "trust_checkpoint", "dry_run")
+# Where a run is written, and how it gets there, does not change the result.
+NOT_RECORDED = ("output", "hub", "resume", "trust_checkpoint", "dry_run")
 # A slow disk may keep the first rank busy with imports.
 _FIRST_RANK_SECONDS = 300.0
 _PACKAGES = ("torch", "lightning", "transformers", "huggingface_hub", "mmfusion")
@@ -61,7 +61,7 @@ class Run:
         """Adds facts to the record, on the first rank only."""
         self.record.update(facts)
         if is_first_rank():
-            _write(self.folder / _RECORD, self.record)
+            replace_text(self.folder / _RECORD, json.dumps(self.record, indent=2))
 
     def finish(self, **facts: Any) -> None:
         """Marks the run as complete, and leaves the folder to other jobs."""
@@ -71,134 +71,52 @@ class Run:
             self.lock.release()
 
 
+def recorded_arguments(config: Any) -> dict[str, Any]:
+    """Those fields of a config that change the result, as the JSON values of a record."""
+    return {name: value for name, value in _as_json(asdict(config)).items() if name not in NOT_RECORDED}
+
+
 def open_run(
     output: str | os.PathLike[str], recipe: str, arguments: Mapping[str, Any], *, dry_run: bool = False
 ) -> Run:
-    """Starts a run in a folder, or picks up the one that was started there with the same arguments.
+    """Begins a run in a folder, or returns the one that was begun there with the same arguments.
 
     Args:
         output: Folder, created if missing.
-        recipe: Name of the recipe.
-        arguments: Everything that determines the result, JSON-like values and dataclasses.
-        dry_run: Leaves the folder as it is; the run is in a temporary one, which goes with the run.
+        recipe: Name of the command.
+        arguments: Everything that changes the result, as JSON values; see `recorded_arguments`.
+        dry_run: Leaves the folder as it is; the run is in a temporary folder, which is removed with the run.
 
     Raises:
-        RunError: The folder holds something else: other files, another recipe, or a run with other arguments; or
-            another job is writing it. Or this is not the first rank, which begins a run for all, and that one has not
-            done so.
+        RunError: The folder holds something else (other files, another command, a run with other arguments), another
+            job is writing it, or this is not the first rank and the first one has not begun the run in time.
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mmfusion").setLevel(logging.INFO)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    folder = Path(output).absolute()
-    wanted = as_recorded(arguments)
-    lock = None
-    if not dry_run and not is_first_rank():
-        _await_first_rank(folder, wanted)
-    elif not dry_run:
+    folder, wanted, lock = Path(output).absolute(), _as_json(arguments), None
+    if not dry_run and is_first_rank():
         lock = take_lock(folder)
-    record, stale = _record_to_continue(folder, recipe, wanted)
+    elif not dry_run:
+        _wait_for_run(folder, wanted)
+    record = read_record(folder)
+    files = folder.iterdir() if record is None and folder.exists() else ()
+    if any(not is_partial(path) and path.name != LOCK for path in files):
+        raise RunError(f"The output folder {folder} holds files that no command wrote; give another --output.")
+    if record is not None and _saved_nothing(folder, record) and record["arguments"] != wanted:
+        # It failed or was interrupted before its first checkpoint: there is nothing to mix up.
+        record = None
+    if record is not None:
+        _check_same_run(folder, record, recipe, wanted)
     if dry_run:
         return _rehearsal(folder, record or _begun(recipe, wanted))
-    if stale:
-        (folder / _RECORD).unlink()
+    if record is None:
         shutil.rmtree(folder / "toy_base", ignore_errors=True)
-    run = start_run(folder, recipe, wanted) if record is None else Run(folder, record)
+        run = start_run(folder, recipe, wanted)
+    else:
+        run = Run(folder, record)
     run.lock = lock
     return run
-
-
-def _await_first_rank(folder: Path, wanted: dict[str, Any]) -> None:
-    # A rank that is ahead would put files, such as caches, where the first one then finds no record beside them.
-    def is_begun() -> bool:
-        record = read_record(folder)
-        if record is None:
-            return False
-        if record["arguments"] != wanted:
-            # If it is kept, it is an error for all ranks.
-            return not _saved_nothing(folder, record)
-        return bool(record["complete"]) or is_held_by_our_job(folder)
-
-    wait_for_first_rank(
-        is_begun,
-        _FIRST_RANK_SECONDS,
-        f"The first rank has begun no run in the output folder {folder} after {_FIRST_RANK_SECONDS:.0f} seconds; see "
-        "what it says, and give an --output on a disk that all nodes share.",
-    )
-
-
-def wait_for_first_rank(is_done: Callable[[], bool], seconds: float, refusal: str) -> None:
-    """Waits until the first rank has done something that this one finds in the folder they share.
-
-    Raises:
-        RunError: It has not after so many seconds; `refusal` says so.
-    """
-    deadline = time.monotonic() + seconds
-    while not is_done():
-        if time.monotonic() > deadline:
-            raise RunError(refusal)
-        time.sleep(0.05)
-
-
-def _record_to_continue(folder: Path, recipe: str, wanted: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:
-    """The record of the run in a folder, None if one begins there, and whether what is there is to be removed first."""
-    record = read_record(folder)
-    if record is not None and _saved_nothing(folder, record) and record["arguments"] != wanted:
-        # Refused or interrupted before its first checkpoint: there is nothing to mix up.
-        return None, True
-    if (
-        record is None
-        and folder.exists()
-        and not all(is_partial(path) or path.name == LOCK for path in folder.iterdir())
-    ):
-        # What came between two looks is the record of the first rank.
-        record = read_record(folder)
-        if record is None:
-            raise RunError(f"The output folder {folder} holds files that no recipe wrote; give another --output.")
-    if record is None:
-        return None, False
-    if record["recipe"] != recipe:
-        raise RunError(
-            f"The output folder {folder} belongs to {record['recipe']}, not {recipe}; give another --output."
-        )
-    changed = [
-        name for name in sorted({*wanted, *record["arguments"]}) if wanted.get(name) != record["arguments"].get(name)
-    ]
-    if changed:
-        was = ", ".join(f"{name} was {record['arguments'].get(name)!r}, now {wanted.get(name)!r}" for name in changed)
-        raise RunError(
-            f"The output folder {folder} was made with other arguments ({was}); repeat them to resume, give another "
-            "--output, or delete the folder."
-        )
-    return record, False
-
-
-def _is_ours(path: Path) -> bool:
-    return is_partial(path) or path.name == LOCK
-
-
-def _rehearsal(folder: Path, record: dict[str, Any]) -> Run:
-    temporary = Path(tempfile.mkdtemp(prefix="mmfusion_dry_run_"))
-    run = Run(temporary, dict(record), rehearsal_of=folder)
-    # At the end of the process at the latest, and also where the recipe refuses something in between.
-    weakref.finalize(run, shutil.rmtree, temporary, ignore_errors=True)
-    return run
-
-
-def decisive(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a recipe that determine its result: all but those that say where it goes and comes from."""
-    return {name: value for name, value in arguments.items() if name not in _NOT_DECISIVE}
-
-
-def as_recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments as JSON values, as a record holds them."""
-    recorded: dict[str, Any] = json.loads(json.dumps({name: _plain(value) for name, value in arguments.items()}))
-    return recorded
-
-
-def is_first_rank() -> bool:
-    """Whether this process is the one that writes, as the launcher's environment tells before torch does."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"))
 
 
 def start_run(folder: Path, recipe: str, arguments: dict[str, Any], **facts: Any) -> Run:
@@ -209,36 +127,87 @@ def start_run(folder: Path, recipe: str, arguments: dict[str, Any], **facts: Any
     return run
 
 
-def _begun(recipe: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    return {"recipe": recipe, "arguments": arguments, "complete": False, "started_at": time.time(), **_host()}
+def read_record(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The record of a run folder, or None if it has none."""
+    path = Path(folder) / _RECORD
+    record: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+    return record
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one that writes, as the launcher's environment tells before torch does."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"))
+
+
+def wait_for_first_rank(is_done: Callable[[], bool], seconds: float, message: str) -> None:
+    """Waits until the first rank has done something in the folder that all ranks share.
+
+    Raises:
+        RunError: It has not after so many seconds; `message` says so.
+    """
+    deadline = time.monotonic() + seconds
+    while not is_done():
+        if time.monotonic() > deadline:
+            raise RunError(message)
+        time.sleep(0.05)
+
+
+def _wait_for_run(folder: Path, wanted: dict[str, Any]) -> None:
+    # A rank that is ahead would write files, such as caches, in which the first rank then finds no record.
+    def is_begun() -> bool:
+        record = read_record(folder)
+        if record is None or record["arguments"] != wanted:
+            # A record that is kept although it has other arguments is an error on all ranks.
+            return record is not None and not _saved_nothing(folder, record)
+        return bool(record["complete"]) or is_held_by_our_job(folder)
+
+    wait_for_first_rank(
+        is_begun,
+        _FIRST_RANK_SECONDS,
+        f"The first rank has begun no run in the output folder {folder} after {_FIRST_RANK_SECONDS:.0f} seconds; see "
+        "what it says, and give an --output on a disk that all nodes share.",
+    )
+
+
+def _check_same_run(folder: Path, record: dict[str, Any], recipe: str, wanted: dict[str, Any]) -> None:
+    if record["recipe"] != recipe:
+        raise RunError(
+            f"The output folder {folder} belongs to {record['recipe']}, not {recipe}; give another --output."
+        )
+    was = record["arguments"]
+    changed = [name for name in sorted({*wanted, *was}) if wanted.get(name) != was.get(name)]
+    if changed:
+        differences = ", ".join(f"{name} was {was.get(name)!r}, now {wanted.get(name)!r}" for name in changed)
+        raise RunError(
+            f"The output folder {folder} was made with other arguments ({differences}); repeat them to resume, give "
+            "another --output, or delete the folder."
+        )
 
 
 def _saved_nothing(folder: Path, record: dict[str, Any]) -> bool:
     return not record["complete"] and not any((folder / "checkpoints").glob("*.ckpt"))
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record of a run folder, or None if it has none."""
-    path = folder / _RECORD
-    if not path.is_file():
-        return None
-    record: dict[str, Any] = json.loads(path.read_text())
-    return record
+def _rehearsal(folder: Path, record: dict[str, Any]) -> Run:
+    temporary = Path(tempfile.mkdtemp(prefix="mmfusion_dry_run_"))
+    run = Run(temporary, dict(record), rehearsal_of=folder)
+    # At the end of the process at the latest, and also where the command fails in between.
+    weakref.finalize(run, shutil.rmtree, temporary, ignore_errors=True)
+    return run
 
 
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def _host() -> dict[str, Any]:
+def _begun(recipe: str, arguments: dict[str, Any]) -> dict[str, Any]:
     return {
+        "recipe": recipe,
+        "arguments": arguments,
+        "complete": False,
+        "started_at": time.time(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in _PACKAGES},
         "cpu_count": os.cpu_count(),
     }
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    replace_text(path, json.dumps(content, indent=2))
+def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=os.fspath))
+    return plain

@@ -196,7 +196,7 @@ def test_every_flag_is_one_of_its_recipe(tmp_path: Path) -> None:
     steps = plan_ablation(settings)
     assert {step.recipe for step in steps} == {"base", "stage1", "stage2", "evaluate"}
     for step in steps:
-        known = inspect.signature(importlib.import_module(f"recipes.{step.recipe}").main).parameters
+        known = inspect.signature(importlib.import_module(f"mmfusion.commands.{step.recipe}").Config).parameters
         for name, _ in step.flags:
             first, *rest = name.split(".")
             assert first in known, step.command()
@@ -231,19 +231,16 @@ def test_an_unknown_variant_is_refused_with_the_known_ones(tmp_path: Path) -> No
 
 
 def test_a_dry_run_prints_commands_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_ablation(settings_in(tmp_path / "out", variants=("naive_concat",)), CHECKOUT, dry_run=True)
+    run_ablation(settings_in(tmp_path / "out", variants=("naive_concat",)), dry_run=True)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines if line.startswith("python")] == [
-        "recipes/stage2.py",
-        "recipes/evaluate.py",
-    ]
+    assert [line.split()[1] for line in lines if line.startswith("mmfusion")] == ["stage2", "evaluate"]
     assert "# not run: text_only (not asked for)" in lines
     assert not (tmp_path / "out").exists()
 
 
 STAND_IN = """
 import json, pathlib, sys
-flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+flags = dict(zip(sys.argv[2::2], sys.argv[3::2]))
 folder = pathlib.Path(flags["--output"])
 with (pathlib.Path(__file__).parent / "calls").open("a") as calls:
     calls.write(flags.get("--name", folder.name) + "\\n")
@@ -261,17 +258,17 @@ else:
 
 
 @pytest.fixture
-def stand_ins(tmp_path: Path) -> Path:
-    """A checkout whose recipes do nothing but say so."""
-    folder = tmp_path / "checkout" / "recipes"
-    folder.mkdir(parents=True)
-    for name in ("stage1", "stage2", "evaluate"):
-        (folder / f"{name}.py").write_text(STAND_IN)
-    return folder.parent
+def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a stand-in for `mmfusion`, whose commands do nothing but say so."""
+    folder = tmp_path / "stand_ins"
+    folder.mkdir()
+    (folder / "mmfusion.py").write_text(STAND_IN)
+    monkeypatch.setattr("mmfusion.ablation.run.MMFUSION", (sys.executable, str(folder / "mmfusion.py")))
+    return folder
 
 
-def calls(checkout: Path) -> list[str]:
-    path = checkout / "recipes" / "calls"
+def calls(stand_ins: Path) -> list[str]:
+    path = stand_ins / "calls"
     found = path.read_text().splitlines() if path.exists() else []
     path.unlink(missing_ok=True)
     return found
@@ -281,21 +278,21 @@ def test_finished_steps_are_skipped_and_a_changed_model_is_evaluated_again(stand
     output = tmp_path / "out"
     steps = plan_ablation(settings_in(output, variants=("concat",)))
     finished: list[AblationStep] = []
-    run_steps(steps, stand_ins, after=finished.append)
+    run_steps(steps, after=finished.append)
     assert calls(stand_ins) == ["stage1", "concat", "concat.seed0"] and finished == steps
     assert not (output / "seed0" / "concat" / "checkpoints").exists()
     finished.clear()
-    run_steps(steps, stand_ins, after=finished.append)
+    run_steps(steps, after=finished.append)
     assert calls(stand_ins) == [] and finished == steps
     (output / "seed0" / "concat" / "config.json").write_text("another model")
-    run_steps(steps, stand_ins)
+    run_steps(steps)
     assert calls(stand_ins) == ["concat.seed0"]
     (output / "val" / "concat.seed0.json").unlink()
-    run_steps(steps, stand_ins)
+    run_steps(steps)
     assert calls(stand_ins) == ["concat.seed0"]
     (output / "seed0" / "stage1" / "config.json").write_text("another model")
     with pytest.raises(AblationError, match=r"was trained from .*stage1, which has changed since; delete"):
-        run_steps(steps, stand_ins)
+        run_steps(steps)
 
 
 def test_a_table_alone_runs_nothing_and_shows_what_is_finished(
@@ -303,11 +300,11 @@ def test_a_table_alone_runs_nothing_and_shows_what_is_finished(
 ) -> None:
     settings = settings_in(tmp_path / "out", variants=("text_only", "concat"), perturbations=())
     text_only = [step for step in plan_ablation(settings) if step.variant == "text_only"]
-    run_steps(text_only, stand_ins)
+    run_steps(text_only)
     calls(stand_ins)
     done = evaluation("text_only", around(0.5))
     monkeypatch.setattr("mmfusion.ablation.collect.Evaluation.load", lambda folder, name: done)
-    run_ablation(settings, stand_ins, table_only=True)
+    run_ablation(settings, table_only=True)
     assert calls(stand_ins) == []
     page = (tmp_path / "out" / "ablation.val.md").read_text()
     assert "| text_only: text only, fine-tuned | 1 | 5" in page and "not run: not run yet" in page
@@ -316,20 +313,20 @@ def test_a_table_alone_runs_nothing_and_shows_what_is_finished(
 
 def test_a_failing_step_stops_with_the_end_of_its_log_and_is_run_again(stand_ins: Path, tmp_path: Path) -> None:
     steps = plan_ablation(settings_in(tmp_path / "out", variants=("naive_concat",)))
-    (stand_ins / "recipes" / "broken").touch()
+    (stand_ins / "broken").touch()
     with pytest.raises(StepFailedError, match=r"naive_concat, seed 0: stage2 failed with exit code 1") as caught:
-        run_steps(steps, stand_ins)
+        run_steps(steps)
     assert "step 2\nValueError: out of paint" in str(caught.value) and "step 1" not in str(caught.value)
     assert caught.value.step.command() in str(caught.value)
-    (stand_ins / "recipes" / "broken").unlink()
-    run_steps(steps, stand_ins)
+    (stand_ins / "broken").unlink()
+    run_steps(steps)
     assert calls(stand_ins) == ["naive_concat", "naive_concat", "naive_concat.seed0"]
 
 
 def test_time_left_comes_from_the_same_variant_of_another_seed(stand_ins: Path, tmp_path: Path) -> None:
     steps = plan_ablation(settings_in(tmp_path / "out", variants=("naive_concat",), seeds=(0, 1)))
     assert time_left(steps, steps) == "time left not known yet"
-    run_steps(steps[:1], stand_ins)
+    run_steps(steps[:1])
     record = tmp_path / "out" / "seed0" / "naive_concat.step.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "seconds": 600}))
     assert time_left(steps[1:], steps) == "at least 10 min left, as 2 steps are the first of their kind"
@@ -426,7 +423,7 @@ def test_the_table_says_what_was_run_what_was_not_and_how(tmp_path: Path) -> Non
     assert "not run: no --larger_base was given" in lines["larger_generic"]
     assert lines["cross_attention, photos_shuffled against text_only"].count("[-") == 2
     assert "Fewer than 3 seeds" in page and "commit: no step has finished" in page
-    assert "python recipes/stage2.py" in page and "--output $OUT/seed0/concat" in page and "--base $BASE" in page
+    assert "mmfusion stage2 " in page and "--output $OUT/seed0/concat" in page and "--base $BASE" in page
     paths = write_ablation(tmp_path, "val", rows, results, page)
     table = list(csv.DictReader(paths[1].open()))
     concat = [

@@ -23,6 +23,8 @@ from hypothesis.extra import numpy as drawn
 from loopback_hub.server import LoopbackHub
 from processes import run_to_end, started
 
+from mmfusion.commands import run_command
+from mmfusion.commands.embed import Config, main
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.embedding import EmbeddedCatalogue, MadeOf, ShardError
@@ -31,9 +33,8 @@ from mmfusion.embedding.precision import VECTOR_TYPES, pack, unpack
 from mmfusion.embedding.shard import write_shard
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.retrieval.embedding import embed_products
-from mmfusion.training import Hardware, run_command
+from mmfusion.training import Hardware
 from mmfusion.training.sources import starting_base
-from recipes.embed import main
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SHARD = 10
@@ -62,7 +63,7 @@ def embed(place: Path, output: Path, *, catalogue: str = "catalogue", **options:
     """The recipe, in this process."""
     sizes = {"shard_size": SHARD, "batch_size": 4, "hardware": Hardware(accelerator="cpu"), **options}
     source = catalogue if "://" in catalogue else str(place / catalogue)
-    main(catalogue=source, base=str(place / "toy_base"), output=str(output), **sizes)
+    main(Config(catalogue=source, base=str(place / "toy_base"), output=str(output), **sizes))
 
 
 def embed_apart(place: Path, output: Path, *flags: str) -> None:

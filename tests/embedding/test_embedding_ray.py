@@ -18,14 +18,13 @@ import processes
 import pytest
 from processes import run_to_end
 
+from mmfusion.commands.embed import Config, load_to_embed, main
 from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.embedding import EmbeddingJob, EmbeddingSettings
 from mmfusion.embedding.engine_ray import _warn_of_waiting
 from mmfusion.embedding.ray_cluster import RayJobError, import_ray, ray_cluster
 from mmfusion.embedding.ray_worker import MOST_TRIES, Assignment, ShardWorker, as_item, forget_tries
 from mmfusion.training import Hardware, sources
-from mmfusion.training.embedding_sources import load_to_embed
-from recipes.embed import main
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PRODUCTS, SHARD = 96, 3
@@ -64,7 +63,8 @@ def started() -> Iterator[None]:
 def embed(place: Path, output: Path, **options: Any) -> None:
     """The recipe, in this process."""
     settings = {"shard_size": SHARD, "batch_size": 2, "hardware": Hardware(accelerator="cpu"), **options}
-    main(catalogue=str(place / "catalogue"), base=str(place / "toy_base"), output=str(output), **settings)
+    config = Config(catalogue=str(place / "catalogue"), base=str(place / "toy_base"), output=str(output), **settings)
+    main(config)
 
 
 def embed_by_ray(place: Path, output: Path) -> None:

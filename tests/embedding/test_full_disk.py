@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from commands import command
 from small_disk import fill
 
-import recipes.embed
-import recipes.index
 from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.embedding import EmbeddedCatalogue
 from mmfusion.retrieval import ProductIndex
@@ -25,7 +24,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def embed(place: Path, output: Path) -> list[bytes]:
     """The recipe's shards."""
-    recipes.embed.main(
+    command("embed")(
         catalogue=str(place / "catalogue"),
         base=str(place / "toy_base"),
         output=str(output),
@@ -52,7 +51,7 @@ def test_an_index_that_does_not_fit_leaves_the_one_before(place: Path, small_dis
     run = small_disk / "run"
 
     def build() -> None:
-        recipes.index.main(embeddings=str(place / "whole"), output=str(run))
+        command("index")(embeddings=str(place / "whole"), output=str(run))
 
     build()
     before = {path.name: path.read_bytes() for path in (run / "index").iterdir()}

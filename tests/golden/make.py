@@ -43,12 +43,12 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from mmfusion import MMFusionModel, MMFusionProcessor
+from mmfusion.commands import embed, index, stage2
 from mmfusion.hub.files import gather
 from mmfusion.retrieval import ProductIndex, Searcher, TorchQueryEncoder
 from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.retrieval.query_tower import load_query_tower
 from mmfusion.training import Hardware
-from recipes import embed, index, stage2
 
 COLOURS = {"red": (200, 30, 40), "green": (30, 150, 60), "blue": (30, 60, 200), "yellow": (240, 220, 40)}
 SHAPES = ("dress", "mug", "lamp", "shoe")
@@ -87,10 +87,11 @@ def main(folder: Path) -> None:
     for name in ("model", "dual", "published"):
         found, expected["fingerprints"][name] = embed_with(Path(name))
         vectors |= {f"{name}.{kind}": value for kind, value in found.items()}
-    embed.main(catalogue="catalogue", base="model", output="embeddings", shard_size=10, batch_size=4, hardware=CPU)
-    index.main(embeddings="embeddings", output="index")
+    sizes = {"shard_size": 10, "batch_size": 4}
+    embed.main(embed.Config(catalogue="catalogue", base="model", output="embeddings", **sizes, hardware=CPU))
+    index.main(index.Config(embeddings="embeddings", output="index"))
     expected["hits"] = hits()
-    stage2.main(**{**TRAINING, "output": "whole", "hardware": CPU})
+    stage2.main(stage2.Config(**{**TRAINING, "output": "whole"}, hardware=CPU))
     shutil.copyfile("whole/model.safetensors", "run_final.safetensors")
     subprocess.run([sys.executable, __file__, "--killed-run"], check=False)
     expected["training"] = TRAINING
@@ -253,7 +254,7 @@ def killed_run() -> None:
             os._exit(9)
 
     ResumeCheckpoint._tidy = end  # type: ignore[method-assign]
-    stage2.main(**TRAINING, hardware=CPU)
+    stage2.main(stage2.Config(**TRAINING, hardware=CPU))
 
 
 def tidy(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from commands import command
 from huggingface_hub import HfApi, ModelCard
 from loopback_hub.server import LoopbackHub
 
@@ -630,10 +630,9 @@ def test_a_folder_without_a_card_is_refused(tmp_path: Path) -> None:
 def test_the_recipe_writes_and_shows(
     model: Path, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main = importlib.import_module("recipes.card").main
     file = tmp_path / "cards" / "release.md"
-    main(model=str(model), results=[str(results)], output=str(file), language=["en"])
+    command("card")(base=str(model), results=[str(results)], output=str(file), language=["en"])
     written = capsys.readouterr().out
-    main(show=str(file))
+    command("card")(show=str(file))
     assert capsys.readouterr().out.strip() == load_card(file).table()
     assert load_card(file).table() in written and str(file) in written

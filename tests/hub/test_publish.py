@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import importlib
 import json
 import socket
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import command
 from loopback_hub.server import LoopbackHub
 from published_model import HOST, PLACE, QUERIES, TOKEN, USER, embed, embed_queries, record, write_model_folder
 from transformers import AutoModel, AutoProcessor
@@ -50,17 +50,13 @@ def names(published: Any) -> set[str]:
     return {file.name for file in published.files}
 
 
-def main_recipe() -> Any:
-    return importlib.import_module("recipes.publish").main
-
-
 # --- What is published ---------------------------------------------------------------------------------------------
 
 
 def test_a_dry_run_lists_files_and_sizes_and_sends_nothing(
     hub: LoopbackHub, repo: str, model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main_recipe()(model=str(model_folder), repo=repo, dry_run=True)
+    command("publish")(base=str(model_folder), repo=repo, dry_run=True)
     printed = capsys.readouterr().out
     assert not hub.requests and not hub.has_repo(repo)
     for name in ("model.safetensors", "query/model.safetensors", "modeling_mmfusion.py", "LICENSE", "README.md"):

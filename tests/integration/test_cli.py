@@ -20,9 +20,9 @@ from lightning.fabric.strategies.launchers import subprocess_script
 from processes import run_to_end
 
 from mmfusion import cli
-from mmfusion.checks import check_steps
-from mmfusion.quickstart import quickstart_steps
-from mmfusion.steps import Step, find_checkout, run_steps
+from mmfusion.commands import COMMANDS
+from mmfusion.commands.quickstart import quickstart_steps
+from mmfusion.steps import check_steps, find_checkout, run_steps
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -196,20 +196,18 @@ def test_mmfusion_refuses_what_it_does_not_know(arguments: list[str], capsys: py
 
 
 def test_mmfusion_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["--help"])
-    assert ended.value.code == 0
+    cli.main(["--help"])
     output = capsys.readouterr().out
-    for command in ("run", "test", "quickstart"):
+    for command in ("run", "test", *COMMANDS):
         assert re.search(rf"^ +{command}\b", output, re.MULTILINE)
 
 
 def test_steps_stop_at_the_first_failure_and_name_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    steps = [
-        Step("write", ("-c", "open('written', 'w').close(); print('one')")),
-        Step("break", ("-c", "raise SystemExit(5)")),
-        Step("never", ("-c", "open('never', 'w').close()")),
-    ]
+    steps = {
+        "write": ("-c", "open('written', 'w').close(); print('one')"),
+        "break": ("-c", "raise SystemExit(5)"),
+        "never": ("-c", "open('never', 'w').close()"),
+    }
     assert run_steps(steps, tmp_path) == 5
     assert [path.name for path in tmp_path.iterdir()] == ["written"]
     output, errors = capfd.readouterr()
@@ -218,24 +216,23 @@ def test_steps_stop_at_the_first_failure_and_name_it(tmp_path: Path, capfd: pyte
 
 
 def test_steps_end_with_what_the_last_one_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run_steps([Step("only", ("-c", "print('last line')"))], tmp_path) == 0
+    assert run_steps({"only": ("-c", "print('last line')")}, tmp_path) == 0
     assert capfd.readouterr().out.endswith("last line\n")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_a_step_ended_by_a_signal_counts_as_a_failure(tmp_path: Path) -> None:
-    assert run_steps([Step("killed", ("-c", "import os; os.kill(os.getpid(), 9)"))], tmp_path) == 137
+    assert run_steps({"killed": ("-c", "import os; os.kill(os.getpid(), 9)")}, tmp_path) == 137
 
 
 def test_pytest_gets_the_callers_arguments_in_order() -> None:
     arguments = ("-m", "slow", "tests/integration/test_cli.py", "-k", "ranks", "-n", "0")
-    assert check_steps(arguments)[-1].arguments[-len(arguments) :] == arguments
+    assert check_steps(arguments)["tests (pytest)"][-len(arguments) :] == arguments
 
 
-def test_quickstart_runs_recipes_that_exist_and_writes_below_its_output(tmp_path: Path) -> None:
-    for step in quickstart_steps(tmp_path):
-        recipe, *arguments = step.arguments
-        assert (CHECKOUT / recipe).is_file()
+def test_quickstart_runs_commands_and_writes_below_its_output(tmp_path: Path) -> None:
+    for module, package, command, *arguments in quickstart_steps(tmp_path).values():
+        assert (module, package) == ("-m", "mmfusion") and command in COMMANDS
         assert all(a.startswith(str(tmp_path)) for a in arguments if a.startswith(os.sep))
 
 
@@ -319,14 +316,18 @@ def test_installed_first_our_scripts_still_run_as_mmfusion_run(
     assert json.loads(found.stdout)["argv"] == [str(script), "--flag"], found.stderr
 
 
-def test_without_a_checkout_the_installed_package_says_where_to_go(built_wheel: Path, tmp_path: Path) -> None:
+def test_without_a_checkout_commands_run_and_tests_say_where_they_are(built_wheel: Path, tmp_path: Path) -> None:
     commands = make_environment(tmp_path / "environment", built_wheel)
-    for command in ("test", "quickstart"):
-        found = run_installed(commands / "mmfusion", command, folder=tmp_path)
-        assert found.returncode == 2
-        assert f"mmfusion {command}: error: " in found.stderr
-        assert "clone the repository" in found.stderr
+    refused = run_installed(commands / "mmfusion", "test", folder=tmp_path)
+    assert refused.returncode == 2 and "clone the repository" in refused.stderr
+    assert refused.stderr.startswith("mmfusion test: error: ")
     version = run_installed(commands / "mmfusion", "--version", folder=tmp_path)
     assert version.stdout == f"mmfusion {built_wheel.name.split('-')[1]}\n"
     refused = run_installed(commands / "lightning", "studio", folder=tmp_path)
     assert (refused.returncode, refused.stdout) == (2, "")
+    flags = ["--output", tmp_path / "run", "--steps", "2", "--batch_size", "8", "--num_products", "60"]
+    trained = run_installed(commands / "mmfusion", "stage1", *map(str, flags), folder=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    quickstart = run_installed(commands / "mmfusion", "quickstart", "--help", folder=tmp_path)
+    assert "--output" in quickstart.stdout, quickstart.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import re
 import shlex
@@ -14,15 +13,16 @@ from typing import Any
 import pytest
 import torch
 from bare_environment import build_bare_environment, run_bare
+from commands import main_of
 from loopback_hub.server import LoopbackHub
 from processes import started
 from published_model import QUERIES, embed, products
 from safetensors.torch import load as load_tensors
 
 from mmfusion import MMFusionModel, MMFusionProcessor
+from mmfusion.commands import run_command
 from mmfusion.hub import load_card
 from mmfusion.hub.card_snippets import python_snippets
-from mmfusion.training import run_command
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 REPO = "org/mm-ecom"
@@ -50,7 +50,7 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs a recipe as its command line does, but in this process."""
     name = Path(words[0]).stem
     monkeypatch.setattr("sys.argv", [*words, *shlex.split(SHORTER[name])])
-    run_command(importlib.import_module(f"recipes.{name}").main)
+    run_command(main_of(name))
 
 
 def kill_in_the_middle(hub: LoopbackHub, words: list[str], folder: Path) -> None:

@@ -1,10 +1,8 @@
 """The whole path through the shipped recipes on a small toy catalogue, and their refusals."""
 
-import importlib
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -13,34 +11,31 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 import torch
+from commands import Nothing, command
 from processes import run_to_end
 
 from mmfusion import MMFusionModel, MMFusionProcessor
+from mmfusion.commands import run_command
 from mmfusion.evaluation import Evaluation
 from mmfusion.retrieval import MilvusError, ProductIndex
 from mmfusion.stages import Optimization
-from mmfusion.training import RunError, load_base, open_run, run_command
+from mmfusion.training import RunError, load_base, open_run
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-
-
-def recipe(name: str) -> Callable[..., None]:
-    main: Callable[..., None] = importlib.import_module(f"recipes.{name}").main
-    return main
 
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """stage1 -> stage2 -> evaluate -> embed -> index on 120 products."""
     folder = tmp_path_factory.mktemp("outputs")
-    recipe("stage1")(output=str(folder / "stage1"), steps=4, batch_size=16, num_products=120, validate_every=2)
+    command("stage1")(output=str(folder / "stage1"), steps=4, batch_size=16, num_products=120, validate_every=2)
     stage1 = str(folder / "stage1")
-    recipe("stage2")(base=stage1, output=str(folder / "stage2"), steps=3, batch_size=16, validate_every=2)
-    recipe("stage2")(base=stage1, output=str(folder / "text"), fusion="text_only", steps=2, batch_size=16)
+    command("stage2")(base=stage1, output=str(folder / "stage2"), steps=3, batch_size=16, validate_every=2)
+    command("stage2")(base=stage1, output=str(folder / "text"), fusion="text_only", steps=2, batch_size=16)
     for name in ("text", "stage2"):
-        recipe("evaluate")(base=str(folder / name), output=str(folder / "evaluation"))
-    recipe("embed")(base=str(folder / "stage2"), output=str(folder / "embeddings"))
-    recipe("index")(embeddings=str(folder / "embeddings"), output=str(folder / "index"))
+        command("evaluate")(base=str(folder / name), output=str(folder / "evaluation"))
+    command("embed")(base=str(folder / "stage2"), output=str(folder / "embeddings"))
+    command("index")(embeddings=str(folder / "embeddings"), output=str(folder / "index"))
     return folder
 
 
@@ -66,10 +61,10 @@ def test_a_routed_model_is_trained_evaluated_indexed_and_searched(
     routed = str(tmp_path / "routed")
     frozen = Optimization(text_learning_rate=0, vision_learning_rate=0)
     options = {"fusion": "gated", "query_router": True, "steps": 2, "batch_size": 16, "extra_products": 8}
-    recipe("stage2")(base=str(outputs / "stage1"), output=routed, optimization=frozen, **options)
+    command("stage2")(base=str(outputs / "stage1"), output=routed, optimization=frozen, **options)
     model, _ = load_base(routed)
     assert model.query_router is not None and model.config.vector_dim == 3 * model.config.embedding_dim
-    recipe("evaluate")(base=routed, output=str(tmp_path / "evaluation"), name="routed")
+    command("evaluate")(base=routed, output=str(tmp_path / "evaluation"), name="routed")
     result = Evaluation.load(tmp_path / "evaluation", "routed")
     assert result.means["recall@100"] > 0
     kinds = {f"kind={part.value}" for part in result.slices if part.column == "kind"}
@@ -80,8 +75,8 @@ def test_a_routed_model_is_trained_evaluated_indexed_and_searched(
         with pytest.raises(
             ValueError, match=rf"truncate_dim is 7, .* not trained for \(trained: {dim}\); .*--allow_un"
         ):
-            recipe(name)(base=routed, output=str(tmp_path / f"short_{name}"), truncate_dim=7, **options)
-    recipe("evaluate")(
+            command(name)(base=routed, output=str(tmp_path / f"short_{name}"), truncate_dim=7, **options)
+    command("evaluate")(
         base=routed, output=str(tmp_path / "evaluation"), name="short", truncate_dim=dim // 3, **untrained
     )
     sizes = [
@@ -89,20 +84,20 @@ def test_a_routed_model_is_trained_evaluated_indexed_and_searched(
     ]
     assert sizes == [4 * 3 * dim, 4 * 3 * (dim // 3)]
     with pytest.raises(ValueError, match="binary vectors keep signs alone"):
-        recipe("embed")(base=routed, output=str(tmp_path / "binary"), vector_type="binary")
-    recipe("embed")(
+        command("embed")(base=routed, output=str(tmp_path / "binary"), vector_type="binary")
+    command("embed")(
         base=routed, output=str(tmp_path / "embeddings"), vector_type="int8", truncate_dim=dim // 4, **untrained
     )
-    recipe("index")(embeddings=str(tmp_path / "embeddings"), output=str(tmp_path / "short_index"))
+    command("index")(embeddings=str(tmp_path / "embeddings"), output=str(tmp_path / "short_index"))
     short = ProductIndex.load(tmp_path / "short_index" / "index").description
     assert (short.dimension, short.factory) == (3 * (dim // 4), "SQ8")
     capsys.readouterr()
-    recipe("search")("red dress", index=str(tmp_path / "short_index"), k=3)
+    command("search")("red dress", index=str(tmp_path / "short_index"), k=3)
     assert len(capsys.readouterr().out.splitlines()) == 4
-    recipe("embed")(base=routed, output=str(tmp_path / "vectors"))
-    recipe("index")(embeddings=str(tmp_path / "vectors"), output=str(tmp_path / "index"))
+    command("embed")(base=routed, output=str(tmp_path / "vectors"))
+    command("index")(embeddings=str(tmp_path / "vectors"), output=str(tmp_path / "index"))
     capsys.readouterr()
-    recipe("search")("red dress", index=str(tmp_path / "index"), k=3)
+    command("search")("red dress", index=str(tmp_path / "index"), k=3)
     assert capsys.readouterr().out.strip()
     with pytest.raises(ValueError, match="single view"):
         load_base(str(outputs / "stage1"), fusion="text_only", query_router=True)
@@ -158,7 +153,7 @@ def test_evaluation_covers_every_product_of_the_split_and_says_so(outputs: Path)
 def test_evaluation_from_cached_features_equals_that_from_photos(outputs: Path, tmp_path: Path) -> None:
     options = {"base": str(outputs / "stage2"), "output": str(tmp_path / "evaluation"), "name": "cached"}
     cache = {"freeze_vision_blocks": 1, "feature_cache": str(tmp_path / "features")}
-    recipe("evaluate")(**options, **cache, weights_agree=True)
+    command("evaluate")(**options, **cache, weights_agree=True)
     agreement = json.loads((tmp_path / "evaluation" / "cached.weights.json").read_text())
     assert agreement["num_products"] > 0 and -1 <= agreement["balance"] <= 1
     cached = Evaluation.load(tmp_path / "evaluation", "cached")
@@ -170,11 +165,11 @@ def test_evaluation_from_cached_features_equals_that_from_photos(outputs: Path, 
 def test_baseline_control_pool_and_comparison(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("bm25s")
     options = {"base": str(outputs / "stage2"), "output": str(outputs / "evaluation")}
-    recipe("evaluate")(**options, baseline="bm25")
-    recipe("evaluate")(**options, name="shuffled", perturb="photos_shuffled", compare=["text_only", "bm25"])
+    command("evaluate")(**options, ranker="bm25")
+    command("evaluate")(**options, name="shuffled", perturb="photos_shuffled", compare=["text_only", "bm25"])
     printed = capsys.readouterr().out
     assert "shuffled against bm25" in printed and "95 % interval" in printed
-    recipe("evaluate")(**options, name="everything", pool="all", product_slices=["text_sparse"])
+    command("evaluate")(**options, name="everything", pool="all", product_slices=["text_sparse"])
     everything = Evaluation.load(outputs / "evaluation", "everything")
     assert everything.pool == "all" and everything.num_products == 120
     assert {part.value for part in everything.slices if part.table == "product"} == {"True", "False"}
@@ -184,13 +179,13 @@ def test_perturbed_evaluations_are_named_after_what_was_done(outputs: Path, tmp_
     pytest.importorskip("bm25s")
     options = {"base": str(outputs / "stage2"), "output": str(tmp_path)}
     cached = {"freeze_vision_blocks": 1, "feature_cache": str(tmp_path / "features")}
-    recipe("evaluate")(**options, **cached, perturb="photos_dropped", seed=3)
+    command("evaluate")(**options, **cached, perturb="photos_dropped", seed=3)
     result = Evaluation.load(tmp_path, "gated.photos_dropped")
     assert (result.provenance["perturbation"], result.provenance["seed"]) == ("photos_dropped", 3)
     assert not (tmp_path / "features").exists()
-    recipe("evaluate")(**options, **cached, perturb="misleading_titles", name="misled")
+    command("evaluate")(**options, **cached, perturb="misleading_titles", name="misled")
     assert Evaluation.load(tmp_path, "misled").means != result.means
-    recipe("evaluate")(**options, baseline="bm25", perturb="text_dropped")
+    command("evaluate")(**options, ranker="bm25", perturb="text_dropped")
     silent = Evaluation.load(tmp_path, "bm25.text_dropped")
     assert silent.num_queries_without_ranking == silent.num_queries and set(silent.means.values()) == {0}
 
@@ -199,22 +194,22 @@ def test_an_index_of_bits_is_searched_by_text_and_can_be_of_another_kind(
     outputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bits = str(tmp_path / "bits")
-    recipe("embed")(base=str(outputs / "stage2"), output=bits, vector_type="binary")
+    command("embed")(base=str(outputs / "stage2"), output=bits, vector_type="binary")
     for chosen, options in (
         ("RaBitQ", {}),
         ("RaBitQ,Refine(SQ8)", {"factory": "RaBitQ,Refine(SQ8)", "search_parameters": "k_factor_rf=4"}),
     ):
         folder = tmp_path / f"index{len(options)}"
-        recipe("index")(embeddings=bits, output=str(folder), **options)
+        command("index")(embeddings=bits, output=str(folder), **options)
         description = ProductIndex.load(folder / "index").description
         assert (description.factory, description.search_parameters) == (chosen, options.get("search_parameters", ""))
         capsys.readouterr()
-        recipe("search")("red floral dress", index=str(folder), k=3)
+        command("search")("red floral dress", index=str(folder), k=3)
         assert len(capsys.readouterr().out.splitlines()) == 4
 
 
 def test_search_prints_products_with_their_weights(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe("search")("red floral dress", index=str(outputs / "index"), k=3)
+    command("search")("red floral dress", index=str(outputs / "index"), k=3)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["rank", "score", "text", "photo", "product"]
     assert [line.split()[0] for line in lines[1:]] == ["1", "2", "3"]
@@ -231,32 +226,32 @@ def test_an_index_in_milvus_is_searched_as_one_with_faiss(
     pytest.importorskip("milvus_lite")
     monkeypatch.chdir(tmp_path)
     options = {"embeddings": str(outputs / "embeddings"), "milvus_uri": "sh@p.db", "collection": "dresses"}
-    recipe("index")(output="index", **options)
+    command("index")(output="index", **options)
     assert "collection 'dresses' at" in capsys.readouterr().out
     found = []
     for index in (outputs / "index", tmp_path / "index"):
         monkeypatch.chdir("/")
-        recipe("search")("red floral dress", index=str(index), k=20, filter=[["split", "in", ["train", "test"]]])
+        command("search")("red floral dress", index=str(index), k=20, filter=[["split", "in", ["train", "test"]]])
         found.append(capsys.readouterr().out)
     assert found[0] == found[1] and len(found[0].splitlines()) == 21
     monkeypatch.chdir(tmp_path)
     with pytest.raises(MilvusError, match=r"'dresses' at .* holds an index; pass overwrite=True"):
-        recipe("index")(output="index", **options)
-    recipe("index")(output="index", overwrite=True, **options)
+        command("index")(output="index", **options)
+    command("index")(output="index", overwrite=True, **options)
     for flags, message in (
         ({**options, "factory": "Flat"}, "factory 'Flat' belongs to a FAISS index"),
         ({**options, "milvus_uri": "http://user:secret@host"}, "put them into MILVUS_TOKEN"),
         ({"embeddings": options["embeddings"], "index_type": "HNSW"}, "index_type 'HNSW' is of Milvus"),
     ):
         with pytest.raises(ValueError, match=message):
-            recipe("index")(output="other", **flags)
+            command("index")(output="other", **flags)
 
 
 def test_search_refuses_another_model_and_a_missing_index(outputs: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the index was built with model"):
-        recipe("search")("dress", index=str(outputs / "index"), base=str(outputs / "text"))
+        command("search")("dress", index=str(outputs / "index"), base=str(outputs / "text"))
     with pytest.raises(RunError, match=r"no finished index.*index\.py"):
-        recipe("search")("dress", index=str(tmp_path))
+        command("search")("dress", index=str(tmp_path))
 
 
 def test_a_finished_run_is_left_alone_and_another_one_refused(
@@ -264,18 +259,18 @@ def test_a_finished_run_is_left_alone_and_another_one_refused(
 ) -> None:
     options: dict[str, Any] = {"base": str(outputs / "stage1"), "output": str(outputs / "stage2"), "batch_size": 16}
     before = (outputs / "stage2" / "model.safetensors").stat().st_mtime_ns
-    recipe("stage2")(**options, steps=3, validate_every=2)
+    command("stage2")(**options, steps=3, validate_every=2)
     assert "is complete" in capsys.readouterr().out
     assert (outputs / "stage2" / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(RunError, match=r"steps was 3, now 5.*another --output"):
-        recipe("stage2")(**options, steps=5, validate_every=2)
+        command("stage2")(**options, steps=5, validate_every=2)
     with pytest.raises(RunError, match="belongs to stage2, not stage1"):
-        recipe("stage1")(output=str(outputs / "stage2"))
+        command("stage1")(output=str(outputs / "stage2"))
 
 
 def test_a_run_that_saved_nothing_may_start_again_with_other_arguments(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no config\.json"):
-        recipe("stage2")(base=str(tmp_path / "nowhere"), output=str(tmp_path / "run"))
+        command("stage2")(base=str(tmp_path / "nowhere"), output=str(tmp_path / "run"))
     open_run(tmp_path / "run", "stage2", {"steps": 5})
     assert not open_run(tmp_path / "run", "stage2", {"steps": 5}).complete
     (tmp_path / "run" / "checkpoints").mkdir()
@@ -307,8 +302,8 @@ def test_a_rank_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_an_output_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.doc").write_text("mine")
-    with pytest.raises(RunError, match="files that no recipe wrote"):
-        recipe("stage1")(output=str(tmp_path))
+    with pytest.raises(RunError, match="files that no command wrote"):
+        command("stage1")(output=str(tmp_path))
 
 
 def test_a_base_that_is_no_mmfusion_model_is_refused(outputs: Path, tmp_path: Path) -> None:
@@ -332,7 +327,7 @@ def test_a_processor_that_renders_another_text_is_refused(outputs: Path, tmp_pat
 
 def test_base_recipe_assembles_a_model(outputs: Path, tmp_path: Path) -> None:
     backbones = outputs / "stage1" / "toy_encoders"
-    recipe("base")(
+    command("base")(
         text=str(backbones / "text"),
         vision=str(backbones / "vision"),
         output=str(tmp_path / "base"),
@@ -368,7 +363,7 @@ def test_a_refusal_is_one_line_and_not_a_traceback(tmp_path: Path) -> None:
 def test_ctrl_c_is_a_line_and_not_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def main() -> None:
+    def main(config: Nothing) -> None:
         """Does nothing for long."""
         raise KeyboardInterrupt
 

@@ -7,11 +7,10 @@ from collections.abc import Collection
 from pathlib import Path
 
 import pytest
+from commands import command
 from families import FAMILIES
 from families.checks import PARTNERS, SLOW, measure, problems
 from families.page import AFTER, BEFORE, ROOT, page
-
-from recipes import base
 
 PAGE = ROOT / "docs" / "encoders.md"
 TAKEN = [name for name, family in FAMILIES.items() if not family.refused]
@@ -48,7 +47,7 @@ def test_what_cannot_be_used_is_refused_in_one_line_and_leaves_nothing(name: str
     text = name if family.text else PARTNERS["text"]
     vision = name if family.photo else PARTNERS["photo"]
     with pytest.raises(Exception, match=family.refused):
-        base.main(str(tmp_path / text), str(tmp_path / vision), str(output))
+        command("base")(str(tmp_path / text), str(tmp_path / vision), str(output))
     assert not output.exists()
 
 

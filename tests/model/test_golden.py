@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from bare_environment import build_bare_environment, run_bare
+from commands import command
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -88,11 +87,6 @@ def products_and_queries() -> dict[str, Any]:
     return {name: values[name] for name in ("queries", "products")}
 
 
-def recipe(name: str) -> Callable[..., None]:
-    main: Callable[..., None] = importlib.import_module(f"recipes.{name}").main
-    return main
-
-
 @pytest.mark.parametrize("name", ["model", "dual", "published"])
 def test_a_saved_model_gives_the_same_vectors_under_the_same_name(golden: Path, name: str) -> None:
     model = MMFusionModel.from_pretrained(name).eval()
@@ -163,7 +157,7 @@ def test_an_index_knows_its_model_and_finds_the_same_products(golden: Path) -> N
 
 
 def test_search_goes_by_what_an_index_says_of_its_model(golden: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe("search")("red dress", index="index", k=2)
+    command("search")("red dress", index="index", k=2)
     printed = capsys.readouterr().out
     assert [product_id in printed for product_id in ("p12", "p03", "p07")] == [True, True, False]
 
@@ -175,7 +169,9 @@ def test_embedding_the_same_catalogue_embeds_nothing_anew(golden: Path, monkeypa
     before = {path.name: path.read_bytes() for path in Path("embeddings").glob("shard-*")}
     assert len(before) == 2
     monkeypatch.setattr(MMFusionModel, "forward", forward)
-    recipe("embed")(catalogue="catalogue", base="model", output="embeddings", shard_size=10, batch_size=4, hardware=CPU)
+    command("embed")(
+        catalogue="catalogue", base="model", output="embeddings", shard_size=10, batch_size=4, hardware=CPU
+    )
     assert {path.name: path.read_bytes() for path in Path("embeddings").glob("shard-*")} == before
     embedded = EmbeddedCatalogue.open("embeddings")
     embedded.check()
@@ -183,7 +179,7 @@ def test_embedding_the_same_catalogue_embeds_nothing_anew(golden: Path, monkeypa
 
 
 def test_embedding_it_elsewhere_gives_the_same_vectors_and_digests(golden: Path) -> None:
-    recipe("embed")(catalogue="catalogue", base="model", output="fresh", shard_size=10, batch_size=4, hardware=CPU)
+    command("embed")(catalogue="catalogue", base="model", output="fresh", shard_size=10, batch_size=4, hardware=CPU)
     old, new = EmbeddedCatalogue.open("embeddings"), EmbeddedCatalogue.open("fresh")
     for column in ("product_id", "content"):
         assert sorted(old.column(column).to_pylist()) == sorted(new.column(column).to_pylist())
@@ -198,7 +194,7 @@ def test_embedding_it_elsewhere_gives_the_same_vectors_and_digests(golden: Path)
 def test_a_training_that_was_killed_ends_with_the_same_weights(
     golden: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe("stage2")(**EXPECTED["training"], hardware=CPU)
+    command("stage2")(**EXPECTED["training"], hardware=CPU)
     assert "resuming from step=3.ckpt" in capsys.readouterr().out
     found, expected = load_file("run/model.safetensors"), load_file("run_final.safetensors")
     assert found.keys() == expected.keys()

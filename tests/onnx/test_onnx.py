@@ -18,6 +18,7 @@ import onnxruntime
 import pytest
 import sentencepiece
 import torch
+from commands import command
 from published_model import products, write_model_folder
 from starlette.testclient import TestClient
 from tiny_encoders import TEXT_ENCODERS, VOCABULARY, tiny_model
@@ -132,7 +133,7 @@ def loaded(model_folder: Path) -> tuple[MMFusionModel, MMFusionProcessor]:
 def exported(model_folder: Path) -> Path:
     """What the recipe makes of a model with a query router."""
     output = model_folder.parent / "onnx"
-    importlib.import_module("recipes.export").main(str(model_folder), str(output))
+    command("export")(str(model_folder), str(output))
     return output
 
 
@@ -193,7 +194,7 @@ def test_the_service_answers_with_it(
     index = index_of(*loaded)
     index.save(tmp_path / "index")
     (tmp_path / "run.json").write_text(json.dumps({"complete": True, "base": "nowhere"}))
-    importlib.import_module("recipes.serve").main(str(tmp_path), onnx=str(exported), port=0)
+    command("serve")(str(tmp_path), onnx=str(exported), port=0)
     with TestClient(apps[0]) as client:
         found = client.get("/search", params={"query": "red dress", "k": 3}).json()["hits"]
         tower = client.get("/health").json()["query_tower"]

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import importlib
 import io
 import json
 import os
@@ -19,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from commands import command
 from PIL import Image
 
 from mmfusion.data.catalogue import Catalogue
@@ -472,11 +472,11 @@ def test_a_page_replaces_a_page_and_nothing_else(tmp_path: Path, page: str) -> N
 def test_recipe_reports_on_the_toy_catalogue(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = starting_base(None, tmp_path / "base")
     source = str(write_toy_catalogue(tmp_path / "catalogue", num_products=60))
-    evaluate, report = (importlib.import_module(f"recipes.{name}").main for name in ("evaluate", "report"))
+    evaluate, report = command("evaluate"), command("report")
     evaluate(catalogue=source, base=base, output=str(tmp_path / "evaluation"), split="val")
     capsys.readouterr()
     before = sorted(path for path in tmp_path.rglob("*") if path.name != "report")
-    options = {"results": str(tmp_path / "evaluation"), "baseline": base, "fusion": base, "catalogue": source}
+    options = {"results": str(tmp_path / "evaluation"), "baseline": base, "base": base, "catalogue": source}
     report(**options, output=str(tmp_path / "report"), queries_per_kind=1)
     assert "report.html" in capsys.readouterr().out
     after = sorted(path for path in tmp_path.rglob("*") if tmp_path / "report" not in (path, *path.parents))

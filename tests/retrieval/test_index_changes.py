@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import recipes.index
+import mmfusion.commands.index as index_command
 from mmfusion.embedding import EmbeddedCatalogue, MadeOf, Manifest
 from mmfusion.embedding.manifest import entry_of
 from mmfusion.embedding.shard import write_shard
@@ -387,8 +387,8 @@ def test_the_recipe_samples_all_shards(
         write_shard(path, made_of, list(map(str, rows)), contents, embeds[rows], weights)
         entries.append(entry_of(path))
     manifest = Manifest(1, made_of, "m", None, "c", None, count, tuple(entries), "test")
-    monkeypatch.setattr(recipes.index, "TRAIN_SIZE", at_most)
-    sample = recipes.index._sample(EmbeddedCatalogue(tmp_path, manifest))
+    monkeypatch.setattr(index_command, "TRAIN_SIZE", at_most)
+    sample = index_command._sample(EmbeddedCatalogue(tmp_path, manifest))
     np.testing.assert_array_equal(sample, embeds[::step])
 
 

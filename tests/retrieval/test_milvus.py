@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from commands import Nothing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from processes import run_to_end
@@ -23,9 +24,9 @@ pytest.importorskip("milvus_lite")
 
 from milvus_indexes import flat, in_milvus, metadata, names, vectors, weights
 
+from mmfusion.commands import run_command
 from mmfusion.retrieval import FilterError, Hit, MilvusError, MilvusIndex, ProductIndex
 from mmfusion.retrieval.milvus import upload
-from mmfusion.training import run_command
 
 CHECKOUT = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 ODD = [
@@ -701,7 +702,7 @@ def test_without_pymilvus_one_line_says_what_to_install(tmp_path: Path, monkeypa
     with pytest.raises(ImportError, match=r"pip install 'mmfusion\[milvus\]'"):
         in_milvus(tmp_path)
 
-    def main() -> None:
+    def main(config: Nothing) -> None:
         in_milvus(tmp_path)
 
     monkeypatch.setattr(sys, "argv", ["index.py"])

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from commands import command
 from processes import run_to_end
 from two_ranks import build_model
 
@@ -38,7 +39,7 @@ STEPS = 14
 KILLED = """
 import os, signal, sys
 import pyarrow.parquet as pq
-from recipes.mine import main
+from mmfusion.commands.mine import Config, main
 write, count = pq.write_table, 0
 def write_and_die(table, file):
     global count
@@ -47,15 +48,14 @@ def write_and_die(table, file):
         file.write(b"PAR1 half of a shard"), file.flush(), os.kill(os.getpid(), signal.SIGKILL)
     write(table, file)
 pq.write_table = write_and_die
-main(**{arguments})
+main(Config(**{arguments}))
 """
 
 Recipe = Callable[..., None]
 
 
 def mine() -> Recipe:
-    main: Recipe = importlib.import_module("recipes.mine").main
-    return main
+    return command("mine")
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_a_killed_mining_goes_on_with_two_processes_and_gives_the_same_table(fol
     assert sorted(whole) == ["shard-000000.parquet", "shard-000001.parquet"]
     assert not (folder / "killed" / TABLE).exists()
     embedded, read = (work / "products.npy").stat().st_mtime_ns, []
-    module = importlib.import_module("recipes.mine")
+    module = importlib.import_module("mmfusion.commands.mine")
     kept = module.MiningShards.read
 
     def read_and_look(shards: Any) -> Any:

@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import importlib
 import json
 import socket
 import threading
@@ -20,6 +19,7 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
+from commands import command
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
@@ -559,7 +559,7 @@ def test_an_index_that_is_no_longer_served_is_let_go(
 
     monkeypatch.setattr(server, "run_server", run)
     monkeypatch.setattr(server, "log_as_json", lambda: None)
-    importlib.import_module("recipes.serve").main(str(place / "run"), base=str(place / "toy_base"), port=0)
+    command("serve")(str(place / "run"), base=str(place / "toy_base"), port=0)
     assert left == [None]
 
 

@@ -1,7 +1,6 @@
 """Checkpoints for resuming: whole or not there, the last good one is found, and a full disk takes none away."""
 
 import errno
-import importlib
 import json
 import os
 import re
@@ -14,6 +13,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from commands import command
 from small_disk import fill
 from training_runs import assert_same_weights
 
@@ -56,7 +56,7 @@ def copied(whole: Path, tmp_path: Path) -> Path:
 
 def train(catalogue: Path, output: Path, **options: Any) -> None:
     arguments = {"catalogue": str(catalogue), "output": str(output), **TRAINING, **options}
-    importlib.import_module("recipes.stage1").main(**arguments)
+    command("stage1")(**arguments)
 
 
 def checkpoints(run: Path) -> list[str]:

@@ -1,8 +1,6 @@
 """Checkpoints on the Hub: pushed in the background whatever the Hub does, and continued exactly elsewhere."""
 
 import hashlib
-import importlib
-import inspect
 import json
 import logging
 import os
@@ -16,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import command, config_of, main_of
 from loopback_hub.server import LoopbackHub
 from safetensors.torch import load_file
 
@@ -33,11 +32,6 @@ BRANCH = "checkpoints"
 # Checkpoints of steps 3 and 6 of 8: what is on the Hub at the end is a checkpoint that something is left to do from.
 TRAINING: dict[str, Any] = {"steps": 8, "batch_size": 6, "checkpoint_every": 3, "validate_every": 4}
 pytestmark = pytest.mark.usefixtures("hub_client_environment")
-
-
-def recipe(name: str) -> Callable[..., None]:
-    main: Callable[..., None] = importlib.import_module(f"recipes.{name}").main
-    return main
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -65,7 +59,7 @@ def trained(running_hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) 
     with pytest.MonkeyPatch.context() as patch:
         talk_to(running_hub, folder / "home", patch)
         checkpoints = HubCheckpoints("org/run")
-        recipe("stage1")(output=str(folder / "run"), num_products=120, **TRAINING, hub=checkpoints)
+        command("stage1")(output=str(folder / "run"), num_products=120, **TRAINING, hub=checkpoints)
     repository = running_hub.repo("org/run")
     yield SimpleNamespace(folder=move_away(folder / "run"), files=repository.files(BRANCH), private=repository.private)
 
@@ -130,12 +124,12 @@ def test_stage_1_continued_in_a_fresh_folder_ends_with_the_same_weights(
 ) -> None:
     on_hub()
     there = str(tmp_path / "run")
-    recipe("stage1")(output=there, resume="hub:org/run", hardware=Hardware(num_workers=1), steps=TRAINING["steps"])
+    command("stage1")(output=there, resume="hub:org/run", hardware=Hardware(num_workers=1), steps=TRAINING["steps"])
     assert "resuming from step=6" in capsys.readouterr().out
     assert_same_weights(trained.folder, tmp_path / "run")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["complete"] and record["arguments"]["hardware"]["num_workers"] == 1
-    recipe("stage1")(output=there, resume="hub:org/run", hardware=Hardware(num_workers=1))
+    command("stage1")(output=there, resume="hub:org/run", hardware=Hardware(num_workers=1))
     assert "is complete" in capsys.readouterr().out
 
 
@@ -148,10 +142,10 @@ def test_stage_2_with_frozen_encoders_continues_exactly_without_its_base(
     frozen = Optimization(text_learning_rate=0.0, vision_learning_rate=0.0)
     chosen = {"fusion": "gated", "query_router": True, "optimization": frozen, "extra_products": 4}
     whole = {"base": str(base), "catalogue": str(catalogue), **chosen, **TRAINING}
-    recipe("stage2")(output=str(tmp_path / "whole"), **whole, hub=HubCheckpoints("org/second", every=4, squash=True))
+    command("stage2")(output=str(tmp_path / "whole"), **whole, hub=HubCheckpoints("org/second", every=4, squash=True))
     assert len(hub.repo("org/second").commits(BRANCH)) == 1
     move_away(base), move_away(catalogue), move_away(tmp_path / "whole")
-    recipe("stage2")(output=str(tmp_path / "run"), resume="hub:org/second@checkpoints")
+    command("stage2")(output=str(tmp_path / "run"), resume="hub:org/second@checkpoints")
     assert "resuming from step=6" in capsys.readouterr().out
     assert_same_weights(tmp_path / "another machine's whole", tmp_path / "run")
 
@@ -192,9 +186,7 @@ def test_a_checkpoint_of_someone_else_needs_a_flag(
 
 def fetch(output: Path, resume: str, **given: Any) -> dict[str, Any]:
     """What stage 1 does first: puts the run into place, and gives the arguments that it goes on with."""
-    parameters = inspect.signature(recipe("stage1")).parameters
-    defaults = {name: parameter.default for name, parameter in parameters.items()}
-    return continue_from_hub("stage1", recipe("stage1"), {**defaults, "output": str(output), "resume": resume, **given})
+    return vars(continue_from_hub("stage1", config_of("stage1", output=str(output), resume=resume, **given)))
 
 
 class Evil:
@@ -220,7 +212,7 @@ def test_a_checkpoint_that_holds_code_is_refused_and_runs_none(
     arguments = fetch(tmp_path / "local", "hub:org/good")
     shutil.copyfile(tmp_path / "evil.ckpt", tmp_path / "local" / "checkpoints" / "step=6.ckpt")
     with pytest.raises(RunError, match=r"step=6.ckpt is refused"):
-        recipe("stage1")(**arguments)
+        command("stage1")(**arguments)
     assert not (tmp_path / "ran").exists() and not (tmp_path / "run").exists()
 
 
@@ -260,12 +252,12 @@ def test_what_is_not_there_is_said_in_one_line(on_hub: Callable[..., Any], hub: 
 
 
 def test_a_refusal_is_one_line_on_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from mmfusion.training import run_command
+    from mmfusion.commands import run_command
 
     command = ["stage2.py", "--resume", "hub:org/nothing", "--output", str(tmp_path / "run"), "--hub.squash", "true"]
     monkeypatch.setattr("sys.argv", [*command, "--hub.repo", "org/run", "--trust_checkpoint", "true"])
     with pytest.raises(SystemExit, match=r"^HubError: org/nothing does not exist[^\n]*$"):
-        run_command(recipe("stage2"))
+        run_command(main_of("stage2"))
 
 
 def test_damage_on_the_way_is_noticed(on_hub: Callable[..., Any], hub: LoopbackHub, tmp_path: Path) -> None:
@@ -301,9 +293,12 @@ def test_records_of_other_recipes_and_versions_are_refused(
     arguments = json.loads(trained.files["run.json"])["arguments"]
     for number, (changed, text) in enumerate(
         [
-            ({"recipe": "stage2"}, "is a run of stage2, not stage1; continue it with that recipe"),
-            ({"arguments": {**arguments, "magic": 1}}, "made with magic, which this recipe does not know"),
-            ({"arguments": {**arguments, "steps": "many"}}, "steps = 'many', which is no value for it"),
+            ({"recipe": "stage2"}, "is a run of stage2, not stage1; continue it with that command"),
+            ({"arguments": {**arguments, "magic": 1}}, "arguments that this command does not take.*magic"),
+            (
+                {"arguments": {**arguments, "steps": "many"}},
+                r"arguments that this command does not take .*steps.*many.*name another revision",
+            ),
             ({"checkpoint": {}}, "is not the record of a checkpoint"),
             ({"catalogue": {}}, "give --catalogue with the same products, queries and judgements"),
         ]
@@ -318,7 +313,7 @@ def test_another_catalogue_and_a_full_output_folder_are_refused(on_hub: Callable
     on_hub()
     other = write_toy_catalogue(tmp_path / "catalogue", num_products=120, seed=1)
     with pytest.raises(RunError, match="is not the one that this run began with"):
-        recipe("stage1")(output=str(tmp_path / "run"), resume="hub:org/run", catalogue=str(other))
+        command("stage1")(output=str(tmp_path / "run"), resume="hub:org/run", catalogue=str(other))
     with pytest.raises(RunError, match="holds something else than the run hub:org/run@checkpoints"):
         fetch(other, "hub:org/run")
 
@@ -346,7 +341,7 @@ def test_training_ends_well_while_the_hub_is_away(
 ) -> None:
     hub.fail_next(10**6, status=503)
     with caplog.at_level(logging.WARNING, logger="mmfusion"):
-        recipe("stage2")(**short(trained, tmp_path / "run"), hub=HubCheckpoints("org/away", last_attempt=60))
+        command("stage2")(**short(trained, tmp_path / "run"), hub=HubCheckpoints("org/away", last_attempt=60))
     assert json.loads((tmp_path / "run" / "run.json").read_text())["complete"]
     said = [record.getMessage() for record in caplog.records if record.name.startswith("mmfusion")]
     assert any("that was the last attempt: The Hub at" in line and "(503)" in line for line in said)
@@ -366,7 +361,7 @@ def test_pushes_succeed_once_the_hub_is_back(
         return explained(callback, error)
 
     monkeypatch.setattr(PushCheckpoints, "_reason", back_after_a_failure)
-    recipe("stage2")(**short(trained, tmp_path / "run"), hub=HubCheckpoints("org/back"))
+    command("stage2")(**short(trained, tmp_path / "run"), hub=HubCheckpoints("org/back"))
     assert failed.is_set()
     files = hub.repo("org/back").files(BRANCH)
     assert files["last.ckpt"] == (tmp_path / "run" / "checkpoints" / "step=4.ckpt").read_bytes()
@@ -390,7 +385,7 @@ def test_training_does_not_wait_for_a_slow_hub(
 
     monkeypatch.setattr(PushCheckpoints, "_send", slow)
     monkeypatch.setattr(PushCheckpoints, "on_fit_end", at_the_end)
-    recipe("stage2")(**short(trained, tmp_path / "run"), hub=HubCheckpoints("org/slow"))
+    command("stage2")(**short(trained, tmp_path / "run"), hub=HubCheckpoints("org/slow"))
     assert waited and all(waited)
     # Lightning has deleted none of them meanwhile: what arrived is whole.
     assert json.loads(hub.repo("org/slow").files(BRANCH)["run.json"])["checkpoint"]["step"] == 4
@@ -401,7 +396,7 @@ def test_an_interrupted_training_pushes_what_it_has(
 ) -> None:
     monkeypatch.setattr("mmfusion.stages.Stage2.on_validation_epoch_start", interrupted)
     with pytest.raises(InterruptedHereError):
-        recipe("stage2")(**short(trained, tmp_path / "run"), hub=HubCheckpoints("org/cut"))
+        command("stage2")(**short(trained, tmp_path / "run"), hub=HubCheckpoints("org/cut"))
     assert json.loads(hub.repo("org/cut").files(BRANCH)["run.json"])["checkpoint"]["step"] == 4
 
 

@@ -1,6 +1,5 @@
 """What training says about itself: speed, waiting for data, gradient norm and in-batch accuracy, in the logs."""
 
-import importlib
 import os
 import signal
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import lightning as L
 import matplotlib.axes
 import pytest
 import torch
+from commands import command
 from torch.utils.data import DataLoader
 
 from mmfusion.data.toy_catalogue import write_toy_catalogue
@@ -140,9 +140,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def train() -> None:
-        importlib.import_module("recipes.stage1").main(
-            catalogue=str(catalogue), output=str(folder / "run"), steps=20, batch_size=6, accumulate=2
-        )
+        command("stage1")(catalogue=str(catalogue), output=str(folder / "run"), steps=20, batch_size=6, accumulate=2)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(Stage1, "on_train_batch_end", stop)

@@ -12,15 +12,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import main_of
 from processes import started
 
+from mmfusion.commands import run_command
 from mmfusion.data.toy_encoders import write_toy_encoders
-from mmfusion.training import RunError, open_run, run_command, take_lock
+from mmfusion.training import RunError, open_run, take_lock
 from mmfusion.training.output_lock import NAME, is_held_by_our_job
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -122,7 +123,7 @@ def test_a_run_holds_its_folder_until_it_is_finished(tmp_path: Path, holders: li
 
 def test_a_folder_that_is_refused_is_left_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "thesis.doc").write_text("mine")
-    with pytest.raises(RunError, match="files that no recipe wrote"):
+    with pytest.raises(RunError, match="files that no command wrote"):
         open_run(tmp_path, "stage1", {})
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.doc"]
     with pytest.raises(RunError, match=r"thesis\.doc is a file; give another --output"):
@@ -202,6 +203,6 @@ def test_every_command_that_writes_a_folder_leaves_that_of_another_job_alone(
     holders.append(Holder(tmp_path / "out", *(["beside"] if beside else [])))
     monkeypatch.setattr(sys, "argv", [name, "--output", str(tmp_path / "out"), *options])
     with pytest.raises(SystemExit) as ended:
-        run_command(import_module(f"recipes.{name}").main)
+        run_command(main_of(name))
     assert f"is in use by another job (process {holders[0].process.pid} on " in str(ended.value)
     assert not [path for path in (tmp_path / "out").glob("*") if path.name != NAME]

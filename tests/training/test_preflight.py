@@ -6,13 +6,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from commands import command, config_of
 from processes import run_to_end
 
 from mmfusion.data.catalogue import Catalogue
@@ -20,7 +20,7 @@ from mmfusion.data.datamodule import MMFusionDataModule
 from mmfusion.data.tables import PairRows
 from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.stages import Optimization
-from mmfusion.training import Hardware, RunError, load_base, open_run, starting_base
+from mmfusion.training import Hardware, RunError, load_base, open_run, recorded_arguments, starting_base
 from mmfusion.training.dry_run import OutOfMemoryError
 from mmfusion.training.dry_run.forecast import foretell
 from mmfusion.training.dry_run.largest import LargestBatch
@@ -31,17 +31,12 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 LIMITED = CHECKOUT / "tests" / "limited_memory.py"
 
 
-def recipe(name: str) -> Callable[..., None]:
-    main: Callable[..., None] = importlib.import_module(f"recipes.{name}").main
-    return main
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A catalogue of 200 products, and a model that stage 1 has made from it."""
     folder = tmp_path_factory.mktemp("preflight")
     write_toy_catalogue(folder / "catalogue", num_products=200)
-    recipe("stage1")(catalogue=str(folder / "catalogue"), output=str(folder / "stage1"), steps=1, batch_size=8)
+    command("stage1")(catalogue=str(folder / "catalogue"), output=str(folder / "stage1"), steps=1, batch_size=8)
     return folder
 
 
@@ -66,7 +61,7 @@ class Plan(dict[str, str]):
 
 def dry(name: str, capsys: pytest.CaptureFixture[str], **arguments: Any) -> Plan:
     capsys.readouterr()
-    recipe(name)(dry_run=True, **arguments)
+    command(name)(dry_run=True, **arguments)
     return Plan(capsys.readouterr().out)
 
 
@@ -171,11 +166,11 @@ def test_nothing_is_left_and_the_training_starts_as_without_it(
     assert everything_below(folder) == before and not (tmp_path / "rehearsed").exists()
     assert not list(temporary_folders.iterdir())
     for output in ("rehearsed", "plain"):
-        recipe(name)(output=str(tmp_path / output), **options)
+        command(name)(output=str(tmp_path / output), **options)
         if output == "rehearsed":
             before = everything_below(tmp_path / output)
             capsys.readouterr()
-            recipe(name)(output=str(tmp_path / output), dry_run=True, **options)
+            command(name)(output=str(tmp_path / output), dry_run=True, **options)
             assert "is complete" in capsys.readouterr().out and everything_below(tmp_path / output) == before
     losses = [
         json.loads((tmp_path / o / "run.json").read_text())["metrics"]["train/loss"] for o in ("rehearsed", "plain")
@@ -187,7 +182,7 @@ def test_the_random_state_is_left_alone(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states = []
-    module = importlib.import_module("recipes.stage2")
+    module = importlib.import_module("mmfusion.commands.stage")
     real = module.preflight
 
     def watched(*arguments: Any, **options: Any) -> None:
@@ -216,18 +211,12 @@ def test_an_unfinished_run_is_planned_from_where_it_is(
     plan = dry("stage2", capsys, output=str(tmp_path / "run"), **options)
     assert plan.numbers("training")[:2] == [40, 30] and "10 steps" in plan["ETA"]
     with pytest.raises(RunError, match="steps was 40, now 50"):
-        recipe("stage2")(output=str(tmp_path / "run"), dry_run=True, **{**options, "steps": 50})
+        command("stage2")(output=str(tmp_path / "run"), dry_run=True, **{**options, "steps": 50})
     assert everything_below(tmp_path / "run") == before
 
 
 def recorded(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    import inspect
-
-    from mmfusion.training import decisive
-    from mmfusion.training.run import as_recorded
-
-    defaults = {key: value.default for key, value in inspect.signature(recipe(name)).parameters.items()}
-    return as_recorded(decisive({**defaults, **options}))
+    return recorded_arguments(config_of(name, **options))
 
 
 def test_frozen_encoders_are_read_for_one_batch_and_their_caches_are_counted(
@@ -241,7 +230,7 @@ def test_frozen_encoders_are_read_for_one_batch_and_their_caches_are_counted(
     assert "caches of frozen features" in plan["ETA"] and "photo products per second" in plan["ETA"]
     told = re.search(r"caches ([\d.]+) (\w+)", plan["disk"])
     assert told and not features.exists() and not list(temporary_folders.iterdir())
-    recipe("stage2")(output=str(tmp_path / "run"), feature_cache=str(features), **options)
+    command("stage2")(output=str(tmp_path / "run"), feature_cache=str(features), **options)
     needed = sum(path.stat().st_size for path in features.rglob("*") if path.is_file())
     size = float(told[1]) * {"KiB": 2**10, "MiB": 2**20}[told[2]]
     assert size == pytest.approx(needed, rel=0.2)
@@ -260,12 +249,12 @@ def test_a_tower_that_reads_no_photos_is_planned_without(
 
 def test_a_run_of_the_hub_is_not_rehearsed(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"--dry_run writes nothing.*without --dry_run"):
-        recipe("stage1")(output=str(tmp_path / "run"), resume="hub:org/run", dry_run=True)
+        command("stage1")(output=str(tmp_path / "run"), resume="hub:org/run", dry_run=True)
 
 
 def test_a_stream_is_not_rehearsed(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot look ahead in batches of a StreamSampler; .*without --stream"):
-        recipe("stage1")(
+        command("stage1")(
             catalogue=str(folder / "catalogue"), output=str(tmp_path / "run"), stream=True, batch_size=8, dry_run=True
         )
     assert not (tmp_path / "run").exists()
@@ -332,7 +321,7 @@ def test_a_step_that_fails_for_memory_is_a_refusal_that_names_what_to_lower(
     options |= {"batch_size": 16, "micro_batch": micro_batch, "dry_run": True}
     asked = f"--micro_batch {micro_batch}" if micro_batch else "--batch_size 16"
     with pytest.raises(OutOfMemoryError, match=f"a step with {asked} needs about .*--micro_batch 2 fits: .* was taken"):
-        recipe("stage1")(**options)
+        command("stage1")(**options)
     plan = Plan(capsys.readouterr().out)
     assert "with --micro_batch 2" in plan["memory, measured"] and plan["micro-batch"] == "2 rows"
     assert not (tmp_path / "run").exists()
@@ -342,7 +331,7 @@ def test_a_step_that_fails_for_memory_is_a_refusal_that_names_what_to_lower(
 
     monkeypatch.setattr(Stage1, "training_step", never)
     with pytest.raises(OutOfMemoryError, match=r"No micro-batch was found to fit.*smaller --batch_size.*--image_size"):
-        recipe("stage1")(**options)
+        command("stage1")(**options)
 
 
 @pytest.mark.slow

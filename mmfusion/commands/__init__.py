@@ -1,0 +1,77 @@
+"""What `mmfusion COMMAND` and the recipes run: a module for each command, with its config and its `main`.
+
+A config is a dataclass whose fields are the command's flags, and `main(config)` does the work. This module is light:
+what a command needs is imported with the command.
+"""
+
+import inspect
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+COMMANDS = {
+    "base": "assemble a base model from pretrained text and vision encoders",
+    "stage1": "fine-tune the encoders and align queries with titles and photos",
+    "mine": "mine hard negatives for training",
+    "stage2": "train a fusion network on top of aligned encoders",
+    "evaluate": "measure a model, or BM25, on a split",
+    "ablation": "train, evaluate and compare many variants",
+    "report": "write an HTML page that compares models",
+    "embed": "embed the products of a catalogue",
+    "index": "build an index of embedded products",
+    "search": "search an index by text",
+    "serve": "serve an index over HTTP",
+    "export": "export the query tower to ONNX",
+    "card": "write the card of a model",
+    "publish": "publish a model on the Hub",
+    "quickstart": "train, evaluate, index and search on the toy catalogue",
+}
+
+
+def run_command(
+    main: Callable[[Any], None], arguments: Sequence[str] | None = None, *, prog: str | None = None
+) -> None:
+    """Runs a command with arguments from the command line.
+
+    The fields of the config are the flags. Unknown and abbreviated flags are errors; `--print_config` prints all
+    values, as a file that `--config` reads. An error that names value, place and remedy is printed without its
+    traceback and ends the process with code 1; set `MMFUSION_TRACEBACK=1` to see where it came from. Ctrl-C ends the
+    process with code 130.
+
+    Args:
+        main: Function of a command; the type of its argument is a dataclass with documented fields. A class attribute
+            `positional = True` makes the fields without a default positional arguments.
+        arguments: What follows the command's name; default: `sys.argv[1:]`.
+        prog: Name of the command in its help; default: name of the script.
+    """
+    from jsonargparse import auto_cli
+
+    (parameter,) = inspect.signature(main, eval_str=True).parameters.values()
+    try:
+        config = auto_cli(
+            parameter.annotation,
+            args=arguments,
+            as_positional=getattr(parameter.annotation, "positional", False),
+            return_instance=True,
+            prog=prog,
+            description=inspect.getdoc(main),
+            allow_abbrev=False,
+        )
+        main(config)
+    except Exception as error:
+        if os.environ.get("MMFUSION_TRACEBACK") or not _explains_itself(error):
+            raise
+        sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        # As a shell says of a process that SIGINT ended.
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+def _explains_itself(error: Exception) -> bool:
+    # MMFusionError is a ValueError. Lightning's error about missing devices is known by its name, as Lightning takes
+    # seconds to import.
+    explained = isinstance(error, ValueError | ImportError | FileExistsError | FileNotFoundError)
+    return explained or type(error).__name__ == "MisconfigurationException"

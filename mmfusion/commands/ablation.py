@@ -1,0 +1,69 @@
+"""Train and evaluate every variant of the ablation, from BM25 to the fusion kinds, and compare them in one table."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from mmfusion.ablation import AblationSettings, run_ablation
+from mmfusion.ablation.bases import count_vision_blocks, read_embedding_dim
+from mmfusion.evaluation.perturb import Perturbation
+from mmfusion.stages import Optimization
+
+
+@dataclass(frozen=True)
+class Config(AblationSettings):
+    """Settings of `mmfusion ablation`.
+
+    Attributes:
+        fusions: Fusion kinds to compare beside text_only and concat, which are variants of their own; weighted_mean is
+            three variants: text's share fixed at 0.9, at 0.1, and learned.
+        stage1_optimization: Learning rates and schedule of stage 1. An encoder whose rate is 0 is frozen and its
+            features are cached. The defaults suit tiny encoders trained from scratch.
+        keep_working_files: Whether checkpoints and copies of the catalogue stay in the folders of finished trainings.
+        dry_run: Whether to print the commands and do nothing.
+        table_only: Whether to write the table of what is finished and run nothing, e.g. while another process runs the
+            rest.
+    """
+
+    output: Path = Path("outputs/ablation")
+    fusions: tuple[str, ...] = ("image_only", "weighted_mean", "bilinear", "moe", "cross_attention", "gated")
+    stage1_optimization: Optimization = field(default_factory=lambda: Optimization(1e-3, 1e-3, 1e-3))
+    stage2_optimization: Optimization = field(default_factory=lambda: Optimization(1e-3, 3e-4, 3e-4))
+    perturbations: tuple[Perturbation, ...] = (
+        "misleading_titles",
+        "typos",
+        "photos_dropped",
+        "text_dropped",
+        "photos_shuffled",
+    )
+    keep_working_files: bool = False
+    dry_run: bool = False
+    table_only: bool = False
+
+
+def main(config: Config) -> None:
+    """Writes ablation.<split>.md, .csv and .png; run again to go on where it stopped.
+
+    Each variant is trained and evaluated by other commands, as processes whose logs are beside their folders.
+    """
+    settings = replace(
+        config,
+        output=config.output.absolute(),
+        catalogue=_absolute(config.catalogue),
+        base=_absolute(config.base),
+        larger_base=_absolute(config.larger_base),
+        feature_cache=None if config.feature_cache is None else config.feature_cache.absolute(),
+        vision_blocks=None if config.base is None else count_vision_blocks(config.base),
+        larger_vision_blocks=None if config.larger_base is None else count_vision_blocks(config.larger_base),
+        embedding_dim=read_embedding_dim(config.base),
+    )
+    run_ablation(
+        settings,
+        keep_working_files=config.keep_working_files,
+        dry_run=config.dry_run,
+        table_only=config.table_only,
+    )
+
+
+def _absolute(source: str | None) -> str | None:
+    """A folder as an absolute path, so that the commands are the same in any folder; a URL or Hub id as it is."""
+    return str(Path(source).absolute()) if source is not None and Path(source).exists() else source

@@ -1,0 +1,65 @@
+"""Assemble a base model from a pretrained text encoder and a pretrained vision encoder."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mmfusion.model import MMFusionModel, MMFusionProcessor
+from mmfusion.training.run import open_run, recorded_arguments
+
+
+@dataclass
+class Config:
+    """Settings of `mmfusion base`.
+
+    Attributes:
+        text: Folder or Hub id of the text encoder (or of a dual encoder, which contributes its text half).
+        vision: Folder or Hub id of the vision encoder (or of a dual encoder).
+        output: Folder for the model.
+        image_size: Height and width in pixels to which whole photos are resized; default: as the image processor does.
+        product_template: Product text over product columns, e.g. "{title} {description}".
+        query_prompt: Prefix of queries; default: what a folder of sentence-transformers says, otherwise none.
+        product_prompt: Prefix of product texts, in the same way.
+        max_query_length: Queries are truncated to this many tokens; default: 32, or what such a folder says.
+        max_product_length: Product texts are truncated to this many tokens; default: 64, or what such a folder says.
+        model_config: Further fields of MMFusionConfig as JSON, e.g. {"embedding_dim": 256, "text_pooling": "cls"}.
+        trust_remote_code: Whether code that comes with an encoder is run, where transformers has none for it. Read it
+            first.
+        seed: Of the new weights.
+    """
+
+    text: str
+    vision: str
+    output: str = "outputs/base"
+    image_size: tuple[int, int] | None = None
+    product_template: str = "{title}"
+    query_prompt: str | None = None
+    product_prompt: str | None = None
+    max_query_length: int | None = None
+    max_product_length: int | None = None
+    model_config: dict[str, Any] | None = None
+    trust_remote_code: bool = False
+    seed: int = 0
+
+
+def main(config: Config) -> None:
+    """Writes a model folder with new projections and a new fusion network, for stage 1 to train."""
+    torch.manual_seed(config.seed)
+    encoders: dict[str, Any] = {"text": config.text, "vision": config.vision}
+    encoders["trust_remote_code"] = config.trust_remote_code
+    texts = _given(config, "product_template", "query_prompt", "product_prompt")
+    model = MMFusionModel.from_backbones(**encoders, **texts, **(config.model_config or {}))
+    lengths = _given(config, "max_query_length", "max_product_length")
+    processor = MMFusionProcessor.from_backbones(**encoders, **texts, **lengths, image_size=config.image_size)
+    # Only now, so that an encoder that cannot be used leaves nothing behind.
+    run = open_run(config.output, "base", recorded_arguments(config))
+    model.save_pretrained(run.folder)
+    processor.save_pretrained(run.folder)
+    run.finish(parameters=model.num_parameters())
+    print(f"{model.num_parameters():,} parameters in {config.output}; next: mmfusion stage1 --base {config.output}")
+
+
+def _given(config: Config, *names: str) -> dict[str, Any]:
+    """Those of the settings that are not left to the encoders."""
+    return {name: getattr(config, name) for name in names if getattr(config, name) is not None}

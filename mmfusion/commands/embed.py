@@ -1,0 +1,153 @@
+"""Embed the products of a catalogue into shards that an index, or any other engine, is built from."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import lightning as L
+
+from mmfusion.data.catalogue import Catalogue
+from mmfusion.embedding import EmbeddingJob, EmbeddingSettings, VectorType
+from mmfusion.embedding.engine_lightning import ShardWriter, embed_with_lightning
+from mmfusion.embedding.engine_ray import ACCELERATORS, embed_with_ray
+from mmfusion.model import MMFusionModel, MMFusionProcessor
+from mmfusion.training import Hardware, load_base, load_catalogue, open_run
+from mmfusion.training.full_disk import full_disk_ends
+from mmfusion.training.hardware import compile_blocks
+from mmfusion.training.sources import forget_other_tables
+from mmfusion.training.trainer import expected_warnings_ignored
+
+
+@dataclass
+class Config:
+    """Settings of `mmfusion embed`.
+
+    Attributes:
+        catalogue: Folder, fsspec URL or Hub id with the table `products`; default: the catalogue that the model was
+            trained on.
+        base: Folder or Hub id of the model.
+        output: Folder for everything that is written; several nodes need one that all of them see.
+        split: Only products of this split; default: all.
+        vector_type: float32, float16, int8 (with a scale per vector) or binary (a bit per component).
+        truncate_dim: Components to keep of each vector (of each view, with a query router), of a number that the model
+            was trained for (its `matryoshka_dims`); default: all.
+        allow_untrained_width: Whether truncate_dim may be any other number, too.
+        shard_size: Products per shard, and what a kill costs at most per device.
+        batch_size: Products per forward pass.
+        engine: `lightning`: the devices of this machine, or nodes that torchrun or SLURM start. `ray` (needs
+            `pip install 'mmfusion[ray]'`): `hardware.devices` workers on the Ray cluster that the environment variable
+            RAY_ADDRESS names (`auto`: the one of this machine), all of whose machines see the output folder, the model
+            and the catalogue under the same paths; without it, Ray is started here, for this run and this machine only.
+            Workers that die are replaced. The vectors are the same; on CPUs as long as OMP_NUM_THREADS is, which `ray`
+            takes for 1 where it is not set.
+        hardware: Devices, precision and workers that decode photos; nothing is trained, so neither fsdp nor
+            activation checkpointing makes sense here.
+    """
+
+    catalogue: str | None = None
+    base: str = "outputs/stage2"
+    output: str = "outputs/embeddings"
+    split: str | None = None
+    vector_type: VectorType = "float32"
+    truncate_dim: int | None = None
+    allow_untrained_width: bool = False
+    shard_size: int = 4096
+    batch_size: int = 64
+    engine: Literal["lightning", "ray"] = "lightning"
+    hardware: Hardware = field(default_factory=Hardware)
+
+
+def main(config: Config) -> None:
+    """Writes shard-*.parquet and manifest.json; run again to go on, or to follow a catalogue that has changed.
+
+    A run that was killed goes on with the shards that are missing. A run on a changed catalogue embeds new products and
+    those whose text or photos have changed, drops those that are gone, and leaves the other vectors as they are.
+    """
+    hardware = config.hardware
+    _check_hardware(hardware, config.engine)
+    # Vectors depend neither on the catalogue's place nor on the rest, which may change from day to day.
+    vectors = {"base": config.base, "split": config.split, "vector_type": config.vector_type}
+    run = open_run(config.output, "embed", {**vectors, "dim": config.truncate_dim})
+    with full_disk_ends(run.folder, "go on"):
+        model, processor, catalogue = load_to_embed(config.base, config.catalogue, run.folder, hardware.compile)
+        job = EmbeddingJob(
+            run.folder,
+            model,
+            processor,
+            catalogue,
+            catalogue.product_rows(config.split),
+            EmbeddingSettings(
+                config.vector_type,
+                config.truncate_dim,
+                config.shard_size,
+                config.batch_size,
+                hardware.num_workers,
+                config.allow_untrained_width,
+            ),
+            precision=hardware.precision,
+            model_name=config.base,
+            split=config.split,
+        )
+        base, source = _absolute(config.base), _absolute(catalogue.source)
+        if config.engine == "ray":
+            load = partial(load_to_embed, base, source, run.folder, hardware.compile)
+            embedded = embed_with_ray(job, load, workers=hardware.devices, accelerator=hardware.accelerator)
+        else:
+            with expected_warnings_ignored():
+                embedded = embed_with_lightning(job, _trainer(job, hardware))
+    if embedded is not None:
+        forget_other_tables(catalogue, run.folder)
+        run.finish(base=base, catalogue=catalogue.source, products=len(embedded))
+        print(f"{len(embedded):,} products in {run.folder}; next: mmfusion index --embeddings {config.output}")
+
+
+def load_to_embed(
+    base: str, catalogue: str | None, folder: Path, compile_model: bool = False
+) -> tuple[MMFusionModel, MMFusionProcessor, Catalogue]:
+    """The model, its processor, and the products of a catalogue, loaded in the same way here and in Ray's workers."""
+    model, processor = load_base(base)
+    if compile_model:
+        compile_blocks(model)
+    return model, processor, load_catalogue(catalogue, base, folder, products_only=True)
+
+
+def _check_hardware(hardware: Hardware, engine: str) -> None:
+    """Raises a ValueError that names the setting which makes no sense here."""
+    no_ranks = (
+        "--engine ray has no ranks: hardware.devices counts the workers of the whole cluster, and Ray places them; "
+        "leave it out"
+    )
+    accelerators = f"--engine ray needs one of {', '.join(ACCELERATORS)}"
+    ray = engine == "ray"
+    for name, wrong, reason in (
+        ("strategy", hardware.strategy == "fsdp", "it shards what is trained; embed with auto or ddp"),
+        ("activation_checkpointing", hardware.activation_checkpointing, "it is for training alone; leave it out"),
+        ("strategy", ray and hardware.strategy != "auto", no_ranks),
+        ("num_nodes", ray and hardware.num_nodes != 1, no_ranks),
+        ("devices", ray and hardware.devices < 1, "--engine ray needs their number, at least 1"),
+        ("accelerator", ray and hardware.accelerator not in ACCELERATORS, accelerators),
+    ):
+        if wrong:
+            raise ValueError(f"hardware.{name} is {getattr(hardware, name)}: {reason}.")
+
+
+def _absolute(place: str) -> str:
+    return str(Path(place).absolute()) if Path(place).exists() else place
+
+
+def _trainer(job: EmbeddingJob, hardware: Hardware) -> L.Trainer:
+    return L.Trainer(
+        default_root_dir=job.folder,
+        accelerator=hardware.accelerator,
+        devices=hardware.devices,
+        num_nodes=hardware.num_nodes,
+        strategy=hardware.strategy,
+        precision=hardware.precision,
+        callbacks=[ShardWriter(job.folder, job.made_of)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )

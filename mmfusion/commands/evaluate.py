@@ -1,0 +1,201 @@
+"""Evaluate a model (or BM25) on a split: Recall@10, Recall@100 and nDCG@10 over every product of the pool."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from mmfusion.data.catalogue import Catalogue
+from mmfusion.data.qrels import Qrels
+from mmfusion.data.tables import ProductTable, QueryTable, Rows
+from mmfusion.evaluation import Evaluation, evaluate_rankings, format_comparison, modality_agreement, rank, rank_bm25
+from mmfusion.evaluation.perturb import Perturbation, PerturbedInputs, no_text, perturbed_inputs
+from mmfusion.evaluation.routing import PROVENANCE, format_router_weights, router_weights
+from mmfusion.evaluation.slices import take
+from mmfusion.model import MMFusionModel, MMFusionProcessor
+from mmfusion.retrieval.embedding import EmbeddedProducts, FloatArray, check_width, embed_products, embed_queries
+from mmfusion.retrieval.fingerprint import model_fingerprint
+from mmfusion.training.features import cache_pool
+from mmfusion.training.output_lock import take_lock
+from mmfusion.training.sources import load_base, load_catalogue
+
+PLACES = 100
+
+
+@dataclass
+class Config:
+    """Settings of `mmfusion evaluate`.
+
+    Attributes:
+        catalogue: Folder, fsspec URL or Hub id of a catalogue; default: the one that the model was trained on.
+        base: Folder or Hub id of the model.
+        output: Folder for results and working files; results of several models may share it.
+        name: Name of the results; default: the fusion kind of the model, or bm25, and the perturbation.
+        ranker: What ranks the products: the model, or bm25 by words of the product text (the model's folder still names
+            catalogue and template; needs the extra mmfusion[bm25]).
+        split: Queries to ask.
+        pool: Products that compete: those of the queries' split, or the whole catalogue.
+        relevant_grade: Lowest grade that Recall counts; default: the highest grade in the judgements.
+        query_slices: Query columns whose values get rows of their own; default: kind, where there is one.
+        product_slices: Product columns whose values slice Recall, e.g. [text_stripped].
+        perturb: Makes the inputs worse: misleading_titles (a wrong colour word put in), photos_dropped, text_dropped,
+            typos (one in each query with a word of four letters or more), photos_shuffled (the control: each product
+            shows the photo of another one, and the gain of seeing must vanish).
+        compare: Names of results in the output folder, to print before this one, e.g. [text_only, concat].
+        label_source: Who or what judged, printed beside the numbers.
+        truncate_dim: Components to keep of each vector (of each view, with a query router), of a number that the model
+            was trained for (its `matryoshka_dims`); default: all.
+        allow_untrained_width: Whether truncate_dim may be any other number, too.
+        weights_agree: Whether to embed the products without photos and without texts, too, and say how well the
+            reported modality weights agree with what leaving a modality out does to the scores; takes three times as
+            long.
+        freeze_vision_blocks: Number of lowest vision blocks whose activations are cached, to evaluate several models
+            that share them; the vectors are the same. 0 reads photos.
+        feature_cache: Folder of that cache.
+        batch_size: Products per forward pass.
+        num_workers: Processes that decode photos.
+        seed: Of the perturbation.
+    """
+
+    catalogue: str | None = None
+    base: str = "outputs/stage2"
+    output: str = "outputs/evaluation"
+    name: str | None = None
+    ranker: Literal["model", "bm25"] = "model"
+    split: Literal["train", "val", "test"] = "test"
+    pool: Literal["split", "all"] = "split"
+    relevant_grade: int | None = None
+    query_slices: list[str] | None = None
+    product_slices: list[str] = field(default_factory=list)
+    perturb: Perturbation = "none"
+    compare: list[str] = field(default_factory=list)
+    label_source: str = ""
+    truncate_dim: int | None = None
+    allow_untrained_width: bool = False
+    weights_agree: bool = False
+    freeze_vision_blocks: int = 0
+    feature_cache: str | None = None
+    batch_size: int = 64
+    num_workers: int = 0
+    seed: int = 0
+
+
+def main(config: Config) -> None:
+    """Writes JSON, CSV, Parquet (per query), Markdown and a picture, and prints a table."""
+    folder = Path(config.output)
+    lock = take_lock(folder)
+    model, processor = load_base(config.base)
+    check_width(model.config, config.truncate_dim, config.allow_untrained_width)
+    products = load_catalogue(config.catalogue, config.base, folder)
+    by_model, perturbed = config.ranker == "model", [config.perturb] if config.perturb != "none" else []
+    query_rows = products.judged_queries(config.split)
+    product_rows = products.product_rows(config.split if config.pool == "split" else None)
+    inputs = perturbed_inputs(config.perturb, product_rows, len(products.products), config.seed)
+    if config.ranker == "bm25":
+        ranked = _rank_bm25(products, processor, query_rows, product_rows, inputs)
+    else:
+        blocks = config.freeze_vision_blocks if inputs.photos else 0
+        cache = cache_pool(model.eval(), processor, products, product_rows, blocks, config.feature_cache)
+
+        def embed(read: PerturbedInputs) -> EmbeddedProducts:
+            found = embed_products(
+                model,
+                processor,
+                products,
+                product_rows,
+                batch_size=config.batch_size,
+                num_workers=config.num_workers,
+                cache=cache if read.photos else None,
+                photos=read.photos,
+                photo_of=read.photo_of,
+                rewrite=read.product_text,
+            )
+            return found._replace(embeds=_shorten(model, found.embeds, config.truncate_dim))
+
+        embedded = embed(inputs)
+        queries = embed_queries(model, processor, products, query_rows, rewrite=inputs.query_text)
+        queries = _shorten(model, queries, config.truncate_dim)
+        _, columns = rank(queries, embedded.embeds, PLACES, products.product_ids[product_rows])
+        ranked = _rows(columns.numpy(), product_rows)
+    qrels = products.split_qrels(config.split) if config.pool == "split" else products.qrels
+    sliced_by = config.query_slices if config.query_slices is not None else _kind(products)
+    routed = by_model and model.config.query_router
+    result = evaluate_rankings(
+        ranked,
+        query_rows,
+        qrels,
+        queries=products.queries,
+        products=products.products,
+        product_rows=product_rows,
+        relevant_grade=config.relevant_grade or int(qrels.grade.max()),
+        pool=config.pool,
+        query_slices=sliced_by,
+        product_slices=config.product_slices,
+        name=config.name or ".".join([model.config.fusion if by_model else config.ranker, *perturbed]),
+        label_source=config.label_source,
+        provenance={
+            "model": model_fingerprint(model, processor),
+            "baseline": "none" if by_model else config.ranker,
+            "catalogue": products.name,
+            "split": config.split,
+            "perturbation": config.perturb,
+            "seed": config.seed,
+            "bytes_per_product": embedded.embeds.shape[1] * 4 if by_model else None,
+            **({PROVENANCE: router_weights(queries, _columns(products, sliced_by, query_rows))} if routed else {}),
+        },
+    )
+    result.save(folder)
+    if config.weights_agree and by_model:
+        agreement = modality_agreement(
+            photo_weights=embedded.modality_weights[:, 1],
+            present=embedded.modality_weights > 0,
+            query_embeds=queries,
+            product_embeds=embedded.embeds,
+            without_photo=embed(inputs._replace(photos=False)).embeds,
+            without_text=embed(inputs._replace(product_text=no_text)).embeds,
+            pairs=_relevant_pairs(qrels, query_rows, product_rows, result.relevant_grade),
+        )
+        (folder / f"{result.name}.weights.json").write_text(json.dumps(asdict(agreement), indent=2) + "\n")
+        print(agreement)
+    text = format_comparison([*(Evaluation.load(folder, other) for other in config.compare), result])
+    (folder / f"{result.name}.comparison.md").write_text(text)
+    if routed:
+        print(f"what the router weighs, per cent:\n\n{format_router_weights([result])}\n")
+    lock.release()
+    print(f"{text}\nresults: {folder.absolute()}")
+
+
+def _shorten(model: MMFusionModel, embeds: FloatArray, truncate_dim: int | None) -> FloatArray:
+    return np.asarray(model.shorten(torch.from_numpy(embeds), truncate_dim).numpy(), dtype=np.float32)
+
+
+def _relevant_pairs(qrels: Qrels, query_rows: Rows, product_rows: Rows, grade: int) -> Rows:
+    """Positions (N, 2) in the rows of queries and of products, all ascending, of pairs with at least that grade."""
+    judged = qrels.restrict(query_rows, product_rows)
+    relevant = judged.grade >= grade
+    rows = (query_rows, judged.query[relevant]), (product_rows, judged.product[relevant])
+    return np.stack([np.searchsorted(known, found) for known, found in rows], axis=1)
+
+
+def _kind(products: Catalogue) -> list[str]:
+    return ["kind"] if "kind" in products.queries.column_names else []
+
+
+def _columns(products: Catalogue, names: list[str], rows: Rows) -> dict[str, list[Any]]:
+    return {name: take(products.queries, name, rows, what="query") for name in names}
+
+
+def _rows(columns: Rows, product_rows: Rows) -> Rows:
+    return np.where(columns < 0, -1, product_rows[columns])
+
+
+def _rank_bm25(
+    products: Catalogue, processor: MMFusionProcessor, query_rows: Rows, product_rows: Rows, inputs: PerturbedInputs
+) -> Rows:
+    queries = QueryTable(products, processor, rewrite=inputs.query_text).texts(query_rows)
+    texts = ProductTable(products, processor, photos=False, rewrite=inputs.product_text).texts(product_rows)
+    _, columns = rank_bm25(queries, texts, PLACES, products.product_ids[product_rows])
+    return _rows(columns.numpy(), product_rows)

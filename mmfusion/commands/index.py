@@ -1,0 +1,180 @@
+"""Build an index of an embedded catalogue: with FAISS, or in Milvus."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mmfusion.data.catalogue import Catalogue
+from mmfusion.embedding import EmbeddedCatalogue
+from mmfusion.retrieval import Choice, MilvusIndex, ProductIndex, choose_index
+from mmfusion.retrieval.choose import physical_memory
+from mmfusion.retrieval.index import TRAIN_SIZE
+from mmfusion.retrieval.table_rows import take_rows
+from mmfusion.training.full_disk import full_disk_ends
+from mmfusion.training.run import Run, RunError, open_run, read_record
+from mmfusion.training.sources import forget_other_tables
+
+
+@dataclass
+class Config:
+    """Settings of `mmfusion index`.
+
+    Attributes:
+        embeddings: Folder that `mmfusion embed` wrote.
+        catalogue: Folder, fsspec URL or Hub id that titles and metadata are taken from; default: the one that was
+            embedded.
+        output: Folder for working files; the index itself is its subfolder `index`.
+        factory: FAISS factory string: Flat (exact), HNSW32 (fast), IVF1024,SQ8 (small), IVF1024,RaBitQ,Refine(SQ8)
+            (smaller still in memory, as its candidates are scored again from disk) …; default: by the number of
+            products, the type of their vectors and `memory_gib`, see `choose_index`.
+        search_parameters: FAISS run-time parameters, e.g. nprobe=16,k_factor_rf=4; default: those that go with that
+            choice.
+        memory_gib: What the index may take of the memory of the machine that serves it, in GiB; default: half of what
+            this machine has, or its container may use.
+        milvus_uri: File that ends in .db (Milvus Lite, embedded), or address of a Milvus server, such as
+            http://localhost:19530.
+        collection: Its name in Milvus.
+        index_type: Kind of index in Milvus, such as FLAT or HNSW; default: FLAT, which is exact, in a file, and the
+            server's choice on a server.
+        overwrite: Whether the collection may replace one of that name. A folder is replaced anyway.
+    """
+
+    embeddings: str = "outputs/embeddings"
+    catalogue: str | None = None
+    output: str = "outputs/index"
+    factory: str | None = None
+    search_parameters: str | None = None
+    memory_gib: float | None = None
+    milvus_uri: str | None = None
+    collection: str = "products"
+    index_type: str | None = None
+    overwrite: bool = False
+
+
+def main(config: Config) -> None:
+    """Writes an index: vectors, product ids with titles, metadata and modality weights, and a description.
+
+    It is a folder with a FAISS index, or, with `milvus_uri`, a collection in Milvus; an upload that was cut off goes on
+    when it is run again. The token of a server is taken from the environment variable MILVUS_TOKEN.
+    """
+    record = read_record(config.embeddings)
+    if record is None or not record["complete"]:
+        raise RunError(
+            f"{config.embeddings!r} holds no finished embeddings; make them with `mmfusion embed --output "
+            f"{config.embeddings}`."
+        )
+    _check_flags(config)
+    embedded = EmbeddedCatalogue.open(config.embeddings)
+    embedded.check()
+    uri = config.milvus_uri if "://" in (config.milvus_uri or "") else _absolute(config.milvus_uri)
+    if uri is None:
+        arguments = {"embeddings": config.embeddings, "factory": config.factory}
+        chosen = _choose(embedded, config)
+    else:
+        arguments = {"embeddings": config.embeddings, "milvus_uri": uri, "collection": config.collection}
+    run = open_run(config.output, "index", arguments)
+    with full_disk_ends(run.folder, "build the index; one that was there is left as it was"):
+        source = config.catalogue or record["catalogue"]
+        products = Catalogue.load_products(source, cache_dir=run.folder / "cache" / "catalogue", photos=False)
+        metadata = _metadata(products, embedded)
+        if uri is None:
+            place = _build_with_faiss(run, embedded, metadata, chosen)
+        else:
+            place = _build_in_milvus(embedded, metadata, uri, config)
+    forget_other_tables(products, run.folder)
+    run.finish(base=record["base"], products=len(embedded), milvus_uri=uri, collection=config.collection)
+    print(
+        f"{len(embedded):,} products in {place}; next: "
+        f'mmfusion search "red floral summer dress" --index {config.output}'
+    )
+
+
+def _check_flags(config: Config) -> None:
+    uri = config.milvus_uri
+    if uri is not None and "://" in uri and "@" in uri:
+        raise ValueError("milvus_uri holds a user or password, which run.json would keep; put them into MILVUS_TOKEN.")
+    of_milvus, of_faiss = ("index_type",), ("factory", "search_parameters", "memory_gib")
+    for name in of_milvus if uri is None else of_faiss:
+        if getattr(config, name) is not None:
+            kind, remedy = ("Milvus", "give --milvus_uri") if uri is None else ("FAISS", "leave out --milvus_uri")
+            raise ValueError(f"{name} {getattr(config, name)!r} is for an index in {kind}; leave it out, or {remedy}.")
+    if config.search_parameters is not None and config.factory is None:
+        raise ValueError(
+            f"search_parameters {config.search_parameters!r} belong to a kind of index; give --factory too."
+        )
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).absolute())
+
+
+def _build_with_faiss(run: Run, embedded: EmbeddedCatalogue, metadata: pa.Table, chosen: Choice) -> str:
+    index = ProductIndex.build(
+        embedded.vectors(),
+        embedded.column("product_id"),
+        model_fingerprint=embedded.manifest.made_of.model_fingerprint,
+        metadata=metadata,
+        modality_weights=embedded.modality_weights(),
+        factory=chosen.factory,
+        search_parameters=chosen.search_parameters,
+        sample=_sample(embedded) if len(embedded) and chosen.factory != "Flat" else None,
+    )
+    index.save(run.folder / "index", overwrite=True)
+    return (
+        f"{run.folder / 'index'} ({chosen.factory} {chosen.search_parameters}".rstrip()
+        + f"; finds {index.description.recall_at_100:.1%} of the 100 products most like a product)"
+    )
+
+
+def _sample(embedded: EmbeddedCatalogue) -> np.ndarray:
+    """Vectors (M, D) float32 from all over the catalogue, which often is sorted by category."""
+    step = -(-len(embedded) // TRAIN_SIZE)
+    sample = np.empty((-(-len(embedded) // step), embedded.manifest.made_of.dimension), np.float32)
+    first = filled = 0
+    for block in embedded.vectors():
+        some = block[-first % step :: step]
+        sample[filled : filled + len(some)] = some
+        first, filled = first + len(block), filled + len(some)
+    return sample
+
+
+def _build_in_milvus(embedded: EmbeddedCatalogue, metadata: pa.Table, uri: str, config: Config) -> str:
+    with MilvusIndex.build(
+        embedded.vectors(),
+        embedded.column("product_id"),
+        model_fingerprint=embedded.manifest.made_of.model_fingerprint,
+        uri=uri,
+        collection=config.collection,
+        token=os.environ.get("MILVUS_TOKEN"),
+        metadata=metadata,
+        modality_weights=embedded.modality_weights(),
+        index_type=config.index_type,
+        overwrite=config.overwrite,
+    ) as index:
+        return f"{index.place} ({index.description.index_type})"
+
+
+def _choose(embedded: EmbeddedCatalogue, config: Config) -> Choice:
+    if config.factory is not None:
+        return Choice(config.factory, config.search_parameters or "", 0)
+    budget = physical_memory() // 2 if config.memory_gib is None else int(config.memory_gib * 2**30)
+    made_of = embedded.manifest.made_of
+    bits = {"binary": 1, "int8": 8}.get(made_of.vector_type, 32)
+    return choose_index(len(embedded), made_of.dimension, budget, bits=bits)
+
+
+def _metadata(catalogue: Catalogue, embedded: EmbeddedCatalogue) -> pa.Table:
+    """Columns of the catalogue but for ids and photos, in the order of the vectors."""
+    table = catalogue.products.data.table
+    rows = pc.index_in(embedded.column("product_id"), value_set=table.column("product_id").combine_chunks())
+    if rows.null_count:
+        raise ValueError(
+            f"{rows.null_count} embedded products are not in {catalogue!r}; run `mmfusion embed` on it again, or give "
+            "the --catalogue that was embedded."
+        )
+    names = [name for name in table.column_names if name != "product_id"]
+    return take_rows(table.select(names), rows.to_numpy(zero_copy_only=False).astype(np.int64))

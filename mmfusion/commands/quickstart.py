@@ -1,0 +1,63 @@
+"""Train, evaluate, index and search on the toy catalogue, beside a text-only tower."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmfusion.steps import Steps, run_steps
+
+STAGE1_STEPS, STAGE2_STEPS = 250, 120
+
+
+@dataclass
+class Config:
+    """Settings of `mmfusion quickstart`.
+
+    Attributes:
+        output: Folder for all results.
+    """
+
+    output: Path = Path("outputs")
+
+
+def main(config: Config) -> None:
+    """Runs the commands from training to one search on the toy catalogue, one after the other, and ends the process.
+
+    A text-only tower of the same encoder, steps and queries is trained for comparison.
+    """
+    sys.exit(run_steps(quickstart_steps(config.output.expanduser().resolve())))
+
+
+def quickstart_steps(output: Path) -> Steps:
+    """The commands in their order.
+
+    Args:
+        output: Absolute folder for whatever the commands write.
+    """
+    stage1, text_stage1, evaluation = output / "stage1", output / "text_only_stage1", output / "evaluation"
+    first, second = {"steps": STAGE1_STEPS}, {"steps": STAGE2_STEPS}
+    no_photos = {"query_image_weight": 0, "title_image_weight": 0}
+    toy_catalogue, embeddings = stage1 / "toy_catalogue", output / "embeddings"
+    compared = {"output": evaluation, "compare": "[text_only,concat]"}
+    return {
+        "stage 1: align queries, titles and photos": _command("stage1", output=stage1, **first),
+        "stage 2: fusion": _command("stage2", base=stage1, output=output / "stage2", **second),
+        "stage 2 with the simplest fusion, to compare": _command(
+            "stage2", base=stage1, output=output / "concat", fusion="concat", **second
+        ),
+        "text only, stage 1": _command("stage1", catalogue=toy_catalogue, output=text_stage1, **first, **no_photos),
+        "text only, stage 2": _command(
+            "stage2", base=text_stage1, output=output / "text_only", fusion="text_only", **second
+        ),
+        "evaluate text only": _command("evaluate", base=output / "text_only", output=evaluation),
+        "evaluate concat": _command("evaluate", base=output / "concat", output=evaluation),
+        "embed the catalogue": _command("embed", base=output / "stage2", output=embeddings),
+        "index it": _command("index", embeddings=embeddings, output=output / "index"),
+        "evaluate fusion, and compare": _command("evaluate", base=output / "stage2", **compared),
+        "search": ("-m", "mmfusion", "search", "red floral summer dress", "--index", str(output / "index")),
+    }
+
+
+def _command(command: str, **flags: object) -> tuple[str, ...]:
+    arguments = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    return ("-m", "mmfusion", command, *arguments)

@@ -1,0 +1,81 @@
+"""Write one HTML page to look at: the ablation, its slices, and what text only and fusion find for chosen queries."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from mmfusion.evaluation import format_table
+from mmfusion.report import Questions, Ranking, build_report, choose, load_variants, rank_with, write_page
+from mmfusion.training.features import cache_pool
+from mmfusion.training.output_lock import take_lock
+from mmfusion.training.run import read_record
+from mmfusion.training.sources import load_base, load_catalogue
+
+
+@dataclass
+class Config:
+    """Settings of `mmfusion report`.
+
+    Attributes:
+        results: Folder that `mmfusion evaluate` wrote into.
+        order: Names of the results, first variant first, e.g. [text_only, concat]; default: all, oldest first.
+        baseline: Folder or Hub id of the model that is compared with, usually text only; it stands on the left.
+        base: Folder or Hub id of the model that is shown, on the right.
+        catalogue: Folder, fsspec URL or Hub id of a catalogue; default: the one that the model on the right was
+            trained on.
+        output: Folder for the page and working files.
+        queries_per_kind: Queries to show of each kind: a third the largest gains, a third the largest losses, the rest
+            at random.
+        split: Queries to choose from; default: those of the results.
+        freeze_vision_blocks: Number of lowest vision blocks whose activations are cached, as in `mmfusion evaluate`. 0
+            reads photos.
+        feature_cache: Folder of that cache.
+        batch_size: Products per forward pass.
+        num_workers: Processes that decode photos.
+        seed: Of the random queries and of the bootstrap.
+    """
+
+    results: str = "outputs/evaluation"
+    order: list[str] | None = None
+    baseline: str = "outputs/text_only"
+    base: str = "outputs/stage2"
+    catalogue: str | None = None
+    output: str = "outputs/report"
+    queries_per_kind: int = 6
+    split: Literal["train", "val", "test"] | None = None
+    freeze_vision_blocks: int = 0
+    feature_cache: str | None = None
+    batch_size: int = 64
+    num_workers: int = 0
+    seed: int = 0
+
+
+def main(config: Config) -> None:
+    """Writes report.html, a single file that needs no network; photos of the catalogue are embedded in it."""
+    variants = load_variants(config.results, config.order)
+    lock = take_lock(config.output)
+    catalogue = load_catalogue(config.catalogue, config.base, Path(config.output))
+    questions = Questions.like(variants[0], catalogue, config.split)
+
+    def found_by(base: str) -> Ranking:
+        model, processor = load_base(base)
+        pool, blocks = questions.product_rows, config.freeze_vision_blocks
+        cache = cache_pool(model.eval(), processor, catalogue, pool, blocks, config.feature_cache)
+        sizes = {"batch_size": config.batch_size, "num_workers": config.num_workers}
+        return rank_with(model, processor, questions, **sizes, cache=cache)
+
+    first, second = found_by(config.baseline), found_by(config.base)
+    page = build_report(
+        variants,
+        questions,
+        first,
+        second,
+        choose(first, second, config.queries_per_kind, seed=config.seed),
+        queries_per_kind=config.queries_per_kind,
+        seed=config.seed,
+        arguments=asdict(config),
+        records={"the baseline": read_record(config.baseline), "the fusion model": read_record(config.base)},
+    )
+    path = write_page(config.output, page)
+    lock.release()
+    print(f"{format_table(variants)}\npage: {path.absolute()} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -1,0 +1,177 @@
+"""What stage 1 and stage 2 share: their settings, and the steps around the training itself."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import lightning as L
+
+from mmfusion.data.catalogue import Catalogue
+from mmfusion.data.datamodule import MMFusionDataModule
+from mmfusion.model import MMFusionModel, MMFusionProcessor
+from mmfusion.stages import Optimization, Stage
+from mmfusion.training import (
+    Hardware,
+    HubCheckpoints,
+    Run,
+    build_trainer,
+    cache_frozen,
+    continue_from_hub,
+    fit,
+    load_catalogue,
+    note_catalogue,
+    open_run,
+    preflight,
+    recorded_arguments,
+)
+
+
+@dataclass
+class StageConfig:
+    """Settings of a training.
+
+    Attributes:
+        base: Folder or Hub id of the model to start from.
+        output: Folder for everything that is written.
+        catalogue: Folder, fsspec URL or Hub id of a catalogue; default: the one that the base was trained on.
+        steps: Optimizer steps.
+        batch_size: Pairs of query and product per device and batch, at least 2.
+        extra_products: Further train products per device and batch, as negatives; cheap where encoders are frozen.
+        no_duplicates: What no two products of a batch, over all devices, share: product, photo and title, or some of
+            them, separated by commas; default: they are not compared.
+        group_by: Product column, e.g. category, that has one value in a batch as far as a value has enough queries:
+            harder negatives; default: batches are mixed.
+        hard_negatives: Folder that `mmfusion mine` wrote, for mined negatives of the queries; default: none.
+        negatives_per_query: Mined negatives per query and batch, as further products; default: 1.
+        accumulate: Batches per optimizer step.
+        micro_batch: Queries or products whose activations are held at a time, so that a large batch fits into memory:
+            towers run twice, with the same dropout, and gradients are those of the whole batch. 0 holds all.
+        loss: Over the pairs of a batch: contrastive (softmax over all candidates), or sigmoid (each pair by itself;
+            ranks pass negatives on instead of gathering them).
+        optimization: Learning rates and schedule; an encoder whose rate is 0 is frozen and its features are cached.
+        query_text_weight: Weight of the loss between queries and product texts.
+        query_image_weight: Weight of the loss between queries and photos.
+        photo_views: Views of each photo to train with: the photo as it is, and others that are cropped and perhaps
+            mirrored. Features of frozen encoders are cached for each.
+        freeze_vision_blocks: Lowest blocks of the vision encoder to freeze where its rate is above 0; 0 trains all.
+        feature_cache: Folder for features of frozen encoders and blocks, which are computed once, to share it among
+            runs; default: in the output folder. Not used with stream.
+        dev_fraction: Share of train queries held out for validation instead of the val split, from 0 to below 1.
+        dev_by: Query column whose values stay together in that fold; default: the query text.
+        stream: Whether products are read from where they are, for catalogues larger than memory and disk: nothing is
+            cached, and an epoch visits each product that a query asks for rather than each query.
+        shuffle_buffer: Products that each worker of a stream holds to draw from, beside a row group.
+        checkpoint_every: Optimizer steps between checkpoints.
+        validate_every: Optimizer steps between validations on the val split.
+        log_to: Where curves go besides the CSV file.
+        hardware: Devices, precision and workers.
+        hub: Where checkpoints are pushed during training; default: nowhere.
+        resume: Run on the Hub to continue here with its own arguments, as hub:org/run or hub:org/run@revision.
+        trust_checkpoint: Whether that run may belong to somebody else.
+        dry_run: Whether to take one step with the largest batch, print the plan (parameters, tokens and photos per
+            step, memory, time, disk), and write nothing. If memory runs out, it names a micro_batch that fits.
+        seed: Of new weights, order of batches, choice of positives, and dropout.
+    """
+
+    base: str | None = None
+    output: str = "outputs/stage"
+    catalogue: str | None = None
+    steps: int = 400
+    batch_size: int = 64
+    extra_products: int = 0
+    no_duplicates: str | None = None
+    group_by: str | None = None
+    hard_negatives: str | None = None
+    negatives_per_query: int | None = None
+    accumulate: int = 1
+    micro_batch: int = 0
+    loss: Literal["contrastive", "sigmoid"] = "contrastive"
+    optimization: Optimization = field(default_factory=Optimization)
+    query_text_weight: float = 1.0
+    query_image_weight: float = 1.0
+    photo_views: int = 1
+    freeze_vision_blocks: int = 0
+    feature_cache: str | None = None
+    dev_fraction: float = 0.0
+    dev_by: str | None = None
+    stream: bool = False
+    shuffle_buffer: int = 4096
+    checkpoint_every: int = 100
+    validate_every: int = 100
+    log_to: Literal["csv", "tensorboard", "wandb"] = "csv"
+    hardware: Hardware = field(default_factory=Hardware)
+    hub: HubCheckpoints = field(default_factory=HubCheckpoints)
+    resume: str | None = None
+    trust_checkpoint: bool = False
+    dry_run: bool = False
+    seed: int = 0
+
+
+Config = TypeVar("Config", bound=StageConfig)
+
+
+def begin(name: str, config: Config) -> tuple[Config, Run]:
+    """Opens the output folder; the config of a run that continues from the Hub is that run's own."""
+    if config.resume:
+        config = continue_from_hub(name, config)
+    run = open_run(config.output, name, recorded_arguments(config), dry_run=config.dry_run)
+    if run.complete:
+        print(f"{run.folder} is complete; delete it or give another --output to train again.")
+    L.seed_everything(config.seed, verbose=False)
+    return config, run
+
+
+def open_catalogue(config: StageConfig, run: Run, num_products: int = 2000) -> Catalogue:
+    """The catalogue of a training, which must be the one that the run began with."""
+    catalogue = load_catalogue(config.catalogue, config.base, run.folder, num_products, stream=config.stream)
+    note_catalogue(run, catalogue)
+    return catalogue
+
+
+def build_data(
+    config: StageConfig,
+    run: Run,
+    catalogue: Catalogue,
+    model: MMFusionModel,
+    processor: MMFusionProcessor,
+    *,
+    photos: bool,
+) -> MMFusionDataModule:
+    """Batches of a catalogue, with features of what the config freezes from a cache."""
+    options: dict[str, Any] = {name: getattr(config, name) for name in _DATA_OPTIONS}
+    data = MMFusionDataModule(catalogue, processor, num_workers=config.hardware.num_workers, photos=photos, **options)
+    folder = Path(config.feature_cache or run.folder / "feature_cache")
+    cache_frozen(model, data, config.optimization, config.freeze_vision_blocks, folder)
+    return data
+
+
+def train(config: StageConfig, run: Run, stage: Stage, data: MMFusionDataModule, processor: MMFusionProcessor) -> None:
+    """Trains a stage, or resumes its training, and saves the model; a dry run only prints what it would need."""
+    length = {"steps": config.steps, "accumulate": config.accumulate, "validate_every": config.validate_every}
+    if config.dry_run:
+        return preflight(run, config.hardware, stage, data, **length)
+    trainer = build_trainer(
+        run,
+        config.hardware,
+        **length,
+        checkpoint_every=config.checkpoint_every,
+        log_to=config.log_to,
+        hub=config.hub,
+    )
+    fit(run, trainer, stage, data, processor)
+
+
+# Settings that the data module takes under the same names.
+_DATA_OPTIONS = (
+    "batch_size",
+    "seed",
+    "dev_fraction",
+    "dev_by",
+    "extra_products",
+    "no_duplicates",
+    "group_by",
+    "hard_negatives",
+    "negatives_per_query",
+    "photo_views",
+    "shuffle_buffer",
+)

@@ -1,0 +1,31 @@
+"""Calls the commands of `mmfusion` in this process, with their settings as keyword arguments."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Nothing:
+    """The config of a command without settings."""
+
+
+def main_of(name: str) -> Callable[[Any], None]:
+    """The function of a command, e.g. for `run_command`."""
+    main: Callable[[Any], None] = importlib.import_module(f"mmfusion.commands.{name}").main
+    return main
+
+
+def config_of(name: str, *values: Any, **settings: Any) -> Any:
+    """The config of a command; what is not given has its default."""
+    return importlib.import_module(f"mmfusion.commands.{name}").Config(*values, **settings)
+
+
+def command(name: str) -> Callable[..., None]:
+    """A command that takes its settings as arguments."""
+
+    def run(*values: Any, **settings: Any) -> None:
+        main_of(name)(config_of(name, *values, **settings))
+
+    return run
