@@ -10,10 +10,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib import import_module, metadata
+from importlib import metadata
 from typing import NoReturn
 
-from mmfusion.commands import COMMANDS, run_command
+from mmfusion.commands import COMMANDS, load_command, run_command
 
 USAGE_ERROR = 2
 
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if command in COMMANDS:
-        run_command(import_module(f"mmfusion.commands.{command}").main, rest, prog=f"mmfusion {command}")
+        run_command(load_command(command), rest, prog=f"mmfusion {command}")
     elif command in ("-h", "--help") or (command in ("run", "test") and _asks_for_help(rest)):
         print(_HELP, end="")
     elif command == "--version":

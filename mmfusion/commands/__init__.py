@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 COMMANDS = {
@@ -30,6 +31,17 @@ COMMANDS = {
 }
 
 
+def load_command(name: str) -> Callable[[Any], None]:
+    """The `main` of one of `COMMANDS`."""
+    main: Callable[[Any], None] = import_module(f"mmfusion.commands.{name}").main
+    return main
+
+
+def parse_config(name: str, arguments: Sequence[str]) -> Any:
+    """The config of one of `COMMANDS` from its flags; ends the process with code 2 where they are not understood."""
+    return _parse(load_command(name), arguments, f"mmfusion {name}")
+
+
 def run_command(
     main: Callable[[Any], None], arguments: Sequence[str] | None = None, *, prog: str | None = None
 ) -> None:
@@ -46,20 +58,8 @@ def run_command(
         arguments: What follows the command's name; default: `sys.argv[1:]`.
         prog: Name of the command in its help; default: name of the script.
     """
-    from jsonargparse import auto_cli
-
-    (parameter,) = inspect.signature(main, eval_str=True).parameters.values()
     try:
-        config = auto_cli(
-            parameter.annotation,
-            args=arguments,
-            as_positional=getattr(parameter.annotation, "positional", False),
-            return_instance=True,
-            prog=prog,
-            description=inspect.getdoc(main),
-            allow_abbrev=False,
-        )
-        main(config)
+        main(_parse(main, arguments, prog))
     except Exception as error:
         if os.environ.get("MMFUSION_TRACEBACK") or not _explains_itself(error):
             raise
@@ -68,6 +68,21 @@ def run_command(
         # As a shell says of a process that SIGINT ended.
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+def _parse(main: Callable[[Any], None], arguments: Sequence[str] | None, prog: str | None) -> Any:
+    from jsonargparse import auto_cli
+
+    (parameter,) = inspect.signature(main, eval_str=True).parameters.values()
+    return auto_cli(
+        parameter.annotation,
+        args=None if arguments is None else list(arguments),
+        as_positional=getattr(parameter.annotation, "positional", False),
+        return_instance=True,
+        prog=prog,
+        description=inspect.getdoc(main),
+        allow_abbrev=False,
+    )
 
 
 def _explains_itself(error: Exception) -> bool:

@@ -8,7 +8,7 @@ from typing import Literal
 import lightning as L
 
 from mmfusion.data.catalogue import Catalogue
-from mmfusion.embedding import EmbeddingJob, EmbeddingSettings, VectorType
+from mmfusion.embedding import EmbeddedCatalogue, EmbeddingJob, EmbeddingSettings, VectorType
 from mmfusion.embedding.engine_lightning import ShardWriter, embed_with_lightning
 from mmfusion.embedding.engine_ray import ACCELERATORS, embed_with_ray
 from mmfusion.model import MMFusionModel, MMFusionProcessor
@@ -90,6 +90,7 @@ def main(config: Config) -> None:
             split=config.split,
         )
         base, source = _absolute(config.base), _absolute(catalogue.source)
+        embedded: EmbeddedCatalogue | None
         if config.engine == "ray":
             load = partial(load_to_embed, base, source, run.folder, hardware.compile)
             embedded = embed_with_ray(job, load, workers=hardware.devices, accelerator=hardware.accelerator)

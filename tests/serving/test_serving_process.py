@@ -1,7 +1,6 @@
 """The service as it is run: a process of its own, under load, while its index changes and when it is asked to end."""
 
 import contextlib
-import importlib
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from commands import command
 from processes import started
 from served_index import ODD_IDS, drawn_index, write_served
 
@@ -136,7 +136,7 @@ def test_requests_beyond_any_measure_leave_the_service_up(
             assert http.get("/search", params={"query": ODD_IDS[number] + "x"}).status_code == 200
     monkeypatch.setattr("mmfusion.serving.server.log_as_json", lambda: None)
     with pytest.raises(ValueError, match=rf"cannot listen on 127\.0\.0\.1:{port} "):
-        importlib.import_module("recipes.serve").main(str(place / "run"), port=int(port))
+        command("serve")(str(place / "run"), port=int(port))
 
 
 def test_what_has_begun_is_answered_before_the_service_ends(service: Service) -> None:
