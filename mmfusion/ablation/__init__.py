@@ -1,6 +1,6 @@
-"""Trains and evaluates every variant of the ablation by running the recipes, and compares the variants."""
+"""Trains and evaluates every variant of the ablation by running the commands, and compares the variants."""
 
-from mmfusion.ablation.ablation import run_ablation
+from mmfusion.ablation.ablation import run_ablation, with_bases
 from mmfusion.ablation.settings import AblationError, AblationSettings, Split
 
-__all__ = ["AblationError", "AblationSettings", "Split", "run_ablation"]
+__all__ = ["AblationError", "AblationSettings", "Split", "run_ablation", "with_bases"]

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mmfusion.ablation.bases import as_flag, base_flags
 from mmfusion.ablation.settings import AblationSettings
-from mmfusion.ablation.variants import ROUTED, ROUTED_EQUAL_BYTES, TEXT_ONLY, Variant, chosen_variants
+from mmfusion.ablation.variants import (
+    ROUTED,
+    ROUTED_EQUAL_BYTES,
+    TEXT_ONLY,
+    PlannedVariant,
+    all_variants,
+    reasons_not_run,
+)
 from mmfusion.evaluation.perturb import Perturbation
 from mmfusion.model import VIEWS
 from mmfusion.stages import Optimization
 
 Recipe = Literal["base", "stage1", "stage2", "evaluate"]
+
+TOY_ENCODERS = "toy_encoders"
+# Width of the toy text encoder, so that projections start as identity; said here as the plan needs it beforehand.
+TOY_EMBEDDING_DIM = 64
 
 NO_PHOTO_TERMS = {"query_image_weight": 0, "title_image_weight": 0}
 NO_SINGLE_VIEWS = {"query_text_weight": 0, "query_image_weight": 0}
@@ -91,94 +102,80 @@ class _Trained:
 
 
 def plan_ablation(settings: AblationSettings) -> list[AblationStep]:
-    """All steps, each once: seed by seed, in each from the first variant up, so that one seed gives a whole table."""
+    """All steps, each once: seed by seed, in each from the first variant up, so that one seed gives a whole table.
+
+    Raises:
+        AblationError: A name is not that of a variant.
+    """
+    skipped = reasons_not_run(settings)
+    chosen = [variant for variant in all_variants(settings) if variant.name not in skipped]
     steps: dict[Path, AblationStep] = {}
     for seed in settings.seeds:
-        for variant in chosen_variants(settings):
-            for step in plan_variant(settings, variant, None if variant.deterministic else seed):
+        for variant in chosen:
+            for step in _Planner(settings, variant, None if variant.deterministic else seed).steps():
                 steps.setdefault(step.stem, step)
     return list(steps.values())
 
 
-def plan_variant(settings: AblationSettings, variant: Variant, seed: int | None) -> list[AblationStep]:
-    """The steps of one variant for one seed, those that it shares with other variants included."""
-    return list(_Planner(settings, variant, seed).steps())
+def toy_base_flags(settings: AblationSettings) -> dict[str, Any]:
+    """Flags of the command `base` for the toy model."""
+    folder = settings.output / TOY_ENCODERS
+    config = {"fusion_hidden_size": 128, "embedding_dim": TOY_EMBEDDING_DIM}
+    return {"text": str(folder / "text"), "vision": str(folder / "vision"), "model_config": config, "seed": 0}
 
 
 class _Planner:
-    def __init__(self, settings: AblationSettings, variant: Variant, seed: int | None) -> None:
+    """The steps of one variant for one seed, those that it shares with other variants included."""
+
+    def __init__(self, settings: AblationSettings, variant: PlannedVariant, seed: int | None) -> None:
         self.settings, self.variant, self.seed = settings, variant, seed
-        self.first, self.second = settings.stage1_optimization, settings.stage2_optimization
         self.base = _untrained(settings.base_source, "frozen_vision", settings.vision_blocks)
 
     def steps(self) -> Iterator[AblationStep]:
         if self.settings.base is None:
-            yield self._base_step()
+            flags = {**toy_base_flags(self.settings), "output": self.settings.base_source}
+            yield AblationStep("base", _flags(flags), self.variant.name, None, Path(self.settings.base_source))
         training = list(self._training())
         yield from (step for _, step in training)
         trained = training[-1][0] if training else self.base
-        yield self._evaluation(trained, "none")
-        for perturbation in self._perturbations():
-            yield self._evaluation(trained, perturbation)
-
-    def _perturbations(self) -> list[Perturbation]:
-        if self.variant.name == self.settings.default_fusion:
-            return list(self.settings.perturbations)
-        # Photos mean nothing to a tower that reads text alone.
-        return [kind for kind in self.settings.perturbations if self.variant.name == TEXT_ONLY and "photos" not in kind]
+        for perturbation in ("none", *self.settings.perturbations):
+            # Photos mean nothing to a tower that reads text alone.
+            of_text = self.variant.name == TEXT_ONLY and "photos" not in perturbation
+            if perturbation == "none" or of_text or self.variant.name == self.settings.default_fusion:
+                yield self._evaluation(trained, perturbation)
 
     def _training(self) -> Iterator[tuple[_Trained, AblationStep]]:
-        match self.variant.name:
+        settings, name, default = self.settings, self.variant.name, self.settings.default_fusion
+        first, second = settings.stage1_optimization, settings.stage2_optimization
+        match name:
             case "bm25":
                 return
             case "text_only":
-                yield from self._text_only()
-            case "naive_concat":
-                yield self._frozen_concat(self.base)
-            case "larger_generic":
-                assert self.settings.larger_base is not None
-                yield self._frozen_concat(
-                    _untrained(self.settings.larger_base, "larger_frozen_vision", self.settings.larger_vision_blocks)
-                )
+                blind = replace(first, vision_learning_rate=0.0), replace(second, vision_learning_rate=0.0)
+                yield (aligned := self._stage1(self.base, "stage1_text", blind[0], NO_PHOTO_TERMS))
+                yield self._stage2(aligned[0], name, name, blind[1], settings.stage2_steps, NO_SINGLE_VIEWS)
+            case "naive_concat" | "larger_generic":
+                larger = str(settings.larger_base), "larger_frozen_vision", settings.larger_vision_blocks
+                base = self.base if name == "naive_concat" else _untrained(*larger)
+                frozen = replace(second, text_learning_rate=0.0, vision_learning_rate=0.0)
+                yield self._stage2(base, name, "concat", frozen, settings.all_steps, NO_SINGLE_VIEWS)
             case "one_stage":
-                yield self._one_stage()
-            case "routed" | "routed_equal_bytes":
-                yield from self._two_stages(ROUTED, self.settings.default_fusion, {"query_router": True})
-            case name:
-                own = {"fusion_config": dict(self.variant.fusion_config)} if self.variant.fusion_config else {}
-                yield from self._two_stages(name, self.variant.fusion or name, own)
-
-    def _text_only(self) -> Iterator[tuple[_Trained, AblationStep]]:
-        blind = self._stage1(self.base, "stage1_text", replace(self.first, vision_learning_rate=0.0), NO_PHOTO_TERMS)
-        yield blind
-        rates = replace(self.second, vision_learning_rate=0.0)
-        yield self._stage2(blind[0], TEXT_ONLY, TEXT_ONLY, rates, self.settings.stage2_steps, NO_SINGLE_VIEWS)
-
-    def _two_stages(self, name: str, fusion: str, own: dict[str, Any]) -> Iterator[tuple[_Trained, AblationStep]]:
-        aligned = self._stage1(self.base, "stage1", self.first, {})
-        yield aligned
-        yield self._stage2(aligned[0], name, fusion, self.second, self.settings.stage2_steps, own)
-
-    def _one_stage(self) -> tuple[_Trained, AblationStep]:
-        # The encoders get as much as in the staged run: a rate that only one of its stages has counts as well.
-        rates = replace(
-            self.first,
-            text_learning_rate=max(self.first.text_learning_rate, self.second.text_learning_rate),
-            vision_learning_rate=max(self.first.vision_learning_rate, self.second.vision_learning_rate),
-        )
-        # Batches of stage 2 are large because frozen encoders are cached; here they are trained, as in stage 1.
-        small = {"batch_size": self.settings.batch_size, "extra_products": 0}
-        default, steps = self.settings.default_fusion, self.settings.all_steps
-        return self._stage2(self.base, self.variant.name, default, rates, steps, small)
-
-    def _frozen_concat(self, base: _Trained) -> tuple[_Trained, AblationStep]:
-        rates = replace(self.second, text_learning_rate=0.0, vision_learning_rate=0.0)
-        return self._stage2(base, self.variant.name, "concat", rates, self.settings.all_steps, NO_SINGLE_VIEWS)
-
-    def _base_step(self) -> AblationStep:
-        folder = Path(self.settings.base_source)
-        flags = {**base_flags(self.settings), "output": str(folder)}
-        return AblationStep("base", _flags(flags), self.variant.name, None, folder)
+                # The encoders get as much as in the staged run: a rate that only one of its stages has counts as well.
+                rates = replace(
+                    first,
+                    text_learning_rate=max(first.text_learning_rate, second.text_learning_rate),
+                    vision_learning_rate=max(first.vision_learning_rate, second.vision_learning_rate),
+                )
+                # Batches of stage 2 are large because frozen encoders are cached; here they are trained, as in stage 1.
+                small = {"batch_size": settings.batch_size, "extra_products": 0}
+                yield self._stage2(self.base, name, default, rates, settings.all_steps, small)
+            case _:
+                routed = name in (ROUTED, ROUTED_EQUAL_BYTES)
+                config = dict(self.variant.fusion_config)
+                own: dict[str, Any] = {"query_router": True} if routed else {"fusion_config": config} if config else {}
+                folder, fusion = (ROUTED, default) if routed else (name, self.variant.fusion or name)
+                yield (aligned := self._stage1(self.base, "stage1", first, {}))
+                yield self._stage2(aligned[0], folder, fusion, second, settings.stage2_steps, own)
 
     def _stage1(
         self, base: _Trained, name: str, optimization: Optimization, own: dict[str, Any]
@@ -279,4 +276,5 @@ def _dotted(prefix: str, settings: Any) -> dict[str, Any]:
 
 
 def _flags(flags: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    return tuple((name, as_flag(value)) for name, value in flags.items())
+    """As they are written on a command line: texts as they are, everything else as JSON."""
+    return tuple((name, value if isinstance(value, str) else json.dumps(value)) for name, value in flags.items())

@@ -14,9 +14,6 @@ from mmfusion.training import Hardware
 
 Split = Literal["train", "val", "test"]
 
-# The post's own variants have these names; a fusion kind among --fusions would overwrite them.
-_OWN_VARIANTS = ("text_only", "concat")
-
 
 class AblationError(MMFusionError):
     """An ablation cannot be run as it is asked for."""
@@ -98,39 +95,28 @@ class AblationSettings:
     num_products: int = 2000
 
     def __post_init__(self) -> None:
-        self._check_seeds()
-        self._check_fusions()
-        for name in ("stage1_steps", "stage2_steps"):
-            if getattr(self, name) < 1:
-                raise AblationError(f"{name} is {getattr(self, name)}; give at least 1.")
-        for name in ("variants", "perturbations", "product_slices"):
-            values = getattr(self, name) or ()
-            twice = next((value for value in values if values.count(value) > 1), None)
-            if twice is not None:
-                raise AblationError(f"{name} names {twice!r} twice; name each once.")
-
-    def _check_seeds(self) -> None:
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise AblationError(f"seeds is {list(self.seeds)}; give at least one, each once and none below 0.")
-
-    def _check_fusions(self) -> None:
-        unknown = [name for name in self.fusions if name not in FUSIONS]
-        if unknown:
-            raise AblationError(f"fusions names {unknown[0]!r}; the kinds are {', '.join(FUSIONS)}.")
-        own = [name for name in self.fusions if name in _OWN_VARIANTS]
-        if own:
-            raise AblationError(f"fusions names {own[0]!r}, which is a variant of its own already; leave it out.")
-        if len(set(self.fusions)) < len(self.fusions):
-            raise AblationError(f"fusions is {list(self.fusions)}; name each kind once.")
-        if self.default_fusion == "weighted_mean":
-            raise AblationError(
-                "default_fusion is 'weighted_mean', which is three variants; choose a fusion of one variant."
-            )
-        if self.default_fusion not in self.fusions:
-            raise AblationError(
-                f"default_fusion is {self.default_fusion!r}, which is not among the fusions {list(self.fusions)}; "
-                "name it there, or choose one of them."
-            )
+        unknown = next((name for name in self.fusions if name not in FUSIONS), "")
+        # A fusion kind of the name of a variant of its own would overwrite it.
+        own = next((name for name in self.fusions if name in ("text_only", "concat")), "")
+        lists = {name: getattr(self, name) or () for name in ("variants", "fusions", "perturbations", "product_slices")}
+        twice = {name: next((v for v in values if values.count(v) > 1), "") for name, values in lists.items()}
+        valid_seeds = self.seeds and len(set(self.seeds)) == len(self.seeds) and min(self.seeds) >= 0
+        problems = {
+            f"seeds is {list(self.seeds)}; give at least one, each once and none below 0": not valid_seeds,
+            f"stage1_steps is {self.stage1_steps}; give at least 1": self.stage1_steps < 1,
+            f"stage2_steps is {self.stage2_steps}; give at least 1": self.stage2_steps < 1,
+            f"fusions names {unknown!r}; the kinds are {', '.join(FUSIONS)}": unknown,
+            f"fusions names {own!r}, which is a variant of its own already; leave it out": own,
+            "default_fusion is 'weighted_mean', which is three variants; choose a fusion of one variant": (
+                self.default_fusion == "weighted_mean"
+            ),
+            f"default_fusion is {self.default_fusion!r}, which is not among the fusions {list(self.fusions)}; name it "
+            "there, or choose one of them": self.default_fusion not in self.fusions,
+            **{f"{name} names {value!r} twice; name each once": value for name, value in twice.items()},
+        }
+        for problem, found in problems.items():
+            if found:
+                raise AblationError(f"{problem}.")
 
     @property
     def catalogue_source(self) -> str:

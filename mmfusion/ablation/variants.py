@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from mmfusion.ablation.settings import AblationError, AblationSettings
+from mmfusion.evaluation.comparison import Variant
 from mmfusion.model import VIEWS
-
-Expected = Literal["above", "below", "either"]
 
 # GCL weighs a photo 0.9 and its title 0.1; the other way round is common as well, so both stand beside a learned share.
 WEIGHTED_MEANS: dict[str, dict[str, Any]] = {
@@ -25,61 +24,36 @@ ROUTED_EQUAL_BYTES = "routed_equal_bytes"
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One row of the table.
+class PlannedVariant(Variant):
+    """A variant, and how it is trained.
 
     Attributes:
-        name: Name of its runs and results.
-        title: What it is, in a few words.
-        before: Name of the variant that it is compared with; None for the first.
-        expected: Where the claim sees it, compared with `before`.
         deterministic: True where no seed plays a part, so that it is evaluated once.
         fusion: Kind of fusion network of a variant that compares one after stage 1; "" for the others.
         fusion_config: Fields of the config in which it differs from the base.
     """
 
-    name: str
-    title: str
-    before: str | None
-    expected: Expected = "above"
     deterministic: bool = False
     fusion: str = ""
     fusion_config: Mapping[str, Any] = field(default_factory=dict)
 
 
-def all_variants(settings: AblationSettings) -> list[Variant]:
+def all_variants(settings: AblationSettings) -> list[PlannedVariant]:
     """Every variant, whether it is run or not, first variant first."""
     default = settings.default_fusion
+    kinds = sorted(settings.fusions, key=lambda kind: kind == default)
+    thirds = f"routed, each view cut to a third: at most the bytes per product of {default}"
     return [
-        Variant("bm25", "BM25 over product texts", None, deterministic=True),
-        Variant(TEXT_ONLY, "text only, fine-tuned", "bm25"),
-        Variant("naive_concat", "concatenation over frozen encoders", TEXT_ONLY),
-        Variant("concat", "concatenation after stage 1 (domain fine-tuned)", "naive_concat"),
-        *(
-            variant
-            for kind in sorted(settings.fusions, key=lambda kind: kind == default)
-            for variant in _fusions(kind, default)
-        ),
-        Variant(ROUTED, f"{default} with a query router, thrice the bytes per product", default),
-        Variant(
-            ROUTED_EQUAL_BYTES,
-            f"routed, each view cut to a third: at most the bytes per product of {default}",
-            default,
-            "either",
-        ),
-        Variant("one_stage", f"{default} in one stage from the base, same number of steps", default, "below"),
-        Variant("larger_generic", "concatenation over larger frozen encoders", "concat", "below"),
+        PlannedVariant("bm25", "BM25 over product texts", None, deterministic=True),
+        PlannedVariant(TEXT_ONLY, "text only, fine-tuned", "bm25"),
+        PlannedVariant("naive_concat", "concatenation over frozen encoders", TEXT_ONLY),
+        PlannedVariant("concat", "concatenation after stage 1 (domain fine-tuned)", "naive_concat"),
+        *(variant for kind in kinds for variant in _fusions(kind, default)),
+        PlannedVariant(ROUTED, f"{default} with a query router, thrice the bytes per product", default),
+        PlannedVariant(ROUTED_EQUAL_BYTES, thirds, default, "either"),
+        PlannedVariant("one_stage", f"{default} in one stage from the base, same number of steps", default, "below"),
+        PlannedVariant("larger_generic", "concatenation over larger frozen encoders", "concat", "below"),
     ]
-
-
-def chosen_variants(settings: AblationSettings) -> list[Variant]:
-    """The variants that are asked for and can be run.
-
-    Raises:
-        AblationError: A name is not that of a variant.
-    """
-    skipped = reasons_not_run(settings)
-    return [variant for variant in all_variants(settings) if variant.name not in skipped]
 
 
 def reasons_not_run(settings: AblationSettings) -> dict[str, str]:
@@ -89,12 +63,10 @@ def reasons_not_run(settings: AblationSettings) -> dict[str, str]:
         AblationError: A name is not that of a variant.
     """
     names = [variant.name for variant in all_variants(settings)]
-    wanted = names if settings.variants is None else list(settings.variants)
-    unknown = [name for name in wanted if name not in names]
-    if unknown:
+    wanted = names if settings.variants is None else settings.variants
+    if unknown := [name for name in wanted if name not in names]:
         raise AblationError(f"variants names {unknown[0]!r}; the variants are {', '.join(names)}.")
-    found = {name: _missing(name, settings) for name in names}
-    found.update((name, "not asked for") for name in names if name not in wanted)
+    found = {name: "not asked for" if name not in wanted else _missing(name, settings) for name in names}
     return {name: reason for name, reason in found.items() if reason is not None}
 
 
@@ -111,18 +83,16 @@ def _missing(name: str, settings: AblationSettings) -> str | None:
     return None
 
 
-def _fusions(kind: str, default: str) -> list[Variant]:
-    if kind == "image_only":
-        return [Variant(kind, "photo only, after stage 1", "concat", "either", fusion=kind)]
+def _fusions(kind: str, default: str) -> list[PlannedVariant]:
     if kind == "weighted_mean":
         return [_weighted_mean(name, fields) for name, fields in WEIGHTED_MEANS.items()]
-    if kind == default:
-        return [Variant(kind, f"fusion {kind} after stage 1, the default", "concat", fusion=kind)]
-    return [Variant(kind, f"fusion {kind} after stage 1", "concat", "either", fusion=kind)]
+    title = "photo only, after stage 1" if kind == "image_only" else f"fusion {kind} after stage 1"
+    if kind == default and kind != "image_only":
+        return [PlannedVariant(kind, f"{title}, the default", "concat", fusion=kind)]
+    return [PlannedVariant(kind, title, "concat", "either", fusion=kind)]
 
 
-def _weighted_mean(name: str, fields: Mapping[str, Any]) -> Variant:
-    share = fields["fusion_text_weight"]
+def _weighted_mean(name: str, fields: Mapping[str, Any]) -> PlannedVariant:
     start = "learned from" if fields.get("fusion_learned_weights") else "fixed at"
-    title = f"weighted mean after stage 1, text's share {start} {share:.1f}"
-    return Variant(name, title, "concat", "either", fusion="weighted_mean", fusion_config=fields)
+    title = f"weighted mean after stage 1, text's share {start} {fields['fusion_text_weight']:.1f}"
+    return PlannedVariant(name, title, "concat", "either", fusion="weighted_mean", fusion_config=fields)

@@ -1,21 +1,23 @@
-"""Rankings, their metrics over the whole pool, slices, a BM25 baseline and paired comparisons."""
+"""Rankings, their metrics over the whole pool, slices, a BM25 baseline, paired comparisons, and the only tables."""
 
 from mmfusion.evaluation.bm25 import rank_bm25
 from mmfusion.evaluation.bootstrap import PairedDifference, paired_bootstrap
-from mmfusion.evaluation.comparison import format_comparison
-from mmfusion.evaluation.evaluate import evaluate_rankings
-from mmfusion.evaluation.evaluation import Evaluation
-from mmfusion.evaluation.modality import ModalityAgreement, modality_agreement
+from mmfusion.evaluation.evaluate import evaluate, evaluate_ranker, evaluate_rankings
+from mmfusion.evaluation.evaluation import METRICS, Evaluation, Slice
+from mmfusion.evaluation.pages import write_evaluation
 from mmfusion.evaluation.ranking import TieOrder, rank
-from mmfusion.evaluation.report import format_table
-from mmfusion.evaluation.slices import Slice
+from mmfusion.evaluation.tables import format_comparison, format_table
+from mmfusion.evaluation.weights import ModalityAgreement, modality_agreement
 
 __all__ = [
+    "METRICS",
     "Evaluation",
     "ModalityAgreement",
     "PairedDifference",
     "Slice",
     "TieOrder",
+    "evaluate",
+    "evaluate_ranker",
     "evaluate_rankings",
     "format_comparison",
     "format_table",
@@ -23,4 +25,5 @@ __all__ = [
     "paired_bootstrap",
     "rank",
     "rank_bm25",
+    "write_evaluation",
 ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 
-from mmfusion.evaluation.evaluation import Evaluation
+from mmfusion.evaluation.evaluation import Evaluation, check_alike
 
 _CHUNK = 4_000_000
 
@@ -15,16 +15,16 @@ class PairedDifference:
     """Difference of a mean metric, `first` minus `second`, with its paired bootstrap interval.
 
     Attributes:
-        metric: name of the metric.
-        first: mean of the first evaluation over the shared queries, in [0, 1].
-        second: mean of the second one.
+        metric: Name of the metric.
+        first: Mean of the first evaluation over the shared queries, in [0, 1].
+        second: Mean of the second one.
         difference: first - second.
-        low: lower end of the interval.
-        high: upper end of the interval.
-        confidence: share of resampled differences inside the interval.
-        num_queries: queries that both define the metric for.
-        num_resamples: bootstrap samples drawn.
-        seed: seed of the draws.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+        confidence: Share of resampled differences inside the interval.
+        num_queries: Queries that both define the metric for.
+        num_resamples: Bootstrap samples drawn.
+        seed: Seed of the draws.
     """
 
     metric: str
@@ -37,6 +37,10 @@ class PairedDifference:
     num_queries: int
     num_resamples: int
     seed: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
 
     def __str__(self) -> str:
         return (
@@ -55,25 +59,25 @@ def paired_bootstrap(
     seed: int = 0,
     where: tuple[str, str] | None = None,
 ) -> PairedDifference:
-    """Resample queries with replacement and look at the difference of the means (percentile interval).
+    """Resamples queries with replacement and looks at the difference of the means (percentile interval).
 
     Both evaluations are resampled with the same queries, so that what makes a query hard for both cancels out. The
     interval speaks of other queries of this kind; it knows nothing of another training seed.
 
     Args:
-        first: an evaluation.
-        second: another one of the same queries, pool and relevant grade; the order of its queries does not matter.
-        metric: a column of both per-query tables, for example "recall@100".
-        num_resamples: bootstrap samples, at least 1.
-        confidence: in (0, 1).
-        seed: the same seed gives the same interval.
-        where: a sliced query column and the value that it must have, e.g. ("kind", "visual"); None: all queries.
+        first: An evaluation.
+        second: Another one of the same queries, pool and relevant grade; the order of its queries does not matter.
+        metric: A column of both per-query tables, for example "recall@100".
+        num_resamples: Bootstrap samples, at least 1.
+        confidence: In (0, 1).
+        seed: The same seed gives the same interval.
+        where: A sliced query column and the value that it must have, e.g. ("kind", "visual"); None: all queries.
 
     Returns:
         The difference first - second and its interval.
 
     Raises:
-        ValueError: the evaluations differ in queries, pool or relevant grade, lack the metric, or define it for no
+        ValueError: The evaluations differ in queries, pool or relevant grade, lack the metric, or define it for no
             query.
     """
     if num_resamples < 1 or not 0 < confidence < 1:
@@ -106,24 +110,17 @@ def paired_bootstrap(
 
 def _paired_values(first: Evaluation, second: Evaluation, metric: str, where: tuple[str, str] | None) -> np.ndarray:
     """Float64 [Q, 2], the metric of both for each query that defines it, in the first one's order."""
-    for name in ("pool", "num_products", "relevant_grade", "gain"):
-        if getattr(first, name) != getattr(second, name):
-            raise ValueError(
-                f"{first.name!r} has {name}={getattr(first, name)!r} but {second.name!r} has "
-                f"{name}={getattr(second, name)!r}; evaluate both alike"
-            )
-    tables = [_by_query(evaluation, metric, where) for evaluation in (first, second)]
-    if tables[0].keys() != tables[1].keys():
-        only = sorted(tables[0].keys() ^ tables[1].keys())
+    check_alike([first, second], ("pool", "num_products", "relevant_grade", "gain"))
+    ours, theirs = (_by_query(evaluation, metric, where) for evaluation in (first, second))
+    if only := sorted(ours.keys() ^ theirs.keys()):
         raise ValueError(
             f"{first.name!r} and {second.name!r} were evaluated on different queries: {len(only)} are in one only, "
             f"for example {only[0]!r}; evaluate both on the same queries"
         )
-    pairs = [(value, tables[1][query]) for query, value in tables[0].items()]
-    defined = [(a, b) for a, b in pairs if a is not None and b is not None]
-    if not defined:
+    pairs = [(value, theirs[query]) for query, value in ours.items() if None not in (value, theirs[query])]
+    if not pairs:
         raise ValueError(f"{metric!r} is defined for no query of {first.name!r} and {second.name!r}")
-    return np.array(defined, dtype=np.float64)
+    return np.array(pairs, dtype=np.float64)
 
 
 def _by_query(evaluation: Evaluation, metric: str, where: tuple[str, str] | None) -> dict[str, float | None]:

@@ -1,19 +1,127 @@
-"""From rankings and judgements to an `Evaluation`."""
+"""From a retriever, or from rankings, and judgements to an `Evaluation`."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
+from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.qrels import Qrels
-from mmfusion.evaluation.evaluation import Evaluation
+from mmfusion.data.tables import Rows
+from mmfusion.evaluation.evaluation import Evaluation, Slice
 from mmfusion.evaluation.metrics import ndcg_at_k, recall_at_k
-from mmfusion.evaluation.slices import Slice, encode, recall_by_product_value, take
+from mmfusion.evaluation.ranking import rank
+from mmfusion.model.processing_mmfusion import is_missing
 
+_PLACES = 100
 _NOT_RETRIEVED = np.iinfo(np.int64).max
+
+
+class Encoder(Protocol):
+    """What turns texts and products into vectors that are compared by inner product."""
+
+    def encode_queries(self, queries: list[str], /) -> Any:
+        """Float [Q, D] of query texts."""
+
+    def encode_products(self, products: list[dict[str, Any]], /) -> Any:
+        """Float [P, D] of products, each as `Catalogue.product` gives it."""
+
+
+def evaluate(
+    retriever: Encoder,
+    catalogue: Catalogue,
+    split: str = "test",
+    *,
+    batch_size: int = 1_024,
+    **options: Any,
+) -> Evaluation:
+    """Measures how well a retriever finds the judged products of a split: Recall@10, Recall@100 and nDCG@10.
+
+    Args:
+        retriever: Anything with `encode_queries` and `encode_products`; a routed model's vectors are its views side by
+            side, as its `Retriever` gives them.
+        catalogue: Products, queries and judgements.
+        split: Queries to ask.
+        batch_size: Products that are handed to the retriever, and whose photos are in memory, at a time.
+        **options: Further arguments of `evaluate_ranker`: `pool`, `relevant_grade`, `product_slices`, `name` …
+
+    Returns:
+        Means, slices and a per-query table.
+
+    Raises:
+        CatalogueError: The split has no judged queries.
+        ValueError: Vectors do not fit each other or are not finite; see also `evaluate_rankings`.
+    """
+
+    def ranked(query_rows: Rows, product_rows: Rows) -> Tensor:
+        queries = np.asarray(retriever.encode_queries(catalogue.query_texts(query_rows)))
+        starts = range(0, len(product_rows), batch_size)
+        batches = ([catalogue.product(row) for row in product_rows[at : at + batch_size]] for at in starts)
+        products = [np.asarray(retriever.encode_products(batch)) for batch in batches]
+        return rank(queries, np.concatenate(products), _PLACES, catalogue.product_ids[product_rows])[1]
+
+    return evaluate_ranker(ranked, catalogue, split, **options)
+
+
+def evaluate_ranker(
+    ranker: Callable[[Rows, Rows], Tensor],
+    catalogue: Catalogue,
+    split: str = "test",
+    *,
+    pool: Literal["split", "all"] = "split",
+    relevant_grade: int | None = None,
+    query_slices: Sequence[str] | None = None,
+    product_slices: Sequence[str] = (),
+    name: str = "model",
+    label_source: str = "",
+    provenance: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Measures what any ranker finds for the judged queries of a split, as `evaluate` does.
+
+    Args:
+        ranker: From query rows [Q] and product rows of the pool [P] to the best first 100 columns (positions in the
+            product rows) of each query, int64 [Q, 100] with -1 after the end.
+        catalogue: Products, queries and judgements.
+        split: Queries to ask.
+        pool: Products that compete: those of the queries' split, or the whole catalogue.
+        relevant_grade: Lowest grade that Recall counts; default: the highest grade in the judgements.
+        query_slices: Query columns whose values get numbers of their own; default: `kind`, where there is one.
+        product_slices: Product columns whose values slice Recall.
+        name: What made the rankings.
+        label_source: Who or what judged.
+        provenance: How the rankings were made, JSON values; catalogue and split are added.
+    """
+    query_rows, product_rows = pool_rows(catalogue, split, pool)
+    columns = ranker(query_rows, product_rows).numpy()
+    qrels = catalogue.split_qrels(split) if pool == "split" else catalogue.qrels
+    return evaluate_rankings(
+        np.where(columns < 0, -1, product_rows[columns]),
+        query_rows,
+        qrels,
+        queries=catalogue.queries,
+        products=catalogue.products,
+        product_rows=product_rows,
+        relevant_grade=relevant_grade or int(qrels.grade.max()),
+        pool=pool,
+        query_slices=default_slices(catalogue) if query_slices is None else query_slices,
+        product_slices=product_slices,
+        name=name,
+        label_source=label_source,
+        provenance={"catalogue": catalogue.name, "split": split, **(provenance or {})},
+    )
+
+
+def pool_rows(catalogue: Catalogue, split: str, pool: str) -> tuple[Rows, Rows]:
+    """Rows of the judged queries of a split, and of the products that compete for them; ascending int64."""
+    return catalogue.judged_queries(split), catalogue.product_rows(split if pool == "split" else None)
+
+
+def default_slices(catalogue: Catalogue) -> list[str]:
+    """The query columns that evaluations are sliced by unless others are named."""
+    return ["kind"] if "kind" in catalogue.queries.column_names else []
 
 
 def evaluate_rankings(
@@ -35,7 +143,7 @@ def evaluate_rankings(
     label_source: str = "",
     provenance: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Score rankings against every judgement of the pool, retrieved or not.
+    """Scores rankings against every judgement of the pool, retrieved or not.
 
     Equal to pytrec_eval, query by query. A query without a ranking counts 0. A query that has nothing to find is left
     out of the mean (of Recall if no product of the pool has `relevant_grade`, of nDCG if none has a grade above 0) and
@@ -44,82 +152,127 @@ def evaluate_rankings(
     Args:
         ranked_products: int64 [Q, K], product rows of the catalogue, best first, -1 after the end of a ranking.
         query_rows: int64 [Q], the query row of each ranking, each at most once.
-        qrels: judgements between query rows and product rows of the catalogue.
-        queries: query table (`datasets.Dataset`, `pyarrow.Table` or mapping of columns) with a column `query_id`.
+        qrels: Judgements between query rows and product rows of the catalogue.
+        queries: Query table (`datasets.Dataset`, `pyarrow.Table` or mapping of columns) with a column `query_id`.
         product_rows: int64 [N], rows of the pool. Judgements of other products are ignored.
-        relevant_grade: lowest grade that Recall counts, at least 1. It has no default as data sets disagree.
+        relevant_grade: Lowest grade that Recall counts, at least 1. It has no default as data sets disagree.
         pool: "split" or "all", how the pool was chosen; recorded.
-        products: product table, needed for `product_slices`.
+        products: Product table, needed for `product_slices`.
         evaluated_query_rows: int64, every query that should have been ranked; default `query_rows`.
-        query_slices: query columns; all metrics by their values.
-        product_slices: product columns; Recall by their values, for each query over its relevant products with that
+        query_slices: Query columns; all metrics by their values.
+        product_slices: Product columns; Recall by their values, for each query over its relevant products with that
             value. nDCG is not sliced by product: a ranking's discounted gain has no part that belongs to a value.
-        recall_at: cut-offs of Recall.
-        ndcg_at: cut-offs of nDCG (linear gain, ideal over all judged products of the pool).
-        name: what made the rankings.
-        label_source: who or what judged, shown beside the numbers.
-        provenance: how the rankings were made, JSON values.
+        recall_at: Cut-offs of Recall.
+        ndcg_at: Cut-offs of nDCG (linear gain, ideal over all judged products of the pool).
+        name: What made the rankings.
+        label_source: Who or what judged, shown beside the numbers.
+        provenance: How the rankings were made, JSON values.
 
     Returns:
         Means, slices and a per-query table.
 
     Raises:
-        ValueError: rankings do not fit queries or pool, name a product twice or are shorter than the largest cut-off
+        ValueError: Rankings do not fit queries or pool, name a product twice or are shorter than the largest cut-off
             though the pool is not; a column is missing; nothing in the pool has `relevant_grade`.
     """
-    evaluated = np.asarray(query_rows if evaluated_query_rows is None else evaluated_query_rows, dtype=np.int64)
-    pool_rows = np.unique(np.asarray(product_rows, dtype=np.int64))
-    ranked = _align(_as_int64(ranked_products), np.asarray(query_rows, dtype=np.int64), evaluated, pool_rows)
-    _check_length(ranked.shape[1], max([*recall_at, *ndcg_at], default=1), len(pool_rows))
-    judged = qrels.restrict(query_rows=evaluated, product_rows=pool_rows)
-    _check_relevant(judged, relevant_grade)
-    position = _positions(judged.query, evaluated)
-    num_relevant = np.bincount(position[judged.grade >= relevant_grade], minlength=len(evaluated))
+    given = np.asarray(query_rows, dtype=np.int64)
+    evaluated = given if evaluated_query_rows is None else np.asarray(evaluated_query_rows, dtype=np.int64)
+    pool_products = np.unique(np.asarray(product_rows, dtype=np.int64))
+    ranked = _align(ranked_products, given, evaluated, pool_products, max([*recall_at, *ndcg_at], default=1))
+    judged = qrels.restrict(query_rows=evaluated, product_rows=pool_products)
+    highest = int(judged.grade.max(initial=0))
+    if not 1 <= relevant_grade <= highest:
+        raise ValueError(
+            f"relevant_grade={relevant_grade}: no judgement of these queries in this pool qualifies as relevant "
+            f"({len(judged)} judgements, highest grade {highest}); pass a relevant_grade from 1 to the highest grade, "
+            "or check that the qrels and the pool belong together"
+        )
+    position, relevant = _positions(judged.query, evaluated), judged.grade >= relevant_grade
+    num_relevant = np.bincount(position[relevant], minlength=len(evaluated))
     ideal = _ideal_grades(position, judged.grade, len(evaluated), max(ndcg_at, default=1))
-    values = _per_query_metrics(
-        torch.from_numpy(judged.grades_of(evaluated, ranked)),
-        torch.from_numpy(num_relevant),
-        torch.from_numpy(ideal),
-        recall_at=recall_at,
-        ndcg_at=ndcg_at,
-        relevant_grade=relevant_grade,
-    )
+    grades = torch.from_numpy(judged.grades_of(evaluated, ranked))
+    # NaN where undefined, inside this file only.
+    values: dict[str, np.ndarray] = {}
+    for k in recall_at:
+        recall = recall_at_k(grades, torch.from_numpy(num_relevant), k, relevant_grade=relevant_grade).numpy()
+        values[f"recall@{k}"] = np.where(num_relevant > 0, recall, np.nan)
+    for k in ndcg_at:
+        values[f"ndcg@{k}"] = np.where(ideal[:, 0] > 0, ndcg_at_k(grades, torch.from_numpy(ideal), k).numpy(), np.nan)
     columns = {column: take(queries, column, evaluated, what="query") for column in ("query_id", *query_slices)}
     slices = [part for column in query_slices for part in _query_slices(column, columns[column], values)]
     if product_slices:
-        relevant = judged.grade >= relevant_grade
-        places = _places(ranked, position[relevant], judged.product[relevant])
+        query, product = position[relevant], judged.product[relevant]
+        places = _places(ranked, query, product)
         for column in product_slices:
-            labels = take(products, column, judged.product[relevant], what="product")
-            slices += _product_slices(column, labels, position[relevant], places, recall_at)
-    grades, counts = np.unique(judged.grade, return_counts=True)
+            slices += _product_slices(column, take(products, column, product, what="product"), query, places, recall_at)
+    texts = {
+        name: pa.array([None if value is None else str(value) for value in column], pa.string())
+        for name, column in columns.items()
+    }
+    numbers = {metric: pa.array(column, from_pandas=True) for metric, column in values.items()}
+    counted_grades, counts = np.unique(judged.grade, return_counts=True)
     return Evaluation(
         name=name,
         pool=pool,
         num_queries=len(evaluated),
-        num_products=len(pool_rows),
+        num_products=len(pool_products),
         num_queries_without_relevant=int((num_relevant == 0).sum()),
         num_queries_without_gain=int((ideal[:, 0] == 0).sum()),
         num_queries_without_ranking=int((ranked[:, 0] < 0).sum()),
         relevant_grade=relevant_grade,
-        judgements_by_grade=dict(zip(grades.tolist(), counts.tolist(), strict=True)),
+        judgements_by_grade=dict(zip(counted_grades.tolist(), counts.tolist(), strict=True)),
         means={metric: _mean(column) for metric, column in values.items()},
         slices=slices,
-        per_query=_per_query_table(columns, num_relevant, values),
+        per_query=pa.table({**texts, "num_relevant": pa.array(num_relevant, pa.int64()), **numbers}),
         label_source=label_source,
         provenance=dict(provenance or {}),
     )
 
 
-def _as_int64(rows: np.ndarray | Tensor) -> np.ndarray:
-    array = rows.cpu().numpy() if isinstance(rows, Tensor) else np.asarray(rows)
-    if array.ndim != 2 or array.dtype.kind not in "iu":
-        raise ValueError(f"ranked_products is {array.dtype} {array.shape}; pass integer product rows [queries, places]")
-    return array.astype(np.int64, copy=False)
+def take(table: Any, column: str, rows: np.ndarray, *, what: str) -> list[Any]:
+    """Reads one column of a table at some rows.
+
+    Args:
+        table: A `datasets.Dataset`, a `pyarrow.Table` or a mapping from column names to sequences.
+        column: Name of the column.
+        rows: int64 [n] positions, repeats allowed.
+        what: The table's name for error messages.
+
+    Returns:
+        The n values as Python objects.
+
+    Raises:
+        ValueError: There is no table, or it has no such column.
+    """
+    if table is None:
+        raise ValueError(f"the {what} table is missing, but its column {column!r} is asked for; pass the table")
+    names = list(table) if isinstance(table, Mapping) else table.column_names
+    if column not in names:
+        raise ValueError(f"the {what} table has no column {column!r}; its columns are {', '.join(map(repr, names))}")
+    if isinstance(table, Mapping):
+        table = pa.table({column: table[column]})
+    elif not isinstance(table, pa.Table):
+        # A Dataset: without select_columns, reading rows would decode the photos too.
+        table = table.select_columns([column]).with_format("arrow")[:]
+    return table.column(column).take(pa.array(rows, type=pa.int64())).to_pylist()
 
 
-def _align(ranked: np.ndarray, query_rows: np.ndarray, evaluated: np.ndarray, pool: np.ndarray) -> np.ndarray:
-    """Rankings [E, K] in the order of the evaluated queries, a row of -1 for a query without one."""
+def encode(values: Sequence[Any]) -> tuple[list[str], np.ndarray]:
+    """Sorted different values as texts, "(missing)" for null and NaN, and the position of each value (int64 [n])."""
+    labels = ["(missing)" if is_missing(value) else str(value) for value in values]
+    names, codes = np.unique(np.array(labels, dtype=object), return_inverse=True)
+    return [str(name) for name in names], codes.astype(np.int64)
+
+
+def _align(
+    ranked_products: np.ndarray | Tensor, query_rows: np.ndarray, evaluated: np.ndarray, pool: np.ndarray, largest: int
+) -> np.ndarray:
+    """Checked rankings int64 [E, K] in the order of the evaluated queries, a row of -1 for a query without one."""
+    ranked = ranked_products.cpu().numpy() if isinstance(ranked_products, Tensor) else np.asarray(ranked_products)
+    if ranked.ndim != 2 or ranked.dtype.kind not in "iu":
+        raise ValueError(
+            f"ranked_products is {ranked.dtype} {ranked.shape}; pass integer product rows [queries, places]"
+        )
     if len(ranked) != len(query_rows):
         raise ValueError(f"{len(ranked)} rankings for {len(query_rows)} query rows; pass one each")
     for what, rows in (("query_rows", query_rows), ("evaluated_query_rows", evaluated)):
@@ -129,50 +282,28 @@ def _align(ranked: np.ndarray, query_rows: np.ndarray, evaluated: np.ndarray, po
     stray = np.setdiff1d(query_rows, evaluated)
     if stray.size:
         raise ValueError(f"query row {stray[0]} has a ranking but is not in evaluated_query_rows; add or drop it")
-    _check_rankings(ranked, query_rows, pool)
+    padding, ordered = ranked < 0, np.sort(ranked, axis=1)
+    for wrong, what in (
+        (padding[:, :-1] & ~padding[:, 1:], "goes on after a -1; move the padding to its end"),
+        (
+            ~padding & ~np.isin(ranked, pool),
+            "holds product row {value}, which is not in the pool; rank the products of product_rows only and pass "
+            "catalogue rows, not columns of an embedding matrix",
+        ),
+        ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0), "holds product row {twice} twice"),
+    ):
+        if wrong.any():
+            row, place = np.argwhere(wrong)[0]
+            problem = what.format(value=ranked[row, place], twice=ordered[row, place])
+            raise ValueError(f"the ranking of query row {query_rows[row]} {problem}")
+    if ranked.shape[1] < max(1, min(largest, len(pool))):
+        raise ValueError(
+            f"rankings have {ranked.shape[1]} places, but the largest cut-off is {largest} and the pool has "
+            f"{len(pool)} products; rank {min(largest, max(len(pool), 1))} or lower the cut-offs"
+        )
     aligned = np.full((len(evaluated), ranked.shape[1]), -1, dtype=np.int64)
     aligned[_positions(query_rows, evaluated)] = ranked
     return aligned
-
-
-def _check_rankings(ranked: np.ndarray, query_rows: np.ndarray, pool: np.ndarray) -> None:
-    padding = ranked < 0
-    after_end = padding[:, :-1] & ~padding[:, 1:]
-    if after_end.any():
-        row = query_rows[after_end.any(axis=1).argmax()]
-        raise ValueError(f"the ranking of query row {row} goes on after a -1; move the padding to its end")
-    outside = ~padding & ~np.isin(ranked, pool)
-    if outside.any():
-        row, place = np.argwhere(outside)[0]
-        raise ValueError(
-            f"the ranking of query row {query_rows[row]} holds product row {ranked[row, place]}, which is not in the "
-            "pool; rank the products of product_rows only and pass catalogue rows, not columns of an embedding matrix"
-        )
-    ordered = np.sort(ranked, axis=1)
-    twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
-    if twice.any():
-        row, place = np.argwhere(twice)[0]
-        raise ValueError(f"the ranking of query row {query_rows[row]} holds product row {ordered[row, place]} twice")
-
-
-def _check_length(places: int, largest: int, num_products: int) -> None:
-    if places < min(largest, num_products) or places == 0:
-        raise ValueError(
-            f"rankings have {places} places, but the largest cut-off is {largest} and the pool has {num_products} "
-            f"products; rank {min(largest, max(num_products, 1))} or lower the cut-offs"
-        )
-
-
-def _check_relevant(judged: Qrels, relevant_grade: int) -> None:
-    highest = int(judged.grade.max(initial=0))
-    if relevant_grade < 1 or highest < relevant_grade:
-        raise ValueError(
-            f"relevant_grade={relevant_grade}: no judgement of these queries in this pool qualifies as relevant "
-            f"({len(judged)} judgements, highest grade {highest}); pass a relevant_grade from 1 to the highest grade, "
-            "or check that the qrels and the pool belong together"
-            if relevant_grade >= 1
-            else f"relevant_grade={relevant_grade} would make unjudged products relevant; pass 1 or more"
-        )
 
 
 def _positions(rows: np.ndarray, of: np.ndarray) -> np.ndarray:
@@ -190,26 +321,6 @@ def _ideal_grades(position: np.ndarray, grade: np.ndarray, num_queries: int, k: 
     inside = place < k
     ideal[position[inside], place[inside]] = grade[inside]
     return ideal
-
-
-def _per_query_metrics(
-    ranked_grades: Tensor,
-    num_relevant: Tensor,
-    ideal_grades: Tensor,
-    *,
-    recall_at: Sequence[int],
-    ndcg_at: Sequence[int],
-    relevant_grade: int,
-) -> dict[str, np.ndarray]:
-    """Float64 [Q] by metric name, NaN where undefined (inside this file only)."""
-    values = {}
-    for k in recall_at:
-        recall = recall_at_k(ranked_grades, num_relevant, k, relevant_grade=relevant_grade).numpy()
-        values[f"recall@{k}"] = np.where(num_relevant.numpy() > 0, recall, np.nan)
-    for k in ndcg_at:
-        ndcg = ndcg_at_k(ranked_grades, ideal_grades, k).numpy()
-        values[f"ndcg@{k}"] = np.where(ideal_grades[:, 0].numpy() > 0, ndcg, np.nan)
-    return values
 
 
 def _mean(values: np.ndarray) -> float | None:
@@ -234,32 +345,26 @@ def _places(ranked: np.ndarray, query: np.ndarray, product: np.ndarray) -> np.nd
     row, place = np.nonzero(ranked >= 0)
     ranked_pairs = row * num_products + ranked[row, place]
     order = np.argsort(ranked_pairs)
-    ranked_pairs, place = ranked_pairs[order], place[order]
+    # A last entry that no pair equals, so that a search never runs past the end.
+    ranked_pairs, place = np.append(ranked_pairs[order], -1), np.append(place[order], 0)
     wanted = query * num_products + product
-    at = np.minimum(np.searchsorted(ranked_pairs, wanted), max(len(ranked_pairs) - 1, 0))
-    if not len(ranked_pairs):
-        return np.full(len(wanted), _NOT_RETRIEVED)
+    at = np.searchsorted(ranked_pairs[:-1], wanted)
     return np.where(ranked_pairs[at] == wanted, place[at], _NOT_RETRIEVED)
 
 
 def _product_slices(
     column: str, values: list[Any], query: np.ndarray, place: np.ndarray, recall_at: Sequence[int]
 ) -> list[Slice]:
+    """Recall of each (query, value) pair that has relevant products, and its mean over queries by value."""
     labels, codes = encode(values)
-    by_cut_off = {k: recall_by_product_value(query, codes, place, k) for k in recall_at}
-    num_queries = np.bincount(np.unique(query * max(len(labels), 1) + codes) % max(len(labels), 1))
-    means = {f"recall@{k}": np.bincount(of, weights=recall) / num_queries for k, (of, recall) in by_cut_off.items()}
+    num_codes = max(len(labels), 1)
+    pairs, pair = np.unique(query * num_codes + codes, return_inverse=True)
+    num_queries, total = np.bincount(pairs % num_codes), np.bincount(pair, minlength=len(pairs))
+    recalls = {k: np.bincount(pair, weights=place < k, minlength=len(pairs)) / total for k in recall_at}
+    means = {k: np.bincount(pairs % num_codes, weights=recall) / num_queries for k, recall in recalls.items()}
     return [
-        Slice("product", column, value, int(num_queries[code]), {m: float(mean[code]) for m, mean in means.items()})
+        Slice(
+            "product", column, value, int(num_queries[code]), {f"recall@{k}": float(means[k][code]) for k in recall_at}
+        )
         for code, value in enumerate(labels)
     ]
-
-
-def _per_query_table(
-    columns: Mapping[str, list[Any]], num_relevant: np.ndarray, values: Mapping[str, np.ndarray]
-) -> pa.Table:
-    texts = {
-        name: pa.array([None if v is None else str(v) for v in column], pa.string()) for name, column in columns.items()
-    }
-    numbers = {metric: pa.array(column, from_pandas=True) for metric, column in values.items()}
-    return pa.table({**texts, "num_relevant": pa.array(num_relevant, pa.int64()), **numbers})

@@ -5,45 +5,56 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import cast
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
 
+import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.constants import REPOCARD_NAME
+from jinja2.meta import find_undeclared_variables
 
-from mmfusion.evaluation.numbers import percent
-from mmfusion.files import is_hub_id, replace_text
-from mmfusion.hub.card_ablation import Ablation, ablation_section, perturbed_variants, read_ablations
-from mmfusion.hub.card_error import CardError
-from mmfusion.hub.card_facts import ModelFacts, fingerprint_of, read_facts, weights_tag
-from mmfusion.hub.card_metadata import card_metadata
-from mmfusion.hub.card_private import check_no_secret
-from mmfusion.hub.card_prose import data_section, label_notice, limits_section, summary
-from mmfusion.hub.card_results import NOT_MEASURED, read_results
-from mmfusion.hub.card_snippets import example_products
-from mmfusion.hub.card_tables import (
-    Measured,
-    perturbed_section,
-    results_section,
-    slices_section,
-    sort_results,
-    weights_section,
+from mmfusion.evaluation import METRICS
+from mmfusion.evaluation.comparison import Ablation
+from mmfusion.evaluation.tables import (
+    Cell,
+    ablation_table,
+    escape_cell,
+    markdown_table,
+    metric_title,
+    perturbed_table,
+    template_environment,
 )
-from mmfusion.hub.card_training import (
-    TrainingRun,
+from mmfusion.files import HUB_ID, is_hub_id, replace_text
+from mmfusion.hub.card_facts import (
+    ModelFacts,
     catalogues_of,
-    compute_section,
+    compute_table,
     encoders_of,
+    fingerprint_of,
+    read_facts,
     read_runs,
-    training_section,
+    training_table,
+    weights_tag,
 )
-from mmfusion.hub.errors import explain
-from mmfusion.markdown import table
+from mmfusion.hub.card_private import check_no_secret, public_text
+from mmfusion.hub.card_results import Measured, Result, read_ablations, read_results, sort_results
+from mmfusion.hub.errors import CardError, explained
 
 WRITTEN = "Written by recipes/card.py"
 DEFAULT_REPO = "org/mm-ecom"
-_PLACE = re.compile(r"\{\{\s*(\w+)\s*\}\}")
+TEMPLATE = Path(__file__).with_name("card.md")
 _REVISION = re.compile(r"[\w][\w./-]*")
+_MADE_BY_PROGRAM = ("synthetic", "generated", "derived", "no human")
+_EXAMPLES = (("Red floral summer dress", 'Image.new("RGB", (192, 256), "red")'), ("Blue denim jacket", "None"))
+# Fields of the metadata: what the Hub takes, and the remedy.
+_FIELDS = {
+    "base_model": (HUB_ID, "give Hub ids (org/name) with --base_model; a folder says nothing to others"),
+    "datasets": (HUB_ID, "give Hub ids (org/name) with --datasets"),
+    "language": (re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|multilingual"), "give ISO 639 codes such as en"),
+    "license": (re.compile(r"[a-z0-9][a-z0-9.+-]*"), "give an identifier of the Hub such as apache-2.0"),
+    "repo": (HUB_ID, "give a Hub id (org/name) with --repo"),
+    "revision": (_REVISION, "give a branch, a tag or a commit"),
+}
 
 
 def write_card(
@@ -66,9 +77,9 @@ def write_card(
 
     Args:
         folder: Model folder, with the `run.json` of its recipe if the training is to be described.
-        results: Files or folders that recipes/evaluate.py wrote. Those of this model, known by its fingerprint, are its
+        results: Files or folders that `mmfusion evaluate` wrote. Those of this model, known by its fingerprint, are its
             results; the others stand beside them.
-        ablation: Output folder of recipes/ablation.py. Without `results`, those of this model in it are taken.
+        ablation: Output folder of `mmfusion ablation`. Without `results`, those of this model in it are taken.
         output: The file; default: README.md in the folder. Only a card that was written here is replaced.
         repo: Hub id for the snippets.
         revision: Branch, tag or commit for the snippets; default: the tag that publishing puts on these weights.
@@ -78,7 +89,7 @@ def write_card(
         datasets: Hub ids of the training data; default: those that the recipes name.
         language: ISO 639 codes of queries and titles; default: not stated.
         license: Of the weights, as the Hub writes it.
-        template: Another template, with the places of model_cards/TEMPLATE.md.
+        template: Another Jinja2 template, with the places of mmfusion/hub/card.md.
 
     Returns:
         The file written.
@@ -88,39 +99,49 @@ def write_card(
             hold an access token, or the file is there and was written by hand.
     """
     output = Path(folder) / REPOCARD_NAME if output is None else Path(output)
-    _check_replaceable(output)
-    if revision is not None and not _REVISION.fullmatch(revision):
-        raise CardError(f"the value is {revision!r}", "field 'revision'", "give a branch, a tag or a commit")
-    facts, runs = read_facts(folder), read_runs(folder)
+    if output.is_file() and WRITTEN not in output.read_text("utf-8", errors="replace"):
+        problem = "this file was not written by recipes/card.py"
+        remedy = "give another --output, or delete it (and put what you wrote into --notes)"
+        raise CardError(problem, str(output), remedy)
+    facts, runs, fingerprint = read_facts(folder), read_runs(folder), fingerprint_of(folder)
+    revision = weights_tag(fingerprint) if revision is None else revision
+    catalogues = catalogues_of(runs)
+    stated = {
+        "base_model": list(base_model) or encoders_of(runs),
+        "datasets": list(datasets) or [name for name in catalogues if is_hub_id(name)],
+        "language": list(language),
+    }
+    for name, values in {**stated, "license": [license], "repo": [repo], "revision": [revision]}.items():
+        pattern, remedy = _FIELDS[name]
+        for value in values:
+            if not pattern.fullmatch(value):
+                raise CardError(f"the value is {value!r}", f"field {name!r}", remedy)
     ablations = read_ablations(ablation) if ablation is not None else []
-    fingerprint = fingerprint_of(folder)
-    given = list(results) or [file for found in ablations for file in found.files.get(fingerprint, [])]
+    own = sorted({found["file"] for one in ablations for found in one.results if found["model"] == fingerprint})
+    given = list(results) or [Path(ablation or "") / file for file in own]
     measured, left_out = sort_results(read_results(given, dataset=dataset), fingerprint, facts.vector_bytes)
-    data = card_metadata(
-        facts,
-        measured,
-        repo=repo,
-        base_model=list(base_model) or encoders_of(runs),
-        datasets=list(datasets) or [name for name in catalogues_of(runs) if is_hub_id(name)],
-        language=language,
-        license=license,
-    )
+    data = _metadata(facts, measured, PurePosixPath(repo).name, license, stated)
     places = {
+        "card_data": data.to_yaml(),
         "title": repo.split("/")[-1],
         "repo": repo,
-        "revision": revision or weights_tag(fingerprint),
-        "products": example_products(facts),
-        "results": results_section(measured, left_out),
-        "ablation": ablation_section(ablations, fingerprint),
-        "slices": slices_section(measured),
-        "perturbed": _perturbed(measured, ablations),
-        "weights": weights_section(measured),
-        "training": training_section(runs),
-        "compute": compute_section(runs),
+        "revision": revision,
+        "data": data,
+        "facts": facts,
+        "fingerprint": fingerprint,
+        "examples": _EXAMPLES,
+        "languages": stated["language"],
+        "sources": _sources(measured, ablations),
+        "measured": measured,
+        "left_out": left_out,
+        "ablations": ablations,
         "notes": _notes(notes),
-        **_prose(facts, measured, ablations, runs, data),
+        "runs": runs,
+        "trained": [run for run in runs if run.minutes is not None],
+        "seeds": list(dict.fromkeys(run.arguments["seed"] for run in runs if "seed" in run.arguments)),
+        "catalogues": catalogues,
     }
-    text = _fill(Path(template) if template is not None else _template_path(), data, places)
+    text = _fill(TEMPLATE if template is None else Path(template), places)
     check_no_secret(text, str(output))
     output.parent.mkdir(parents=True, exist_ok=True)
     replace_text(output, text)
@@ -156,16 +177,14 @@ class LoadedCard:
 
     def table(self) -> str:
         """The metrics as a Markdown table, shares in per cent."""
-        if not self.metrics:
-            return NOT_MEASURED
-        names = list(dict.fromkeys(result.metric_name or result.metric_type for result in self.metrics))
-        values: dict[tuple[str, str], dict[str, str]] = {}
+        values: dict[tuple[str, str], dict[str, Cell]] = {}
         for result in self.metrics:
-            key = (str(result.dataset_name), str(result.dataset_split or "–"))
-            values.setdefault(key, {})[result.metric_name or result.metric_type] = _value(result.metric_value)
-        rows = [["data set", "split", *names]]
-        rows += [[*key, *(found.get(name, "–") for name in names)] for key, found in values.items()]
-        return table(rows)
+            share = isinstance(result.metric_value, float) and 0 <= result.metric_value <= 1
+            row = values.setdefault((str(result.dataset_name), str(result.dataset_split or "–")), {})
+            row[result.metric_name or result.metric_type] = result.metric_value if share else str(result.metric_value)
+        names = list(dict.fromkeys(name for row in values.values() for name in row))
+        rows = [[*key, *map(row.get, names)] for key, row in values.items()]
+        return markdown_table([["data set", "split", *names], *rows]) if rows else "Not measured."
 
 
 def load_card(source: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> LoadedCard:
@@ -180,7 +199,14 @@ def load_card(source: str | Path, *, revision: str | None = None, token: str | b
         HubError: The repository, the revision or the card is not there, or may not be read.
         CardError: The folder holds no card, or its metadata cannot be read.
     """
-    path = _download(str(source), revision, token) if _is_on_hub(source) else _local_card(Path(source))
+    if is_hub_id(source) and not str(source).endswith(".md"):
+        with explained(str(source), revision):
+            path = Path(hf_hub_download(str(source), REPOCARD_NAME, revision=revision, token=token))
+    else:
+        path = Path(source) / REPOCARD_NAME if Path(source).is_dir() else Path(source)
+        if not path.is_file():
+            remedy = "give a Hub id (org/name), or write one with `mmfusion card`"
+            raise CardError("there is no such card", str(path), remedy)
     try:
         return LoadedCard(str(source), ModelCard(path.read_text("utf-8-sig")))
     except Exception as error:
@@ -191,89 +217,89 @@ def load_card(source: str | Path, *, revision: str | None = None, token: str | b
         ) from error
 
 
-def _prose(
-    facts: ModelFacts,
-    measured: Sequence[Measured],
-    ablations: Sequence[Ablation],
-    runs: Sequence[TrainingRun],
-    data: ModelCardData,
-) -> dict[str, str]:
-    return {
-        "summary": summary(facts, data),
-        "label_notice": label_notice(measured, ablations),
-        "limits": limits_section(measured, ablations, runs, data),
-        "data": data_section(measured, ablations, runs),
-    }
+def _metadata(
+    facts: ModelFacts, measured: Sequence[Measured], name: str, license: str, stated: dict[str, list[str]]
+) -> ModelCardData:
+    """What the Hub filters by, and the results that it lists; a field that nobody stated is left out."""
+    tags = ["mmfusion", "sentence-transformers", "retrieval", "e-commerce", "multimodal", "two-tower"]
+    tags += ["matryoshka"] if facts.config.matryoshka_dims else []
+    optional: dict[str, Any] = {}
+    if stated["base_model"]:
+        optional = {"base_model": stated["base_model"], "base_model_relation": "finetune"}
+    if results := [result for part in measured for result in _eval_results(part.own)]:
+        optional |= {"model_name": name, "eval_results": results}
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="feature-extraction",
+        license=license,
+        datasets=stated["datasets"] or None,
+        language=stated["language"] or None,
+        tags=[*tags, "custom_code"],
+        **optional,
+    )
 
 
-def _perturbed(measured: Sequence[Measured], ablations: Sequence[Ablation]) -> str:
-    parts = [perturbed_section(measured), perturbed_variants(ablations)]
-    return "\n\n".join(part for part in parts if part) or NOT_MEASURED
+def _eval_results(result: Result) -> list[EvalResult]:
+    evaluation, name = result.evaluation, public_text(result.dataset)
+    whole = evaluation.pool != "split"
+    return [
+        EvalResult(
+            task_type="information-retrieval",
+            task_name="Product retrieval",
+            dataset_type=name,
+            dataset_name=f"{name}, whole catalogue" if whole else name,
+            # Results of one data set and split are told apart by it: the larger pool is the harder task.
+            dataset_config="whole_catalogue" if whole else None,
+            dataset_split=result.split,
+            dataset_args={
+                "products": evaluation.num_products,
+                "queries": evaluation.num_queries,
+                "relevant_grade": evaluation.relevant_grade,
+                "labels": public_text(evaluation.label_source) or "not stated",
+            },
+            metric_type=metric,
+            metric_name=metric_title(metric),
+            metric_value=round(evaluation.means[metric] or 0.0, 4),
+        )
+        for metric in METRICS
+    ]
+
+
+def _sources(measured: Sequence[Measured], ablations: Sequence[Ablation]) -> list[dict[str, Any]]:
+    """Who made the labels of what; whether a program did."""
+    found = [(part.own.title, part.own.evaluation.label_source) for part in measured]
+    if not found:
+        found = [(f"the ablation's {ablation.split} split", ablation.label_source) for ablation in ablations]
+    public = [[public_text(escape_cell(text)) for text in pair] for pair in dict.fromkeys(found)]
+    by_program = [any(word in labels.lower() for word in _MADE_BY_PROGRAM) for _, labels in public]
+    return [
+        {"of": of, "labels": labels, "by_program": made} for (of, labels), made in zip(public, by_program, strict=True)
+    ]
 
 
 def _notes(path: str | Path | None) -> str:
     if path is None:
-        return "## Notes of the author\n\nNone."
+        return ""
     try:
         text = Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CardError(f"cannot be read ({error})", str(path), "give a Markdown file in UTF-8 with --notes") from error
     check_no_secret(text, str(path))
-    return f"## Notes of the author\n\n{text.strip()}" if text.strip() else "## Notes of the author\n\nNone."
+    return text.strip()
 
 
-def _template_path() -> Path:
-    # An installed package carries the template beside its code; a checkout has it in model_cards/ alone.
-    beside, checkout = Path(__file__).parent, Path(__file__).parents[2]
-    found = [path for path in (beside / "TEMPLATE.md", checkout / "model_cards" / "TEMPLATE.md") if path.is_file()]
-    if not found:
-        raise CardError("the template is missing", str(beside / "TEMPLATE.md"), "install mmfusion again")
-    return found[0]
-
-
-def _fill(template: Path, data: ModelCardData, places: dict[str, str]) -> str:
+def _fill(template: Path, places: dict[str, Any]) -> str:
+    environment = template_environment(template.parent)
+    environment.filters["public_text"] = public_text
+    tables = (ablation_table, perturbed_table, training_table, compute_table)
+    environment.globals.update({function.__name__: function for function in tables})
     try:
         text = template.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CardError(f"cannot be read ({error})", str(template), "give a Markdown file with --template") from error
-    named = set(_PLACE.findall(text))
-    unknown = sorted(named - places.keys() - {"card_data"})
+        named = find_undeclared_variables(environment.parse(text)) - environment.globals.keys()
+    except (OSError, UnicodeDecodeError, jinja2.TemplateSyntaxError) as error:
+        raise CardError(f"cannot be read ({error})", str(template), "give a Jinja2 template with --template") from error
+    unknown = sorted(named - places.keys())
     if unknown or "card_data" not in named:
         what = f"it names the place {unknown[0]!r}" if unknown else "it has no place 'card_data'"
-        known = ", ".join(["card_data", *places])
-        raise CardError(what, str(template), f"the places are {known}")
-    return str(ModelCard.from_template(data, template_str=text, **places)).rstrip() + "\n"
-
-
-def _check_replaceable(output: Path) -> None:
-    if output.is_file() and WRITTEN not in output.read_text("utf-8", errors="replace"):
-        raise CardError(
-            "this file was not written by recipes/card.py",
-            str(output),
-            "give another --output, or delete it (and put what you wrote into --notes)",
-        )
-
-
-def _is_on_hub(source: str | Path) -> bool:
-    return is_hub_id(source) and not str(source).endswith(".md")
-
-
-def _local_card(path: Path) -> Path:
-    card = path / REPOCARD_NAME if path.is_dir() else path
-    if not card.is_file():
-        raise CardError(
-            "there is no such card", str(card), "give a Hub id (org/name), or write one with recipes/card.py"
-        )
-    return card
-
-
-def _download(repo: str, revision: str | None, token: str | bool | None) -> Path:
-    try:
-        return Path(hf_hub_download(repo, REPOCARD_NAME, revision=revision, token=token))
-    except Exception as error:
-        raise explain(error, repo, revision) from error
-
-
-def _value(value: object) -> str:
-    is_share = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
-    return percent(float(value)) if is_share else str(value)  # type: ignore[arg-type]
+        raise CardError(what, str(template), f"the places are {', '.join(places)}")
+    return environment.from_string(text).render(places).rstrip() + "\n"

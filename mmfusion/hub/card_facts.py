@@ -1,28 +1,39 @@
-"""What a model folder says about itself."""
+"""What a model folder says about itself: its config and weights, and how it was trained."""
 
 from __future__ import annotations
 
 import json
 import math
-import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
+from typing import Any
 
-from mmfusion.hub.card_error import CardError
-from mmfusion.hub.card_results import read_json
+from safetensors import SafetensorError, safe_open
+
+from mmfusion.evaluation.tables import Cell, markdown_table
+from mmfusion.files import is_hub_id
+from mmfusion.hub.card_private import public
+from mmfusion.hub.card_results import check_number, read_json
+from mmfusion.hub.errors import CardError
+from mmfusion.hub.recipe_config import without_secrets
 from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
 
-_REMEDY = "give the folder that a recipe wrote (recipes/stage2.py --output)"
-_LARGEST_HEADER = 100_000_000
+_REMEDY = "give the folder that a recipe wrote (`mmfusion stage2 --output`)"
+_RECORD = "run.json"
+_RECORD_REMEDY = "copy the run.json that the recipe wrote, or leave it out"
+_MOST_STAGES = 16
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Attributes:
-    config: Of the model.
-    parameters: Numbers in its safetensors files.
-    columns: Product columns that its texts are made of.
+    """What a model folder says of its model.
+
+    Attributes:
+        config: Of the model.
+        parameters: Numbers in its safetensors files.
+        columns: Product columns that its texts are made of.
     """
 
     config: MMFusionConfig
@@ -35,6 +46,54 @@ class ModelFacts:
         return 4 * self.config.vector_dim
 
 
+@dataclass(frozen=True)
+class TrainingRun:
+    """One recipe on the way to the model, as its `run.json` has it.
+
+    Attributes:
+        recipe: Name of the recipe.
+        arguments: Its arguments by name, nested ones joined with a dot.
+        record: Everything else.
+    """
+
+    recipe: str
+    arguments: Mapping[str, Any]
+    record: Mapping[str, Any]
+
+    @property
+    def minutes(self) -> float | None:
+        """Minutes of fitting; None for a recipe that fits nothing."""
+        seconds = self.record.get("fit_seconds")
+        place = f"{_RECORD}, field 'fit_seconds'"
+        return None if seconds is None else check_number(seconds, 0, math.inf, place, _RECORD_REMEDY) / 60
+
+    @property
+    def versions(self) -> str:
+        """Versions of Python and of packages."""
+        versions = self.record.get("versions")
+        named = versions if isinstance(versions, dict) else {}
+        python = f"Python {self.fact('python') or '–'}"
+        return ", ".join([python, *(f"{name} {public(text)}" for name, text in named.items())])
+
+    def fact(self, name: str) -> str | None:
+        """An entry of the record as it may be published."""
+        value = self.record.get(name)
+        return None if value is None else str(public(value))
+
+    def argument(self, name: str) -> str | None:
+        """An argument as it may be published; None if it was left at None."""
+        value = public(self.arguments.get(name))
+        if value is None or isinstance(value, str):
+            return '""' if value == "" else value
+        return json.dumps(value, ensure_ascii=False)
+
+    def validation(self) -> dict[str, float]:
+        """The last validation metrics by name."""
+        metrics = self.record.get("metrics")
+        found = metrics.items() if isinstance(metrics, dict) else ()
+        return {name: value for name, value in found if name.startswith("val/") and isinstance(value, float)}
+
+
 def read_facts(folder: str | Path) -> ModelFacts:
     """Reads config, processor and the headers of the weights; the weights themselves are not loaded.
 
@@ -45,17 +104,25 @@ def read_facts(folder: str | Path) -> ModelFacts:
     for name in ("config.json", "processor_config.json"):
         if not (folder / name).is_file():
             raise CardError(f"{name} is missing, so this is no model folder", str(folder), _REMEDY)
-    fields = read_json(folder / "config.json", _REMEDY)
-    if fields.get("model_type") != "mmfusion":
-        found = fields.get("model_type")
-        raise CardError(f"this is a {found!r} model", f"{folder / 'config.json'}, field 'model_type'", _REMEDY)
+    kind = read_json(folder / "config.json", _REMEDY).get("model_type")
+    if kind != "mmfusion":
+        raise CardError(f"this is a {kind!r} model", f"{folder / 'config.json'}, field 'model_type'", _REMEDY)
     try:
         config = MMFusionConfig.from_pretrained(str(folder))
     except ValueError as error:
         raise CardError(str(error), str(folder / "config.json"), "correct the field") from error
-    template = read_json(folder / "processor_config.json", _REMEDY).get("product_template", config.product_template)
-    columns = _columns(str(template), folder / "processor_config.json")
-    return ModelFacts(config, _parameters(folder), columns)
+    template = str(
+        read_json(folder / "processor_config.json", _REMEDY).get("product_template", config.product_template)
+    )
+    try:
+        columns = tuple(dict.fromkeys(name for _, name, _, _ in Formatter().parse(template) if name is not None))
+    except ValueError:
+        columns = ()
+    # The names are set into the card's Python.
+    if not columns or not all(name.isidentifier() for name in columns):
+        place = f"{folder / 'processor_config.json'}, field 'product_template'"
+        raise CardError(f"the value is {template!r}", place, "use plain column names")
+    return ModelFacts(config, sum(_numbers_in(path) for path in _weights(folder)), columns)
 
 
 def weights_tag(fingerprint: str) -> str:
@@ -75,30 +142,83 @@ def fingerprint_of(folder: str | Path) -> str:
     return model_fingerprint(model, MMFusionProcessor.from_pretrained(str(folder)))
 
 
-def _columns(template: str, path: Path) -> tuple[str, ...]:
-    try:
-        names = dict.fromkeys(name for _, name, _, _ in Formatter().parse(template) if name is not None)
-    except ValueError as error:
-        raise CardError(str(error), f"{path}, field 'product_template'", "correct the field") from error
-    # The names are set into the card's Python.
-    wrong = next((name for name in names if not name.isidentifier()), None)
-    if wrong is not None or not names:
-        raise CardError(f"the value is {template!r}", f"{path}, field 'product_template'", "use plain column names")
-    return tuple(names)
+def read_runs(folder: str | Path) -> list[TrainingRun]:
+    """The run that wrote a model folder, and those before it as far as their folders are there; the first one first.
+
+    Raises:
+        CardError: A `run.json` is damaged, or a field in it has the wrong type.
+    """
+    runs: list[TrainingRun] = []
+    current: Path | None = Path(folder)
+    while current is not None and (current / _RECORD).is_file() and len(runs) < _MOST_STAGES:
+        path = current / _RECORD
+        record = without_secrets(read_json(path, _RECORD_REMEDY))
+        for name, kind in (("recipe", str), ("arguments", dict)):
+            if not isinstance(record.get(name), kind):
+                problem = f"the value is {record.get(name)!r} where a {kind.__name__} is expected"
+                raise CardError(problem, f"{path}, field {name!r}", _RECORD_REMEDY)
+        runs.insert(0, TrainingRun(record["recipe"], _flat(record["arguments"]), record))
+        base = record["arguments"].get("base")
+        current = Path(base) if isinstance(base, str) else None
+    return runs
 
 
-def _parameters(folder: Path) -> int:
+def encoders_of(runs: Sequence[TrainingRun]) -> list[str]:
+    """Hub ids of the models that the first recipe started from, as far as it names any."""
+    found = [runs[0].arguments.get(name) for name in ("text", "vision", "base")] if runs else []
+    return list(dict.fromkeys(str(name) for name in found if is_hub_id(name)))
+
+
+def catalogues_of(runs: Sequence[TrainingRun]) -> list[str]:
+    """Hub ids or names (the last part of a folder) of the catalogues that the model was trained on."""
+    found = [run.record.get("catalogue") or run.arguments.get("catalogue") for run in runs]
+    names = [name for name in found if isinstance(name, str)]
+    return list(dict.fromkeys(name if is_hub_id(name) else name.rstrip("/").split("/")[-1] for name in names))
+
+
+def training_table(runs: Sequence[TrainingRun]) -> str:
+    """Arguments of each recipe side by side, without folders of the machine."""
+    rows: list[list[Cell]] = [["argument", *(run.recipe for run in runs)]]
+    for name in dict.fromkeys(name for run in runs for name in run.arguments):
+        cells = [run.argument(name) if name in run.arguments else "" for run in runs]
+        if any(cells):
+            rows.append([f"`{name}`", *cells])
+    return markdown_table(rows)
+
+
+def compute_table(runs: Sequence[TrainingRun]) -> str:
+    """Steps, minutes, processors and metrics of each recipe that was fitted."""
+    rows: list[list[Cell]] = [
+        ["", *(run.recipe for run in runs)],
+        ["steps", *(run.fact("steps") for run in runs)],
+        ["minutes of fitting", *(f"{run.minutes:.1f}" for run in runs)],
+        ["CPU cores of the machine", *(run.fact("cpu_count") for run in runs)],
+    ]
+    for name in ("accelerator", "devices", "num_nodes", "strategy", "precision"):
+        rows.append([name, *(run.argument(f"hardware.{name}") for run in runs)])
+    names = dict.fromkeys(name for run in runs for name in run.validation())
+    return markdown_table([*rows, *([name, *(run.validation().get(name) for run in runs)] for name in names)])
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        # Settings of the machine and of the optimiser are read one by one; a free dictionary is one value.
+        nested = isinstance(value, dict) and not name.endswith("_config")
+        found.update(_flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value})
+    return found
+
+
+def _weights(folder: Path) -> list[Path]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise CardError("there are no weights (*.safetensors) in it", str(folder), _REMEDY)
-    return sum(_numbers_in(path) for path in files)
+    return files
 
 
 def _numbers_in(path: Path) -> int:
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, _LARGEST_HEADER)))
-        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
+        with safe_open(path, "numpy") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
         raise CardError(f"damaged ({error})", str(path), "save the model again") from error

@@ -12,7 +12,7 @@ from typing import Any
 
 from huggingface_hub import get_token
 
-from mmfusion.hub.card_error import CardError
+from mmfusion.hub.errors import CardError
 
 _TOKEN = re.compile(r"\b(hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{16})\b")
 _URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>|]+", re.IGNORECASE)

@@ -5,28 +5,31 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 
-from mmfusion.evaluation import Evaluation, ModalityAgreement
+from mmfusion.evaluation import METRICS, Evaluation, ModalityAgreement, PairedDifference, paired_bootstrap
+from mmfusion.evaluation.comparison import Ablation
 from mmfusion.evaluation.evaluation import CONDITIONS
-from mmfusion.hub.card_error import CardError
-
-METRICS = ("recall@100", "ndcg@10")
-NOT_MEASURED = "Not measured."
-NOT_STATED = "Not stated."
-_REQUIRED = tuple(
-    field.name
-    for field in dataclasses.fields(Evaluation)
-    if field.default is dataclasses.MISSING
-    and field.default_factory is dataclasses.MISSING
-    and field.name != "per_query"
+from mmfusion.evaluation.tables import (
+    Cell,
+    differences_table,
+    markdown_table,
+    metric_title,
+    percent,
+    product_slices_table,
+    results_table,
 )
-_AGAIN = "write it again with recipes/evaluate.py"
+from mmfusion.hub.errors import CardError
+
+_OPTIONAL = {"gain", "label_source", "provenance", "per_query"}
+_REQUIRED = tuple(field.name for field in dataclasses.fields(Evaluation) if field.name not in _OPTIONAL)
+_AGAIN = "write it again with `mmfusion evaluate`"
 _ENDING = ".per_query.parquet"
 
 
@@ -56,23 +59,89 @@ class Result:
 
     @property
     def conditions(self) -> tuple[Any, ...]:
-        """What must be alike for two results to stand in one table."""
+        """What must be equal for two results to stand in one table."""
         own = [getattr(self.evaluation, name) for name in CONDITIONS]
         return (self.dataset, self.split, *(json.dumps(value, sort_keys=True) for value in own))
 
     @property
-    def clean(self) -> bool:
-        return self.perturbation == "none"
+    def title(self) -> str:
+        whole = "" if self.evaluation.pool == "split" else ", the whole catalogue competing"
+        return f"{self.dataset or 'data set not stated'}, {self.split} split{whole}"
 
     @property
-    def title(self) -> str:
-        return f"{self.dataset or 'data set not stated'}, {self.split} split" + (
-            "" if self.evaluation.pool == "split" else ", the whole catalogue competing"
-        )
+    def name(self) -> str:
+        seeds = self.evaluation.provenance.get("seeds")
+        over = f" (mean over seeds {', '.join(map(str, seeds))})" if isinstance(seeds, list) and seeds else ""
+        return f"{self.evaluation.name}{over}"
+
+    def values(self) -> list[float | None]:
+        return [self.evaluation.means[metric] for metric in METRICS]
+
+    def against(self, other: Result, metric: str, where: tuple[str, str] | None = None) -> PairedDifference | None:
+        """The difference to another result; None where no query defines the metric."""
+        if None in (result.evaluation.value(metric, where) for result in (self, other)):
+            return None
+        try:
+            return paired_bootstrap(self.evaluation, other.evaluation, metric, where=where)
+        except ValueError as error:
+            raise CardError(str(error), f"{self.path} and {other.path}", "evaluate both alike, or give one") from error
+
+
+@dataclass(frozen=True)
+class Measured:
+    """This model on one split of one data set.
+
+    Attributes:
+        own: The evaluation over unchanged inputs and whole vectors.
+        others: Other models and baselines under the same conditions, lowest nDCG@10 first.
+        changed: This model over perturbed inputs or shortened vectors, under the same conditions.
+    """
+
+    own: Result
+    others: tuple[Result, ...]
+    changed: tuple[Result, ...]
+
+    def perturbed(self) -> list[Result]:
+        return [result for result in self.changed if result.perturbation != "none"]
+
+    def shortened(self) -> list[Result]:
+        return [result for result in self.changed if result.perturbation == "none"]
+
+    def results_table(self) -> str:
+        """This model beside the others, with intervals."""
+        titles = [metric_title(metric) for metric in METRICS]
+        rows: list[list[Cell]] = [["", *titles, *(f"this model against it, {title}" for title in titles)]]
+        for other in self.others:
+            rows.append([other.name, *other.values(), *(self.own.against(other, metric) for metric in METRICS)])
+        bold = (f"**{percent(value)}**" for value in self.own.values())
+        return markdown_table([*rows, ["**this model**", *bold, None, None]])
+
+    def slice_tables(self) -> list[str]:
+        """The same by kind of query and by product; empty if there are no slices."""
+        evaluations = [*(other.evaluation for other in self.others), replace(self.own.evaluation, name="this model")]
+        tables = []
+        for column in dict.fromkeys(column for column, _ in self.own.evaluation.query_parts()):
+            tables.append(results_table(evaluations, slice_by=column))
+            if self.others:
+                cells = {other.name: partial(self.own.against, other) for other in self.others}
+                parts = self.own.evaluation.query_parts(column)
+                tables.append(differences_table("this model against", cells, parts))
+        return [table for table in (*tables, product_slices_table(evaluations)) if table]
+
+    def changes_table(self, changed: Sequence[Result], whole: str) -> str:
+        """This model over changed inputs or vectors, each with its difference to the unchanged ones."""
+        titles = [metric_title(metric) for metric in METRICS]
+        rows: list[list[Cell]] = [["inputs", *titles, *(f"change of {title}" for title in titles)]]
+        rows.append([whole, *self.own.values(), None, None])
+        for result in changed:
+            width = f"{result.bytes_per_product} bytes a product"
+            name = width if result.perturbation == "none" else result.perturbation
+            rows.append([name, *result.values(), *(result.against(self.own, metric) for metric in METRICS)])
+        return markdown_table(rows)
 
 
 def read_results(paths: Sequence[str | Path], *, dataset: str | None = None) -> list[Result]:
-    """Reads what recipes/evaluate.py wrote.
+    """Reads what `mmfusion evaluate` wrote.
 
     Args:
         paths: JSON files, or folders of them (all of a folder are taken, oldest first).
@@ -86,48 +155,84 @@ def read_results(paths: Sequence[str | Path], *, dataset: str | None = None) -> 
     return [_read(file, dataset) for file in dict.fromkeys(files)]
 
 
-def _files(path: Path) -> list[Path]:
-    if path.is_dir():
-        found = [p.with_name(f"{p.name.removesuffix(_ENDING)}.json") for p in path.glob(f"*{_ENDING}")]
-        found = [file for file in found if file.is_file()]
-        if not found:
-            raise CardError("this folder holds no evaluation", str(path), f"run recipes/evaluate.py --output {path}")
-        return sorted(found, key=lambda file: (file.stat().st_mtime_ns, file.name))
-    if not path.is_file():
-        raise CardError("there is no such file or folder", str(path), "give a result file (NAME.json) or its folder")
-    if path.suffix != ".json":
-        raise CardError("this is not the JSON file of an evaluation", str(path), "give NAME.json, or the folder")
-    return [path]
+def sort_results(results: Sequence[Result], fingerprint: str, vector_bytes: int) -> tuple[list[Measured], list[Result]]:
+    """Tells this model's results from those of others.
+
+    Args:
+        results: All results.
+        fingerprint: Of this model.
+        vector_bytes: Size of its whole vectors in float32.
+
+    Returns:
+        One entry for each data set, split and pool that this model was measured on, and the results that share their
+        conditions with none of them.
+
+    Raises:
+        CardError: None is of this model; two of this model are of one data set, split and pool; or a result of this
+            model does not say how long its vectors were.
+    """
+    own = []
+    for result in results:
+        if result.model != fingerprint:
+            continue
+        # A result without the field is of a version that had no shortened vectors, and marked no baseline, either.
+        if "bytes_per_product" not in result.evaluation.provenance:
+            problem = "the field is missing, so that a baseline cannot be told from the model"
+            field = f"{result.path}, field 'provenance.bytes_per_product'"
+            raise CardError(problem, field, "evaluate again with `mmfusion evaluate`")
+        own += [result] if result.bytes_per_product is not None else []
+    whole = [result for result in own if result.perturbation == "none" and result.bytes_per_product == vector_bytes]
+    if results and not whole:
+        found = ", ".join(sorted({f"{result.path.name}: {result.model[:12] or 'no model'}" for result in results})[:6])
+        raise CardError(
+            f"none of {len(results)} results is of this model over unchanged inputs (its fingerprint begins "
+            f"{fingerprint[:12]}; they have {found})",
+            f"{results[0].path.parent}, field 'provenance.model'",
+            "evaluate it: mmfusion evaluate --base FOLDER, with the folder that the card is for",
+        )
+    seen: dict[tuple[str, str, str], Result] = {}
+    for result in whole:
+        if not result.dataset:
+            raise CardError(
+                "the field is missing, and no --dataset was given",
+                f"{result.path}, field 'provenance.catalogue'",
+                "give --dataset NAME, the name of the catalogue that these results are of",
+            )
+        first = seen.setdefault((result.dataset, result.split, result.evaluation.pool), result)
+        if first is not result:
+            raise CardError(
+                f"{first.path} has numbers of this model for the same data set, split and pool",
+                str(result.path),
+                "give only one of the two files",
+            )
+    measured = []
+    for result in whole:
+        same = [other for other in results if other.conditions == result.conditions and other is not result]
+        others = [other for other in same if other.perturbation == "none" and other not in own]
+        others.sort(key=lambda other: other.evaluation.means["ndcg@10"] or 0.0)
+        measured.append(Measured(result, tuple(others), tuple(other for other in same if other in own)))
+    placed = [one for part in measured for one in (part.own, *part.others, *part.changed)]
+    return measured, [result for result in results if result not in placed]
 
 
-def _read(path: Path, dataset: str | None) -> Result:
-    fields = read_json(path, _AGAIN)
-    for name in _REQUIRED:
-        if name not in fields:
-            raise CardError("the field is missing", f"{path}, field {name!r}", _AGAIN)
-    table = path.with_name(f"{path.stem}{_ENDING}")
-    if not table.is_file():
-        raise CardError(f"{table.name} is missing beside it", str(path), "copy it there; intervals need its queries")
-    try:
-        evaluation = Evaluation.load(path.parent, path.stem)
-    except (TypeError, KeyError, ValueError, AttributeError, OSError) as error:
-        raise CardError(f"damaged ({error})", str(path), _AGAIN) from error
-    _check_numbers(evaluation, path)
-    provenance = evaluation.provenance
-    split = _text(provenance, "split", path)
-    if not split:
-        raise CardError("the field is missing", f"{path}, field 'provenance.split'", _AGAIN)
-    named = _text(provenance, "catalogue", path)
-    return Result(
-        path=path,
-        evaluation=evaluation,
-        dataset=" ".join((named or dataset or "").split()),
-        split=split,
-        perturbation=_text(provenance, "perturbation", path) or "none",
-        model="" if provenance.get("baseline", "none") != "none" else _text(provenance, "model", path),
-        bytes_per_product=_bytes(provenance, path),
-        agreement=_agreement(path),
-    )
+def read_ablations(folder: str | Path) -> list[Ablation]:
+    """The numbers of an output folder of `mmfusion ablation`, test first.
+
+    Raises:
+        CardError: There are none, or a file is damaged.
+    """
+    paths = sorted(Path(folder).glob("ablation.*.json"))
+    if not paths:
+        problem = "there is no ablation (ablation.SPLIT.json) in it"
+        raise CardError(problem, str(folder), f"run `mmfusion ablation --output {folder}`")
+    ablations = []
+    for path in paths:
+        try:
+            ablations.append(Ablation.load(path))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            remedy = "run `mmfusion ablation --table_only true`, which writes it again from finished steps"
+            raise CardError(f"damaged ({error})", str(path), remedy) from error
+    return sorted(ablations, key=lambda ablation: ("test", "val", "train").index(ablation.split))
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
@@ -157,59 +262,86 @@ def check_number(value: Any, low: float, high: float, place: str, remedy: str) -
     return float(value)
 
 
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        found = [p.with_name(f"{p.name.removesuffix(_ENDING)}.json") for p in path.glob(f"*{_ENDING}")]
+        if files := sorted((file for file in found if file.is_file()), key=lambda f: (f.stat().st_mtime_ns, f.name)):
+            return files
+        raise CardError("this folder holds no evaluation", str(path), f"run `mmfusion evaluate --output {path}`")
+    if not path.is_file():
+        raise CardError("there is no such file or folder", str(path), "give a result file (NAME.json) or its folder")
+    if path.suffix != ".json":
+        raise CardError("this is not the JSON file of an evaluation", str(path), "give NAME.json, or the folder")
+    return [path]
+
+
+def _read(path: Path, dataset: str | None) -> Result:
+    fields = read_json(path, _AGAIN)
+    per_query = path.with_name(f"{path.stem}{_ENDING}")
+    if missing := [name for name in _REQUIRED if name not in fields]:
+        raise CardError("the field is missing", f"{path}, field {missing[0]!r}", _AGAIN)
+    if not per_query.is_file():
+        problem = f"{per_query.name} is missing beside it"
+        raise CardError(problem, str(path), "copy it there; intervals need its queries")
+    try:
+        evaluation = Evaluation.load(path.parent, path.stem)
+    except (TypeError, KeyError, ValueError, AttributeError, OSError) as error:
+        raise CardError(f"damaged ({error})", str(path), _AGAIN) from error
+    _check_numbers(evaluation, path)
+    provenance = {"split": "", "catalogue": "", "perturbation": "", "model": "", **evaluation.provenance}
+    size = provenance.get("bytes_per_product")
+    problems = {
+        "split": "" if provenance["split"] else "the field is missing",
+        "bytes_per_product": ""
+        if size is None or (type(size) is int and size > 0)
+        else f"the value is {size!r} where a positive integer is expected",
+    }
+    for name in ("split", "catalogue", "perturbation", "model"):
+        if not isinstance(provenance[name], str):
+            problems[name] = f"the value is {provenance[name]!r} where a text is expected"
+    for name, problem in problems.items():
+        if problem:
+            raise CardError(problem, f"{path}, field 'provenance.{name}'", _AGAIN)
+    return Result(
+        path=path,
+        evaluation=evaluation,
+        dataset=" ".join((provenance["catalogue"] or dataset or "").split()),
+        split=provenance["split"],
+        perturbation=provenance["perturbation"] or "none",
+        model=provenance["model"] if provenance.get("baseline", "none") == "none" else "",
+        bytes_per_product=size,
+        agreement=_agreement(path),
+    )
+
+
 def _check_numbers(evaluation: Evaluation, path: Path) -> None:
-    for metric in METRICS:
-        if evaluation.means.get(metric) is None:
-            raise CardError("there is no number", f"{path}, field 'means.{metric}'", _AGAIN)
-    for metric, mean in evaluation.means.items():
-        if mean is not None:
-            check_number(mean, 0, 1, f"{path}, field 'means.{metric}'", _AGAIN)
+    numbers = {f"'means.{metric}'": evaluation.means.get(metric) for metric in (*METRICS, *evaluation.means)}
     for part in evaluation.slices:
-        for metric, mean in part.metrics.items():
-            if mean is not None:
-                place = f"{path}, field 'slices' ({part.column}={part.value}, {metric})"
-                check_number(mean, 0, 1, place, _AGAIN)
+        numbers.update((f"'slices' ({part.column}={part.value}, {m})", mean) for m, mean in part.metrics.items())
+    for place, number in numbers.items():
+        if number is not None:
+            check_number(number, 0, 1, f"{path}, field {place}", _AGAIN)
     for metric in METRICS:
-        if metric not in evaluation.per_query.column_names:
-            raise CardError("the column is missing", f"{path.stem}{_ENDING}, column {metric!r}", _AGAIN)
-        found, said = pc.mean(evaluation.per_query[metric]).as_py(), evaluation.means[metric]
+        said, known = evaluation.means.get(metric), metric in evaluation.per_query.column_names
+        found = pc.mean(evaluation.per_query[metric]).as_py() if known else None
         # A number that was typed into the JSON file is not a measured one.
-        if found is None or said is None or abs(found - said) > 1e-6:
-            raise CardError(
-                f"says {said}, but the mean of {path.stem}{_ENDING} is {found}",
-                f"{path}, field 'means.{metric}'",
-                _AGAIN,
-            )
-
-
-def _text(provenance: Mapping[str, Any], name: str, path: Path) -> str:
-    value = provenance.get(name, "")
-    if not isinstance(value, str):
-        raise CardError(
-            f"the value is {value!r} where a text is expected", f"{path}, field 'provenance.{name}'", _AGAIN
-        )
-    return value
-
-
-def _bytes(provenance: Mapping[str, Any], path: Path) -> int | None:
-    value = provenance.get("bytes_per_product")
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        place = f"{path}, field 'provenance.bytes_per_product'"
-        raise CardError(f"the value is {value!r} where a positive integer is expected", place, _AGAIN)
-    return value
+        if said is None or found is None or abs(found - said) > 1e-6:
+            problem = f"says {said}, but the mean of {path.stem}{_ENDING} is {found}"
+            place = f"{path}, field 'means.{metric}'"
+            raise CardError("there is no number" if said is None else problem, place, _AGAIN)
 
 
 def _agreement(path: Path) -> ModalityAgreement | None:
     beside = path.with_name(f"{path.stem}.weights.json")
     if not beside.is_file():
         return None
-    remedy = "run recipes/evaluate.py --weights_agree true again"
-    fields = read_json(beside, remedy)
-    for name in (field.name for field in dataclasses.fields(ModalityAgreement)):
-        value = fields.get(name, "missing")
-        if name.startswith("num_") or value is not None:
-            check_number(value, -1 if not name.startswith("num_") else 0, math.inf, f"{beside}, field {name!r}", remedy)
+    remedy = "run `mmfusion evaluate --weights_agree true` again"
     try:
-        return ModalityAgreement(**fields)
+        agreement = ModalityAgreement(**read_json(beside, remedy))
     except TypeError as error:
         raise CardError(f"damaged ({error})", str(beside), remedy) from error
+    for name, value in vars(agreement).items():
+        if name.startswith("num_") or value is not None:
+            low, high = (0, math.inf) if name.startswith("num_") else (-1, 1)
+            check_number(value, low, high, f"{beside}, field {name!r}", remedy)
+    return agreement

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mmfusion.files import replace_text
-from mmfusion.hub.card_error import CardError
 from mmfusion.hub.card_private import check_no_secret, public
+from mmfusion.hub.errors import CardError
 
 RECIPE_FILE = "recipe.json"
 _SHOWN = ("recipe", "arguments", "versions", "python", "parameters", "seconds_since_start")

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from mmfusion.evaluation import Evaluation, PairedDifference, numbers, paired_bootstrap
-from mmfusion.evaluation.numbers import metric_title, percent
+from mmfusion.evaluation import Evaluation, PairedDifference, paired_bootstrap, tables
+from mmfusion.evaluation.tables import metric_title, percent
 from mmfusion.report.html import Html, foreign, join, table, tag
 
 
@@ -58,12 +58,12 @@ def ablation_table(ablations: dict[str, list[Step]]) -> Html:
 
 def interval(found: PairedDifference) -> str:
     """A difference in points with its interval, with true minus signs."""
-    return numbers.interval(found).replace("-", "−")
+    return tables.interval(found).replace("-", "−")
 
 
 def points(difference: float) -> str:
     """A signed difference in points, with a true minus sign."""
-    return numbers.points(difference).replace("-", "−")
+    return tables.points(difference).replace("-", "−")
 
 
 def _gain(found: PairedDifference | None) -> Html:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from mmfusion.evaluation.numbers import metric_title, percent
+from mmfusion.evaluation.tables import metric_title, percent
 from mmfusion.report.ablation import Step, interval, points
 from mmfusion.report.html import Html, foreign, join, tag
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmfusion.data.tables import Rows
-from mmfusion.evaluation.numbers import percent
+from mmfusion.evaluation.tables import percent
 from mmfusion.report.ablation import points
 from mmfusion.report.choice import METRIC, Chosen, Kind
 from mmfusion.report.html import Html, foreign, join, tag

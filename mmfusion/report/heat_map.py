@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mmfusion.evaluation import Evaluation
-from mmfusion.evaluation.numbers import metric_title, percent
+from mmfusion.evaluation.tables import metric_title, percent
 from mmfusion.report.ablation import points
 from mmfusion.report.html import Html, foreign, join, table, tag
 

@@ -15,16 +15,13 @@ import pytest
 from commands import config_of
 from processes import run_to_end
 
-from mmfusion.ablation import AblationError, AblationSettings, run_ablation
-from mmfusion.ablation.bases import read_embedding_dim
-from mmfusion.ablation.collect import Results, average, collect
-from mmfusion.ablation.compare import Row, compare, difference
-from mmfusion.ablation.page import markdown_page
+from mmfusion.ablation import AblationError, AblationSettings, run_ablation, with_bases
+from mmfusion.ablation.ablation import collect, write_ablation
 from mmfusion.ablation.plan import AblationStep, plan_ablation
-from mmfusion.ablation.run import StepFailedError, duration, run_steps, tail, time_left
+from mmfusion.ablation.steps import StepFailedError, duration, run_steps, tail, time_left
 from mmfusion.ablation.variants import all_variants, reasons_not_run
-from mmfusion.ablation.write import write_ablation
 from mmfusion.evaluation import Evaluation, Slice
+from mmfusion.evaluation.comparison import Ablation, Results, Row, average, compare, difference
 from mmfusion.stages import Optimization
 from mmfusion.training import starting_base
 
@@ -203,7 +200,9 @@ def test_every_flag_is_one_of_its_recipe(tmp_path: Path) -> None:
 
 def test_the_width_of_the_base_is_read_from_its_folder(tmp_path: Path) -> None:
     tiny = starting_base(None, tmp_path)
-    assert read_embedding_dim(tiny) == read_embedding_dim(None) == 64
+    found = with_bases(settings_in(tmp_path, base=tiny, vision_blocks=None, embedding_dim=None))
+    assert found.embedding_dim == with_bases(settings_in(tmp_path, base=None)).embedding_dim == 64
+    assert found.vision_blocks and found.larger_vision_blocks is None
 
 
 @pytest.mark.parametrize(
@@ -261,7 +260,7 @@ def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "stand_ins"
     folder.mkdir()
     (folder / "mmfusion.py").write_text(STAND_IN)
-    monkeypatch.setattr("mmfusion.ablation.run.MMFUSION", (sys.executable, str(folder / "mmfusion.py")))
+    monkeypatch.setattr("mmfusion.ablation.steps.MMFUSION", (sys.executable, str(folder / "mmfusion.py")))
     return folder
 
 
@@ -301,7 +300,7 @@ def test_a_table_alone_runs_nothing_and_shows_what_is_finished(
     run_steps(text_only)
     calls(stand_ins)
     done = evaluation("text_only", around(0.5))
-    monkeypatch.setattr("mmfusion.ablation.collect.Evaluation.load", lambda folder, name: done)
+    monkeypatch.setattr("mmfusion.ablation.ablation.Evaluation.load", lambda folder, name: done)
     run_ablation(settings, table_only=True)
     assert calls(stand_ins) == []
     page = (tmp_path / "out" / "ablation.val.md").read_text()
@@ -354,20 +353,19 @@ def test_seeds_are_averaged_query_by_query_before_the_bootstrap() -> None:
 def test_variants_with_other_seeds_are_compared_on_the_common_ones() -> None:
     one = {0: evaluation("a", [0.6, 0.6]), 7: evaluation("a", [0.0, 0.0])}
     other = {0: evaluation("b", [0.5, 0.5]), 8: evaluation("b", [1.0, 1.0])}
-    assert difference(one, other, "ndcg@10", num_resamples=9).difference == pytest.approx(0.1)
-    with pytest.raises(AblationError, match="no seed is common"):
-        difference({7: one[7]}, other, "ndcg@10")
-    assert difference(one, {None: evaluation("bm25", [0.1, 0.1])}, "ndcg@10", num_resamples=9).first == pytest.approx(
-        0.3
-    )
+    found = difference(one, other, "ndcg@10", num_resamples=9)
+    assert found is not None and found.difference == pytest.approx(0.1)
+    assert difference({7: one[7]}, other, "ndcg@10") is None
+    unseeded = difference(one, {None: evaluation("bm25", [0.1, 0.1])}, "ndcg@10", num_resamples=9)
+    assert unseeded is not None and unseeded.first == pytest.approx(0.3)
 
 
 def test_seeds_that_were_evaluated_differently_are_refused() -> None:
     first = evaluation("a", [0.5, 0.5])
-    with pytest.raises(AblationError, match="num_products=10 but 'b' has 11"):
+    with pytest.raises(ValueError, match="num_products=10 but 'b' has num_products=11"):
         average({0: first, 1: evaluation("b", [0.5, 0.5], num_products=11)}, "a")
     renamed = first.per_query.set_column(0, "query_id", pa.array(["q0", "q9"]))
-    with pytest.raises(AblationError, match="differ in queries"):
+    with pytest.raises(ValueError, match="differ in queries"):
         average({0: first, 1: dataclasses.replace(first, per_query=renamed)}, "a")
 
 
@@ -387,7 +385,7 @@ def synthetic_results() -> Results:
 
 def rows_of(settings: AblationSettings, results: Results) -> dict[str, Row]:
     rows = compare(all_variants(settings), results, reasons_not_run(settings), num_resamples=200)
-    return {row.variant.name: row for row in rows}
+    return {row.name: row for row in rows}
 
 
 def test_variants_out_of_order_are_marked(tmp_path: Path) -> None:
@@ -395,11 +393,11 @@ def test_variants_out_of_order_are_marked(tmp_path: Path) -> None:
     rows = rows_of(settings, synthetic_results())
     assert [name for name, row in rows.items() if row.out_of_order()] == ["concat", "one_stage"]
     found = rows["naive_concat"].get("ndcg@10")
-    assert found.before is not None and found.text_only is not None
-    assert 0.05 < found.before.low < found.before.high < 0.15 and found.before == found.text_only
+    assert found is not None and found.before is not None and found.reference is not None
+    assert 0.05 < found.before.low < found.before.high < 0.15 and found.before == found.reference
     visual = rows["cross_attention"].get("recall@100", "kind", "visual")
-    assert visual.text_only is not None and visual.text_only.num_queries == 30
-    assert (rows["gated"].mean, rows["gated"].not_run) == (None, "not run yet")
+    assert visual is not None and visual.reference is not None and visual.reference.num_queries == 30
+    assert (rows["gated"].compared, rows["gated"].not_run) == ((), "not run yet")
     assert rows["larger_generic"].not_run.startswith("no --larger_base")
 
 
@@ -412,26 +410,37 @@ def test_a_variant_is_compared_with_the_nearest_one_that_was_run(tmp_path: Path)
 
 
 def test_the_table_says_what_was_run_what_was_not_and_how(tmp_path: Path) -> None:
-    settings = settings_in(tmp_path, fusions=("gated", "cross_attention"), perturbations=("photos_shuffled",))
+    settings = settings_in(
+        tmp_path, seeds=(0, 1), fusions=("gated", "cross_attention"), perturbations=("photos_shuffled",)
+    )
     results = synthetic_results()
-    rows = list(rows_of(settings, results).values())
-    page = markdown_page(settings, rows, results, plan_ablation(settings))
+    settings.output.joinpath("val").mkdir()
+    steps = plan_ablation(settings)
+    for step in steps:
+        found = results.get((step.variant, step.perturbation), {}).get(step.seed)
+        if step.name and found:
+            dataclasses.replace(found, name=step.name).save(step.folder)
+    finished = [step for step in steps if (step.folder / f"{step.name}.json").is_file()]
+    numbers = write_ablation(settings, steps, finished)
+    page, table_file, picture = (tmp_path / f"ablation.val{ending}" for ending in (".md", ".csv", ".png"))
+    page = page.read_text()
     lines = {line.split("|")[1].split(":")[0].strip(): line for line in page.splitlines() if line.startswith("|")}
     assert "**out of order**: Recall@100, nDCG@10" in next(x for x in page.splitlines() if x.startswith("| concat:"))
     assert "not run: no --larger_base was given" in lines["larger_generic"]
     assert lines["cross_attention, photos_shuffled against text_only"].count("[-") == 2
     assert "Fewer than 3 seeds" in page and "commit: no step has finished" in page
     assert "mmfusion stage2 " in page and "--output $OUT/seed0/concat" in page and "--base $BASE" in page
-    paths = write_ablation(tmp_path, "val", rows, results, page)
-    table = list(csv.DictReader(paths[1].open()))
+    assert Ablation.load(tmp_path / "ablation.val.json") == numbers
+    table = list(csv.DictReader(table_file.open()))
     concat = [
         r for r in table if (r["variant"], r["metric"], r["seed"], r["value"]) == ("concat", "ndcg@10", "mean", "")
     ]
     assert concat[0]["status"] == "out of order" and float(concat[0]["before_high"]) < 0
     assert {r["seed"] for r in table if r["variant"] == "text_only"} == {"mean", "0", "1"}
     assert any(r["perturbation"] == "photos_shuffled" and r["mean"] for r in table)
-    assert paths[2].stat().st_size > 10_000
-    assert Evaluation.load(tmp_path / "val" / "mean", "concat").means == rows[3].mean.means  # type: ignore[union-attr]
+    assert picture.stat().st_size > 10_000
+    mean = Evaluation.load(tmp_path / "val" / "mean", "concat").means
+    assert [found.mean for found in numbers.rows[3].overall()] == list(mean.values())
 
 
 def test_results_are_read_by_variant_seed_and_perturbation(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 import torch
 
 from mmfusion.embedding import EmbeddedCatalogue
-from mmfusion.markdown import table
+from mmfusion.evaluation.tables import markdown_table as table
 from mmfusion.onnx import OnnxQueryTower, export_query_tower
 from mmfusion.retrieval import ProductIndex, Searcher, TorchQueryEncoder
 from mmfusion.retrieval.query_tower import load_query_tower

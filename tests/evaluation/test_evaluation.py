@@ -28,6 +28,7 @@ from mmfusion.evaluation import (
     paired_bootstrap,
     rank,
     rank_bm25,
+    write_evaluation,
 )
 from mmfusion.evaluation.bm25 import query_words, tokenize
 
@@ -351,14 +352,14 @@ def test_evaluate_refuses_input_that_does_not_fit(arguments: dict[str, Any], mes
 
 def test_save_writes_every_number_with_its_conditions(tmp_path: Path) -> None:
     result = example(name="fusion", label_source="made up", provenance={"command": "evaluate 🧥"}, recall_at=(1, 2))
-    paths = result.save(tmp_path / "deep" / "folder", "test")
-    endings = ["json", "slices.csv", "per_query.parquet", "md", "png"]
+    paths = write_evaluation(result, tmp_path / "deep" / "folder", "test")
+    endings = ["json", "per_query.parquet", "slices.csv", "md", "png"]
     assert [path.name for path in paths] == [f"test.{ending}" for ending in endings]
     assert Evaluation.load(tmp_path / "deep" / "folder", "test") == result
     fields = json.loads(paths[0].read_text("utf-8"))
     assert fields["provenance"] == {"command": "evaluate 🧥"}
     assert (fields["pool"], fields["relevant_grade"], fields["num_products"]) == ("split", 3, 3)
-    rows = list(csv.DictReader(paths[1].read_text("utf-8").splitlines()))
+    rows = list(csv.DictReader(paths[2].read_text("utf-8").splitlines()))
     assert [(row["table"], row["value"]) for row in rows] == [
         ("all", ""),
         ("query", "textual"),

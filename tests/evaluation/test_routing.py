@@ -7,7 +7,8 @@ import pytest
 import torch
 from test_comparison import evaluation
 
-from mmfusion.evaluation.routing import format_router_weights, router_weights
+from mmfusion.evaluation.tables import router_weights_table
+from mmfusion.evaluation.weights import router_weights
 from mmfusion.model.vectors_mmfusion import routed_queries, shorten
 
 
@@ -38,5 +39,5 @@ def test_the_table_is_the_mean_of_the_seeds_and_empty_without_a_router() -> None
         replace(plain, provenance={"router_weights": {"all": {"fused": 0.6, "text": text, "image": 0.4 - text}}})
         for text in (0.1, 0.3)
     ]
-    assert format_router_weights([plain]) == ""
-    assert "| all | 60.0 | 20.0 | 20.0 |" in format_router_weights([plain, *seeds])
+    assert router_weights_table([plain]) == ""
+    assert "| all | 60.0 | 20.0 | 20.0 |" in router_weights_table([plain, *seeds])

@@ -20,7 +20,7 @@ from mmfusion.ablation.compare import compare
 from mmfusion.ablation.variants import all_variants
 from mmfusion.ablation.write import ablation_csv
 from mmfusion.evaluation import Evaluation, Slice, paired_bootstrap
-from mmfusion.evaluation.numbers import interval, percent
+from mmfusion.evaluation.tables import interval, percent
 from mmfusion.hub import load_card
 from mmfusion.hub.card import write_card
 from mmfusion.hub.card_error import CardError

@@ -24,7 +24,7 @@ from PIL import Image
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.evaluation import Evaluation, evaluate_rankings, paired_bootstrap
-from mmfusion.evaluation.numbers import percent
+from mmfusion.evaluation.tables import percent
 from mmfusion.report import Questions, Ranking, build_report, choose, load_variants, write_page
 from mmfusion.report.ablation import climb, points
 from mmfusion.report.bars import Scale
