@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mmfusion.ablation import AblationSettings, run_ablation
-from mmfusion.ablation.bases import count_vision_blocks, read_embedding_dim
+from mmfusion.ablation import AblationSettings, run_ablation, with_bases
 from mmfusion.evaluation.perturb import Perturbation
 from mmfusion.stages import Optimization
 
@@ -41,7 +40,7 @@ class Config(AblationSettings):
 
 
 def main(config: Config) -> None:
-    """Writes ablation.<split>.md, .csv and .png; run again to go on where it stopped.
+    """Writes ablation.<split>.md, .json, .csv and .png; run again to go on where it stopped.
 
     Each variant is trained and evaluated by other commands, as processes whose logs are beside their folders.
     """
@@ -52,12 +51,9 @@ def main(config: Config) -> None:
         base=_absolute(config.base),
         larger_base=_absolute(config.larger_base),
         feature_cache=None if config.feature_cache is None else config.feature_cache.absolute(),
-        vision_blocks=None if config.base is None else count_vision_blocks(config.base),
-        larger_vision_blocks=None if config.larger_base is None else count_vision_blocks(config.larger_base),
-        embedding_dim=read_embedding_dim(config.base),
     )
     run_ablation(
-        settings,
+        with_bases(settings),
         keep_working_files=config.keep_working_files,
         dry_run=config.dry_run,
         table_only=config.table_only,

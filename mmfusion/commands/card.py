@@ -25,7 +25,7 @@ class Config:
         datasets: Hub ids of the training data; default: the one that stage 1 and 2 were given.
         language: ISO 639 codes of queries and titles, e.g. [en].
         license: Of the weights, as the Hub writes it.
-        template: Another template, with the places of model_cards/TEMPLATE.md.
+        template: Another Jinja2 template, with the places of mmfusion/hub/card.md.
         show: Hub id or folder of a model whose metrics are printed; nothing is written.
     """
 

@@ -3,26 +3,33 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mmfusion.data.catalogue import Catalogue
-from mmfusion.data.qrels import Qrels
 from mmfusion.data.tables import ProductTable, QueryTable, Rows
-from mmfusion.evaluation import Evaluation, evaluate_rankings, format_comparison, modality_agreement, rank, rank_bm25
+from mmfusion.evaluation import (
+    Evaluation,
+    evaluate_pool,
+    format_comparison,
+    modality_agreement,
+    rank,
+    rank_bm25,
+    write_evaluation,
+)
+from mmfusion.evaluation.evaluate import PLACES, default_slices, pool_rows, take
 from mmfusion.evaluation.perturb import Perturbation, PerturbedInputs, no_text, perturbed_inputs
-from mmfusion.evaluation.routing import PROVENANCE, format_router_weights, router_weights
-from mmfusion.evaluation.slices import take
+from mmfusion.evaluation.tables import router_weights_table
+from mmfusion.evaluation.weights import router_weights
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.retrieval.embedding import EmbeddedProducts, FloatArray, check_width, embed_products, embed_queries
 from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.training.features import cache_pool
 from mmfusion.training.output_lock import take_lock
 from mmfusion.training.sources import load_base, load_catalogue
-
-PLACES = 100
 
 
 @dataclass
@@ -89,22 +96,29 @@ def main(config: Config) -> None:
     lock = take_lock(folder)
     model, processor = load_base(config.base)
     check_width(model.config, config.truncate_dim, config.allow_untrained_width)
-    products = load_catalogue(config.catalogue, config.base, folder)
-    by_model, perturbed = config.ranker == "model", [config.perturb] if config.perturb != "none" else []
-    query_rows = products.judged_queries(config.split)
-    product_rows = products.product_rows(config.split if config.pool == "split" else None)
-    inputs = perturbed_inputs(config.perturb, product_rows, len(products.products), config.seed)
-    if config.ranker == "bm25":
-        ranked = _rank_bm25(products, processor, query_rows, product_rows, inputs)
+    catalogue = load_catalogue(config.catalogue, config.base, folder)
+    query_rows, product_rows = pool_rows(catalogue, config.split, config.pool)
+    inputs = perturbed_inputs(config.perturb, product_rows, len(catalogue.products), config.seed)
+    by_model = config.ranker == "model"
+    sliced_by = default_slices(catalogue) if config.query_slices is None else config.query_slices
+    provenance = {
+        "model": model_fingerprint(model, processor),
+        "baseline": "none" if by_model else config.ranker,
+        "perturbation": config.perturb,
+        "seed": config.seed,
+        "bytes_per_product": None,
+    }
+    if not by_model:
+        columns = _rank_bm25(catalogue, processor, query_rows, product_rows, inputs)
     else:
         blocks = config.freeze_vision_blocks if inputs.photos else 0
-        cache = cache_pool(model.eval(), processor, products, product_rows, blocks, config.feature_cache)
+        cache = cache_pool(model.eval(), processor, catalogue, product_rows, blocks, config.feature_cache)
 
         def embed(read: PerturbedInputs) -> EmbeddedProducts:
             found = embed_products(
                 model,
                 processor,
-                products,
+                catalogue,
                 product_rows,
                 batch_size=config.batch_size,
                 num_workers=config.num_workers,
@@ -115,55 +129,44 @@ def main(config: Config) -> None:
             )
             return found._replace(embeds=_shorten(model, found.embeds, config.truncate_dim))
 
-        embedded = embed(inputs)
-        queries = embed_queries(model, processor, products, query_rows, rewrite=inputs.query_text)
+        products = embed(inputs)
+        queries = embed_queries(model, processor, catalogue, query_rows, rewrite=inputs.query_text)
         queries = _shorten(model, queries, config.truncate_dim)
-        _, columns = rank(queries, embedded.embeds, PLACES, products.product_ids[product_rows])
-        ranked = _rows(columns.numpy(), product_rows)
-    qrels = products.split_qrels(config.split) if config.pool == "split" else products.qrels
-    sliced_by = config.query_slices if config.query_slices is not None else _kind(products)
-    routed = by_model and model.config.query_router
-    result = evaluate_rankings(
-        ranked,
-        query_rows,
-        qrels,
-        queries=products.queries,
-        products=products.products,
-        product_rows=product_rows,
-        relevant_grade=config.relevant_grade or int(qrels.grade.max()),
+        _, columns = rank(queries, products.embeds, PLACES, catalogue.product_ids[product_rows])
+        provenance["bytes_per_product"] = products.embeds.shape[1] * 4
+        if model.config.query_router:
+            kinds = {name: take(catalogue.queries, name, query_rows, what="query") for name in sliced_by}
+            provenance["router_weights"] = router_weights(queries, kinds)
+    perturbed = [config.perturb] if config.perturb != "none" else []
+    result = evaluate_pool(
+        columns,
+        catalogue,
+        config.split,
         pool=config.pool,
+        relevant_grade=config.relevant_grade,
         query_slices=sliced_by,
         product_slices=config.product_slices,
         name=config.name or ".".join([model.config.fusion if by_model else config.ranker, *perturbed]),
         label_source=config.label_source,
-        provenance={
-            "model": model_fingerprint(model, processor),
-            "baseline": "none" if by_model else config.ranker,
-            "catalogue": products.name,
-            "split": config.split,
-            "perturbation": config.perturb,
-            "seed": config.seed,
-            "bytes_per_product": embedded.embeds.shape[1] * 4 if by_model else None,
-            **({PROVENANCE: router_weights(queries, _columns(products, sliced_by, query_rows))} if routed else {}),
-        },
+        provenance=provenance,
     )
-    result.save(folder)
+    write_evaluation(result, folder)
     if config.weights_agree and by_model:
         agreement = modality_agreement(
-            photo_weights=embedded.modality_weights[:, 1],
-            present=embedded.modality_weights > 0,
+            photo_weights=products.modality_weights[:, 1],
+            present=products.modality_weights > 0,
             query_embeds=queries,
-            product_embeds=embedded.embeds,
+            product_embeds=products.embeds,
             without_photo=embed(inputs._replace(photos=False)).embeds,
             without_text=embed(inputs._replace(product_text=no_text)).embeds,
-            pairs=_relevant_pairs(qrels, query_rows, product_rows, result.relevant_grade),
+            pairs=_relevant_pairs(catalogue, query_rows, product_rows, result.relevant_grade),
         )
         (folder / f"{result.name}.weights.json").write_text(json.dumps(asdict(agreement), indent=2) + "\n")
         print(agreement)
     text = format_comparison([*(Evaluation.load(folder, other) for other in config.compare), result])
     (folder / f"{result.name}.comparison.md").write_text(text)
-    if routed:
-        print(f"what the router weighs, per cent:\n\n{format_router_weights([result])}\n")
+    if "router_weights" in provenance:
+        print(f"what the router weighs, per cent:\n\n{router_weights_table([result])}\n")
     lock.release()
     print(f"{text}\nresults: {folder.absolute()}")
 
@@ -172,30 +175,17 @@ def _shorten(model: MMFusionModel, embeds: FloatArray, truncate_dim: int | None)
     return np.asarray(model.shorten(torch.from_numpy(embeds), truncate_dim).numpy(), dtype=np.float32)
 
 
-def _relevant_pairs(qrels: Qrels, query_rows: Rows, product_rows: Rows, grade: int) -> Rows:
+def _relevant_pairs(catalogue: Catalogue, query_rows: Rows, product_rows: Rows, grade: int) -> Rows:
     """Positions (N, 2) in the rows of queries and of products, all ascending, of pairs with at least that grade."""
-    judged = qrels.restrict(query_rows, product_rows)
+    judged = catalogue.qrels.restrict(query_rows, product_rows)
     relevant = judged.grade >= grade
     rows = (query_rows, judged.query[relevant]), (product_rows, judged.product[relevant])
     return np.stack([np.searchsorted(known, found) for known, found in rows], axis=1)
 
 
-def _kind(products: Catalogue) -> list[str]:
-    return ["kind"] if "kind" in products.queries.column_names else []
-
-
-def _columns(products: Catalogue, names: list[str], rows: Rows) -> dict[str, list[Any]]:
-    return {name: take(products.queries, name, rows, what="query") for name in names}
-
-
-def _rows(columns: Rows, product_rows: Rows) -> Rows:
-    return np.where(columns < 0, -1, product_rows[columns])
-
-
 def _rank_bm25(
-    products: Catalogue, processor: MMFusionProcessor, query_rows: Rows, product_rows: Rows, inputs: PerturbedInputs
-) -> Rows:
-    queries = QueryTable(products, processor, rewrite=inputs.query_text).texts(query_rows)
-    texts = ProductTable(products, processor, photos=False, rewrite=inputs.product_text).texts(product_rows)
-    _, columns = rank_bm25(queries, texts, PLACES, products.product_ids[product_rows])
-    return _rows(columns.numpy(), product_rows)
+    catalogue: Catalogue, processor: MMFusionProcessor, query_rows: Rows, product_rows: Rows, inputs: PerturbedInputs
+) -> Tensor:
+    queries = QueryTable(catalogue, processor, rewrite=inputs.query_text).texts(query_rows)
+    texts = ProductTable(catalogue, processor, photos=False, rewrite=inputs.product_text).texts(product_rows)
+    return rank_bm25(queries, texts, PLACES, catalogue.product_ids[product_rows])[1]

@@ -2,7 +2,7 @@
 
 from mmfusion.evaluation.bm25 import rank_bm25
 from mmfusion.evaluation.bootstrap import PairedDifference, paired_bootstrap
-from mmfusion.evaluation.evaluate import evaluate, evaluate_ranker, evaluate_rankings
+from mmfusion.evaluation.evaluate import evaluate, evaluate_pool, evaluate_rankings
 from mmfusion.evaluation.evaluation import METRICS, Evaluation, Slice
 from mmfusion.evaluation.pages import write_evaluation
 from mmfusion.evaluation.ranking import TieOrder, rank
@@ -17,7 +17,7 @@ __all__ = [
     "Slice",
     "TieOrder",
     "evaluate",
-    "evaluate_ranker",
+    "evaluate_pool",
     "evaluate_rankings",
     "format_comparison",
     "format_table",

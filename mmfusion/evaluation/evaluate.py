@@ -1,6 +1,6 @@
 """From a retriever, or from rankings, and judgements to an `Evaluation`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -16,7 +16,8 @@ from mmfusion.evaluation.metrics import ndcg_at_k, recall_at_k
 from mmfusion.evaluation.ranking import rank
 from mmfusion.model.processing_mmfusion import is_missing
 
-_PLACES = 100
+PLACES = 100
+"""Of a ranking: the largest cut-off of the metrics."""
 _NOT_RETRIEVED = np.iinfo(np.int64).max
 
 
@@ -35,6 +36,7 @@ def evaluate(
     catalogue: Catalogue,
     split: str = "test",
     *,
+    pool: Literal["split", "all"] = "split",
     batch_size: int = 1_024,
     **options: Any,
 ) -> Evaluation:
@@ -45,8 +47,9 @@ def evaluate(
             side, as its `Retriever` gives them.
         catalogue: Products, queries and judgements.
         split: Queries to ask.
+        pool: Products that compete: those of the queries' split, or the whole catalogue.
         batch_size: Products that are handed to the retriever, and whose photos are in memory, at a time.
-        **options: Further arguments of `evaluate_ranker`: `pool`, `relevant_grade`, `product_slices`, `name` …
+        **options: Further arguments of `evaluate_pool`: `relevant_grade`, `product_slices`, `name` …
 
     Returns:
         Means, slices and a per-query table.
@@ -55,19 +58,17 @@ def evaluate(
         CatalogueError: The split has no judged queries.
         ValueError: Vectors do not fit each other or are not finite; see also `evaluate_rankings`.
     """
-
-    def ranked(query_rows: Rows, product_rows: Rows) -> Tensor:
-        queries = np.asarray(retriever.encode_queries(catalogue.query_texts(query_rows)))
-        starts = range(0, len(product_rows), batch_size)
-        batches = ([catalogue.product(row) for row in product_rows[at : at + batch_size]] for at in starts)
-        products = [np.asarray(retriever.encode_products(batch)) for batch in batches]
-        return rank(queries, np.concatenate(products), _PLACES, catalogue.product_ids[product_rows])[1]
-
-    return evaluate_ranker(ranked, catalogue, split, **options)
+    query_rows, product_rows = pool_rows(catalogue, split, pool)
+    queries = np.asarray(retriever.encode_queries(catalogue.query_texts(query_rows)))
+    starts = range(0, len(product_rows), batch_size)
+    batches = ([catalogue.product(row) for row in product_rows[at : at + batch_size]] for at in starts)
+    products = np.concatenate([np.asarray(retriever.encode_products(batch)) for batch in batches])
+    _, columns = rank(queries, products, PLACES, catalogue.product_ids[product_rows])
+    return evaluate_pool(columns, catalogue, split, pool=pool, **options)
 
 
-def evaluate_ranker(
-    ranker: Callable[[Rows, Rows], Tensor],
+def evaluate_pool(
+    columns: Tensor,
     catalogue: Catalogue,
     split: str = "test",
     *,
@@ -79,14 +80,14 @@ def evaluate_ranker(
     label_source: str = "",
     provenance: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Measures what any ranker finds for the judged queries of a split, as `evaluate` does.
+    """Scores any ranking of a pool of a catalogue, as `evaluate` does.
 
     Args:
-        ranker: From query rows [Q] and product rows of the pool [P] to the best first 100 columns (positions in the
-            product rows) of each query, int64 [Q, 100] with -1 after the end.
+        columns: int64 [Q, 100], for each of the judged queries the best products, as positions in the pool (see
+            `pool_rows`), -1 after the end of a ranking.
         catalogue: Products, queries and judgements.
-        split: Queries to ask.
-        pool: Products that compete: those of the queries' split, or the whole catalogue.
+        split: Queries that were asked.
+        pool: Products that competed.
         relevant_grade: Lowest grade that Recall counts; default: the highest grade in the judgements.
         query_slices: Query columns whose values get numbers of their own; default: `kind`, where there is one.
         product_slices: Product columns whose values slice Recall.
@@ -95,10 +96,10 @@ def evaluate_ranker(
         provenance: How the rankings were made, JSON values; catalogue and split are added.
     """
     query_rows, product_rows = pool_rows(catalogue, split, pool)
-    columns = ranker(query_rows, product_rows).numpy()
+    places = columns.numpy()
     qrels = catalogue.split_qrels(split) if pool == "split" else catalogue.qrels
     return evaluate_rankings(
-        np.where(columns < 0, -1, product_rows[columns]),
+        np.where(places < 0, -1, product_rows[places]),
         query_rows,
         qrels,
         queries=catalogue.queries,

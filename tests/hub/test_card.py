@@ -14,20 +14,18 @@ import pytest
 from commands import command
 from huggingface_hub import HfApi, ModelCard
 from loopback_hub.server import LoopbackHub
+from markdown_snippets import python_snippets
 
 from mmfusion.ablation import AblationSettings
-from mmfusion.ablation.compare import compare
 from mmfusion.ablation.variants import all_variants
-from mmfusion.ablation.write import ablation_csv
 from mmfusion.evaluation import Evaluation, Slice, paired_bootstrap
+from mmfusion.evaluation.comparison import Ablation, average, compare
 from mmfusion.evaluation.tables import interval, percent
 from mmfusion.hub import load_card
 from mmfusion.hub.card import write_card
-from mmfusion.hub.card_error import CardError
 from mmfusion.hub.card_facts import fingerprint_of
 from mmfusion.hub.card_private import public_text
-from mmfusion.hub.card_snippets import python_snippets
-from mmfusion.hub.errors import HubError
+from mmfusion.hub.errors import CardError, HubError
 from mmfusion.hub.publish import publish
 from mmfusion.training import starting_base
 
@@ -396,7 +394,7 @@ def edited(path: Path, **fields: Any) -> None:
     ("fields", "message"),
     [
         ({"means": {"recall@100": 0.9, "ndcg@10": 0.99}}, r"'means\.recall@100'.*says 0\.9, but the mean of"),
-        ({"means": {"recall@100": 0.9}}, r"'means\.ndcg@10'.*no number.*recipes/evaluate\.py"),
+        ({"means": {"recall@100": 0.9}}, r"'means\.ndcg@10'.*no number.*mmfusion evaluate"),
         ({"means": {"recall@100": 97.2, "ndcg@10": 85.6}}, r"'means\.recall@100'.*97\.2 where"),
         ({"relevant_grade": None}, r"field 'relevant_grade'.*missing"),
         ({"surprise": 1}, r"damaged.*surprise"),
@@ -436,7 +434,7 @@ def test_files_that_are_missing_or_twice_are_refused(model: Path, provenance: di
         write_card(model, results=[again])
     with pytest.raises(CardError, match=r"nowhere: there is no such file"):
         write_card(model, results=[tmp_path / "nowhere"])
-    with pytest.raises(CardError, match=r"holds no evaluation; run recipes/evaluate\.py"):
+    with pytest.raises(CardError, match=r"holds no evaluation; run `mmfusion evaluate"):
         write_card(model, results=[model])
 
 
@@ -494,9 +492,21 @@ def write_synthetic_ablation(
     found["gated", "typos"] = {1: typos}
     save(typos, folder / "test")
     rows = compare(all_variants(settings), found, {"larger_generic": "no --larger_base was given"}, num_resamples=200)
-    (folder / "ablation.test.csv").write_text(ablation_csv(rows, found))
-    page = "| gated: fusion gated after stage 1, the default | 2 |\n\n- hardware: 2 cores\n- else: /srv/x\n"
-    (folder / "ablation.test.md").write_text(page)
+    first = found["gated", "none"][0]
+    Ablation(
+        split="test",
+        rows=tuple(rows),
+        perturbed=[{"variant": "gated", "perturbation": "typos", "means": average({1: typos}, "gated").means}],
+        results=[
+            {"variant": variant, "perturbation": kind, "seed": seed, "model": one.provenance["model"]}
+            | {"file": f"test/{one.name}.json"}
+            for (variant, kind), by_seed in found.items()
+            for seed, one in by_seed.items()
+        ],
+        conditions={n: getattr(first, n) for n in ("pool", "num_products", "num_queries", "relevant_grade")},
+        label_source=SYNTHETIC,
+        measured_with={"hardware": "2 cores", "else": "/srv/x"},
+    ).save(folder / "ablation.test.json")
     return found
 
 
@@ -512,8 +522,8 @@ def test_the_ablation_is_that_of_its_file_and_the_model_is_found_on_it(
     mean = np.mean([one.means["ndcg@10"] for one in found["gated", "none"].values()])
     assert (row[1], row[5], row[8]) == ("0, 1", percent(float(mean)), "concat")
     assert row[6].startswith("+") and "[" in row[6]
-    assert "out of order" in cells(ablation, "concat")[-1]
-    assert cells(ablation, "larger_generic")[-1] == "not run: no --larger_base was given"
+    assert "out of order" in cells(ablation, "concat: concatenation after stage 1 (domain fine-tuned)")[-1]
+    assert cells(ablation, "larger_generic: concatenation over larger frozen encoders")[-1] == "not run: no --larger_base was given"
     assert SYNTHETIC in ablation and "- hardware: 2 cores" in ablation and "- else" not in ablation
     perturbed = section(text, "Perturbed inputs")
     assert cells(perturbed, "gated, typos")[2] == percent(found["gated", "typos"][1].means["ndcg@10"])
@@ -525,17 +535,18 @@ def test_the_ablation_is_that_of_its_file_and_the_model_is_found_on_it(
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("before_low", "low", r"ablation\.test\.csv, column 'before_low': the column is missing"),
-        (",mean,0.", ",mean,7.", r"ablation\.test\.csv, row 3, column 'mean': the value is 7\."),
-        (",mean,0.", ",mean,nan", r"row 3, column 'mean'"),
-        (",mean,0.", ",mean,high", r"row 3, column 'mean': the value is 'high"),
+        ('"by_seed"', '"seeds_by"', r"ablation\.test\.json: damaged \(.*'seeds_by'.*mmfusion ablation"),
+        ('"mean": 0.', '"mean": 7.', r"ablation\.test\.json: damaged \(recall@100 is 7\..* where a share"),
+        ('"mean": 0.', '"mean": NaN, "m": 0.', r"ablation\.test\.json: damaged"),
+        ('"mean": 0.', '"mean": "high", "m": 0.', r"ablation\.test\.json: damaged"),
+        ("{", "[", r"ablation\.test\.json: damaged"),
     ],
 )
-def test_an_ablation_that_is_wrong_is_refused_by_row_and_column(
+def test_an_ablation_that_is_damaged_is_an_error(
     old: str, new: str, message: str, model: Path, provenance: dict[str, Any], tmp_path: Path
 ) -> None:
     write_synthetic_ablation(tmp_path / "ablation", provenance)
-    file = tmp_path / "ablation" / "ablation.test.csv"
+    file = tmp_path / "ablation" / "ablation.test.json"
     assert old in file.read_text()
     file.write_text(file.read_text().replace(old, new, 1))
     with pytest.raises(CardError, match=message):
@@ -543,7 +554,7 @@ def test_an_ablation_that_is_wrong_is_refused_by_row_and_column(
 
 
 def test_a_folder_without_an_ablation_is_refused(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(CardError, match=r"no ablation.*run recipes/ablation\.py"):
+    with pytest.raises(CardError, match=r"no ablation.*run `mmfusion ablation"):
         write_card(model, ablation=tmp_path)
 
 

@@ -15,6 +15,7 @@ import torch
 from bare_environment import build_bare_environment, run_bare
 from commands import main_of
 from loopback_hub.server import LoopbackHub
+from markdown_snippets import python_snippets
 from processes import started
 from published_model import QUERIES, embed, products
 from safetensors.torch import load as load_tensors
@@ -22,7 +23,6 @@ from safetensors.torch import load as load_tensors
 from mmfusion import MMFusionModel, MMFusionProcessor
 from mmfusion.commands import run_command
 from mmfusion.hub import load_card
-from mmfusion.hub.card_snippets import python_snippets
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 REPO = "org/mm-ecom"
