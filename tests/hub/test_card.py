@@ -523,7 +523,10 @@ def test_the_ablation_is_that_of_its_file_and_the_model_is_found_on_it(
     assert (row[1], row[5], row[8]) == ("0, 1", percent(float(mean)), "concat")
     assert row[6].startswith("+") and "[" in row[6]
     assert "out of order" in cells(ablation, "concat: concatenation after stage 1 (domain fine-tuned)")[-1]
-    assert cells(ablation, "larger_generic: concatenation over larger frozen encoders")[-1] == "not run: no --larger_base was given"
+    assert (
+        cells(ablation, "larger_generic: concatenation over larger frozen encoders")[-1]
+        == "not run: no --larger_base was given"
+    )
     assert SYNTHETIC in ablation and "- hardware: 2 cores" in ablation and "- else" not in ablation
     perturbed = section(text, "Perturbed inputs")
     assert cells(perturbed, "gated, typos")[2] == percent(found["gated", "typos"][1].means["ndcg@10"])
