@@ -9,7 +9,7 @@ import lightning as L
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.embedding import EmbeddedCatalogue, EmbeddingJob, EmbeddingSettings, VectorType
-from mmfusion.embedding.engine_lightning import ShardWriter, embed_with_lightning
+from mmfusion.embedding.engine_lightning import embed_with_lightning
 from mmfusion.embedding.engine_ray import ACCELERATORS, embed_with_ray
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.training import Hardware, load_base, load_catalogue, open_run
@@ -145,7 +145,6 @@ def _trainer(job: EmbeddingJob, hardware: Hardware) -> L.Trainer:
         num_nodes=hardware.num_nodes,
         strategy=hardware.strategy,
         precision=hardware.precision,
-        callbacks=[ShardWriter(job.folder, job.made_of)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

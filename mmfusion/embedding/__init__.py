@@ -1,9 +1,15 @@
 """Embedding catalogues of any size into shards, resumably and incrementally."""
 
 from mmfusion.embedding.job import EmbeddingJob, EmbeddingSettings
-from mmfusion.embedding.manifest import EmbeddedCatalogue, Manifest, ShardEntry
-from mmfusion.embedding.precision import VECTOR_TYPES, VectorType
-from mmfusion.embedding.shard import MadeOf, ShardError
+from mmfusion.embedding.shards import (
+    VECTOR_TYPES,
+    EmbeddedCatalogue,
+    MadeOf,
+    Manifest,
+    ShardEntry,
+    ShardError,
+    VectorType,
+)
 
 __all__ = [
     "VECTOR_TYPES",

@@ -2,19 +2,58 @@
 
 import logging
 import os
+import re
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment
 from tqdm.auto import tqdm
+from transformers.utils.logging import disable_progress_bar
 
-from mmfusion.embedding.job import EmbeddingJob
-from mmfusion.embedding.manifest import EmbeddedCatalogue
-from mmfusion.embedding.plan import NewShard
-from mmfusion.embedding.ray_cluster import RayJobError, check_ray, ray_cluster
-from mmfusion.embedding.ray_worker import Assignment, Load, ShardWorker, as_item, forget_tries
+from mmfusion.data.catalogue import Catalogue
+from mmfusion.data.tables import ProductTable, text_lengths
+from mmfusion.embedding.job import (
+    EmbeddingJob,
+    EmbeddingSettings,
+    NewShard,
+    describe,
+    embed_batch,
+    product_loader,
+    shard_batches,
+    write_batches,
+)
+from mmfusion.embedding.shards import EmbeddedCatalogue, MadeOf, ShardError, shard_name
+from mmfusion.model import MMFusionModel, MMFusionProcessor
+from mmfusion.model.errors import MMFusionError
 
-log = logging.getLogger("mmfusion")
+log = logging.getLogger(__name__)
 
 ACCELERATORS = ("auto", "cpu", "gpu")
+Load = Callable[[], tuple[MMFusionModel, MMFusionProcessor, Catalogue]]
+# A shard over which as many workers died is taken for the cause; Ray would try without end.
+MOST_TRIES = 4
+# The fewest characters that a system allows for the path of a socket; and the path of Ray's own below its folder.
+_SOCKET_CHARACTERS = 103
+_SOCKET = "/mmfusion_ray_12345678/session_2026-11-26_12-00-00_123456_1234567/sockets/plasma_store"
+# Products travel through files, and 24 bytes of each, its row and digest, through this memory for objects. What is more
+# goes to the temporary folder: 200 MB for ten million products.
+_OBJECT_BYTES = 128 << 20
+_ANSWER_SECONDS = 10.0
+
+
+class RayJobError(MMFusionError):
+    """A job on Ray cannot begin, or cannot go on."""
 
 
 def embed_with_ray(job: EmbeddingJob, load: Load, *, workers: int, accelerator: str = "auto") -> EmbeddedCatalogue:
@@ -34,7 +73,7 @@ def embed_with_ray(job: EmbeddingJob, load: Load, *, workers: int, accelerator: 
 
     Raises:
         RayJobError: Ray is not installed, no cluster answers, devices or precision do not fit each other, or a worker
-            refused a shard or died several times over it.
+            stopped with an error or died several times over a shard.
     """
     check_ray()
     shards = job.find()
@@ -44,9 +83,8 @@ def embed_with_ray(job: EmbeddingJob, load: Load, *, workers: int, accelerator: 
         with ray_cluster(cpus) as ray:
             kind = _accelerator(ray, accelerator, workers, job.made_of.precision)
             _warn_of_waiting(ray, kind.upper(), workers if kind == "gpu" else cpus)
-            photos = job.table.photos
-            told = Assignment(load, job.folder, job.made_of, job.settings, photos, kind, threads)
-            _compute(ray, job, shards, told, workers)
+            worker = (load, job.folder, job.made_of, job.settings, job.table.photos, kind, threads)
+            _compute(ray, job, shards, worker, workers)
     return job.finish()
 
 
@@ -67,40 +105,241 @@ def _warn_of_waiting(ray: Any, kind: str, wanted: int) -> None:
         log.warning("the cluster has %s of the %s %ss that the workers need; waiting for the others", has, wanted, kind)
 
 
-def _compute(ray: Any, job: EmbeddingJob, shards: list[NewShard], told: Assignment, workers: int) -> None:
-    _keep_quiet(ray)
+def _compute(ray: Any, job: EmbeddingJob, shards: list[NewShard], worker: tuple[Any, ...], workers: int) -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # It warns that there are no progress bars but this one.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     forget_tries(job.folder)
     # A block for each shard, as Ray hands out blocks and begins them anew.
-    items = ray.data.from_items([as_item(job.products, shard) for shard in shards], override_num_blocks=len(shards))
-    needs = {"num_gpus": 1} if told.accelerator == "gpu" else {"num_cpus": told.threads + told.settings.num_workers}
-    results = items.map(
-        ShardWorker,
-        fn_constructor_args=(told,),
-        compute=ray.data.ActorPoolStrategy(size=workers),
-        **needs,
-    )
+    items = ray.data.from_items([as_item(job, shard) for shard in shards], override_num_blocks=len(shards))
+    *_, accelerator, threads = worker
+    needs = {"num_gpus": 1} if accelerator == "gpu" else {"num_cpus": threads + job.settings.num_workers}
+    pool = ray.data.ActorPoolStrategy(size=workers)
+    results = items.map(ShardWorker, fn_constructor_args=worker, compute=pool, **needs)
     total = sum(len(shard.places) for shard in shards)
     # Results come a shard at a time, so that the mean of the whole job tells more than the last of them.
-    bar = tqdm(total=total, desc=f"embedding ({workers} workers)", unit="product", smoothing=0)
     try:
-        with bar:
+        with tqdm(total=total, desc=f"embedding ({workers} workers)", unit="product", smoothing=0) as bar:
             for result in results.iter_rows():
-                if result["refusal"]:
-                    raise RayJobError(result["refusal"])
+                if result["error"]:
+                    raise RayJobError(result["error"])
                 bar.update(result["products"])
+    except ray.exceptions.RayTaskError:
+        # Neither the machine's fault nor the user's: what the worker ran into is worth its traceback.
+        raise
     except ray.exceptions.RayError as error:
-        if isinstance(error, ray.exceptions.RayTaskError):
-            # Neither the machine's fault nor the user's: what the worker ran into is worth its traceback.
-            raise
         raise RayJobError(
             f"the Ray cluster gave up ({str(error).splitlines()[0]}); run the same command again to go on."
         ) from error
 
 
-def _keep_quiet(ray: Any) -> None:
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    # It warns that there are no progress bars but this one.
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+# --- A worker: it loads the model once, and embeds and writes shard after shard ---------------------------------------
+
+
+def as_item(job: EmbeddingJob, shard: NewShard) -> dict[str, Any]:
+    """A shard as an item of a Ray data set: rows of the catalogue, and the digests that its name was made of."""
+    rows, contents = job.rows[shard.places], job.contents[shard.places]
+    return {"name": shard.name, "rows": rows.tobytes(), "contents": np.ascontiguousarray(contents).tobytes()}
+
+
+@dataclass
+class ShardWorker:
+    """Embeds items of [`as_item`], each into its file, and returns how many products that were.
+
+    An error that ends the job, such as a folder that this machine does not have, is returned as an item: Ray would
+    restart a worker that raises, and wraps its errors in several others.
+
+    Attributes:
+        load: Loads the model, its processor and the catalogue, wherever the worker is.
+        folder: Where shards go, on a file system that all workers share.
+        made_of: What the vectors depend on, as the driver found it.
+        settings: Sizes and types.
+        photos: Whether the model looks at photos.
+        accelerator: `cpu` or `gpu`.
+        threads: Threads of the forward pass.
+    """
+
+    load: Load
+    folder: Path
+    made_of: MadeOf
+    settings: EmbeddingSettings
+    photos: bool
+    accelerator: str
+    threads: int
+    fabric: Fabric | None = None
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        error_text = ""
+        try:
+            _note_try(self.folder, item["name"])
+            self.fabric = self.fabric or self._prepared()
+            self._embed(self.fabric, item)
+        except (ValueError, OSError) as error:
+            error_text = f"{type(error).__name__} on {socket.gethostname()}: {error}"
+        return {"products": len(item["rows"]) // 8, "error": error_text}
+
+    def _prepared(self) -> Fabric:
+        # Bad photos are logged; that each worker reads the catalogue is not.
+        logging.basicConfig(format="%(message)s")
+        disable_progress_bar()
+        torch.set_num_threads(self.threads)
+        model, processor, self.catalogue = self.load()
+        found = describe(model, processor, self.settings, self.made_of.precision)
+        if found != self.made_of:
+            raise ShardError(
+                f"the model, or what prepares photos, differs here ({found}) from that on the driver ({self.made_of}); "
+                "have the same files and packages on all machines"
+            )
+        self.lengths = text_lengths(self.catalogue, processor.template_columns)
+        self.table = ProductTable(self.catalogue, processor)
+        self.table.photos &= self.photos
+        # An environment of its own, as schedulers such as SLURM describe the cluster rather than this one device.
+        fabric = Fabric(
+            accelerator=self.accelerator,
+            devices=1,
+            precision=self.made_of.precision,  # type: ignore[arg-type]
+            plugins=[LightningEnvironment()],
+        )
+        self.model = fabric.to_device(model.eval())
+        return fabric
+
+    def _embed(self, fabric: Fabric, item: dict[str, Any]) -> None:
+        rows = np.frombuffer(item["rows"], np.int64)
+        contents = np.frombuffer(item["contents"], np.uint64).reshape(len(rows), 2)
+        ids = self.catalogue.product_ids[rows].tolist() if rows[-1] < len(self.catalogue.products) else []
+        if shard_name(self.made_of, ids, contents) != item["name"]:
+            raise ShardError(
+                f"the products of {self.catalogue.source} differ from those on the driver; run the same command again, "
+                "which follows the change"
+            )
+        done = []
+        batches = shard_batches(rows, self.lengths, self.settings.batch_size)
+        for batch in product_loader(self.table, batches, self.settings.num_workers):
+            with torch.inference_mode(), fabric.autocast():
+                done.append(embed_batch(self.model, fabric.to_device(batch), self.settings.truncate_dim))
+        write_batches(self.folder / item["name"], self.made_of, ids, contents, done)
+
+
+def forget_tries(folder: Path) -> None:
+    """Begins to count anew how often each shard was tried."""
+    shutil.rmtree(folder / "cache" / "tries", ignore_errors=True)
+    (folder / "cache" / "tries").mkdir(parents=True)
+
+
+def _note_try(folder: Path, name: str) -> None:
+    # A byte for each try, as two workers never have the same shard at a time.
+    tries = folder / "cache" / "tries" / name
+    try:
+        with tries.open("ab") as file:
+            before = file.tell()
+            file.write(b".")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"there is no folder {tries.parent}; give an --output that all machines share"
+        ) from error
+    if before >= MOST_TRIES:
+        raise RayJobError(
+            f"{before} workers died over the shard {name}; look for memory that ran out in what Ray says of them, give "
+            "a smaller batch_size or fewer workers per machine, and run the same command again to go on"
+        )
+
+
+# --- The cluster: the one that RAY_ADDRESS names, or one on this machine, for as long as a job takes ------------------
+
+
+def import_ray() -> Any:
+    """The library.
+
+    Raises:
+        RayJobError: It is not installed.
+    """
+    if not os.environ.get("RAY_ADDRESS") and "ray" not in sys.modules:
+        # What Ray reads when it is imported. Without clusters, it binds 127.0.0.1; its name for that comes from the
+        # systems on which it always does so.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if "RAY_AUTH_MODE" not in os.environ:
+            # Other users of the machine reach 127.0.0.1 too. Ray's own token would be a file in the home folder.
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise RayJobError(
+            f"--engine ray needs the library ray with its data sets ({error}); install it with: "
+            "pip install 'mmfusion[ray]'"
+        ) from error
+    return ray
+
+
+def check_ray() -> None:
+    """Finds out whether Ray is there before anything that takes long.
+
+    Raises:
+        RayJobError: Ray is not installed, or nothing answers at RAY_ADDRESS.
+    """
+    # Of an address that is no host and port, such as `auto`, Ray soon says so itself; of one that is, after minutes.
+    found = re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d{1,5})", os.environ.get("RAY_ADDRESS", ""))
+    if import_ray().is_initialized() or found is None:
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=_ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(error) from error
+
+
+@contextmanager
+def ray_cluster(least_cpus: int) -> Iterator[Any]:
+    """Ray, connected to a cluster; one that this process is connected to already stays so afterwards.
+
+    A cluster that is started here listens on 127.0.0.1 only, has no dashboard, sends no usage statistics, and ends with
+    this process, whatever ends it (of a killed one, two idle helpers of Ray's a minute later). Its sockets and logs are
+    in a temporary folder, as paths of sockets have to be short; it is removed at the end, and left by a kill.
+
+    Args:
+        least_cpus: CPUs that a cluster started here offers at least, as Ray counts them.
+
+    Raises:
+        RayJobError: Ray is not installed, or no cluster answers at RAY_ADDRESS.
+    """
+    ray = import_ray()
+    if ray.is_initialized():
+        yield ray
+        return
+    usual = tempfile.gettempdir()
+    is_short = len(usual) + len(_SOCKET) <= _SOCKET_CHARACTERS or not Path("/tmp").is_dir()
+    with tempfile.TemporaryDirectory(
+        prefix="mmfusion_ray_", dir=usual if is_short else "/tmp", ignore_cleanup_errors=True
+    ) as temporary:
+        try:
+            if os.environ.get("RAY_ADDRESS"):
+                _connect(ray)
+            else:
+                ray.init(
+                    address="local",
+                    num_cpus=max(os.cpu_count() or 1, least_cpus),
+                    object_store_memory=_OBJECT_BYTES,
+                    include_dashboard=False,
+                    logging_level=logging.WARNING,
+                    _temp_dir=temporary,
+                )
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _connect(ray: Any) -> None:
+    try:
+        ray.init(logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise _no_cluster(error) from error
+
+
+def _no_cluster(error: Exception) -> RayJobError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return RayJobError(
+        f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']!r} ({reason}); check it with `ray status`, "
+        "or unset RAY_ADDRESS to start Ray on this machine."
+    )

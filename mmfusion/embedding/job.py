@@ -1,27 +1,46 @@
-"""Embedding a catalogue: what is missing, and nothing else, whatever killed the job before."""
+"""Embedding a catalogue: finds what is missing, which an engine then computes, whatever killed the job before."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.cut_texts import log_cut_texts
 from mmfusion.data.tables import ProductTable, Rows, text_lengths
-from mmfusion.embedding.content import content_digests
-from mmfusion.embedding.manifest import SCHEMA_VERSION, EmbeddedCatalogue, Manifest, entry_of, sound_shards
-from mmfusion.embedding.note import find_products
-from mmfusion.embedding.plan import NewShard, plan, settle
-from mmfusion.embedding.precision import VectorType, check_binary
-from mmfusion.embedding.shard import MadeOf
+from mmfusion.data.workers import WorkersLoader
+from mmfusion.embedding.content import Digests, content_digests
+from mmfusion.embedding.shards import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    EmbeddedCatalogue,
+    FloatArray,
+    MadeOf,
+    Manifest,
+    ShardError,
+    VectorType,
+    check_binary,
+    entry_of,
+    read_contents,
+    read_shard,
+    shard_name,
+    write_shard,
+    write_table,
+)
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.model.photos_mmfusion import DECODER
 from mmfusion.retrieval.embedding import check_width, looks_at_photos
 from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.retrieval.index_files import created_by
 
-log = logging.getLogger("mmfusion")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,13 +69,30 @@ class EmbeddingSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least {least}.")
 
 
+class NewShard(NamedTuple):
+    """A shard to compute: its file `name`, and the (n,) int64 `places` of its products in the job, ascending."""
+
+    name: str
+    places: npt.NDArray[np.int64]
+
+
+class OldShard(NamedTuple):
+    """A shard on disk: which of its rows are wanted, (n,) bool, and the place of the first of them in the job."""
+
+    path: Path
+    keep: npt.NDArray[np.bool_]
+    first: int
+
+
 class EmbeddingJob:
     """Brings a folder of embedded products up to date with a catalogue: `find`, then an engine, then `finish`.
 
     Attributes:
-        products: All products that are wanted, from `find` on.
-        made_of: What their vectors depend on beside them.
+        made_of: What the vectors depend on beside the products.
+        contents: (P, 2) digests of what the products show; set by `find`, or by an engine on other ranks.
     """
+
+    contents: Digests
 
     def __init__(
         self,
@@ -86,8 +122,7 @@ class EmbeddingJob:
 
         Raises:
             ValueError: There is no product, the model has fewer components than `truncate_dim` or was not trained for
-                that many, or binary vectors are
-                wanted of a routed model or of a dimension that is no multiple of 8.
+                that many, or binary vectors are wanted of a routed model or of a dimension that is no multiple of 8.
         """
         if not len(rows):
             raise ValueError(f"{catalogue!r} has no product to embed; check --split and the column 'split'.")
@@ -98,28 +133,37 @@ class EmbeddingJob:
         self.rows = rows
         self.model_name, self.split = model_name, split
         self.table = ProductTable(catalogue, processor)
-        self.table.photos &= looks_at_photos(model, text_lengths(catalogue, processor.template_columns)[rows])
+        self.lengths = text_lengths(catalogue, processor.template_columns)
+        self.table.photos &= looks_at_photos(model, self.lengths[rows])
         self.made_of = describe(model, processor, settings, precision)
+
+    def ids(self, places: npt.NDArray[np.int64] | slice = slice(None)) -> pa.ChunkedArray:
+        """Ids of the products at some places of the job, in Arrow: Python objects would take ten times the bytes."""
+        return self.catalogue.products.data.column("product_id").take(pa.array(self.rows[places])).cast(pa.string())
 
     def find(self) -> list[NewShard]:
         """What has to be embedded, as shards to compute in any order.
 
         Raises:
-            ShardError: A shard in the folder is damaged, or was made otherwise.
+            ShardError: A shard in the folder is damaged, or was made by another model, precision or type of vector.
         """
-        self.sound = sound_shards(self.folder)
+        listed = EmbeddedCatalogue.open(self.folder) if (self.folder / MANIFEST).is_file() else None
+        there = [entry for entry in listed.manifest.shards if (self.folder / entry.file).is_file()] if listed else []
+        if listed:
+            listed.check(there)
+        self._checked = {entry.file: entry for entry in there}
         # By product, as one that has lost its text must not make all others new to a tower of texts.
         photos_beside_text = self.model.config.fusion != "text_only"
-        contents = content_digests(self.table, self.rows, photos_beside_text=photos_beside_text)
-        self.products = find_products(self.catalogue, self.rows, contents)
-        found = plan(self.folder, self.products, self.made_of, self.settings.shard_size)
+        self.contents = content_digests(self.table, self.rows, photos_beside_text=photos_beside_text)
+        old, new = self._compare()
+        missing, dropped = sum(len(one.places) for one in new), sum(int((~one.keep).sum()) for one in old)
         log.info(
             "%s products: %s to embed, %s embedded already; %s vectors of changed or removed products to drop",
-            *(f"{n:,}" for n in (len(self.rows), found.missing, len(self.rows) - found.missing, found.dropped)),
+            *(f"{n:,}" for n in (len(self.rows), missing, len(self.rows) - missing, dropped)),
         )
-        if found.missing:
+        if missing:
             log_cut_texts(self.table, self.rows)
-        return found.new
+        return new
 
     def finish(self) -> EmbeddedCatalogue:
         """Drops what is gone and writes the manifest, once the shards that `find` named are in the folder.
@@ -127,14 +171,15 @@ class EmbeddingJob:
         Raises:
             RuntimeError: One of them is not.
         """
-        found = plan(self.folder, self.products, self.made_of, self.settings.shard_size)
-        if found.missing:
+        old, new = self._compare()
+        if new:
             raise RuntimeError(
-                f"{found.missing} products are not in any shard of {self.folder}, although all ranks or workers are "
-                "done; is the folder on a file system that they all share? Run the same command again to go on."
+                f"{sum(len(one.places) for one in new)} products are not in any shard of {self.folder}, although all "
+                "ranks or workers are done; is the folder on a file system that they all share? Run the same command "
+                "again to go on."
             )
-        shards = settle(self.folder, self.made_of, found)
-        entries = tuple(self.sound.get(path.name) or entry_of(path) for path in shards)
+        shards = [self._without_dropped(one) for one in sorted(old, key=lambda one: one.first)]
+        entries = tuple(self._checked.get(path.name) or entry_of(path) for path in shards)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             made_of=self.made_of,
@@ -147,27 +192,71 @@ class EmbeddingJob:
             created_by=created_by(),
             photo_decoder=DECODER,
         )
-        if manifest.rows != len(self.rows):
-            raise RuntimeError(f"{manifest.rows} vectors for {len(self.rows)} products; please report this bug.")
         manifest.write(self.folder)
         for path in self.folder.glob("shard-*.parquet"):
             if path not in shards:
                 path.unlink()
         return EmbeddedCatalogue(self.folder, manifest)
 
+    def _compare(self) -> tuple[list[OldShard], list[NewShard]]:
+        """Shards in the folder that hold something wanted, whether or not a manifest names them, and those to compute.
+
+        A product is embedded anew if no shard has its id with its content. Those are cut into shards in the order of
+        the catalogue: after a kill the cuts fall where they would have fallen, as finished shards leave no part of one
+        behind.
+        """
+        taken = np.zeros(len(self.rows), dtype=bool)
+        old = []
+        for path, places, same in self._found_again():
+            keep = same & ~taken[places]
+            taken[places[keep]] = True
+            if keep.any():
+                old.append(OldShard(path, keep, int(places[keep].min())))
+        missing = np.flatnonzero(~taken)
+        cuts = [
+            missing[start : start + self.settings.shard_size]
+            for start in range(0, len(missing), self.settings.shard_size)
+        ]
+        return old, [
+            NewShard(shard_name(self.made_of, self.ids(cut).to_pylist(), self.contents[cut]), cut) for cut in cuts
+        ]
+
+    def _found_again(self) -> list[tuple[Path, npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
+        """Shards; for each row, the place of its product in the job (0: none), and whether it is there, unchanged."""
+        paths, ids, contents = sorted(self.folder.glob("shard-*.parquet")), [], []
+        for path in paths:
+            made_of, table = read_shard(path, ["product_id", "content"])
+            if made_of != self.made_of:
+                pairs = ((name, getattr(made_of, name), value) for name, value in vars(self.made_of).items())
+                changed = ", ".join(f"{name} was {old!r}, now {new!r}" for name, old, new in pairs if old != new)
+                raise ShardError(
+                    f"{self.folder} holds vectors that were made otherwise ({changed}), and queries fit one model "
+                    f"only; give another --output, or remove {MANIFEST} and the shards"
+                )
+            ids += table.column("product_id").chunks
+            contents.append(read_contents(table))
+        if not paths:
+            return []
+        # All shards at once, as looking up means hashing the ids of the whole catalogue.
+        found = pc.index_in(pa.chunked_array(ids, pa.string()), value_set=self.ids().combine_chunks())
+        places = found.fill_null(0).to_numpy().astype(np.int64)
+        same = found.is_valid().to_numpy() & (self.contents[places] == np.concatenate(contents)).all(axis=1)
+        cuts = np.cumsum([len(part) for part in contents])[:-1]
+        return list(zip(paths, np.split(places, cuts), np.split(same, cuts), strict=True))
+
+    def _without_dropped(self, shard: OldShard) -> Path:
+        """The shard, or a new one with what is wanted of it; vectors stay as they are, bit for bit."""
+        if shard.keep.all():
+            return shard.path
+        table = read_shard(shard.path)[1].filter(pa.array(shard.keep))
+        name = shard_name(self.made_of, table.column("product_id").to_pylist(), read_contents(table))
+        if not (self.folder / name).exists():
+            write_table(self.folder / name, table)
+        return self.folder / name
+
 
 def describe(model: MMFusionModel, processor: MMFusionProcessor, settings: EmbeddingSettings, precision: str) -> MadeOf:
     """What vectors depend on beside the products; `precision` is that of the forward pass, as Lightning names it."""
-    return MadeOf(
-        model_fingerprint=model_fingerprint(model, processor),
-        image_backend=type(processor.image_processor).__name__,
-        precision=precision,
-        dimension=_dimension(model, settings),
-        vector_type=settings.vector_type,
-    )
-
-
-def _dimension(model: MMFusionModel, settings: EmbeddingSettings) -> int:
     config = model.config
     check_width(config, settings.truncate_dim, settings.allow_untrained_width)
     dimension = model.shorten(torch.zeros(1, config.vector_dim), settings.truncate_dim).shape[1]
@@ -178,4 +267,53 @@ def _dimension(model: MMFusionModel, settings: EmbeddingSettings) -> int:
                 "their lengths; use int8, or a model without a router."
             )
         check_binary(dimension)
-    return dimension
+    return MadeOf(
+        model_fingerprint=model_fingerprint(model, processor),
+        image_backend=type(processor.image_processor).__name__,
+        precision=precision,
+        dimension=dimension,
+        vector_type=settings.vector_type,
+    )
+
+
+def shard_batches(rows: Rows, lengths: npt.NDArray[np.int64], batch_size: int) -> list[Rows]:
+    """The batches of a shard, shortest texts first.
+
+    Batches are made within a shard, because the products beside it change the last digits of a vector: so neither the
+    engine nor the number of ranks nor the shards that are there already change what comes out.
+
+    Args:
+        rows: (n,) int64 catalogue rows of the shard.
+        lengths: Characters of the texts of all products of the catalogue.
+        batch_size: Products per batch.
+    """
+    ordered = rows[np.argsort(lengths[rows], kind="stable")]
+    return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+
+
+def product_loader(table: ProductTable, batches: Sequence[Rows], num_workers: int) -> WorkersLoader:
+    """Loads batches of products, decoding photos in `num_workers` processes."""
+    return WorkersLoader(
+        table, sampler=batches, batch_size=None, num_workers=num_workers, pin_memory=torch.cuda.is_available()
+    )
+
+
+# Catalogue rows (n,) of a batch, vectors (n, D) and modality weights (n, 2).
+EmbeddedBatch = tuple[Rows, FloatArray, FloatArray]
+
+
+def embed_batch(model: MMFusionModel, batch: dict[str, Any], truncate_dim: int | None) -> EmbeddedBatch:
+    """Vectors of a batch of a `ProductTable`, on the CPU; the same for every engine."""
+    rows = batch.pop("product_rows")
+    output = model(**batch)
+    vectors = model.shorten(output.product_embeds.float(), truncate_dim)
+    return rows.cpu().numpy(), vectors.cpu().numpy(), output.modality_weights.float().cpu().numpy()
+
+
+def write_batches(
+    path: Path, made_of: MadeOf, ids: list[str], contents: Digests, batches: Sequence[EmbeddedBatch]
+) -> None:
+    """Writes a shard from all of its batches, whole or not at all; errors are those of `write_shard`."""
+    rows, vectors, weights = (np.concatenate(part) for part in zip(*batches, strict=True))
+    order = np.argsort(rows)
+    write_shard(path, made_of, ids, contents, vectors[order], weights[order])

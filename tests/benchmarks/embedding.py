@@ -105,7 +105,7 @@ def bare_loop(catalogue: Path, folder: Path, model_folder: str, batch_size: int)
     from mmfusion.data.catalogue import Catalogue
     from mmfusion.data.tables import ProductTable, text_lengths
     from mmfusion.embedding import EmbeddingSettings
-    from mmfusion.embedding.batches import ShardSampler
+    from mmfusion.embedding.job import shard_batches
     from mmfusion.training import load_base
 
     model, processor = load_base(model_folder)
@@ -116,8 +116,7 @@ def bare_loop(catalogue: Path, folder: Path, model_folder: str, batch_size: int)
     shards = [rows[start : start + size] for start in range(0, len(rows), size)]
     lengths = text_lengths(products, processor.template_columns)
     table = ProductTable(products, processor)
-    sampler = ShardSampler(shards, lengths, batch_size=batch_size, num_replicas=1, rank=0)
-    batches = [table[part] for _, part in sampler]
+    batches = [table[part] for shard in shards for part in shard_batches(shard, lengths, batch_size)]
     for batch in batches:
         batch.pop("product_rows")
     with torch.inference_mode():

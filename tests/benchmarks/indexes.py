@@ -24,7 +24,7 @@ from indexes_page import Kind, write_page
 from tqdm.auto import tqdm
 
 from mmfusion.embedding import EmbeddedCatalogue
-from mmfusion.embedding.precision import pack, unpack
+from mmfusion.embedding.shards import pack, unpack
 from mmfusion.files import replace_text
 from mmfusion.retrieval import ProductIndex
 from mmfusion.retrieval.choose import number_of_clusters

@@ -27,10 +27,9 @@ from mmfusion.commands import run_command
 from mmfusion.commands.embed import Config, main
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.toy_catalogue import write_toy_catalogue
-from mmfusion.embedding import EmbeddedCatalogue, MadeOf, ShardError
-from mmfusion.embedding.engine_lightning import ShardWriter
-from mmfusion.embedding.precision import VECTOR_TYPES, pack, unpack
-from mmfusion.embedding.shard import write_shard
+from mmfusion.embedding import EmbeddedCatalogue, MadeOf, ShardError, engine_lightning
+from mmfusion.embedding.job import write_batches
+from mmfusion.embedding.shards import VECTOR_TYPES, pack, unpack, write_shard
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.retrieval.embedding import embed_products
 from mmfusion.training import Hardware
@@ -90,7 +89,7 @@ ENV: dict[str, Any] = {
 def finished(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Embeddings of the catalogue by a run that nothing interrupted."""
     output = tmp_path_factory.mktemp("finished") / "embeddings"
-    embed_apart(place, output)
+    embed(place, output)
     return output
 
 
@@ -175,16 +174,16 @@ def test_kills_neither_lose_nor_duplicate_a_product(place: Path, finished: Path,
 def test_sigterm_stops_at_once_and_the_same_command_goes_on(
     place: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, output = ShardWriter.write_on_batch_end, tmp_path / "embeddings"
+    output = tmp_path / "embeddings"
 
-    def write_and_signal(self: ShardWriter, *batch: Any) -> None:
-        write(self, *batch)
+    def write_and_signal(*shard: Any) -> None:
+        write_batches(*shard)
         if len(list(output.glob("shard-*"))) == 2:
             signal.raise_signal(signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patched, pytest.raises(SystemExit) as stopped:
-        patched.setattr(ShardWriter, "write_on_batch_end", write_and_signal)
+        patched.setattr(engine_lightning, "write_batches", write_and_signal)
         embed(place, output)
     assert stopped.value.code == 75 and len(list(output.glob("shard-*"))) == 2
     assert signal.getsignal(signal.SIGTERM) == before

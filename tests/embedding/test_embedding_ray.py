@@ -21,9 +21,16 @@ from processes import run_to_end
 from mmfusion.commands.embed import Config, load_to_embed, main
 from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.embedding import EmbeddingJob, EmbeddingSettings
-from mmfusion.embedding.engine_ray import _warn_of_waiting
-from mmfusion.embedding.ray_cluster import RayJobError, import_ray, ray_cluster
-from mmfusion.embedding.ray_worker import MOST_TRIES, Assignment, ShardWorker, as_item, forget_tries
+from mmfusion.embedding.engine_ray import (
+    MOST_TRIES,
+    RayJobError,
+    ShardWorker,
+    _warn_of_waiting,
+    as_item,
+    forget_tries,
+    import_ray,
+    ray_cluster,
+)
 from mmfusion.training import Hardware, sources
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -192,38 +199,38 @@ def worker(place: Path, tmp_path: Path) -> tuple[ShardWorker, dict[str, Any]]:
     model, processor, catalogue = load_to_embed(base, str(place / "catalogue"), output)
     settings = EmbeddingSettings(shard_size=SHARD, batch_size=2)
     job = EmbeddingJob(output, model, processor, catalogue, catalogue.product_rows(None), settings)
-    (item,) = [as_item(job.products, shard) for shard in job.find()[:1]]
+    (item,) = [as_item(job, shard) for shard in job.find()[:1]]
     forget_tries(output)
-    told = Assignment(lambda: (model, processor, catalogue), output, job.made_of, settings, True, "cpu", 1)
-    return ShardWorker(told), item
+    worker = ShardWorker(lambda: (model, processor, catalogue), output, job.made_of, settings, True, "cpu", 1)
+    return worker, item
 
 
 def test_a_shard_that_kills_workers_is_given_up(worker: tuple[ShardWorker, dict[str, Any]]) -> None:
     embeds, item = worker
     for _ in range(MOST_TRIES):
-        assert not embeds(item)["refusal"]
-    refusal = embeds(item)["refusal"]
-    assert f"{MOST_TRIES} workers died over the shard {item['name']}" in refusal and "run the same command" in refusal
+        assert not embeds(item)["error"]
+    error = embeds(item)["error"]
+    assert f"{MOST_TRIES} workers died over the shard {item['name']}" in error and "run the same command" in error
 
 
 def test_a_machine_without_the_output_folder_is_told(worker: tuple[ShardWorker, dict[str, Any]]) -> None:
     embeds, item = worker
-    shutil.rmtree(embeds.assignment.folder)
-    assert "--output that all machines share" in embeds(item)["refusal"]
+    shutil.rmtree(embeds.folder)
+    assert "--output that all machines share" in embeds(item)["error"]
 
 
 def test_a_machine_with_another_model_is_told(worker: tuple[ShardWorker, dict[str, Any]]) -> None:
     embeds, item = worker
-    model = embeds.assignment.load()[0]
+    model = embeds.load()[0]
     model.logit_scale.data += 1
-    assert "the model, or what prepares photos, is another one here" in embeds(item)["refusal"]
+    assert "the model, or what prepares photos, differs here" in embeds(item)["error"]
 
 
 def test_a_catalogue_that_changes_meanwhile_is_told(worker: tuple[ShardWorker, dict[str, Any]]) -> None:
     embeds, item = worker
     for rows in (np.arange(SHARD) + 1, np.arange(SHARD) + PRODUCTS):
-        refusal = embeds({**item, "rows": rows.astype(np.int64).tobytes()})["refusal"]
-        assert "are others here than where the job was started; run the same command again" in refusal
+        error = embeds({**item, "rows": rows.astype(np.int64).tobytes()})["error"]
+        assert "differ from those on the driver; run the same command again" in error
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 import mmfusion.commands.index as index_command
 from mmfusion.embedding import EmbeddedCatalogue, MadeOf, Manifest
-from mmfusion.embedding.manifest import entry_of
-from mmfusion.embedding.shard import write_shard
+from mmfusion.embedding.shards import entry_of, write_shard
 from mmfusion.retrieval import FilterError, ProductIndex, choose, choose_index, segment
 from mmfusion.retrieval.choose import physical_memory
 
