@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
-from mmfusion.data.catalogue_contents import contents_digest
 from mmfusion.data.hard_negatives import write_hard_negatives
 from mmfusion.retrieval import ProductIndex
 from mmfusion.retrieval.embedding import embed_products, embed_queries
@@ -67,7 +66,7 @@ def main(config: Config) -> None:
 
     fingerprint = model_fingerprint(model, processor)
     searched_by = [config.factory, config.search_parameters, config.batch_size, config.shard_size]
-    result_depends_on = json.dumps([fingerprint, contents_digest(products), asdict(settings), *searched_by])
+    result_depends_on = json.dumps([fingerprint, products.contents_digest(), asdict(settings), *searched_by])
     work = run.folder / "cache" / f"mining_{hashlib.sha256(result_depends_on.encode()).hexdigest()[:16]}"
     sizes = {"batch_size": config.batch_size, "num_workers": config.num_workers}
     embeds = embed_in_shards(

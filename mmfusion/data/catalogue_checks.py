@@ -1,68 +1,136 @@
-"""Checks of products and queries: ids, texts, splits and paths of photos.
+"""What must hold of the rows of a catalogue: ids, texts, splits, paths of photos, grades.
 
-All are vectorised over Arrow columns, as a Python loop over ten million rows takes minutes.
+All checks are vectorised over Arrow columns, as a Python loop over ten million rows takes minutes.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
-import datasets
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmfusion.data.catalogue_error import CatalogueError, reading
-from mmfusion.data.catalogue_schema import SPLITS, is_list
+from mmfusion.data.catalogue_schema import SPLITS, CatalogueError, is_list, reading
+from mmfusion.data.qrels import DuplicateJudgementError, Qrels
+
+logger = logging.getLogger(__name__)
 
 
-def check_products(products: datasets.Dataset, source: str, photo_root: str | None) -> None:
-    """Refuses bad text, ids, splits and paths of photos."""
+def check_products(products: pa.Table, source: str, photo_root: str | None) -> None:
+    """Raises an error naming the first bad text, id, split or path of a photo."""
     place = f"catalogue {source!r}, table 'products'"
-    check_text(products, place)
-    _check_ids(products, "product_id", place)
-    _check_splits(products, place, null_allowed=True)
+    _check_table(products, "product_id", place, null_split=True)
     if "image" in products.column_names:
-        check_photo_paths(products.data.column("image"), photo_root, place)
+        check_photo_paths(products["image"], photo_root, place)
 
 
-def check_queries(queries: datasets.Dataset, source: str) -> None:
-    """Refuses bad text, ids and splits, and blank queries."""
+def check_queries(queries: pa.Table, source: str) -> None:
+    """Raises an error naming the first bad text, id or split, or blank query."""
     place = f"catalogue {source!r}, table 'queries'"
-    check_text(queries, place)
-    _check_ids(queries, "query_id", place)
-    _check_splits(queries, place, null_allowed=False)
-    text = queries.data.column("query")
-    row = first_true(pc.or_kleene(pc.is_null(text), pc.equal(pc.utf8_trim_whitespace(text), "")))
-    if row is not None:
+    _check_table(queries, "query_id", place, null_split=False)
+    blank = pc.or_kleene(pc.is_null(queries["query"]), pc.equal(pc.utf8_trim_whitespace(queries["query"]), ""))
+    problem = "query {query_id!r} has the blank text {query!r}"
+    _check_none(queries, "query", blank, problem, place, "Write its text, or remove the query and its judgements.")
+
+
+def check_ids(table: pa.Table, name: str, place: str, start: int = 0) -> None:
+    """Raises an error naming the first id that is null or empty; ``start`` is the row of the table's first one."""
+    missing = pc.or_kleene(pc.is_null(table[name]), pc.equal(table[name], ""))
+    _check_none(table, name, missing, f"the id is {{{name}!r}}", place, "Give every row an id.", start)
+
+
+def check_photo_paths(column: pa.ChunkedArray, photo_root: str | None, place: str, start: int = 0) -> None:
+    """Raises an error naming the first photo that is stored as a path out of the catalogue's folder."""
+    for chunk in column.chunks:
+        rows, paths = photo_paths(chunk)
+        at = pc.index(_leaves(paths, photo_root), True).as_py()
+        if at >= 0:
+            where = "it is not in a local folder" if photo_root is None else f"that is outside {photo_root!r}"
+            raise CatalogueError(
+                f"the photo is stored as the path {paths[at].as_py()!r}, and {where}",
+                f"{place}, column 'image', row {start + rows[at].as_py()}",
+                "Store the photo's bytes, or a path relative to the catalogue's folder.",
+            )
+        start += len(chunk)
+
+
+def photo_paths(chunk: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """(row in the chunk, path) of the photos that have a path and no bytes; never touches the bytes."""
+    rows = pa.array(np.arange(len(chunk)))
+    if is_list(chunk.type):
+        rows, chunk = pc.list_parent_indices(chunk), pc.list_flatten(chunk)
+    fields = {field.name for field in chunk.type} if pa.types.is_struct(chunk.type) else set()
+    paths = pc.struct_field(chunk, "path") if "path" in fields else pa.nulls(len(rows))
+    if pa.types.is_null(paths.type):
+        paths = paths.cast(pa.string())
+    by_path = pc.is_valid(paths)
+    if "bytes" in fields:
+        by_path = pc.and_(by_path, pc.is_null(pc.struct_field(chunk, "bytes")))
+    return rows.filter(by_path), paths.filter(by_path)
+
+
+def build_qrels(products: pa.Table, queries: pa.Table, qrels: pa.Table, source: str, unknown: str) -> Qrels:
+    """Qrels between rows of the queries and rows of the products; ``unknown`` as for `Catalogue.load`.
+
+    Raises:
+        CatalogueError: A grade is null or negative, a pair is judged twice, or (as asked) an id is not in its table.
+    """
+    place = f"catalogue {source!r}, table 'qrels'"
+    _check_text(qrels, place)
+    bad = pc.or_kleene(pc.is_null(qrels["grade"]), pc.less(qrels["grade"], 0))
+    problem = "the grade of query {query_id!r} and product {product_id!r} is {grade}"
+    remedy = "Grades are integers of at least 0: write one, or remove the judgement."
+    _check_none(qrels, "grade", bad, problem, place, remedy)
+    rows: dict[str, npt.NDArray[np.int64]] = {}
+    for column, owner, table in (("query_id", "queries", queries), ("product_id", "products", products)):
+        named = qrels[column].cast(table[column].type)
+        rows[column] = pc.fill_null(pc.index_in(named, value_set=table[column]), -1).to_numpy().astype(np.int64)
+        if (rows[column] < 0).any():
+            _report_unknown(named, owner, rows[column] < 0, f"{place}, column {column!r}", unknown)
+    kept = (rows["query_id"] >= 0) & (rows["product_id"] >= 0)
+    if not kept.any():
+        raise CatalogueError("no judgement is left", place, "Check that the ids are written as in the other tables.")
+    grade = qrels["grade"].to_numpy()
+    try:
+        return Qrels(rows["query_id"][kept], rows["product_id"][kept], grade[kept])
+    except DuplicateJudgementError as error:
+        query, product = queries["query_id"][error.query].as_py(), products["product_id"][error.product].as_py()
+        twice = np.flatnonzero((rows["query_id"] == error.query) & (rows["product_id"] == error.product))
         raise CatalogueError(
-            f"query {cell(queries, 'query_id', row)!r} has the blank text {cell(queries, 'query', row)!r}",
-            f"{place}, column 'query', row {row}",
-            "Write its text, or remove the query and its judgements.",
-        )
+            f"query {query!r} and product {product!r} are judged {len(twice)} times, with grades "
+            f"{', '.join(str(grade[at]) for at in twice[:3])}",
+            f"{place}, rows {', '.join(map(str, twice[:3]))}",
+            "Keep one judgement per pair.",
+        ) from error
 
 
-def check_text(table: datasets.Dataset, place: str) -> None:
-    """Refuses bytes that are not UTF-8, which Arrow would otherwise report only when the row is read."""
+def _check_text(table: pa.Table, place: str) -> None:
+    """Checks that texts are UTF-8, which Arrow would otherwise report only when the row is read."""
     for name in table.column_names:
-        column = table.data.column(name)
-        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-            continue
         start = 0
-        for chunk in column.chunks:
+        for chunk in table[name].chunks if "string" in str(table[name].type) else ():
             with reading(f"{place}, column {name!r}, rows {start} to {start + len(chunk) - 1}", "Write it as UTF-8."):
                 chunk.validate(full=True)
             start += len(chunk)
 
 
-def _check_ids(table: datasets.Dataset, name: str, place: str) -> None:
-    column = table.data.column(name)
-    row = first_true(pc.or_kleene(pc.is_null(column), pc.equal(column, "")))
-    if row is not None:
-        raise CatalogueError(
-            f"the id is {cell(table, name, row)!r}", f"{place}, column {name!r}, row {row}", "Give every row an id."
-        )
+def _check_table(table: pa.Table, id_column: str, place: str, *, null_split: bool) -> None:
+    _check_text(table, place)
+    check_ids(table, id_column, place)
+    _check_unique(table, id_column, place)
+    if "split" in table.column_names:
+        split = table["split"]
+        known = pc.is_in(split, value_set=pa.array([*SPLITS, *([None] if null_split else [])], split.type))
+        remedy = f"Use one of {', '.join(SPLITS)}, or remove the column."
+        _check_none(table, "split", pc.invert(known), "the split is {split!r}", place, remedy)
+
+
+def _check_unique(table: pa.Table, name: str, place: str) -> None:
+    column = table[name]
     if pc.count_distinct(column).as_py() == len(column):
         return
     counts = pc.value_counts(column)
@@ -78,54 +146,15 @@ def _check_ids(table: datasets.Dataset, name: str, place: str) -> None:
     )
 
 
-def _check_splits(table: datasets.Dataset, place: str, *, null_allowed: bool) -> None:
-    if "split" not in table.column_names:
-        return
-    column = table.data.column("split")
-    known = pc.is_in(column, value_set=pa.array(SPLITS, column.type))
-    if null_allowed:
-        known = pc.or_(known, pc.is_null(column))
-    row = first_true(pc.invert(known))
-    if row is not None:
-        raise CatalogueError(
-            f"the split is {cell(table, 'split', row)!r}",
-            f"{place}, column 'split', row {row}",
-            f"Use one of {', '.join(SPLITS)}, or remove the column.",
-        )
-
-
-def check_photo_paths(column: pa.ChunkedArray, photo_root: str | None, place: str, offset: int = 0) -> None:
-    """Refuses photos stored as a path that leads out of the catalogue's folder."""
-    start = offset
-    for chunk in column.chunks:
-        found = _photo_paths(chunk)
-        if found is not None:
-            rows, paths = found
-            at = first_true(_leaves(paths, photo_root))
-            if at is not None:
-                where = "it is not in a local folder" if photo_root is None else f"that is outside {photo_root!r}"
-                raise CatalogueError(
-                    f"the photo is stored as the path {paths[at].as_py()!r}, and {where}",
-                    f"{place}, column 'image', row {start + rows[at].as_py()}",
-                    "Store the photo's bytes, or a path relative to the catalogue's folder.",
-                )
-        start += len(chunk)
-
-
-def _photo_paths(chunk: pa.Array) -> tuple[pa.Array, pa.Array] | None:
-    """(row in the chunk, path) of the photos that have a path and no bytes; never touches the bytes."""
-    rows = pa.array(np.arange(len(chunk)))
-    if is_list(chunk.type):
-        rows, chunk = pc.list_parent_indices(chunk), pc.list_flatten(chunk)
-    if not pa.types.is_struct(chunk.type) or chunk.type.get_field_index("path") < 0:
-        return None
-    paths = pc.struct_field(chunk, "path")
-    by_path = pc.is_valid(paths)
-    if chunk.type.get_field_index("bytes") >= 0:
-        by_path = pc.and_(by_path, pc.is_null(pc.struct_field(chunk, "bytes")))
-    if pa.types.is_null(paths.type) or not pc.any(by_path).as_py():
-        return None
-    return rows.filter(by_path), paths.filter(by_path)
+def _check_none(
+    table: pa.Table, column: str, bad: pa.ChunkedArray, problem: str, place: str, remedy: str, start: int = 0
+) -> None:
+    """Raises an error for the first row that is bad; ``problem`` is formatted with the row's values by column."""
+    row = pc.index(bad, True).as_py()
+    if row >= 0:
+        named = [name for name in table.column_names if f"{{{name}" in problem]
+        values: dict[str, Any] = table.select(named).slice(row, 1).to_pylist()[0]
+        raise CatalogueError(problem.format_map(values), f"{place}, column {column!r}, row {start + row}", remedy)
 
 
 def _leaves(paths: pa.Array, photo_root: str | None) -> pa.Array:
@@ -137,12 +166,18 @@ def _leaves(paths: pa.Array, photo_root: str | None) -> pa.Array:
     return pc.or_(upwards, pc.and_not(absolute, inside))
 
 
-def first_true(mask: pa.ChunkedArray | pa.Array) -> int | None:
-    """Position of the first True; None where there is none."""
-    at = pc.index(mask, True).as_py()
-    return None if at < 0 else int(at)
-
-
-def cell(table: datasets.Dataset, column: str, row: int) -> Any:
-    """One value as a Python object."""
-    return table.data.column(column)[row].as_py()
+def _report_unknown(
+    named: pa.ChunkedArray, owner: str, missing: npt.NDArray[np.bool_], place: str, unknown: str
+) -> None:
+    rows = np.flatnonzero(missing)
+    distinct = pc.unique(named.filter(pa.array(missing)))
+    first = ", ".join(repr(value) for value in distinct[:3].to_pylist())
+    problem = (
+        f"{len(rows):,} of {len(named):,} judgements name {len(distinct):,} ids that table {owner!r} does not hold: "
+        f"{first}{', ...' if len(distinct) > 3 else ''}"
+    )
+    where = f"{place}, first in row {rows[0]}"
+    if unknown == "error":
+        remedy = f"Add them to {owner!r}, remove the judgements, or load with unknown='drop'."
+        raise CatalogueError(problem, where, remedy)
+    logger.warning("%s: %s. These judgements are dropped.", where, problem)

@@ -1,17 +1,14 @@
-"""The schema of a catalogue: which columns its tables have, and the types that they are read as."""
+"""The tables of a catalogue: their columns, the types that these are read as, and the error of whatever is wrong."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
-from mmfusion.data.catalogue_error import CatalogueError, reading
-from mmfusion.data.catalogue_files import Folder
+from mmfusion.model.errors import MMFusionError
 
 SPLITS = ("train", "val", "test")
 TABLES = ("products", "queries", "qrels")
@@ -27,47 +24,49 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
     "queries": ("query_id", "query"),
     "qrels": ("query_id", "product_id", "grade"),
 }
-EXPECTED = {
+_EXPECTED = {
     "id": "strings or integers",
     "text": "strings",
     "photo": "a struct with `bytes` and `path`, or a list of such structs",
     "grade": "integers of at least 0",
 }
+_PHOTO_FIELDS = {"bytes": ("binary", "large_binary", "null"), "path": ("string", "large_string", "null")}
 
 
-def read_schemas(folder: Folder, table: str, files: Sequence[str]) -> tuple[pa.Schema, str]:
-    """The schema that all files of a table are read with, and a fingerprint of their footers."""
-    schemas, rows, fingerprint = [], 0, hashlib.sha256()
-    for path in files:
-        place = f"catalogue {folder.name!r}, file {os.path.relpath(path, folder.root)!r}"
-        remedy = "Check that it is a complete Parquet file, and write it again if it is not."
-        with reading(place, remedy), folder.fs.open(path, "rb") as handle:
-            file = pq.ParquetFile(handle)
-            schema, count = file.schema_arrow, file.metadata.num_rows
-            fingerprint.update(_fingerprint(folder, path, handle))
-        schemas.append(target_schema(schema, table, place))
-        rows += count
-    if rows == 0:
-        raise CatalogueError(
-            f"table {table!r} has no rows", f"catalogue {folder.name!r}", "Write at least one row to it."
-        )
-    schema = _unify(schemas, folder, table, files)
-    fingerprint.update(str(schema).encode())
-    return schema, fingerprint.hexdigest()[:16]
+class CatalogueError(MMFusionError):
+    """A catalogue cannot be used as it is; the message names the value, the place and the remedy."""
+
+    def __init__(self, problem: str, place: str = "", remedy: str = "") -> None:
+        # One finished string stays the only argument, so that the error survives a trip between processes.
+        super().__init__(". ".join(part for part in (f"{place}: {problem}" if place else problem, remedy) if part))
 
 
-def _fingerprint(folder: Folder, path: str, handle: Any) -> bytes:
-    """What changes when the file does: its footer (sizes and statistics of all columns), and its time or tag."""
-    size = handle.seek(-8, 2) + 8
-    footer = int.from_bytes(handle.read(4), "little")
-    handle.seek(size - 8 - footer)
-    info = folder.fs.info(path)
-    state = [str(info[key]) for key in ("mtime", "ETag", "etag", "LastModified", "created") if key in info]
-    return hashlib.sha256(handle.read(footer) + repr((size, state)).encode()).digest()
+@contextmanager
+def reading(place: str, remedy: str) -> Iterator[None]:
+    """Turns what a library raises while it reads into a `CatalogueError`."""
+    try:
+        yield
+    except CatalogueError:
+        raise
+    except Exception as error:
+        # The kinds differ by file system and version: OSError, ArrowInvalid, DatasetGenerationError, ImportError ...
+        cause: BaseException = error
+        while type(error).__module__.startswith("datasets") and cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise CatalogueError(f"cannot be read ({first_line(cause)})", place, remedy) from error
+
+
+def first_line(error: BaseException) -> str:
+    """Kind of an error and the first line of its text."""
+    return f"{type(error).__name__}: {(str(error).strip() or 'no details').splitlines()[0][:300]}"
 
 
 def target_schema(schema: pa.Schema, table: str, place: str) -> pa.Schema:
-    """Checks one file's columns and returns the types that they are read as."""
+    """Checks the columns of a table and returns the types that they are read as.
+
+    Raises:
+        CatalogueError: A column is missing, there twice, or of the wrong type.
+    """
     names = schema.names
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -82,65 +81,34 @@ def target_schema(schema: pa.Schema, table: str, place: str) -> pa.Schema:
     return pa.schema([(field.name, _target_type(field, table, place)) for field in schema])
 
 
-def _target_type(field: pa.Field, table: str, place: str) -> pa.DataType:
-    stored = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-    role = COLUMNS[table].get(field.name, "metadata")
-    kinds = {"id": _id_type, "text": _text_type, "photo": _photo_type, "grade": _grade_type}
-    target = kinds.get(role, _metadata_type)(stored)
-    if target is None and role in ("text", "photo") and is_number(stored):
-        # Perhaps a column without any value, see `as_types`.
-        target = pa.string() if role == "text" else pa.null()
-    if target is None:
-        because = " (whole numbers become floats where one is missing)" if pa.types.is_floating(stored) else ""
-        raise CatalogueError(
-            f"column {field.name!r} of table {table!r} has type {field.type}, not {EXPECTED[role]}",
-            place,
-            f"Convert it to {EXPECTED[role]}{because}.",
-        )
-    return target
+def as_types(table: pa.Table, schema: pa.Schema, place: str, start: int = 0) -> pa.Table:
+    """Rows of a table as the types of `target_schema`.
+
+    Where all values of a column of texts or photos are missing, pandas writes NaN and DuckDB integers: these become
+    nulls.
+
+    Raises:
+        CatalogueError: Such a column holds a number; ``start`` is the row of the table's first one.
+    """
+    table = table.select(schema.names)
+    for at, field in enumerate(schema):
+        column = table.column(at)
+        if lacks_values(column.type, field):
+            row = pc.index(pc.is_null(column, nan_is_null=True), False).as_py()
+            if row >= 0:
+                expected = _EXPECTED[ROLES[field.name]]
+                raise CatalogueError(
+                    f"column {field.name!r} has type {column.type}, not {expected}: it holds {column[row]}",
+                    f"{place}, row {start + row}",
+                    f"Convert it to {expected}.",
+                )
+            table = table.set_column(at, field, pa.nulls(len(table), field.type))
+    return table.cast(schema)
 
 
-def is_number(stored: pa.DataType) -> bool:
-    """Whether a column holds whole numbers or floats."""
-    return bool(pa.types.is_floating(stored) or pa.types.is_integer(stored))
-
-
-def _metadata_type(stored: pa.DataType) -> pa.DataType:
-    # `datasets` has no type for views.
-    return pa.string() if pa.types.is_string_view(stored) else stored
-
-
-def _id_type(stored: pa.DataType) -> pa.DataType | None:
-    if pa.types.is_integer(stored):
-        return pa.string()
-    return _text_type(stored) if not pa.types.is_null(stored) else None
-
-
-def _text_type(stored: pa.DataType) -> pa.DataType | None:
-    if pa.types.is_string(stored) or pa.types.is_large_string(stored):
-        return stored
-    return pa.string() if pa.types.is_null(stored) or pa.types.is_string_view(stored) else None
-
-
-def _grade_type(stored: pa.DataType) -> pa.DataType | None:
-    return pa.int64() if pa.types.is_integer(stored) or pa.types.is_null(stored) else None
-
-
-def _photo_type(stored: pa.DataType) -> pa.DataType | None:
-    inner = stored.value_type if is_list(stored) else stored
-    if pa.types.is_null(inner):
-        return stored
-    if not pa.types.is_struct(inner):
-        return None
-    fields = {inner.field(i).name: inner.field(i).type for i in range(inner.num_fields)}
-    wanted = {
-        "bytes": (pa.types.is_binary, pa.types.is_large_binary),
-        "path": (pa.types.is_string, pa.types.is_large_string),
-    }
-    for name, allowed in wanted.items():
-        if name in fields and not any(is_type(fields[name]) for is_type in (*allowed, pa.types.is_null)):
-            return None
-    return stored if fields.keys() & wanted.keys() else None
+def lacks_values(stored: pa.DataType, target: pa.Field) -> bool:
+    """Whether numbers are stored where texts or photos belong, so that none of them may be a value."""
+    return ROLES.get(target.name) in ("text", "photo") and _is_number(stored) and not _is_number(target.type)
 
 
 def is_list(stored: pa.DataType) -> bool:
@@ -155,21 +123,44 @@ def has_text(stored: pa.DataType) -> bool:
     return not (pa.types.is_nested(stored) or "binary" in str(stored))
 
 
-def _unify(schemas: Sequence[pa.Schema], folder: Folder, table: str, files: Sequence[str]) -> pa.Schema:
-    first = schemas[0]
-    for path, schema in zip(files, schemas, strict=True):
-        different = sorted(set(first.names) ^ set(schema.names))
-        if different:
-            raise CatalogueError(
-                f"column {different[0]!r} is not in all files of table {table!r}",
-                f"catalogue {folder.name!r}, file {os.path.relpath(path, folder.root)!r}",
-                f"Write all files with the columns of {os.path.basename(files[0])!r}: {', '.join(first.names)}.",
-            )
-    with reading(f"catalogue {folder.name!r}, files of table {table!r}", "Write all of them with the same types."):
-        return pa.unify_schemas(list(schemas), promote_options="permissive")
+def is_photo(stored: pa.DataType) -> bool:
+    """Whether a column holds photos: structs with ``bytes``, ``path`` or both, lists of them, or nulls."""
+    inner = stored.value_type if is_list(stored) else stored
+    if not pa.types.is_struct(inner):
+        return bool(pa.types.is_null(inner))
+    kinds = {field.name: str(field.type) for field in inner if field.name in _PHOTO_FIELDS}
+    return bool(kinds) and all(kind in _PHOTO_FIELDS[name] for name, kind in kinds.items())
 
 
-def check_split_name(split: str, place: str) -> None:
-    """Refuses a name that is not one of `SPLITS`; ``place`` says who was given it."""
-    if split not in SPLITS:
-        raise CatalogueError(f"split {split!r} does not exist", place, f"Use one of {', '.join(SPLITS)}, or None.")
+def _is_number(stored: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(stored) or pa.types.is_integer(stored))
+
+
+def _target_type(field: pa.Field, table: str, place: str) -> pa.DataType:
+    stored = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    role = COLUMNS[table].get(field.name, "metadata")
+    target = _type_of_role(stored, role)
+    if target is None:
+        because = " (whole numbers become floats where one is missing)" if pa.types.is_floating(stored) else ""
+        raise CatalogueError(
+            f"column {field.name!r} of table {table!r} has type {field.type}, not {_EXPECTED[role]}",
+            place,
+            f"Convert it to {_EXPECTED[role]}{because}.",
+        )
+    return target
+
+
+def _type_of_role(stored: pa.DataType, role: str) -> pa.DataType | None:
+    """The type that a column is read as; None where it cannot hold what it should."""
+    if role == "metadata":
+        # `datasets` has no type for views.
+        return pa.string() if pa.types.is_string_view(stored) else stored
+    if role == "grade":
+        return pa.int64() if pa.types.is_integer(stored) or pa.types.is_null(stored) else None
+    if role == "photo":
+        # Numbers: perhaps a column without any value, see `as_types`.
+        return stored if is_photo(stored) else pa.null() if _is_number(stored) else None
+    if pa.types.is_string(stored) or pa.types.is_large_string(stored):
+        return stored
+    as_text = _is_number(stored) or pa.types.is_null(stored) if role == "text" else pa.types.is_integer(stored)
+    return pa.string() if as_text or pa.types.is_string_view(stored) else None

@@ -10,25 +10,30 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from mmfusion.data.catalogue import Catalogue, CatalogueError
-from mmfusion.data.cut_texts import log_cut_texts
-from mmfusion.data.feature_cache import FeatureCache, build_feature_cache
+from mmfusion.data.catalogue import BaseCatalogue, CatalogueError
+from mmfusion.data.feature_cache import build_feature_cache, build_text_cache
 from mmfusion.data.hard_negatives import HardNegatives
+from mmfusion.data.loaders import ResumableLoader, WorkersLoader
 from mmfusion.data.product_keys import group_keys, product_keys
 from mmfusion.data.qrels import Qrels
-from mmfusion.data.sampler import PairSampler, ResumableLoader, RowSampler, RowsSampler
-from mmfusion.data.stream_loaders import ResumableStreamLoader, StreamLoader, log_stream, refuse_with_stream
-from mmfusion.data.stream_sampler import StreamRowSampler, StreamSampler
+from mmfusion.data.sampler import PairSampler, RowSampler
 from mmfusion.data.streamed_catalogue import StreamedCatalogue
-from mmfusion.data.streamed_tables import StreamedProductTable, StreamedTable
-from mmfusion.data.tables import PairTable, ProductTable, QueryTable, Rows, text_lengths
-from mmfusion.data.text_cache import build_text_cache
-from mmfusion.data.workers import WorkersLoader
+from mmfusion.data.streaming import StreamedProductTable, StreamedTable, StreamRowSampler, StreamSampler
+from mmfusion.data.tables import PairTable, ProductTable, QueryTable, log_cut_texts, text_lengths
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 
-logger = logging.getLogger("mmfusion")
+logger = logging.getLogger(__name__)
+
+# Options that need products at random places of the catalogue, and why a stream has no place for them.
+_NOT_STREAMED = {
+    "dev_fraction": "validation would read all train products; give the catalogue a val split",
+    "extra_products": "they come from all of the catalogue, and a reader holds a part",
+    "no_duplicates": "it compares titles and photos of all products before training",
+    "group_by": "it reads a column of all products before training",
+    "hard_negatives": "they come from all of the catalogue, and a reader holds a part",
+}
 
 
 class MMFusionDataModule(L.LightningDataModule):
@@ -44,7 +49,7 @@ class MMFusionDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        catalogue: Catalogue,
+        catalogue: BaseCatalogue,
         processor: MMFusionProcessor,
         *,
         batch_size: int = 128,
@@ -82,7 +87,8 @@ class MMFusionDataModule(L.LightningDataModule):
             group_by: Product column that is of one value in a batch, as far as a value has enough queries.
             hard_negatives: Folder that recipes/mine.py wrote for this catalogue; None: no mined negatives.
             negatives_per_query: Mined negatives of each query in a batch, as further products; default: 1.
-            photo_views: Views of each photo to train with, at least 1, see [`photo_view`].
+            photo_views: Crops of each photo to train with, the whole photo among them, at least 1; see
+                [`cropped_photo`].
             shuffle_buffer: Products that each worker holds to draw from where the catalogue is a
                 [`StreamedCatalogue`], at least 1; see [`StreamSampler`].
 
@@ -90,26 +96,35 @@ class MMFusionDataModule(L.LightningDataModule):
             CatalogueError: The train split has no judged query, or there is no such column or kind of duplicate.
             FileNotFoundError: There are no such mined negatives.
             ValueError: They are of another catalogue, or their number is given without them or below 1; or an option
-                cannot be had from a stream.
+                is not supported with a stream.
         """
         super().__init__()
-        if isinstance(catalogue, StreamedCatalogue):
-            refuse_with_stream(locals())
-        self.shuffle_buffer = shuffle_buffer
+        self.streamed = isinstance(catalogue, StreamedCatalogue)
+        if self.streamed:
+            given = locals()
+            for name, reason in _NOT_STREAMED.items():
+                if given[name]:
+                    raise ValueError(f"{name}={given[name]!r} is not supported with stream=True: {reason}.")
+        if negatives_per_query is not None and (hard_negatives is None or negatives_per_query < 1):
+            raise ValueError(
+                f"negatives_per_query is {negatives_per_query} and hard_negatives is {hard_negatives}; at least 1 goes "
+                "with the folder that recipes/mine.py wrote; give both, or leave negatives_per_query out."
+            )
         self.catalogue = catalogue
         self.processor = processor
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.photos = photos
         self.extra_products = extra_products
+        self.photo_views = photo_views
+        self.shuffle_buffer = shuffle_buffer
         self._keys = None if no_duplicates is None else product_keys(catalogue, no_duplicates.split(","))
         self._groups = None if group_by is None else group_keys(catalogue, group_by)
         self._negatives = None if hard_negatives is None else HardNegatives.load(hard_negatives, catalogue)
-        self._negatives_per_query = _per_query(hard_negatives, negatives_per_query)
-        self.photo_views = photo_views
-        self.photos = photos
-        self.num_workers = num_workers
-        self.seed = seed
-        self.train_qrels, self.val_qrels = self._split(dev_fraction, dev_by)
+        self._negatives_per_query = 0 if hard_negatives is None else negatives_per_query or 1
+        self.train_qrels, self.val_qrels = self._split(dev_fraction, dev_by or "query")
         if not len(self.train_qrels):
             raise CatalogueError(
                 "no train query has a judged train product", catalogue.source, "Check the split columns and the qrels."
@@ -128,11 +143,6 @@ class MMFusionDataModule(L.LightningDataModule):
         self._train_products = self._product_table()
         # A fold of train queries is judged over train products: one table, so that nothing is cached twice.
         self._val_products = self._train_products if dev_fraction else self._product_table()
-
-    @property
-    def streamed(self) -> bool:
-        """Whether products are read from where they lie rather than from a copy on disk."""
-        return isinstance(self.catalogue, StreamedCatalogue)
 
     @property
     def levels(self) -> list[int]:
@@ -174,10 +184,12 @@ class MMFusionDataModule(L.LightningDataModule):
         for name, table, rows in splits:
             if self._vision_cache and table.photos and not table.caches and len(rows):
                 model, folder = self._vision_cache
-                views = self.photo_views if table is self._train_products else 1
-                names = [name, *(f"{name}_view{view}" for view in range(1, views))]
+                options = {"batch_size": self.eval_batch_size, "num_workers": self.num_workers}
+                crops = self.photo_views if table is self._train_products else 1
+                names = [name, *(f"{name}_view{crop}" for crop in range(1, crops))]
                 table.caches = tuple(
-                    self._cache(model, table, rows, folder / own, view) for view, own in enumerate(names)
+                    build_feature_cache(folder / own, model, table, rows, crop=crop, **options)
+                    for crop, own in enumerate(names)
                 )
             if self._text_cache and table.text_cache is None and len(rows):
                 model, folder = self._text_cache
@@ -188,79 +200,56 @@ class MMFusionDataModule(L.LightningDataModule):
             asked = np.union1d(self.train_qrels.query, self.val_qrels.query)
             self._queries.text_cache = build_text_cache(folder, model, self._queries, asked, "query")
 
-    def _cache(self, model: MMFusionModel, table: ProductTable, rows: Rows, folder: Path, view: int) -> FeatureCache:
-        return build_feature_cache(
-            folder, model, table, rows, batch_size=self.eval_batch_size, num_workers=self.num_workers, view=view
-        )
-
     def train_dataloader(self) -> ResumableLoader:
-        world, rank = self._place()
-        if isinstance(self._train_products, StreamedProductTable):
-            return self._stream_loader(self._train_products)
-        lengths = text_lengths(self.catalogue, self.processor.template_columns)
+        products, place = self._train_products, self._place()
+        options: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "photo_views": self.photo_views if self.photos else 1,
+            **place,
+        }
+        pairs = PairTable(self._queries, products)
+        if isinstance(products, StreamedProductTable):
+            options |= {"readers": max(self.num_workers, 1), "shuffle_buffer": self.shuffle_buffer}
+            stream = StreamSampler(self.train_qrels, products.shards.starts, **options)
+            if stream.rank == 0:
+                stream.log()
+            table = StreamedTable(pairs, products)
+            return ResumableLoader(table, sampler=stream, agree=self._agree, **self._loading())
         sampler = PairSampler(
             self.train_qrels,
-            lengths,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            num_replicas=world,
-            rank=rank,
+            text_lengths(self.catalogue, self.processor.template_columns),
             pool=self.train_rows,
             extra_products=self.extra_products,
             groups=self._groups,
             keys=self._keys,
             negatives=self._negatives,
             negatives_per_query=self._negatives_per_query,
-            photo_views=self.photo_views if self.photos else 1,
+            **options,
         )
-        return ResumableLoader(PairTable(self._queries, self._train_products), sampler=sampler, **self._loading())
+        return ResumableLoader(pairs, sampler=sampler, **self._loading())
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """Two loaders: val queries that are judged, and all products of the val pool."""
         if not len(self.val_qrels) or not len(self.val_rows):
             return []
-        queries = self._eval_loader(self._queries, np.unique(self.val_qrels.query), None)
-        if isinstance(self._val_products, StreamedProductTable):
-            return [queries, self._val_stream_loader(self._val_products)]
-        lengths = text_lengths(self.catalogue, self.processor.template_columns)
-        return [queries, self._eval_loader(self._val_products, self.val_rows, lengths)]
+        products, options = self._val_products, {"batch_size": self.eval_batch_size, **self._place()}
+        asked = RowSampler(np.unique(self.val_qrels.query), None, **options)
+        queries = WorkersLoader(self._queries, sampler=asked, **self._loading())
+        if isinstance(products, StreamedProductTable):
+            readers = max(self.num_workers, 1)
+            stream = StreamRowSampler(self.val_rows, products.shards.starts, readers=readers, **options)
+            table = StreamedTable(products, products)
+            return [queries, WorkersLoader(table, sampler=stream, agree=self._agree, **self._loading())]
+        sampler = RowSampler(self.val_rows, text_lengths(self.catalogue, self.processor.template_columns), **options)
+        return [queries, WorkersLoader(products, sampler=sampler, **self._loading())]
 
     def _product_table(self) -> ProductTable:
         table = StreamedProductTable if self.streamed else ProductTable
         return table(self.catalogue, self.processor, photos=self.photos)  # type: ignore[arg-type]
 
-    def _stream_loader(self, products: StreamedProductTable) -> ResumableLoader:
-        sampler = StreamSampler(
-            self.train_qrels,
-            products.shards.starts,
-            batch_size=self.batch_size,
-            shuffle_buffer=self.shuffle_buffer,
-            seed=self.seed,
-            photo_views=self.photo_views if self.photos else 1,
-            **self._readers(),
-        )
-        if sampler.rank == 0:
-            log_stream(sampler)
-        table = StreamedTable(PairTable(self._queries, products), products)
-        return ResumableStreamLoader(table, agree=self._agree, sampler=sampler, **self._loading())
-
-    def _val_stream_loader(self, products: StreamedProductTable) -> DataLoader[Any]:
-        sampler = StreamRowSampler(
-            self.val_rows, products.shards.starts, batch_size=self.eval_batch_size, **self._readers()
-        )
-        return StreamLoader(StreamedTable(products, products), agree=self._agree, sampler=sampler, **self._loading())
-
-    def _readers(self) -> dict[str, int]:
-        world, rank = self._place()
-        return {"readers": max(self.num_workers, 1), "num_replicas": world, "rank": rank}
-
     def _agree(self, well: bool) -> bool:
         return well if self.trainer is None else bool(self.trainer.strategy.reduce_boolean_decision(well))
-
-    def _eval_loader(self, table: Dataset[Any], rows: Rows, lengths: Rows | None) -> DataLoader[Any]:
-        world, rank = self._place()
-        sampler: RowsSampler = RowSampler(rows, lengths, batch_size=self.eval_batch_size, num_replicas=world, rank=rank)
-        return WorkersLoader(table, sampler=sampler, **self._loading())
 
     def _loading(self) -> dict[str, Any]:
         # A generator of its own keeps the making of an iterator from drawing on the global random state, which
@@ -273,44 +262,26 @@ class MMFusionDataModule(L.LightningDataModule):
             "persistent_workers": False,
         }
 
-    def _place(self) -> tuple[int, int]:
+    def _place(self) -> dict[str, int]:
         trainer = self.trainer
-        return (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
+        world, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
+        return {"num_replicas": world, "rank": rank}
 
     def transfer_batch_to_device(self, batch: Mapping[str, Tensor], device: torch.device, dataloader_idx: int) -> Any:
         return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
-    def _split(self, dev_fraction: float, dev_by: str | None) -> tuple[Qrels, Qrels]:
-        train = self.catalogue.split_qrels("train")
-        if dev_fraction:
-            held_out = _fold(self.catalogue, dev_fraction, dev_by or "query")
-            train_side, val_side = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-            return train.restrict(query_rows=train_side), train.restrict(query_rows=val_side)
-        if "split" in self.catalogue.queries.column_names:
-            return train, self.catalogue.split_qrels("val")
-        return train, train.restrict(query_rows=np.empty(0, dtype=np.int64))
-
-
-def _per_query(hard_negatives: str | None, count: int | None) -> int:
-    if hard_negatives is None and count is not None:
-        raise ValueError(
-            f"negatives_per_query is {count} but there are no mined negatives; give hard_negatives, the folder that "
-            "recipes/mine.py wrote, or leave negatives_per_query out."
-        )
-    if count is not None and count < 1:
-        raise ValueError(f"negatives_per_query is {count}; give at least 1, or leave hard_negatives out.")
-    return 0 if hard_negatives is None else count or 1
-
-
-def _fold(catalogue: Catalogue, fraction: float, column: str) -> Any:
-    """Bool by query row: True for those whose value of a column falls into the held-out share, by a stable hash."""
-    if not 0.0 < fraction < 1.0:
-        raise ValueError(f"dev_fraction is {fraction}; give a number from 0 (off) up to, but not including, 1.")
-    if column not in catalogue.queries.column_names:
-        raise CatalogueError(
-            f"dev_by names the column {column!r}",
-            f"queries of {catalogue.source}",
-            f"Use one of {', '.join(catalogue.queries.column_names)}.",
-        )
-    values = catalogue.queries.select_columns([column])[:][column]
-    return np.array([crc32(str(value).encode()) % 10_000 < fraction * 10_000 for value in values])
+    def _split(self, dev_fraction: float, dev_by: str) -> tuple[Qrels, Qrels]:
+        """Judgements to train on and to validate on."""
+        train, queries = self.catalogue.split_qrels("train"), self.catalogue.queries
+        if not dev_fraction:
+            has_splits = "split" in queries.column_names
+            return train, self.catalogue.split_qrels("val") if has_splits else train.restrict(query_rows=[])
+        if not 0.0 < dev_fraction < 1.0:
+            raise ValueError(f"dev_fraction is {dev_fraction}; give a number from 0 (off) up to, but not including, 1.")
+        if dev_by not in queries.column_names:
+            place, remedy = f"queries of {self.catalogue.source}", f"Use one of {', '.join(queries.column_names)}."
+            raise CatalogueError(f"dev_by names the column {dev_by!r}", place, remedy)
+        # By a stable hash, so that equal values are on one side, the same in every run.
+        values = queries.select_columns([dev_by])[:][dev_by]
+        held_out = np.array([crc32(str(value).encode()) % 10_000 < dev_fraction * 10_000 for value in values])
+        return train.restrict(query_rows=np.flatnonzero(~held_out)), train.restrict(query_rows=np.flatnonzero(held_out))

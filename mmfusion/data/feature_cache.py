@@ -1,11 +1,11 @@
-"""Activations of the frozen lower part (or all) of a vision encoder, computed once and memory-mapped."""
+"""Features of frozen encoders, computed once and memory-mapped: activations of photos, and token states of texts."""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,17 +15,104 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from mmfusion.data.photos import newest_decoder
-from mmfusion.data.ragged import RaggedCache, open_cache, write_cache
-from mmfusion.model import MMFusionModel, MMFusionProcessor
+from mmfusion.files import replace_text, whole_file
+from mmfusion.model import MMFusionModel
+from mmfusion.model.errors import MMFusionError
+
+_DATA, _MANIFEST = "activations.npy", "feature_cache.json"
+
+Array = npt.NDArray[Any]
+Role = Literal["query", "product"]
+# Of some rows, the number of items of each, and these items (items, …) float32; None where there are none.
+Block = tuple[list[int], Array | None]
+
+
+class FeatureCacheError(MMFusionError):
+    """A cache does not belong to the model, the processor or the rows at hand."""
+
+
+class RaggedCache:
+    """Rows of a table in one memory-mapped file; each has a number of items, and each item is an array of one shape.
+
+    Attributes:
+        folder: Folder of the cache.
+        rows: (R,) int64 rows of the table that it holds, ascending.
+        counts: (R,) int64 items of each of them.
+    """
+
+    def __init__(self, folder: Path, rows: Array, key: str, blocks: Iterable[Block]) -> None:
+        """Opens the cache in a folder, or writes it if there is no complete one.
+
+        Args:
+            folder: Folder of the cache, created. One that was left half-way has no manifest and is written again.
+            rows: Rows that it holds, ascending.
+            key: Hash of everything that its content depends on.
+            blocks: The items in the order of the rows, computed when they are asked for.
+
+        Raises:
+            FeatureCacheError: The folder holds something else.
+        """
+        self.folder, self.rows = folder, rows
+        if not (folder / _MANIFEST).exists():
+            self._write(key, blocks)
+        manifest = json.loads((folder / _MANIFEST).read_text())
+        if manifest["key"] != key:
+            raise FeatureCacheError(
+                f"The feature cache {folder} was made by another model, processor or set of photos or texts "
+                f"({manifest['key'][:12]}, now {key[:12]}); delete the folder, or name another one."
+            )
+        self.counts = np.asarray(manifest["counts"], dtype=np.int64)
+        self.offsets = np.concatenate([[0], np.cumsum(self.counts)])
+
+    def places(self, rows: Array) -> Array:
+        """Positions of rows in `self.rows`.
+
+        Raises:
+            FeatureCacheError: A row was not cached.
+        """
+        places = np.searchsorted(self.rows, rows)
+        missing = rows[self.rows.take(places, mode="clip") != rows]
+        if len(missing):
+            raise FeatureCacheError(
+                f"Row {missing[0]} is not in the feature cache {self.folder}, which holds {len(self.rows)} "
+                "rows; build a cache for the split that is asked for."
+            )
+        return places
+
+    def padded(self, places: Array, mask: Array) -> Array:
+        """Items of rows in the True positions of `mask` (R, widest), one row after the other; 0 elsewhere."""
+        # Opened on each call, so that workers share the pages and nothing is pickled; opening costs microseconds.
+        data = np.load(self.folder / _DATA, mmap_mode="r")
+        out = np.zeros((*mask.shape, *data.shape[1:]), dtype=data.dtype)
+        starts, counts = self.offsets[places], self.counts[places]
+        within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+        out[mask] = data[np.repeat(starts, counts) + within]
+        return out
+
+    def _write(self, key: str, blocks: Iterable[Block]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        counts: list[int] = []
+        shape: tuple[int, ...] = ()
+        with whole_file(self.folder / _DATA) as file:
+            file.write(_npy_header(0, shape))
+            for own, items in blocks:
+                counts.extend(own)
+                if items is not None and len(items):
+                    shape = items.shape[1:]
+                    file.write(np.ascontiguousarray(items).tobytes())
+            file.seek(0)
+            file.write(_npy_header(sum(counts), shape))
+        manifest = {"key": key, "rows": len(self.rows), "items": sum(counts), "counts": counts}
+        replace_text(self.folder / _MANIFEST, json.dumps(manifest))
 
 
 class FeatureCache:
-    """Read access to a cache: `cache[rows]` gives the activations of products."""
+    """Read access to activations: `cache[rows]` gives those of products."""
 
     def __init__(self, cache: RaggedCache) -> None:
         self.items = cache
 
-    def __getitem__(self, rows: npt.NDArray[np.int64]) -> dict[str, Tensor]:
+    def __getitem__(self, rows: Array) -> dict[str, Tensor]:
         """`vision_activations` (P, photos, …) float32 and `photo_mask` (P, photos); empty if none has a photo.
 
         Raises:
@@ -41,25 +128,37 @@ class FeatureCache:
         return {"vision_activations": torch.from_numpy(activations), "photo_mask": torch.from_numpy(mask)}
 
 
-class _Photos(Dataset[Any]):
-    def __init__(self, table: Any, view: int) -> None:
-        self.table, self.view = table, view
+class TextCache:
+    """Read access to the token states of texts."""
 
-    def __getitem__(self, rows: npt.NDArray[np.int64]) -> tuple[list[int], Tensor | None]:
-        photos = [own[: self.table.processor.max_photos] for own in self.table.decode(rows, self.view)]
-        flat = [photo for own in photos for photo in own]
-        return [len(own) for own in photos], self.table.processor.pixel_values(flat) if flat else None
+    def __init__(self, cache: RaggedCache) -> None:
+        self.items = cache
+
+    def states(self, rows: Array, attention_mask: Tensor) -> Tensor:
+        """Token states (R, length, hidden) float32 where `attention_mask` (R, length) is 1, and 0 elsewhere.
+
+        Raises:
+            FeatureCacheError: A row was not cached, or has another number of tokens now.
+        """
+        places, mask = self.items.places(rows), attention_mask.bool().numpy()
+        changed = np.flatnonzero(mask.sum(1) != self.items.counts[places])
+        if len(changed):
+            raise FeatureCacheError(
+                f"The text of row {rows[changed[0]]} has {mask[changed[0]].sum()} tokens and had "
+                f"{self.items.counts[places[changed[0]]]} when {self.items.folder} was made; delete the folder."
+            )
+        return torch.from_numpy(self.items.padded(places, mask))
 
 
 def build_feature_cache(
     folder: str | os.PathLike[str],
     model: MMFusionModel,
     table: Any,
-    rows: npt.NDArray[np.int64],
+    rows: Array,
     *,
     batch_size: int = 64,
     num_workers: int = 0,
-    view: int = 0,
+    crop: int = 0,
 ) -> FeatureCache:
     """Computes the activations below `model.frozen_vision_blocks`, or opens the cache if it is there.
 
@@ -70,50 +169,110 @@ def build_feature_cache(
         rows: Product rows to cache.
         batch_size: Products per forward pass.
         num_workers: Processes that decode photos.
-        view: Which view of the photos, see [`photo_view`].
+        crop: Which crop of the photos, see [`cropped_photo`].
 
     Raises:
         FeatureCacheError: The folder holds a cache of another model, processor or set of photos.
     """
-    folder, rows = Path(folder), np.unique(rows)
-    key = _key(model, table.processor, table.catalogue, rows, view)
-    cache = open_cache(folder, rows, key)
-    if cache is None:
-        cache = write_cache(folder, rows, key, _blocks(model, table, rows, batch_size, num_workers, view))
-    return FeatureCache(cache)
-
-
-@torch.no_grad()
-def _blocks(
-    model: MMFusionModel, table: Any, rows: npt.NDArray[np.int64], batch_size: int, num_workers: int, view: int
-) -> Iterator[tuple[list[int], npt.NDArray[np.float32] | None]]:
+    rows = np.unique(rows)
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    loader = DataLoader(_Photos(table, view), batch_size=None, sampler=batches, num_workers=num_workers)
-    with tqdm(total=len(rows), desc="caching frozen vision features", unit="product") as bar:
-        for own, pixels in loader:
-            activations = None if pixels is None else model.get_vision_activations(pixels.to(model.device))
-            yield own, None if activations is None else activations.float().cpu().numpy()
-            bar.update(len(own))
+    loader = DataLoader(_Pixels(table, crop), batch_size=None, sampler=batches, num_workers=num_workers)
+
+    @torch.no_grad()
+    def blocks() -> Iterator[Block]:
+        with tqdm(total=len(rows), desc="caching frozen vision features", unit="product") as bar:
+            for own, pixels in loader:
+                activations = None if pixels is None else model.get_vision_activations(pixels.to(model.device))
+                yield own, None if activations is None else activations.float().cpu().numpy()
+                bar.update(len(own))
+
+    return FeatureCache(RaggedCache(Path(folder), rows, _photos_key(model, table, rows, crop), blocks()))
 
 
-def _key(
-    model: MMFusionModel, processor: MMFusionProcessor, catalogue: Any, rows: npt.NDArray[np.int64], view: int
-) -> str:
+class _Pixels(Dataset[Any]):
+    """Number of photos of each product, and the pixel values of all of them."""
+
+    def __init__(self, table: Any, crop: int) -> None:
+        self.table, self.crop = table, crop
+
+    def __getitem__(self, rows: Array) -> tuple[list[int], Tensor | None]:
+        processor = self.table.processor
+        photos = [own[: processor.max_photos] for own in self.table.decode(rows, self.crop)]
+        flat = [photo for own in photos for photo in own]
+        return [len(own) for own in photos], processor.pixel_values(flat) if flat else None
+
+
+def build_text_cache(
+    folder: str | os.PathLike[str], model: MMFusionModel, table: Any, rows: Array, role: Role, *, batch_size: int = 64
+) -> TextCache:
+    """Computes the states of a text encoder, or opens the cache if it is there.
+
+    Args:
+        folder: Folder for caches, created; each gets a folder of its own, named by what it depends on. A cache takes
+            about 4 bytes per token and unit of width.
+        model: Model whose text encoder is frozen.
+        table: `QueryTable` or `ProductTable` without a cache and without photos.
+        rows: Rows to cache.
+        role: Which tower's texts these are.
+        batch_size: Texts per forward pass.
+
+    Raises:
+        FeatureCacheError: The text encoder is in training.
+    """
+    encoder = model.text_encoder(role)
+    if any(parameter.requires_grad for parameter in encoder.parameters()):
+        raise FeatureCacheError(
+            f"The {role} text encoder is in training, so its states change and cannot be cached; freeze it with "
+            "text_learning_rate 0."
+        )
+    rows = np.unique(rows)
+    texts = [
+        (batch[f"{role}_input_ids"], batch[f"{role}_attention_mask"])
+        for batch in (table[rows[start : start + batch_size]] for start in range(0, len(rows), batch_size))
+    ]
+
+    def blocks() -> Iterator[Block]:
+        for input_ids, mask in tqdm(texts, desc=f"caching frozen {role} text features", unit="batch"):
+            states = model.get_text_states(input_ids.to(model.device), mask.to(model.device), role)
+            yield mask.sum(1).tolist(), states.float().cpu().numpy()[mask.bool().numpy()]
+
+    key = _texts_key(model, role, texts)
+    return TextCache(RaggedCache(Path(folder) / f"{role}_texts_{key[:16]}", rows, key, blocks()))
+
+
+def _photos_key(model: MMFusionModel, table: Any, rows: Array, crop: int) -> str:
     """Hash of everything that the activations depend on: frozen weights, preprocessing, and the photos themselves.
 
     Photos that all decoders read alike have the key that they had before there were several.
     """
     read = (model.frozen_vision_blocks, model.config.image_pooling, list(model.config.vision_feature_layers))
-    digest = hashlib.sha256(str((*read, view) if view else read).encode())
+    digest = hashlib.sha256(str((*read, crop) if crop else read).encode())
     for name, value in model.vision_prefix_state():
         digest.update(name.encode() + value.float().cpu().numpy().tobytes())
-    digest.update(json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str).encode())
-    digest.update(str(processor.max_photos).encode())
-    photos = catalogue.products.select_columns(["product_id", "image"])
+    digest.update(json.dumps(table.processor.image_processor.to_dict(), sort_keys=True, default=str).encode())
+    digest.update(str(table.processor.max_photos).encode())
+    photos = table.catalogue.products.select_columns(["product_id", "image"])
     for start in range(0, len(rows), 1024):
         block = photos[rows[start : start + 1024].tolist()]
         digest.update(repr(list(zip(block["product_id"], block["image"], strict=True))).encode())
-        decoders = [newest_decoder(image, catalogue.photo_root) for image in block["image"]]
+        decoders = [newest_decoder(image, table.catalogue.photo_root) for image in block["image"]]
         if max(decoders) > 1:
             digest.update(bytes(decoders))
     return digest.hexdigest()
+
+
+def _texts_key(model: MMFusionModel, role: Role, texts: list[tuple[Tensor, Tensor]]) -> str:
+    """Hash of everything that the states depend on: the encoder, the role's vector, and the tokens."""
+    digest = hashlib.sha256(role.encode())
+    state = {**model.text_encoder(role).state_dict(), **({} if model.roles is None else model.roles.state_dict())}
+    for name, value in sorted(state.items()):
+        digest.update(name.encode() + value.float().cpu().numpy().tobytes())
+    for input_ids, mask in texts:
+        digest.update(input_ids.numpy().tobytes() + mask.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _npy_header(count: int, shape: tuple[int, ...]) -> bytes:
+    """Of 128 bytes whatever the length of the array, which is not known beforehand."""
+    fields = repr({"descr": "<f4", "fortran_order": False, "shape": (count, *shape)})
+    return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + fields.ljust(117).encode() + b"\n"

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mmfusion.data.catalogue import Catalogue
-from mmfusion.data.catalogue_contents import contents_digest
+from mmfusion.data.catalogue import BaseCatalogue
 from mmfusion.files import replace_text, sha256_of, whole_file
 from mmfusion.model.errors import MMFusionError
 
@@ -27,13 +26,15 @@ SCHEMA = pa.schema(
     ]
 )
 _VERSION = 1
-_REMEDY = "mine again with recipes/mine.py"
 
 IntArray = npt.NDArray[np.int64]
 
 
 class HardNegativesError(MMFusionError):
     """A table of hard negatives cannot be used with this catalogue."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"{problem}; mine again with recipes/mine.py")
 
 
 class HardNegatives:
@@ -58,7 +59,7 @@ class HardNegatives:
         return self._products[first:last]
 
     @classmethod
-    def load(cls, folder: str | Path, catalogue: Catalogue) -> "HardNegatives":
+    def load(cls, folder: str | Path, catalogue: BaseCatalogue) -> "HardNegatives":
         """Reads a table and checks it against the catalogue.
 
         Args:
@@ -77,24 +78,24 @@ class HardNegatives:
                     f"hard_negatives: {folder} is no folder of mined negatives: {name} is missing; make one with "
                     "recipes/mine.py"
                 )
-        manifest = _read_manifest(folder / MANIFEST)
-        _check_sum(folder / TABLE, manifest.get("sha256"))
-        table = _read_table(folder / TABLE)
-        if manifest["catalogue_contents"] != contents_digest(catalogue):
-            raise HardNegativesError(
-                f"{folder} was mined from another catalogue ({manifest['catalogue']}) than {catalogue.source}: ids, "
-                f"splits or judgements differ; give that catalogue, or {_REMEDY}"
-            )
-        count = manifest["counts"]["negatives"]
-        if len(table) != count:
-            raise HardNegativesError(f"{folder / TABLE} has {len(table)} rows, but {MANIFEST} says {count}; {_REMEDY}")
+        table = _read_table(folder, catalogue)
         queries = _rows(folder, table, "query_id", catalogue.queries, catalogue.query_rows("train"))
         products = _rows(folder, table, "product_id", catalogue.products, catalogue.product_rows("train"))
-        _check_grades(folder, table, catalogue, queries, products)
+        qrels = catalogue.split_qrels("train")
+        best = np.zeros(len(catalogue.queries), dtype=np.int64)
+        np.maximum.at(best, qrels.query, qrels.grade)
+        wrong = qrels.grades_of(queries, products[:, None])[:, 0] >= np.maximum(best[queries], 1)
+        if wrong.any():
+            at = int(wrong.argmax())
+            query, product = (table.column(name)[at].as_py() for name in ("query_id", "product_id"))
+            raise HardNegativesError(
+                f"{folder / TABLE}, row {at}: product {product!r} is judged at the best grade of query {query!r}, so "
+                "it is no negative"
+            )
         return cls(queries, products)
 
 
-def write_hard_negatives(folder: Path, table: pa.Table, catalogue: Catalogue, **facts: Any) -> dict[str, Any]:
+def write_hard_negatives(folder: Path, table: pa.Table, catalogue: BaseCatalogue, **facts: Any) -> dict[str, Any]:
     """Writes a table (`SCHEMA`) and then its manifest, each whole or not at all, and returns the manifest.
 
     Args:
@@ -109,7 +110,7 @@ def write_hard_negatives(folder: Path, table: pa.Table, catalogue: Catalogue, **
     manifest = {
         "schema_version": _VERSION,
         "catalogue": catalogue.name,
-        "catalogue_contents": contents_digest(catalogue),
+        "catalogue_contents": catalogue.contents_digest(),
         "sha256": sha256_of(folder / TABLE),
         **facts,
         "counts": counts,
@@ -118,36 +119,37 @@ def write_hard_negatives(folder: Path, table: pa.Table, catalogue: Catalogue, **
     return manifest
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _read_table(folder: Path, catalogue: BaseCatalogue) -> pa.Table:
+    """The table of a folder, which must be whole and of this catalogue."""
+    path = folder / TABLE
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        version = manifest["schema_version"]
-        _ = manifest["catalogue"], manifest["catalogue_contents"], manifest["counts"]["negatives"]
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
+        version, contents, source = (manifest[name] for name in ("schema_version", "catalogue_contents", "catalogue"))
+        count = manifest["counts"]["negatives"]
     except (ValueError, KeyError, TypeError) as error:
-        raise HardNegativesError(f"{path} is damaged ({error!r}); {_REMEDY}") from error
+        raise HardNegativesError(f"{folder / MANIFEST} is damaged ({error!r})") from error
     if version != _VERSION:
-        raise HardNegativesError(f"{path} has schema version {version}, this mmfusion reads {_VERSION}; {_REMEDY}")
-    return manifest
-
-
-def _check_sum(path: Path, expected: str | None) -> None:
-    """Compares the table with its checksum; manifests of before there were any have none."""
-    if expected is None:
-        return
+        raise HardNegativesError(f"{folder / MANIFEST} has schema version {version}, this mmfusion reads {_VERSION}")
+    # Manifests of before there were checksums have none.
     found = sha256_of(path)
+    expected = manifest.get("sha256") or found
     if found != expected:
         raise HardNegativesError(
-            f"{path} is damaged: it has the checksum {found[:12]}…, and {MANIFEST} says {expected[:12]}…; {_REMEDY}"
+            f"{path} is damaged: it has the checksum {found[:12]}…, and {MANIFEST} says {expected[:12]}…"
         )
-
-
-def _read_table(path: Path) -> pa.Table:
     try:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise HardNegativesError(f"{path} is damaged ({error}); {_REMEDY}") from error
+        raise HardNegativesError(f"{path} is damaged ({error})") from error
     if not table.schema.equals(SCHEMA):
-        raise HardNegativesError(f"{path} has the columns {table.schema.names}, not {SCHEMA.names}; {_REMEDY}")
+        raise HardNegativesError(f"{path} has the columns {table.schema.names}, not {SCHEMA.names}")
+    if contents != catalogue.contents_digest():
+        raise HardNegativesError(
+            f"{folder} was mined from another catalogue ({source}) than {catalogue.source}: ids, splits or judgements "
+            "differ; give that catalogue"
+        )
+    if len(table) != count:
+        raise HardNegativesError(f"{path} has {len(table)} rows, but {MANIFEST} says {count}")
     return table
 
 
@@ -161,21 +163,6 @@ def _rows(folder: Path, table: pa.Table, column: str, owner: Any, train: IntArra
         if wrong.any():
             at = int(wrong.argmax())
             raise HardNegativesError(
-                f"{folder / TABLE}, row {at}: {kind} {ids[at].as_py()!r} {what} ({int(wrong.sum())} such rows); "
-                f"{_REMEDY}"
+                f"{folder / TABLE}, row {at}: {kind} {ids[at].as_py()!r} {what} ({int(wrong.sum())} such rows)"
             )
     return rows
-
-
-def _check_grades(folder: Path, table: pa.Table, catalogue: Catalogue, queries: IntArray, products: IntArray) -> None:
-    qrels = catalogue.split_qrels("train")
-    best = np.zeros(len(catalogue.queries), dtype=np.int64)
-    np.maximum.at(best, qrels.query, qrels.grade)
-    wrong = qrels.grades_of(queries, products[:, None])[:, 0] >= np.maximum(best[queries], 1)
-    if wrong.any():
-        at = int(wrong.argmax())
-        query, product = (table.column(name)[at].as_py() for name in ("query_id", "product_id"))
-        raise HardNegativesError(
-            f"{folder / TABLE}, row {at}: product {product!r} is judged at the best grade of query {query!r}, so "
-            f"it is no negative; {_REMEDY}"
-        )

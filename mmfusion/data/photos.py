@@ -1,15 +1,17 @@
-"""Photos as they are found in the wild: decoding one, and a policy for those that cannot be decoded."""
+"""Photos as they are found in the wild: decoding one, a policy for those that cannot be decoded, crops for training."""
 
 from __future__ import annotations
 
 import logging
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from io import BytesIO
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmfusion.data.photo_headers import may_need_colours, without_profile
 from mmfusion.model.photos_mmfusion import (
@@ -23,7 +25,7 @@ from mmfusion.model.photos_mmfusion import (
 )
 from mmfusion.model.processing_mmfusion import is_missing
 
-logger = logging.getLogger("mmfusion")
+logger = logging.getLogger(__name__)
 
 # Vector and document formats are left out: Pillow hands some of them (EPS) to an external interpreter.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "MPO", "PPM", "ICO")
@@ -91,7 +93,7 @@ def decoder_of(data: bytes) -> int:
 def newest_decoder(image: Any, root: str | os.PathLike[str] | None) -> int:
     """The newest of the versions `decoder_of` gives for a product's photos: none, one or a list, as in a catalogue."""
     newest = 1
-    for photo in image if _is_list(image) else [image]:
+    for photo in image if is_photo_list(image) else [image]:
         # A photo that cannot be read is a missing one, in whichever version.
         with suppress(PhotoError):
             newest = max(newest, decoder_of(photo_bytes(photo, root)))
@@ -114,7 +116,6 @@ class PhotoReader:
         self,
         *,
         max_photos: int = 4,
-        max_pixels: int = MAX_PIXELS,
         min_size: tuple[int, int] | None = None,
         root: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -122,20 +123,15 @@ class PhotoReader:
 
         Args:
             max_photos: Most photos returned for one product, at least 1; the rest of a list is not read.
-            max_pixels: See `decode_photo`.
             min_size: See `decode_photo`.
             root: See `decode_photo`; a catalogue's ``photo_root``.
 
         Raises:
-            ValueError: ``max_photos`` or ``max_pixels`` is below 1.
+            ValueError: ``max_photos`` is below 1.
         """
-        for name, value in (("max_photos", max_photos), ("max_pixels", max_pixels)):
-            if value < 1:
-                raise ValueError(
-                    f"PhotoReader: {name} is {value}; it must be at least 1. To read none, pass no photos."
-                )
+        if max_photos < 1:
+            raise ValueError(f"PhotoReader: max_photos is {max_photos}; give at least 1. To read none, pass no photos.")
         self.max_photos = max_photos
-        self.max_pixels = max_pixels
         self.min_size = min_size
         self.root = root
         self.bad: dict[str, str] = {}
@@ -150,7 +146,7 @@ class PhotoReader:
         Returns:
             0 to ``max_photos`` images in mode RGB.
         """
-        entries = list(image) if _is_list(image) else [image]
+        entries = list(image) if is_photo_list(image) else [image]
         photos: list[Image.Image] = []
         reasons: list[str] = []
         for number, entry in enumerate(entries, start=1):
@@ -159,22 +155,41 @@ class PhotoReader:
             if _is_null(entry):
                 continue
             try:
-                photos.append(decode_photo(entry, max_pixels=self.max_pixels, min_size=self.min_size, root=self.root))
+                photos.append(decode_photo(entry, min_size=self.min_size, root=self.root))
             except PhotoError as error:
                 reasons.append(f"photo {number} of {len(entries)}: {error}" if len(entries) > 1 else str(error))
-        if reasons:
-            self._note(product_id, "; ".join(reasons))
+        if reasons and product_id not in self.bad:
+            self.bad[product_id] = "; ".join(reasons)
+            logger.warning("product %r: bad photo treated as missing: %s", product_id, self.bad[product_id])
         return photos
 
-    def _note(self, product_id: str, reason: str) -> None:
-        if product_id not in self.bad:
-            self.bad[product_id] = reason
-            logger.warning("product %r: bad photo treated as missing: %s", product_id, reason)
+
+def cropped_photo(photo: Image.Image, product_id: str, crop: int) -> Image.Image:
+    """An augmented photo for training; the same arguments always give the same pixels.
+
+    Colours are left alone: colour jitter and grayscale are what most contrastive recipes use, and they destroy what
+    visual queries ask for.
+
+    Args:
+        photo: RGB image.
+        product_id: Whose photo it is.
+        crop: 0 is the photo as it is. Every other number is a crop of 72 to 95 % of each side, mirrored or not.
+    """
+    if crop == 0:
+        return photo
+    rng = np.random.default_rng([zlib.crc32(product_id.encode()), crop])
+    share = rng.uniform(0.72, 0.95)
+    width, height = (max(1, round(side * share)) for side in photo.size)
+    left, top = (
+        int(rng.integers(0, whole - part + 1)) for whole, part in zip(photo.size, (width, height), strict=True)
+    )
+    cropped = photo.crop((left, top, left + width, top + height))
+    return ImageOps.mirror(cropped) if rng.random() < 0.5 else cropped
 
 
-def _is_list(image: Any) -> bool:
+def is_photo_list(image: Any) -> bool:
+    """Whether a product's photos are several: a sequence, or the array of objects of a list column of pandas."""
     if getattr(getattr(image, "dtype", None), "kind", "") == "O":
-        # A list column of pandas.
         return True
     return isinstance(image, Sequence) and not isinstance(image, (str, bytes, bytearray, memoryview))
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmfusion.data.catalogue import Catalogue, CatalogueError
+from mmfusion.data.catalogue import BaseCatalogue, CatalogueError
 from mmfusion.files import whole_file
 
 IntArray = npt.NDArray[np.int64]
@@ -19,7 +19,7 @@ KINDS = ("product", "photo", "title")
 _ROWS = 1_000
 
 
-def product_keys(catalogue: Catalogue, kinds: Sequence[str]) -> IntArray:
+def product_keys(catalogue: BaseCatalogue, kinds: Sequence[str]) -> IntArray:
     """Keys by which two products are alike: equal in one column, they are duplicates of that kind.
 
     Titles are compared without case and outer blanks. Of several photos the first one counts, by the bytes of its file:
@@ -45,7 +45,7 @@ def product_keys(catalogue: Catalogue, kinds: Sequence[str]) -> IntArray:
     return np.array(columns, dtype=np.int64).reshape(len(columns), len(catalogue.products)).T
 
 
-def group_keys(catalogue: Catalogue, column: str) -> IntArray:
+def group_keys(catalogue: BaseCatalogue, column: str) -> IntArray:
     """Number of each product's value of a column, int64 (number of products,); null (or NaN) is a value of its own, -1.
 
     Raises:
@@ -68,7 +68,7 @@ def group_keys(catalogue: Catalogue, column: str) -> IntArray:
     return _numbered(values)
 
 
-def _title_keys(catalogue: Catalogue) -> IntArray:
+def _title_keys(catalogue: BaseCatalogue) -> IntArray:
     titles = pc.utf8_lower(pc.utf8_trim_whitespace(catalogue.products.data.column("title")))
     return _numbered(pc.if_else(pc.equal(titles, ""), pa.scalar(None, titles.type), titles))
 
@@ -82,7 +82,7 @@ def _numbered(values: Any) -> IntArray:
     return numbers
 
 
-def _photo_keys(catalogue: Catalogue) -> IntArray:
+def _photo_keys(catalogue: BaseCatalogue) -> IntArray:
     if "image" not in catalogue.products.column_names:
         return np.full(len(catalogue.products), -1, dtype=np.int64)
     place = _beside(catalogue)
@@ -95,13 +95,13 @@ def _photo_keys(catalogue: Catalogue) -> IntArray:
     return keys
 
 
-def _beside(catalogue: Catalogue) -> Path | None:
+def _beside(catalogue: BaseCatalogue) -> Path | None:
     """File of the hashes beside the memory-mapped table, whose name changes with its content; None in memory."""
     files = catalogue.products.cache_files
     return Path(f"{files[0]['filename']}.photos.npy") if len(files) == 1 else None
 
 
-def _hash_photos(catalogue: Catalogue) -> IntArray:
+def _hash_photos(catalogue: BaseCatalogue) -> IntArray:
     batches = catalogue.products.select_columns(["image"]).data.table.to_batches(max_chunksize=_ROWS)
     return np.array([_hash(image) for batch in batches for image in batch.column(0).to_pylist()], dtype=np.int64)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import numpy.typing as npt
 
@@ -21,9 +23,7 @@ class DuplicateJudgementError(MMFusionError):
 
     def __init__(self, message: str, query: int = -1, product: int = -1, grades: tuple[int, int] = (-1, -1)) -> None:
         super().__init__(message)
-        self.query = query
-        self.product = product
-        self.grades = grades
+        self.query, self.product, self.grades = query, product, grades
 
 
 class Qrels:
@@ -37,10 +37,6 @@ class Qrels:
         grade: Grades, int64 ``[n]``, at least 0, higher is better.
     """
 
-    query: IntArray
-    product: IntArray
-    grade: IntArray
-
     def __init__(self, query: npt.ArrayLike, product: npt.ArrayLike, grade: npt.ArrayLike) -> None:
         """Checks and sorts the judgements.
 
@@ -53,8 +49,8 @@ class Qrels:
             DuplicateJudgementError: A pair is judged twice, whether or not the two grades agree.
             ValueError: Lengths differ, an array is not one-dimensional, or a value is not an integer of at least 0.
         """
-        columns = {name: _as_rows(name, values) for name, values in (("query", query), ("product", product))}
-        columns["grade"] = _as_rows("grade", grade)
+        given = {"query": query, "product": product, "grade": grade}
+        columns = {name: _as_rows(name, values) for name, values in given.items()}
         lengths = {name: len(values) for name, values in columns.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"Qrels: columns of different length {lengths}. Give one entry per judgement in each.")
@@ -65,51 +61,38 @@ class Qrels:
                     f"Qrels: {name}[{at}] is {values[at]} (query {columns['query'][at]}, product "
                     f"{columns['product'][at]}); rows and grades are at least 0. Remove or correct that judgement."
                 )
-        self.query, self.product, self.grade = columns["query"], columns["product"], columns["grade"]
-        self._index()
-        self._sort()
-        self._refuse_duplicates()
-
-    def _index(self) -> None:
-        """Builds the single key that pairs are sorted and looked up by."""
-        self._width = int(self.product.max()) + 1 if len(self.product) else 1
-        highest = int(self.query.max()) if len(self.query) else 0
+        self.query, self.product, self.grade = columns.values()
+        highest = int(self.query.max(initial=0))
         if (highest + 1) * self._width > np.iinfo(np.int64).max:
             raise ValueError(
                 f"Qrels: query row {highest} and product row {self._width - 1} are too large to be looked up together. "
                 "Rows are positions in the catalogue's tables, not ids: pass positions."
             )
-        self._key = self.query * self._width + self.product
-
-    def _sort(self) -> None:
         if not (self._key[1:] >= self._key[:-1]).all():
             # Stable, so that a duplicate's grades are named in the order in which they were given.
             order = np.argsort(self._key, kind="stable")
             self.query, self.product, self.grade = self.query[order], self.product[order], self.grade[order]
-            self._key = self._key[order]
-
-    def _refuse_duplicates(self) -> None:
+            del self._key
         same = self._key[1:] == self._key[:-1]
-        if not same.any():
-            return
-        at = int(np.argmax(same))
-        query, product = int(self.query[at]), int(self.product[at])
-        grades = (int(self.grade[at]), int(self.grade[at + 1]))
-        raise DuplicateJudgementError(
-            f"Qrels: query row {query} and product row {product} are judged more than once, with grades {grades[0]} "
-            f"and {grades[1]} ({int(same.sum())} judgements too many in all). Keep one judgement per pair.",
-            query,
-            product,
-            grades,
-        )
+        if same.any():
+            at = int(np.argmax(same))
+            pair, grades = (int(self.query[at]), int(self.product[at])), (int(self.grade[at]), int(self.grade[at + 1]))
+            raise DuplicateJudgementError(
+                f"Qrels: query row {pair[0]} and product row {pair[1]} are judged more than once, with grades "
+                f"{grades[0]} and {grades[1]} ({int(same.sum())} judgements too many in all). Keep one judgement per "
+                "pair.",
+                *pair,
+                grades,
+            )
 
-    @classmethod
-    def _from_sorted(cls, query: IntArray, product: IntArray, grade: IntArray) -> Qrels:
-        """Builds from columns that are already checked and sorted, without sorting them again."""
-        self = cls.__new__(cls)
-        self.query, self.product, self.grade = query, product, grade
-        self._index()
-        return self
+    @functools.cached_property
+    def _width(self) -> int:
+        return int(self.product.max(initial=0)) + 1
+
+    @functools.cached_property
+    def _key(self) -> IntArray:
+        """The single key that pairs are sorted and looked up by."""
+        return self.query * self._width + self.product
 
     def __len__(self) -> int:
         return len(self.query)
@@ -118,12 +101,8 @@ class Qrels:
         return f"Qrels({len(self):,} judgements of {len(np.unique(self.query)):,} queries)"
 
     def __getstate__(self) -> dict[str, IntArray]:
-        # The key is as large as a column and cheap to compute: it is rebuilt in the process that unpickles.
+        # The key is as large as a column and cheap to compute: the process that unpickles builds its own.
         return {"query": self.query, "product": self.product, "grade": self.grade}
-
-    def __setstate__(self, state: dict[str, IntArray]) -> None:
-        self.query, self.product, self.grade = state["query"], state["product"], state["grade"]
-        self._index()
 
     def grades(self, query_rows: npt.ArrayLike, product_rows: npt.ArrayLike) -> IntArray:
         """Grades of every query against every product.
@@ -201,7 +180,10 @@ class Qrels:
             keep &= np.isin(self.query, _as_rows("query_rows", query_rows))
         if product_rows is not None:
             keep &= np.isin(self.product, _as_rows("product_rows", product_rows))
-        return Qrels._from_sorted(self.query[keep], self.product[keep], self.grade[keep])
+        # Already checked and sorted.
+        kept = Qrels.__new__(Qrels)
+        kept.query, kept.product, kept.grade = self.query[keep], self.product[keep], self.grade[keep]
+        return kept
 
     def for_query(self, row: int) -> tuple[IntArray, IntArray]:
         """Judged products of one query.
@@ -210,22 +192,27 @@ class Qrels:
             row: Query row; a row without judgements is allowed.
 
         Returns:
-            Product rows (int64 ``[n]``, ascending) and their grades (int64 ``[n]``), both views.
+            Product rows (int64 ``[n]``, ascending) and their grades (int64 ``[n]``), without a copy.
         """
         first, last = np.searchsorted(self.query, row, side="left"), np.searchsorted(self.query, row, side="right")
         return self.product[first:last], self.grade[first:last]
 
 
+def best_grades(rows: IntArray, grades: IntArray) -> IntArray:
+    """Highest grade of each row, by row, int64; 0 for rows without any."""
+    best = np.zeros(int(rows.max(initial=-1)) + 1, dtype=np.int64)
+    np.maximum.at(best, rows, grades)
+    return best
+
+
 def _as_rows(name: str, values: npt.ArrayLike, dimensions: int = 1) -> IntArray:
     """Returns int64 ``values``, refusing what would be rounded or wrapped on the way."""
     array = np.asarray(values)
-    if array.size == 0 and array.ndim == dimensions:
-        return array.astype(np.int64)
     if array.ndim != dimensions:
         raise ValueError(
             f"Qrels: {name} has shape {array.shape}, which is not {dimensions}-dimensional. "
             f"Pass {dimensions} dimensions."
         )
-    if array.dtype.kind not in "iu":
+    if array.size and array.dtype.kind not in "iu":
         raise ValueError(f"Qrels: {name} has dtype {array.dtype}, which is not an integer type. Pass integers.")
     return array.astype(np.int64, copy=False)

@@ -1,47 +1,50 @@
 """Which rows make a batch: deterministic in (seed, epoch, position), disjoint over ranks, bucketed by text length."""
 
-import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from torch.utils.data.distributed import DistributedSampler
 
-from mmfusion.data.further_products import FurtherProducts, Negatives
 from mmfusion.data.pair_batches import pair_batches
-from mmfusion.data.qrels import Qrels
+from mmfusion.data.qrels import Qrels, best_grades
 from mmfusion.data.tables import PairRows, Rows
-from mmfusion.data.workers import WorkersLoader
+
+# What generators are seeded with beside seed, epoch and number of a batch, so that none runs in step with another.
+_FURTHER, _CROP = 1, 2
+
+
+class Negatives(Protocol):
+    """Hard negatives by query; `digest` tells one table from another."""
+
+    digest: str
+
+    def of(self, query: int) -> Rows:
+        """Product rows (n,) of a query row; none for a query without."""
 
 
 class RowsSampler(DistributedSampler[Any]):
+    """Base of samplers of rows. A subclass that reads `start_batch` can begin an epoch in the middle.
+
+    Attributes:
+        start_batch: Where the next epoch begins; only that one.
+        sources: What, beside the arguments of a run, the batches depend on; kept in checkpoints.
+    """
+
+    start_batch = 0
+
     # Lightning leaves samplers of this type alone and replaces any other by one that knows nothing of our batches.
     def __init__(self, num_replicas: int, rank: int) -> None:
-        self.num_replicas = num_replicas
-        self.rank = rank
+        self.num_replicas, self.rank = num_replicas, rank
         self.epoch = 0
+        self.sources: dict[str, str] = {}
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
 
-class ResumableSampler(RowsSampler):
-    """A sampler that can begin an epoch in the middle.
-
-    Attributes:
-        start_batch: Where the next epoch begins; only that one.
-    """
-
-    start_batch = 0
-
-    @property
-    def sources(self) -> dict[str, str]:
-        """What, beside the arguments of a run, the batches depend on; kept in checkpoints."""
-        return {}
-
-
-class PairSampler(ResumableSampler):
+class PairSampler(RowsSampler):
     """Batches of queries, each with one of its products, and further products; yields this rank's part of each.
 
     An epoch visits every query once, in an order drawn from (seed, epoch), with one product of the highest grade the
@@ -87,57 +90,34 @@ class PairSampler(ResumableSampler):
             negatives: Mined negatives of queries, products of the pool.
             negatives_per_query: Of these per query and batch, at least 0; random products take the place of missing
                 ones.
-            photo_views: Views of the photos that a batch is drawn to show one of, at least 1; see [`photo_view`].
+            photo_views: Crops of the photos that a batch is drawn to show one of, at least 1; see [`cropped_photo`].
 
         Raises:
-            ValueError: The batch size is below 2, or no full batch can be made; or another number is negative.
+            ValueError: The batch size is below 2, or no full batch can be made; or another number is too small.
         """
         super().__init__(num_replicas, rank)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.lengths = lengths
-        self.negatives = negatives
-        self._groups, self._keys = groups, keys
-        for name, value in (("extra_products", extra_products), ("negatives_per_query", negatives_per_query)):
-            if value < 0:
-                raise ValueError(f"{name} is {value}; give at least 0.")
-        pool = np.unique(qrels.product) if pool is None else pool
-        self._further = FurtherProducts(
-            pool,
-            seed=seed,
-            ranks=num_replicas,
-            extra=extra_products,
-            negatives=negatives,
-            per_query=negatives_per_query,
-            keys=keys,
-        )
-        self._photo_views = photo_views
-        if photo_views < 1:
-            raise ValueError(f"photo_views is {photo_views}; give at least 1, which is the photos as they are.")
-        best = np.zeros(int(qrels.query.max(initial=-1)) + 1, dtype=np.int64)
-        np.maximum.at(best, qrels.query, qrels.grade)
-        top = (qrels.grade == best[qrels.query]) & (qrels.grade > 0)
+        check_least(batch_size=(batch_size, 2), photo_views=(photo_views, 1))
+        check_least(extra_products=(extra_products, 0), negatives_per_query=(negatives_per_query, 0))
+        self.batch_size, self.seed, self.lengths = batch_size, seed, lengths
+        self.negatives, self._per_query = negatives, negatives_per_query
+        self._pool = np.unique(qrels.product) if pool is None else pool
+        self._extra, self._groups, self._keys, self._photo_views = extra_products, groups, keys, photo_views
+        if negatives is not None:
+            self.sources = {"negatives": negatives.digest}
+        top = (qrels.grade == best_grades(qrels.query, qrels.grade)[qrels.query]) & (qrels.grade > 0)
         self._products = qrels.product[top]
         self._queries, self._first, self._count = np.unique(qrels.query[top], return_index=True, return_counts=True)
-        if batch_size < 2:
-            raise ValueError(
-                f"batch_size is {batch_size}; a contrastive batch needs at least 2 pairs: one alone has no negatives."
-            )
         self._planned: tuple[int, list[PairRows]] = (-1, [])
         if len(self) == 0:
-            self._refuse()
-
-    def _refuse(self) -> None:
-        size = f"one global batch of {self.batch_size} x {self.num_replicas} rank(s)"
-        if len(self._queries) < self.batch_size * self.num_replicas:
+            size = f"one global batch of {batch_size} x {num_replicas} rank(s)"
+            few = len(self._queries) < batch_size * num_replicas
             raise ValueError(
                 f"The train split has {len(self._queries)} queries with a relevant product, fewer than {size}; give a "
                 "smaller batch_size."
+                if few
+                else f"The products of {len(self._queries)} train queries do not fill {size} without duplicates; give "
+                "a smaller batch_size, or fewer kinds of duplicates in no_duplicates."
             )
-        raise ValueError(
-            f"The products of {len(self._queries)} train queries do not fill {size} without duplicates; give a smaller "
-            "batch_size, or fewer kinds of duplicates in no_duplicates."
-        )
 
     def __len__(self) -> int:
         """Batches of this epoch; another epoch may have a few more or less where duplicates are avoided."""
@@ -147,17 +127,11 @@ class PairSampler(ResumableSampler):
         start, self.start_batch = self.start_batch, 0
         own = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         for index, (queries, products, _) in enumerate(self.epoch_batches()[start:], start):
-            further = self._further.draw(self.epoch, index, queries, products)
+            further = self._further(index, queries, products)
             part = len(further) // self.num_replicas
             further = further[self.rank * part : (self.rank + 1) * part]
-            yield PairRows(queries[own], np.concatenate([products[own], further]), self._view(index))
-
-    @property
-    def sources(self) -> dict[str, str]:
-        return {} if self.negatives is None else {"negatives": self.negatives.digest}
-
-    def _view(self, index: int) -> int:
-        return int(np.random.default_rng([self.seed, self.epoch, index, 2]).integers(self._photo_views))
+            crop = draw_crop(self.seed, self.epoch, index, self._photo_views)
+            yield PairRows(queries[own], np.concatenate([products[own], further]), crop)
 
     def epoch_batches(self) -> list[PairRows]:
         """The pairs of the global batches of this epoch, without further products."""
@@ -173,6 +147,36 @@ class PairSampler(ResumableSampler):
         size = self.batch_size * self.num_replicas
         batches = pair_batches(products, self.lengths[products], size, groups=self._groups, keys=self._keys)
         return [PairRows(queries[batches[i]], products[batches[i]]) for i in rng.permutation(len(batches))]
+
+    def _further(self, index: int, queries: Rows, products: Rows) -> Rows:
+        """Rows (n,) beside the pairs of the global batch `index`; n is a multiple of the ranks.
+
+        Fewer than asked for where the pool holds no more. Where products are compared, none comes in that is one of the
+        batch or equals one in a kind; random products take the place of mined negatives that do.
+        """
+        # A generator per batch, so that a run that continues in mid-epoch need not draw what it skips.
+        rng = np.random.default_rng([self.seed, self.epoch, index, _FURTHER])
+        wanted = self._extra * self.num_replicas + self._per_query * len(queries)
+        if self.negatives is None and self._keys is None:
+            most = min(wanted, len(self._pool)) // self.num_replicas * self.num_replicas
+            return self._pool[rng.choice(len(self._pool), most, replace=False)]
+        mined = [] if self.negatives is None else [self.negatives.of(query) for query in queries.tolist()]
+        offered = [rows[rng.permutation(len(rows))[: self._per_query]] for rows in mined]
+        chosen: list[int] = []
+        taken = {key for product in products.tolist() for key in self._keys_of(product)}
+        for product in np.concatenate([*offered, self._pool[rng.permutation(len(self._pool))]]).tolist():
+            if len(chosen) == wanted:
+                break
+            own = self._keys_of(product)
+            if taken.isdisjoint(own):
+                chosen.append(product)
+                taken.update(own)
+        return np.array(chosen[: len(chosen) // self.num_replicas * self.num_replicas], dtype=np.int64)
+
+    def _keys_of(self, product: int) -> list[tuple[int, int]]:
+        """What the product must not share with another; itself first of all, whatever the kinds are."""
+        keys = [] if self._keys is None else self._keys[product].tolist()
+        return [(-1, product), *((kind, key) for kind, key in enumerate(keys) if key >= 0)]
 
 
 class RowSampler(RowsSampler):
@@ -192,7 +196,8 @@ class RowSampler(RowsSampler):
         batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
         if len(batches) < num_replicas:
             # A rank without a batch would not come to where all ranks gather.
-            batches = _a_batch_for_each(ordered, num_replicas)
+            check_enough(rows, num_replicas)
+            batches = list(np.array_split(ordered, num_replicas))
         self.batches = batches[rank::num_replicas]
 
     def __len__(self) -> int:
@@ -202,62 +207,22 @@ class RowSampler(RowsSampler):
         return iter(self.batches)
 
 
-def _a_batch_for_each(rows: Rows, num_replicas: int) -> list[Rows]:
+def draw_crop(seed: int, epoch: int, index: int, count: int) -> int:
+    """Which of so many crops of the photos a batch shows."""
+    return int(np.random.default_rng([seed, epoch, index, _CROP]).integers(count))
+
+
+def check_enough(rows: Rows, num_replicas: int) -> None:
+    """Raises a ValueError if there are fewer rows to validate on than ranks."""
     if len(rows) < num_replicas:
         raise ValueError(
             f"There are {len(rows)} queries or products to validate on for {num_replicas} ranks; use fewer devices, or "
             "a larger val split."
         )
-    return list(np.array_split(rows, num_replicas))
 
 
-class ResumableLoader(WorkersLoader):
-    """A loader over a [`ResumableSampler`] that continues in mid-epoch; Lightning saves and restores its state.
-
-    Attributes:
-        last_fetch: When the fetch of the last batch began, by `time.perf_counter`, and the seconds that it took.
-    """
-
-    last_fetch = (0.0, 0.0)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._yielded = 0
-        self._resume_at = 0
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # Workers read ahead, so the sampler's own position says nothing: what counts is what was handed out.
-        assert isinstance(self.sampler, ResumableSampler)
-        self.sampler.start_batch = self._yielded = self._resume_at
-        self._resume_at = 0
-        batches = super().__iter__()
-        while True:
-            began = time.perf_counter()
-            batch = next(batches, None)
-            self.last_fetch = began, time.perf_counter() - began
-            if batch is None:
-                return
-            self._yielded += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, Any]:
-        # Of this epoch's length, as the one that restores it does not know yet which epoch it is in.
-        return {"yielded": self._yielded % len(self), **self._sources()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state.get("negatives") != self._sources().get("negatives"):
-            raise ValueError(
-                "The checkpoint was written by a training with other mined negatives, or with none; give the same "
-                "--hard_negatives to resume, or another --output to begin anew."
-            )
-        if state.get("stream") != self._sources().get("stream"):
-            raise ValueError(
-                f"The checkpoint was written by a training that read {state.get('stream', 'no stream')}, and this one "
-                f"reads {self._sources().get('stream', 'none')}; give the same --stream, --shuffle_buffer, devices, "
-                "workers and files to resume, or another --output to begin anew."
-            )
-        self._resume_at = state["yielded"]
-
-    def _sources(self) -> dict[str, str]:
-        assert isinstance(self.sampler, ResumableSampler)
-        return self.sampler.sources
+def check_least(**numbers: tuple[int, int]) -> None:
+    """Raises a ValueError for the first number, given with the least that it may be, that is below."""
+    for name, (value, least) in numbers.items():
+        if value < least:
+            raise ValueError(f"{name} is {value}; give at least {least}.")

@@ -1,26 +1,36 @@
-"""A catalogue whose products stay where they are: only their ids and splits are loaded."""
+"""A catalogue whose products stay where they are: row groups of Parquet files, each read when its rows are needed."""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
-import datasets
 import fsspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from mmfusion.data.catalogue import Catalogue
-from mmfusion.data.catalogue_checks import check_products, check_queries
-from mmfusion.data.catalogue_error import CatalogueError, reading
-from mmfusion.data.catalogue_files import Folder, find_folder, refuse_revision
-from mmfusion.data.catalogue_judgements import build_qrels
-from mmfusion.data.catalogue_load import load_from_folder
-from mmfusion.data.catalogue_schema import COLUMNS
-from mmfusion.data.product_shards import ProductShards
-from mmfusion.data.qrels import Qrels
+from mmfusion.data.catalogue import BaseCatalogue, check_unknown
+from mmfusion.data.catalogue_checks import build_qrels, check_photo_paths, check_products, check_queries
+from mmfusion.data.catalogue_files import Folder, ParquetTable, find_folder
+from mmfusion.data.catalogue_schema import CatalogueError, as_types, first_line, reading
+
+IntArray = npt.NDArray[np.int64]
+Record = dict[str, Any]
+
+RETRY_AFTER = (0.5, 2.0, 8.0)
+"""Seconds to wait before a row group that could not be read is tried again."""
+
+_BATCH_ROWS = 256
+
+logger = logging.getLogger(__name__)
 
 
-class StreamedCatalogue(Catalogue):
+class StreamedCatalogue(BaseCatalogue):
     """A catalogue for training from streams; rows are those of the whole catalogue.
 
     ``products`` holds ``product_id`` and ``split`` alone (some 20 bytes a product, memory-mapped); titles, photos and
@@ -30,19 +40,7 @@ class StreamedCatalogue(Catalogue):
         shards: The products' row groups.
     """
 
-    def __init__(
-        self,
-        products: datasets.Dataset,
-        queries: datasets.Dataset,
-        qrels: Qrels,
-        shards: ProductShards,
-        *,
-        source: str,
-        photo_root: str | None,
-    ) -> None:
-        """Use `load`."""
-        super().__init__(products, queries, qrels, source=source, photo_root=photo_root)
-        self.shards = shards
+    shards: ProductShards
 
     @classmethod
     def load(
@@ -64,47 +62,135 @@ class StreamedCatalogue(Catalogue):
         Raises:
             CatalogueError: As there; texts and photos of products are checked when they are read.
         """
-        if unknown not in ("error", "drop"):
-            raise CatalogueError(f"unknown={unknown!r}", "StreamedCatalogue.load", "Use 'error' or 'drop'.")
+        check_unknown(unknown)
         name, cache = os.fspath(source), os.path.abspath(cache_dir)
         folder = _find(name, revision)
-        shards = ProductShards.open(folder)
-        further = [column for column in shards.column_names if column not in ("product_id", "split")]
-        tables = {
-            "products": load_from_folder(folder, "products", cache, leave_out=further),
-            "queries": load_from_folder(folder, "queries", cache),
-            "qrels": load_from_folder(folder, "qrels", cache),
-        }
-        check_products(tables["products"], name, folder.photo_root)
-        check_queries(tables["queries"], name)
-        qrels = build_qrels(tables, name, unknown)
-        return cls(tables["products"], tables["queries"], qrels, shards, source=name, photo_root=folder.photo_root)
+        table = ParquetTable(folder, "products")
+        products = table.mapped(
+            cache, [column for column in table.schema.names if column not in ("product_id", "split")]
+        )
+        queries, judged = (ParquetTable(folder, one).mapped(cache) for one in ("queries", "qrels"))
+        check_products(products.data.table, name, folder.photo_root)
+        check_queries(queries.data.table, name)
+        qrels = build_qrels(products.data.table, queries.data.table, judged.data.table, name, unknown)
+        catalogue = cls(products, queries, qrels, source=name, photo_root=folder.photo_root)
+        catalogue.shards = ProductShards(table)
+        return catalogue
 
     @property
-    def metadata_columns(self) -> list[str]:
-        return [column for column in self.shards.column_names if column not in COLUMNS["products"]]
+    def product_schema(self) -> pa.Schema:
+        return self.shards.schema
 
-    def product(self, row: int) -> dict[str, Any]:
-        raise self._not_at_random("products")
 
-    def titles(self, rows: Iterable[int]) -> list[str]:
-        raise self._not_at_random("titles")
+class ProductShards:
+    """Row groups of the products table, in the order of its rows; a row is the same number as in [`Catalogue`].
 
-    def descriptions(self, rows: Iterable[int]) -> list[str]:
-        raise self._not_at_random("descriptions")
+    Attributes:
+        schema: Columns of the table, as they are read.
+        starts: First row of each row group, and the number of all rows at the end, int64 (G + 1,).
+    """
 
-    def _not_at_random(self, what: str) -> CatalogueError:
+    def __init__(self, table: ParquetTable) -> None:
+        """Takes a table whose footers are read."""
+        self.schema = table.schema
+        self._folder, self._files = table.folder, table.files
+        # File, number in the file, and row of the file that it begins with.
+        self._groups: list[tuple[int, int, int]] = []
+        rows: list[int] = []
+        for at, footer in enumerate(table.footers):
+            if footer.num_rows == 0:
+                logger.info("%s has no rows and is skipped", table.folder.place(table.files[at]))
+            counts = [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
+            first = np.cumsum([0, *counts])
+            self._groups += [(at, number, int(first[number])) for number in range(len(counts))]
+            rows += counts
+        self.starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
+        self._process = os.getpid()
+
+    def read(self, group: int, rows: IntArray, columns: Sequence[str]) -> list[Record]:
+        """Reads some rows of a row group; a read that fails is tried again.
+
+        The row group is in memory, compressed, for as long as this takes.
+
+        Args:
+            group: 0 to number of row groups - 1.
+            rows: Ascending rows of the table, all of this group, (n,).
+            columns: Columns to read.
+
+        Returns:
+            Values by column, undecoded, of each row, in order.
+
+        Raises:
+            CatalogueError: The row group cannot be read, its text is not UTF-8, or the path of a photo leaves the
+                folder.
+        """
+        waits = list(RETRY_AFTER)
+        while True:
+            try:
+                return self._read(group, rows, columns)
+            except CatalogueError:
+                raise
+            except Exception as error:
+                # Which exception a file system raises for a broken connection is its own affair.
+                if not waits:
+                    raise CatalogueError(
+                        f"cannot be read after {len(RETRY_AFTER) + 1} tries ({first_line(error)})",
+                        self._place(group),
+                        "Check the file and the connection, and run the same command to resume.",
+                    ) from error
+                logger.warning("%s: %s; trying again in %.1f s", self._place(group), first_line(error), waits[0])
+                time.sleep(waits.pop(0))
+
+    def _read(self, group: int, rows: IntArray, columns: Sequence[str]) -> list[Record]:
+        schema, place = pa.schema([self.schema.field(name) for name in columns]), self._place(group)
+        file, number, _ = self._groups[group]
+        wanted = rows - self.starts[group]
+        records: list[Record] = []
+        start = 0
+        # Connections and event loops of a file system do not survive a fork into a worker.
+        if self._process != os.getpid():
+            folder = find_folder(self._folder.name)
+            assert folder is not None
+            self._folder, self._process = folder, os.getpid()
+        with self._folder.fs.open(self._files[file], "rb") as handle:
+            # Pre-buffering asks for the row group in a few large pieces, which is what object stores are good at.
+            parquet = pq.ParquetFile(handle, pre_buffer=True)
+            for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[number], columns=schema.names):
+                inside = wanted[(wanted >= start) & (wanted < start + len(batch))] - start
+                start += len(batch)
+                if len(inside):
+                    table = as_types(pa.Table.from_batches([batch]).take(inside), schema, place)
+                    with reading(place, "Write its text as UTF-8."):
+                        table.validate(full=True)
+                    if "image" in table.column_names:
+                        check_photo_paths(table["image"], self._folder.photo_root, place)
+                    records += table.to_pylist()
+        if start != self.starts[group + 1] - self.starts[group]:
+            raise self.changed(group)
+        return records
+
+    def changed(self, group: int) -> CatalogueError:
+        """The error of a row group that does not hold the products it held when the catalogue was loaded."""
         return CatalogueError(
-            f"{what} of a streamed catalogue cannot be looked up by row",
-            f"catalogue {self.source!r}",
-            "Load it with Catalogue.load, or read it in order with Catalogue.stream.",
+            "holds other products than when training began",
+            self._place(group),
+            "Keep the files of a catalogue as they are while it is streamed; write new ones to another folder.",
         )
+
+    def _place(self, group: int) -> str:
+        file, number, first = self._groups[group]
+        return f"{self._folder.place(self._files[file])}, row group {number} (from row {first} of the file)"
+
+
+def groups_of(starts: IntArray, rows: IntArray) -> IntArray:
+    """Row group of each row (n,), given the first row of each group and the number of rows (G + 1,)."""
+    # From the right, as a group without rows starts where the next one does.
+    return np.searchsorted(starts, rows, side="right") - 1
 
 
 def _find(name: str, revision: str | None) -> Folder:
-    folder = find_folder(name)
+    folder = find_folder(name, revision)
     if folder is not None:
-        refuse_revision(name, revision)
         return folder
     url = f"hf://datasets/{name}{'' if revision is None else f'@{revision}'}"
     remedy = f"Check the id (there is no folder {name!r} either), the network and your login."

@@ -1,34 +1,41 @@
 """From catalogue rows to tensors: the data sets behind every loader, indexed by arrays of rows."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch.utils.data import Dataset
 
-from mmfusion.data.augment import photo_view
 from mmfusion.data.batch import ProductBatch, QueryBatch, TrainBatch
-from mmfusion.data.catalogue import Catalogue, CatalogueError
+from mmfusion.data.catalogue import BaseCatalogue, CatalogueError
 from mmfusion.data.catalogue_schema import has_text, is_list
-from mmfusion.data.feature_cache import FeatureCache
-from mmfusion.data.photos import PhotoReader
-from mmfusion.data.text_cache import TextCache
+from mmfusion.data.feature_cache import FeatureCache, TextCache
+from mmfusion.data.photos import PhotoReader, cropped_photo
 from mmfusion.model import MMFusionProcessor
+
+logger = logging.getLogger(__name__)
 
 Rows = npt.NDArray[np.int64]
 # From (id, text) to the text that is read instead.
 Rewrite = Callable[[str, str], str]
 
+# What a run of any size can tokenise once more without being slower for it.
+_MOST_TEXTS = 20_000
+# More special tokens than any tokenizer puts around a text.
+_SPECIAL_TOKENS = 8
+
 
 class PairRows(NamedTuple):
-    """Rows of the queries and the products of one training batch, and which view of their photos it shows."""
+    """Rows of the queries and the products of one training batch, and which crop of their photos it shows."""
 
     queries: Rows
     products: Rows
-    view: int = 0
+    crop: int = 0
 
 
 class QueryTable(Dataset[QueryBatch]):
@@ -43,7 +50,7 @@ class QueryTable(Dataset[QueryBatch]):
 
     def __init__(
         self,
-        catalogue: Catalogue,
+        catalogue: BaseCatalogue,
         processor: MMFusionProcessor,
         *,
         text_cache: TextCache | None = None,
@@ -91,7 +98,7 @@ class ProductTable(Dataset[ProductBatch]):
 
     def __init__(
         self,
-        catalogue: Catalogue,
+        catalogue: BaseCatalogue,
         processor: MMFusionProcessor,
         *,
         cache: FeatureCache | None = None,
@@ -107,42 +114,35 @@ class ProductTable(Dataset[ProductBatch]):
         self.photos = photos and "image" in self.column_names
         self.photo_of = photo_of
         self.rewrite = rewrite
-        self.read = PhotoReader(max_photos=processor.max_photos, root=catalogue.photo_root)
+        self.reader = PhotoReader(max_photos=processor.max_photos, root=catalogue.photo_root)
         self._check_template()
 
     @property
     def column_names(self) -> list[str]:
         """Columns that products have."""
-        return list(self.schema.names)
-
-    @property
-    def schema(self) -> pa.Schema:
-        """Columns that products have, and their types."""
-        return self.catalogue.products.data.schema
+        return list(self.catalogue.product_schema.names)
 
     def _check_template(self) -> None:
-        known = {*self.column_names, "description"} - {"image"}
+        schema = self.catalogue.product_schema
+        known = {*schema.names, "description"} - {"image"}
         for column in self.processor.template_columns:
+            problem = f"product_template {self.processor.product_template!r} names the column {column!r}"
+            place = f"products of {self.catalogue.source}"
             if column not in known:
+                raise CatalogueError(problem, place, f"Use one of {', '.join(sorted(known))}.")
+            if column in schema.names and not has_text(schema.field(column).type):
                 raise CatalogueError(
-                    f"product_template {self.processor.product_template!r} names the column {column!r}",
-                    f"products of {self.catalogue.source}",
-                    f"Use one of {', '.join(sorted(known))}.",
-                )
-            kind = self.schema.field(column).type if column in self.column_names else None
-            if kind is not None and not has_text(kind):
-                raise CatalogueError(
-                    f"product_template {self.processor.product_template!r} names {column!r}, which is {kind}",
-                    f"products of {self.catalogue.source}",
+                    f"{problem}, which is {schema.field(column).type}",
+                    place,
                     "Use columns of texts, numbers, dates or lists of those: put the fields that are text into columns "
                     "of their own, or decode bytes.",
                 )
 
     def __getitem__(self, rows: Rows) -> ProductBatch:
-        return self.read_view(rows, 0)
+        return self.batch(rows)
 
-    def read_view(self, rows: Rows, view: int) -> ProductBatch:
-        """A batch that shows one of the views of the photos, see [`photo_view`]."""
+    def batch(self, rows: Rows, crop: int = 0) -> ProductBatch:
+        """A batch of these products that shows one of the crops of their photos, see [`cropped_photo`]."""
         features = self.processor.process_product_texts(self.texts(rows))
         batch = ProductBatch(
             product_rows=torch.from_numpy(np.asarray(rows)),
@@ -153,30 +153,28 @@ class ProductTable(Dataset[ProductBatch]):
             batch["product_text_states"] = self.text_cache.states(rows, features["attention_mask"])
         if self.photos:
             shown = np.asarray(rows) if self.photo_of is None else self.photo_of[rows]
-            cached = self.caches[view][shown] if self.caches else None
-            found = self.processor.process_photos(self.decode(shown, view)) if cached is None else cached
+            cached = self.caches[crop][shown] if self.caches else None
+            found = self.processor.process_photos(self.decode(shown, crop)) if cached is None else cached
             batch.update(cast(ProductBatch, found))
         return batch
 
     def texts(self, rows: Rows) -> list[str]:
         """Product texts as the template renders them, rewritten if asked for."""
-        columns = ["product_id", *self.processor.template_columns]
-        present = [column for column in dict.fromkeys(columns) if column in self.column_names]
-        table = self._columns(present, rows)
-        blank = {column: "" for column in columns}
+        columns = dict.fromkeys(["product_id", *self.processor.template_columns], "")
+        table = self._columns([column for column in columns if column in self.column_names], rows)
         texts = [
-            self.processor.product_text({**blank, **dict(zip(present, values, strict=True))})
-            for values in zip(*(table[column] for column in present), strict=True)
+            self.processor.product_text({**columns, **dict(zip(table, values, strict=True))})
+            for values in zip(*table.values(), strict=True)
         ]
         if self.rewrite is None:
             return texts
         return [self.rewrite(name, text) for name, text in zip(table["product_id"], texts, strict=True)]
 
-    def decode(self, rows: Rows, view: int = 0) -> list[list[Any]]:
+    def decode(self, rows: Rows, crop: int = 0) -> list[list[Any]]:
         """Readable photos of products as RGB images; bad ones are logged by the reader and left out."""
         table = self._columns(["product_id", "image"], rows)
         return [
-            [photo_view(photo, product_id, view) for photo in self.read(product_id, image)]
+            [cropped_photo(photo, product_id, crop) for photo in self.reader(product_id, image)]
             for product_id, image in zip(table["product_id"], table["image"], strict=True)
         ]
 
@@ -194,15 +192,13 @@ class PairTable(Dataset[TrainBatch]):
         self.products = products
 
     def __getitem__(self, pairs: PairRows) -> TrainBatch:
-        return cast(TrainBatch, {**self.queries[pairs.queries], **self.products.read_view(pairs.products, pairs.view)})
+        return cast(TrainBatch, {**self.queries[pairs.queries], **self.products.batch(pairs.products, pairs.crop)})
 
 
 def text_lengths(
-    catalogue: Catalogue, columns: Sequence[str], of: Literal["products", "queries"] = "products"
+    catalogue: BaseCatalogue, columns: Sequence[str], of: Literal["products", "queries"] = "products"
 ) -> npt.NDArray[np.int64]:
     """Characters of the texts in some columns by row, int64 (rows of the table,); estimates tokens, for bucketing."""
-    import pyarrow.compute as pc
-
     table = catalogue.queries if of == "queries" else catalogue.products
     total = np.zeros(len(table), dtype=np.int64)
     for column in columns:
@@ -212,10 +208,8 @@ def text_lengths(
     return total
 
 
-def photo_counts(catalogue: Catalogue, most: int) -> npt.NDArray[np.int64]:
+def photo_counts(catalogue: BaseCatalogue, most: int) -> npt.NDArray[np.int64]:
     """Photos of each product by row, at most `most`, int64 (products,); none is read, so that bad ones count."""
-    import pyarrow.compute as pc
-
     table = catalogue.products
     if "image" not in table.column_names:
         return np.zeros(len(table), dtype=np.int64)
@@ -228,3 +222,33 @@ def photo_counts(catalogue: Catalogue, most: int) -> npt.NDArray[np.int64]:
             fields = [pc.struct_field(column, field.name) for field in column.type]
             counts = counts & np.any([pc.is_valid(field).to_numpy() for field in fields], axis=0)
     return np.minimum(counts.astype(np.int64), most)
+
+
+def log_cut_texts(table: ProductTable | QueryTable, rows: Rows) -> None:
+    """Logs one line if texts are cut at the processor's limit; of more than 20,000 texts a sample is looked at.
+
+    Args:
+        table: Products or queries.
+        rows: (N,) int64, their rows.
+    """
+    products = isinstance(table, ProductTable)
+    field = "max_product_length" if products else "max_query_length"
+    processor = table.processor
+    prompt = processor.product_prompt if products else processor.query_prompt
+    limit = min(getattr(processor, field), processor.tokenizer.model_max_length)
+    sample = rows if len(rows) <= _MOST_TEXTS else rows[np.linspace(0, len(rows) - 1, _MOST_TEXTS).astype(np.int64)]
+    texts = [prompt + text for text in table.texts(sample)]
+    # No tokenizer makes more tokens than bytes, so that short titles need no second look.
+    long = [text for text in texts if len(text.encode()) + _SPECIAL_TOKENS > limit]
+    tokens = processor.tokenizer(long, verbose=False)["input_ids"] if long else []
+    cut = sum(len(ids) > limit for ids in tokens)
+    if cut:
+        logger.info(
+            "%s of %s%s %s are longer than %s %s, and are cut there",
+            f"{cut:,}",
+            f"{len(texts):,}",
+            "" if len(sample) == len(rows) else f" sampled (of {len(rows):,})",
+            "product texts" if products else "queries",
+            field,
+            f"{limit} tokens",
+        )

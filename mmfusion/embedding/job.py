@@ -13,9 +13,8 @@ import pyarrow.compute as pc
 import torch
 
 from mmfusion.data.catalogue import Catalogue
-from mmfusion.data.cut_texts import log_cut_texts
-from mmfusion.data.tables import ProductTable, Rows, text_lengths
-from mmfusion.data.workers import WorkersLoader
+from mmfusion.data.loaders import WorkersLoader
+from mmfusion.data.tables import ProductTable, Rows, log_cut_texts, text_lengths
 from mmfusion.embedding.content import Digests, content_digests
 from mmfusion.embedding.shards import (
     MANIFEST,

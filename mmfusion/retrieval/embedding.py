@@ -10,10 +10,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from mmfusion.data.catalogue import Catalogue
-from mmfusion.data.cut_texts import log_cut_texts
 from mmfusion.data.feature_cache import FeatureCache
 from mmfusion.data.sampler import RowSampler
-from mmfusion.data.tables import ProductTable, QueryTable, Rewrite, Rows, text_lengths
+from mmfusion.data.tables import ProductTable, QueryTable, Rewrite, Rows, log_cut_texts, text_lengths
 from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
 
 FloatArray = npt.NDArray[np.float32]

@@ -12,7 +12,6 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from mmfusion.data.catalogue import Catalogue
-from mmfusion.data.catalogue_contents import contents_digest
 from mmfusion.data.streamed_catalogue import StreamedCatalogue
 from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.data.toy_encoders import write_toy_encoders
@@ -80,7 +79,7 @@ def note_catalogue(run: Run, catalogue: Catalogue) -> None:
     Raises:
         RunError: The run began with another content: other products, queries, splits or judgements.
     """
-    contents = contents_digest(catalogue)
+    contents = catalogue.contents_digest()
     if run.record.get("catalogue_contents") not in (None, contents):
         raise RunError(
             f"The catalogue {catalogue.source!r} is not the one that this run began with: ids, splits or judgements "

@@ -28,8 +28,9 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch import nn
 
 from mmfusion.data.datamodule import MMFusionDataModule
+from mmfusion.data.loaders import ResumableLoader
 from mmfusion.data.qrels import Qrels
-from mmfusion.data.sampler import PairSampler, ResumableLoader
+from mmfusion.data.sampler import PairSampler
 from mmfusion.data.tables import PairRows, PairTable, text_lengths
 from mmfusion.model import MMFusionModel
 from mmfusion.stages import Optimization, Stage, Stage1, Stage2

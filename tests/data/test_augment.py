@@ -11,9 +11,9 @@ from test_sampler import sampler
 from training_runs import assert_same_ends, fit
 from two_ranks import build_model
 
-from mmfusion.data.augment import photo_view
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.datamodule import MMFusionDataModule
+from mmfusion.data.photos import cropped_photo
 from mmfusion.data.tables import ProductTable
 from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.stages import Stage2
@@ -42,8 +42,8 @@ def numbered(width: int = 40, height: int = 30) -> Image.Image:
 
 def test_view_0_is_the_photo_and_the_others_are_crops_of_it_that_repeat() -> None:
     photo = numbered()
-    assert photo_view(photo, "p1", 0) is photo
-    views = [np.asarray(photo_view(photo, "p1", view)).astype(int) for view in range(1, 30)]
+    assert cropped_photo(photo, "p1", 0) is photo
+    views = [np.asarray(cropped_photo(photo, "p1", view)).astype(int) for view in range(1, 30)]
     mirrored = 0
     for number, pixels in enumerate(views, 1):
         height, width = pixels.shape[:2]
@@ -53,26 +53,26 @@ def test_view_0_is_the_photo_and_the_others_are_crops_of_it_that_repeat() -> Non
         steps = np.unique(np.diff(pixels[:, :, 1], axis=1))
         assert len(steps) == 1 and abs(steps[0]) == 1
         mirrored += int(steps[0] < 0)
-        assert (pixels == np.asarray(photo_view(photo, "p1", number))).all()
+        assert (pixels == np.asarray(cropped_photo(photo, "p1", number))).all()
     assert 5 < mirrored < 24
     assert len({pixels.tobytes() for pixels in views}) == len(views)
-    assert (np.asarray(photo_view(photo, "p2", 1)).tobytes()) != views[0].astype(np.uint8).tobytes()
+    assert (np.asarray(cropped_photo(photo, "p2", 1)).tobytes()) != views[0].astype(np.uint8).tobytes()
 
 
 def test_a_photo_of_one_pixel_has_views() -> None:
-    assert photo_view(Image.new("RGB", (1, 1), "red"), "p", 3).size == (1, 1)
+    assert cropped_photo(Image.new("RGB", (1, 1), "red"), "p", 3).size == (1, 1)
 
 
 def test_views_are_drawn_by_batch_alike_on_all_ranks_and_after_a_resume() -> None:
-    whole = [pair.view for epoch in range(20) for pair in at(epoch, sampler(batch_size=8, photo_views=3))]
+    whole = [pair.crop for epoch in range(20) for pair in at(epoch, sampler(batch_size=8, photo_views=3))]
     assert set(whole) == {0, 1, 2}
     for rank in (0, 1):
         part = sampler(batch_size=4, num_replicas=2, rank=rank, photo_views=3)
-        assert [pair.view for epoch in range(20) for pair in at(epoch, part)] == whole
+        assert [pair.crop for epoch in range(20) for pair in at(epoch, part)] == whole
     resumed = sampler(batch_size=8, photo_views=3)
     resumed.start_batch = 3
-    assert [pair.view for pair in resumed] == whole[3:5]
-    assert {pair.view for pair in sampler()} == {0}
+    assert [pair.crop for pair in resumed] == whole[3:5]
+    assert {pair.crop for pair in sampler()} == {0}
     with pytest.raises(ValueError, match="photo_views is 0"):
         sampler(photo_views=0)
 
@@ -85,8 +85,8 @@ def at(epoch: int, batches: Any) -> list[Any]:
 def test_products_show_the_view_that_is_asked_for(tower: Any, catalogue: Catalogue) -> None:
     table = ProductTable(catalogue, tower[1])
     rows = np.flatnonzero([image is not None for image in catalogue.products["image"]])[:4]
-    plain, other = table[rows], table.read_view(rows, 1)
-    assert torch.equal(plain["pixel_values"], table.read_view(rows, 0)["pixel_values"])
+    plain, other = table[rows], table.batch(rows, 1)
+    assert torch.equal(plain["pixel_values"], table.batch(rows, 0)["pixel_values"])
     assert not torch.equal(plain["pixel_values"], other["pixel_values"])
     assert torch.equal(plain["product_input_ids"], other["product_input_ids"])
 

@@ -36,6 +36,8 @@ def catalogues(draw: st.DrawFn) -> dict[str, Any]:
 class ByQuery:
     """Up to three negatives of each query."""
 
+    digest = "drawn"
+
     def __init__(self, rng: np.random.Generator) -> None:
         self.products = rng.integers(0, PRODUCTS, (40, 3))
         self.count = rng.integers(0, 4, 40)
@@ -161,6 +163,8 @@ def test_mined_negatives_of_a_query_come_first_and_random_products_fill_up() -> 
     qrels = Qrels(np.arange(8), np.arange(8), np.full(8, 3))
 
     class Mined:
+        digest = "mined"
+
         def of(self, query: int) -> np.ndarray:
             return np.array([10 + query, 20 + query]) if query != 3 else np.empty(0, dtype=np.int64)
 

@@ -8,10 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import SiglipImageProcessorPil
 
-from mmfusion.data import cut_texts
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.datamodule import MMFusionDataModule
-from mmfusion.data.tables import ProductTable, QueryTable
+from mmfusion.data.tables import ProductTable, QueryTable, log_cut_texts
 from mmfusion.data.toy_encoders import build_tokenizer
 from mmfusion.model import MMFusionProcessor
 
@@ -40,7 +39,7 @@ def processor(length: int) -> MMFusionProcessor:
 def logged(table: ProductTable | QueryTable, rows: list[int], caplog: pytest.LogCaptureFixture) -> str:
     caplog.clear()
     with caplog.at_level("INFO", logger="mmfusion"):
-        cut_texts.log_cut_texts(table, np.array(rows))
+        log_cut_texts(table, np.array(rows))
     return caplog.text
 
 
@@ -60,7 +59,7 @@ def test_texts_are_counted_that_lose_tokens(catalogue: Catalogue, caplog: pytest
 def test_of_many_texts_a_sample_is_looked_at(
     catalogue: Catalogue, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cut_texts, "_MOST_TEXTS", 2)
+    monkeypatch.setattr("mmfusion.data.tables._MOST_TEXTS", 2)
     text = logged(ProductTable(catalogue, processor(4)), [0, 1, 2], caplog)
     assert "1 of 2 sampled (of 3) product texts" in text
 

@@ -33,10 +33,9 @@ from PIL import Image, ImageCms
 from tiny_encoders import tiny_model, tiny_processor
 
 from mmfusion.data.catalogue import Catalogue
-from mmfusion.data.feature_cache import build_feature_cache
+from mmfusion.data.feature_cache import FeatureCacheError, build_feature_cache
 from mmfusion.data.photo_headers import may_need_colours
 from mmfusion.data.photos import decode_photo, decoder_of
-from mmfusion.data.ragged import FeatureCacheError
 from mmfusion.data.tables import ProductTable
 from mmfusion.embedding.content import content_digests
 from mmfusion.model import photos_mmfusion

@@ -98,7 +98,7 @@ def test_starts_in_the_middle_once() -> None:
 
 
 def test_a_batch_of_one_and_too_few_queries_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"batch_size is 1.*at least 2 pairs"):
+    with pytest.raises(ValueError, match=r"batch_size is 1; give at least 2"):
         sampler(batch_size=1)
     with pytest.raises(ValueError, match=r"40 queries.*64 x 1 rank.*smaller batch_size"):
         sampler(batch_size=64)

@@ -313,7 +313,7 @@ def test_batches_hold_mined_negatives_of_their_queries(folder: Path, catalogue: 
 
 
 def test_a_number_without_mined_negatives_and_one_below_1_are_refused(folder: Path, catalogue: Catalogue) -> None:
-    with pytest.raises(ValueError, match=r"negatives_per_query is 3 but there are no mined negatives.*mine.py"):
+    with pytest.raises(ValueError, match=r"negatives_per_query is 3 and hard_negatives is None.*mine.py"):
         data(folder, catalogue, hard_negatives=None, negatives_per_query=3)
     with pytest.raises(ValueError, match="negatives_per_query is 0"):
         data(folder, catalogue, negatives_per_query=0)

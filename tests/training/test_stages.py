@@ -16,10 +16,8 @@ from two_ranks import build_model
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.datamodule import MMFusionDataModule
-from mmfusion.data.feature_cache import build_feature_cache
-from mmfusion.data.ragged import FeatureCacheError
+from mmfusion.data.feature_cache import FeatureCacheError, build_feature_cache, build_text_cache
 from mmfusion.data.tables import ProductTable, QueryTable
-from mmfusion.data.text_cache import build_text_cache
 from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.distributed.shards import gradient_norm
 from mmfusion.model import MMFusionModel, MMFusionProcessor

@@ -133,7 +133,7 @@ class LargestBatch:
             int(np.argmax(self._query_lengths[rows.queries])),
         ]
         order = np.array([*dict.fromkeys([*first, *range(len(own))])])
-        return PairRows(rows.queries[order], np.concatenate([own[order], further]), rows.view)
+        return PairRows(rows.queries[order], np.concatenate([own[order], further]), rows.crop)
 
     def _batch(self, index: int, rank: int) -> PairRows:
         self.sampler.start_batch, self.sampler.rank = index, rank

@@ -254,7 +254,7 @@ class _Rehearsal:
 
 def _first_rows(rows: PairRows, count: int) -> PairRows:
     products = len(rows.products) * count // len(rows.queries)
-    return PairRows(rows.queries[:count], rows.products[:products], rows.view)
+    return PairRows(rows.queries[:count], rows.products[:products], rows.crop)
 
 
 def _power_below(number: int) -> int:

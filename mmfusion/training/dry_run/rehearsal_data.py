@@ -12,9 +12,8 @@ import numpy as np
 
 from mmfusion.data.batch import TrainBatch
 from mmfusion.data.datamodule import MMFusionDataModule
-from mmfusion.data.ragged import RaggedCache
+from mmfusion.data.feature_cache import RaggedCache, build_text_cache
 from mmfusion.data.tables import PairRows, PairTable, Rows
-from mmfusion.data.text_cache import build_text_cache
 
 
 @dataclass
@@ -53,8 +52,8 @@ class RehearsalData(MMFusionDataModule):
         self.times = 1
         self.val_batches: list[Any] = []
 
-    def _place(self) -> tuple[int, int]:
-        return self._ranks, 0
+    def _place(self) -> dict[str, int]:
+        return {"num_replicas": self._ranks, "rank": 0}
 
     def prepare_data(self) -> None:
         pass

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from torch.utils.data import Dataset
 
+from mmfusion.data.loaders import ResumableLoader
 from mmfusion.data.qrels import Qrels
-from mmfusion.data.sampler import ResumableLoader
-from mmfusion.data.stream_reads import StreamIndex
-from mmfusion.data.stream_sampler import StreamRowSampler, StreamSampler
+from mmfusion.data.streaming import StreamIndex, StreamRowSampler, StreamSampler
 
 # Row groups of all sizes, two without rows and one without a judgement; nor are products at both ends judged.
 SIZES = np.array([0, 5, 17, 3, 0, 40, 8, 8, 8, 29, 1, 61, 20])
@@ -132,7 +131,7 @@ def test_starts_in_the_middle_and_reads_only_what_is_left(readers: int, start: i
     assert len(rest) == len(whole) - start
     for one, other in zip(whole[start:], rest, strict=True):
         assert (one.batch.products == other.batch.products).all() and (one.batch.queries == other.batch.queries).all()
-        assert one.batch.view == other.batch.view
+        assert one.batch.crop == other.batch.crop
     # Rows that were used before are read no more.
     for part in by_reader(rest, readers, start):
         most_held(part)
@@ -159,9 +158,9 @@ def test_a_loader_hands_each_reader_its_own_part(start: int) -> None:
         assert len({process for process, own in got if rows & set(own)}) == 1
 
 
-def test_views_are_drawn_per_batch_and_shared_by_ranks() -> None:
-    views = [[index.batch.view for index in sampler(num_replicas=2, rank=rank, photo_views=4)] for rank in (0, 1)]
-    assert views[0] == views[1] and set(views[0]) == {0, 1, 2, 3}
+def test_crops_are_drawn_per_batch_and_shared_by_ranks() -> None:
+    crops = [[index.batch.crop for index in sampler(num_replicas=2, rank=rank, photo_views=4)] for rank in (0, 1)]
+    assert crops[0] == crops[1] and set(crops[0]) == {0, 1, 2, 3}
 
 
 def test_a_checkpoint_of_another_order_is_refused() -> None:
@@ -169,7 +168,7 @@ def test_a_checkpoint_of_another_order_is_refused() -> None:
     state = {"yielded": 3, **sampler(readers=3).sources}
     with pytest.raises(ValueError, match=r"1 ranks of 3 readers.*1 ranks of 2 readers.*--shuffle_buffer"):
         loader.load_state_dict(state)
-    with pytest.raises(ValueError, match="read no stream"):
+    with pytest.raises(ValueError, match=r"other streams, or with none \(none; now"):
         loader.load_state_dict({"yielded": 3})
 
 
@@ -205,5 +204,5 @@ def test_validation_covers_all_rows_once_in_order_with_as_many_batches_on_each_r
 
 
 def test_fewer_rows_than_ranks_are_refused() -> None:
-    with pytest.raises(ValueError, match="3 products to validate on for 4 ranks"):
+    with pytest.raises(ValueError, match="3 queries or products to validate on for 4 ranks"):
         StreamRowSampler(JUDGED[:3], STARTS, batch_size=8, num_replicas=4)
