@@ -37,7 +37,7 @@ from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.model.photos_mmfusion import DECODER
 from mmfusion.retrieval.embedding import check_width, looks_at_photos
 from mmfusion.retrieval.fingerprint import model_fingerprint
-from mmfusion.retrieval.index_files import created_by
+from mmfusion.retrieval.vectors import created_by
 
 log = logging.getLogger(__name__)
 

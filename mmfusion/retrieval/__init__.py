@@ -2,11 +2,11 @@
 
 from mmfusion.retrieval.choose import Choice, choose_index
 from mmfusion.retrieval.filters import FilterError
-from mmfusion.retrieval.hits import Hit, StoredProduct
 from mmfusion.retrieval.index import ProductIndex
 from mmfusion.retrieval.index_files import IndexDescription
 from mmfusion.retrieval.milvus import MilvusError, MilvusIndex
-from mmfusion.retrieval.searcher import QueryEncoder, Searcher, SearchIndex, TorchQueryEncoder
+from mmfusion.retrieval.search_index import Hit, SearchIndex, StoredProduct
+from mmfusion.retrieval.searcher import QueryEncoder, Searcher, TorchQueryEncoder
 
 __all__ = [
     "Choice",

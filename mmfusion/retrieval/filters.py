@@ -1,6 +1,8 @@
 """Filters on metadata, written as Parquet readers take them: `[("price", "<", 50), ("category", "in", ["dress"])]`."""
 
-from collections.abc import Callable, Sequence
+import datetime
+import re
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from functools import reduce
 from typing import Any
@@ -13,7 +15,6 @@ import pyarrow.compute as pc
 from mmfusion.data.catalogue_schema import is_list
 from mmfusion.model.errors import MMFusionError
 from mmfusion.model.processing_mmfusion import is_missing
-from mmfusion.retrieval.moments import against_moment, expected, is_moment, number_type
 
 # Conditions that all hold, or a list of such lists of which one holds (disjunctive normal form).
 Filter = Sequence[Any]
@@ -28,6 +29,7 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     ">=": pc.greater_equal,
 }
 OPERATORS = (*_COMPARE, "in", "not in", "contains")
+_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 class FilterError(MMFusionError):
@@ -79,31 +81,17 @@ def _holds(metadata: Any, condition: Any) -> npt.NDArray[np.bool_]:
     if operator not in OPERATORS:
         raise FilterError(f"the filter has the operator {operator!r}; use one of {' '.join(OPERATORS)}.")
     column = pc.struct_field(metadata, [known.index(field)])
-    if is_list(column.type) != (operator == "contains") and not pa.types.is_null(column.type):
-        raise FilterError(
-            f"the filter asks whether {field!r} {operator} {value!r}, and {field!r} is {column.type}; "
-            + (
-                f"use ({field!r}, 'contains', value)."
-                if operator != "contains"
-                else "contains is for lists, use = or in."
-            )
-        )
+    kind = column.type
+    if is_list(kind) != (operator == "contains") and not pa.types.is_null(kind):
+        remedy = f"use ({field!r}, 'contains', value)" if is_list(kind) else "contains is for lists, use = or in"
+        raise FilterError(f"the filter asks whether {field!r} {operator} {value!r}, and {field!r} is {kind}; {remedy}.")
     try:
         found = _contains(column, value) if operator == "contains" else _compare(column, operator, value)
-    except (
-        pa.ArrowInvalid,
-        pa.ArrowTypeError,
-        pa.ArrowNotImplementedError,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        UnicodeError,
-    ) as error:
-        inner = column.type.value_type if operator == "contains" and is_list(column.type) else column.type
-        remedy = (
-            f"; give {'a list of ' if 'in' in operator.split() else ''}{expected(inner)}" if is_moment(inner) else ""
-        )
-        raise FilterError(f"the filter compares {field!r}, which is {column.type}, with {value!r}{remedy}.") from error
+    except (TypeError, ValueError, NotImplementedError, ArithmeticError) as error:
+        inner = kind.value_type if is_list(kind) else kind
+        listed = "a list of " if operator in ("in", "not in") else ""
+        remedy = f"; give {listed}{_expected(inner)}" if is_moment(inner) else ""
+        raise FilterError(f"the filter compares {field!r}, which is {kind}, with {value!r}{remedy}.") from error
     return np.asarray(pc.fill_null(found, False).to_numpy(zero_copy_only=False), dtype=bool)
 
 
@@ -113,73 +101,132 @@ def _contains(column: Any, value: Any) -> Any:
         raise TypeError("several values")
     if pa.types.is_null(column.type):
         return pa.nulls(len(column), pa.bool_())
-    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    found = [np.zeros(len(chunk), dtype=bool) for chunk in chunks]
-    for chunk, mask in zip(chunks, found, strict=True):
-        held = pc.fill_null(_compare(pc.list_flatten(chunk), "=", value), False)
-        mask[_rows_of_items(chunk)[held.to_numpy(zero_copy_only=False)]] = True
-    return pa.array(np.concatenate([np.zeros(0, dtype=bool), *found]))
-
-
-def _rows_of_items(lists: Any) -> npt.NDArray[np.int64]:
-    if pa.types.is_fixed_size_list(lists.type):
-        # Arrow counts the items of nulls here, and not when it flattens.
-        return np.repeat(np.flatnonzero(lists.is_valid().to_numpy(zero_copy_only=False)), lists.type.list_size)
-    return np.asarray(pc.list_parent_indices(lists).to_numpy())
+    found = [np.zeros(0, dtype=bool)]
+    for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
+        # What Arrow flattens are the items of all lists but nulls.
+        lists = np.repeat(np.arange(len(chunk)), pc.fill_null(pc.list_value_length(chunk), 0).to_numpy())
+        held = pc.fill_null(_compare(pc.list_flatten(chunk), "==", value), False)
+        found.append(np.isin(np.arange(len(chunk)), lists[held.to_numpy(zero_copy_only=False)]))
+    return pa.array(np.concatenate(found))
 
 
 def _compare(column: Any, operator: str, value: Any) -> Any:
-    if operator in _COMPARE:
-        if is_missing(value):
-            return pa.nulls(len(column), pa.bool_())
-        if is_moment(column.type):
-            return _compare_moments(column, operator, value)
-        value = _exact(column, value)
-        found = _COMPARE[operator](column, pa.scalar(value, column.type) if _same_kind(column, value) else value)
-        return pc.and_(found, _is_there(column))
-    if not isinstance(value, (list, tuple, set)):
-        raise TypeError("not a list")
-    given = [one for one in value if not is_missing(one)]
+    # NaN, which older indexes hold, is no value.
+    there = pc.is_valid(column)
+    if pa.types.is_floating(column.type):
+        there = pc.and_not(there, pc.is_null(column, nan_is_null=True))
     kind = column.type
-    if is_moment(kind):
-        given, column = moments_among(kind, given), _numbers(column)
-    among = pc.is_in(column, value_set=pa.array([_exact(column, one) for one in given], column.type), skip_nulls=True)
-    return pc.and_(_is_there(column), pc.invert(among)) if operator == "not in" else among
+    stored = column.cast(number_type(kind)) if is_moment(kind) else column
+    if operator in ("in", "not in"):
+        among = pc.is_in(stored, value_set=pa.array(values_of(kind, value), stored.type))
+        return pc.and_(there, pc.invert(among) if operator == "not in" else among)
+    compared = False if is_missing(value) else comparison(kind, operator, value)
+    if isinstance(compared, bool):
+        return pc.and_(there, compared)
+    operator, value = compared
+    return pc.and_(there, _COMPARE[operator](stored, _scalar(value, stored.type)))
 
 
-def moments_among(kind: pa.DataType, values: Sequence[Any]) -> list[int]:
-    """Values that a column of moments can hold, as the whole numbers that it is stored as.
+def _scalar(value: Any, kind: pa.DataType) -> Any:
+    # 49.995 is no value of a column of two decimal places, and yet below 50.
+    return value if isinstance(value, Decimal) else pa.scalar(value, kind)
+
+
+def values_of(kind: pa.DataType, values: Iterable[Any]) -> list[Any]:
+    """What of some values a column can hold, without missing ones; moments as the whole numbers they are stored as.
 
     Raises:
-        TypeError, ValueError: One is none of such a column.
+        TypeError, ValueError: It is no list, or one of them cannot be compared with the column.
     """
-    compared = [against_moment(kind, "==", one) for one in values]
+    if not isinstance(values, (list, tuple, set)):
+        raise TypeError("not a list")
+    compared = [comparison(kind, "==", one) for one in values if not is_missing(one)]
     return [one[1] for one in compared if isinstance(one, tuple)]
 
 
-def _compare_moments(column: Any, operator: str, value: Any) -> Any:
-    compared = against_moment(column.type, "==" if operator == "=" else operator, value)
-    if isinstance(compared, bool):
-        return pc.and_(pc.is_valid(column), compared)
-    numbers = _numbers(column)
-    return _COMPARE[compared[0]](numbers, pa.scalar(compared[1], numbers.type))
+def comparison(kind: pa.DataType, operator: str, value: Any) -> tuple[str, Any] | bool:
+    """A comparison with a column as one with a value that the column can hold.
+
+    Args:
+        kind: Type of the column.
+        operator: One of `= == != < <= > >=`.
+        value: What it is compared with; of a column of moments as `_nanoseconds` takes it.
+
+    Returns:
+        Operator and value, of moments the whole number that the column stores; or True where the comparison holds for
+        all that is not null, False where for nothing.
+
+    Raises:
+        TypeError, ValueError: The value is none that a moment is compared with.
+    """
+    operator = "==" if operator == "=" else operator
+    if is_moment(kind):
+        number, rest = divmod(_nanoseconds(kind, value), _step(kind))
+        kind = number_type(kind)
+    elif pa.types.is_integer(kind) and isinstance(value, float):
+        # Numbers are compared as numbers: 49.5 is no value of an integer column, and yet below 50.
+        bounded = min(max(value, -(2.0**65)), 2.0**65)
+        number, rest = int(bounded // 1), int(bounded % 1 > 0)
+    else:
+        # 49.99 is what the digits say where a column holds digits, and the text of digits is what the service answers.
+        exact = pa.types.is_decimal(kind) and isinstance(value, (float, str))
+        return operator, Decimal(str(value)) if exact else value
+    limits = np.iinfo(kind.to_pandas_dtype())
+    if number > limits.max or number < limits.min:
+        return operator in (("!=", "<", "<=") if number > 0 else ("!=", ">", ">="))
+    if not rest:
+        return operator, number
+    # Between two numbers that the column can hold.
+    return {"==": False, "!=": True}.get(operator, ("<=" if operator in ("<", "<=") else ">", number))
 
 
-def _numbers(column: Any) -> Any:
-    return column.cast(number_type(column.type))
+def is_moment(kind: pa.DataType) -> bool:
+    """Whether a column holds dates, times of day, timestamps or durations."""
+    return bool(pa.types.is_temporal(kind) and not pa.types.is_interval(kind))
 
 
-def _is_there(column: Any) -> Any:
-    """Whether there is a value: NaN, which older indexes hold, is none."""
-    valid = pc.is_valid(column)
-    return pc.and_not(valid, pc.is_null(column, nan_is_null=True)) if pa.types.is_floating(column.type) else valid
+def number_type(kind: pa.DataType) -> pa.DataType:
+    """Type of the whole numbers that a column of moments is stored as."""
+    return pa.int32() if kind.bit_width == 32 else pa.int64()
 
 
-def _exact(column: Any, value: Any) -> Any:
-    # 49.99 is what the digits say where a column holds digits, and the text of digits is what the service answers.
-    return Decimal(str(value)) if pa.types.is_decimal(column.type) and isinstance(value, (float, str)) else value
+def _expected(kind: pa.DataType) -> str:
+    """What a column of moments is compared with."""
+    if pa.types.is_duration(kind):
+        return "a datetime.timedelta; texts and numbers are none"
+    if pa.types.is_time(kind):
+        return "an ISO 8601 time such as '18:30' or '18:30:00.5'"
+    return "an ISO 8601 date or time such as '2026-01-31' or '2026-01-31T18:30:00Z'"
 
 
-def _same_kind(column: Any, value: Any) -> bool:
-    # Numbers are compared as numbers: 49.5 is no value of an integer column, and yet below 50.
-    return not (pa.types.is_integer(column.type) and isinstance(value, float)) and not isinstance(value, Decimal)
+def _nanoseconds(kind: pa.DataType, value: Any) -> int:
+    """A moment in nanoseconds: since 1970 UTC, since midnight, or in all.
+
+    What has no zone is UTC, in the column as in the value, and a date is its midnight.
+
+    Args:
+        kind: Type of the column.
+        value: A date, datetime, time or timedelta, of Python, NumPy or pandas; or an ISO 8601 text, but for durations.
+
+    Raises:
+        TypeError, ValueError: It is none that the column is compared with.
+    """
+    finer = getattr(value, "nanosecond", getattr(value, "nanoseconds", 0))
+    if isinstance(value, str) and not pa.types.is_duration(kind):
+        parser = datetime.time if pa.types.is_time(kind) else datetime.datetime
+        # Python reads no more than microseconds.
+        parts = re.split(r"(?<=:\d\d:\d\d)[.,](\d{1,9})", value.upper(), maxsplit=1)
+        value, finer = parser.fromisoformat("".join(parts[::2])), int("".join(parts[1:2]).ljust(9, "0"))
+    given = pa.array(np.asarray([value]))
+    alike = all(one(kind) == one(given.type) for one in (pa.types.is_duration, pa.types.is_time))
+    if not alike or not is_moment(given.type) or (pa.types.is_time(kind) and value.tzinfo is not None):
+        raise TypeError("no such moment")
+    number: int = given.cast(number_type(given.type))[0].as_py()
+    return number * _step(given.type) + finer
+
+
+def _step(kind: pa.DataType) -> int:
+    """Nanoseconds of one in a column of moments."""
+    if pa.types.is_date32(kind):
+        return 86_400 * 10**9
+    return 10**9 // _PER_SECOND["ms" if pa.types.is_date64(kind) else kind.unit]

@@ -1,9 +1,8 @@
 """A searchable index of product embeddings that knows its products and its model."""
 
 import operator
-import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,30 +12,32 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mmfusion.files import whole_folder
-from mmfusion.retrieval.compact import live_blocks, live_products, merge
 from mmfusion.retrieval.filters import Filter, filter_rows
-from mmfusion.retrieval.hits import Hit, StoredProduct, ranked
 from mmfusion.retrieval.index_files import (
     FILES,
     SCHEMA_VERSION,
     SEGMENTS,
     IndexDescription,
     Origin,
-    created_by,
     read_files,
     write_files,
 )
 from mmfusion.retrieval.milvus import MilvusIndex
-from mmfusion.retrieval.products import Ids, ids_column, like, products_table
-from mmfusion.retrieval.recall import ExactNeighbours
-from mmfusion.retrieval.segment import IntArray, Segment, holds_exact_vectors
-from mmfusion.retrieval.table_rows import read_rows
-from mmfusion.retrieval.vectors import as_float32, build_faiss, set_search_parameters, spread_rows
+from mmfusion.retrieval.products import Ids, IntArray, ids_column, like, products_table, read_rows
+from mmfusion.retrieval.search_index import Hit, SearchIndex, StoredProduct, ranked
+from mmfusion.retrieval.segment import Segment, merged
+from mmfusion.retrieval.vectors import (
+    TRAIN_SIZE,
+    RecallMeter,
+    as_float32,
+    build_faiss,
+    created_by,
+    set_search_parameters,
+    spread_rows,
+)
 
-TRAIN_SIZE = 262_144
 
-
-class ProductIndex:
+class ProductIndex(SearchIndex):
     """Product embeddings with their ids, modality weights and metadata. Make one with `build` or `load`.
 
     The base that was built never changes. What `update` adds goes to a small exact index beside it, and what `delete`
@@ -47,26 +48,24 @@ class ProductIndex:
     def __init__(
         self, segments: tuple[Segment, ...], description: IndexDescription, *, origin: Origin | None = None
     ) -> None:
-        # Both in one attribute, which is replaced at once, so that no reader sees half a change.
-        self._state = segments, description
+        # Replaced as a whole, so that no reader sees half a change.
+        self._segments = segments
+        self._built = description
         self._origin = origin
         self._changing = threading.Lock()
 
     @property
     def description(self) -> IndexDescription:
-        return self._state[1]
-
-    @property
-    def _segments(self) -> tuple[Segment, ...]:
-        return self._state[0]
+        """What `index.json` says of the index as it is now."""
+        return self._described(self._segments)
 
     def __len__(self) -> int:
-        return self.description.count
+        return sum(one.num_live for one in self._segments)
 
     @property
     def product_ids(self) -> list[str]:
         """Ids of all products that can be found: those of the base in its order, then those that were added."""
-        return [name for one in self._segments for name in _names(one.products.filter(pa.array(one.live)))]
+        return [name for one in self._segments for name in one.live_products().column("product_id").to_pylist()]
 
     @classmethod
     def build(
@@ -110,10 +109,9 @@ class ProductIndex:
             sample = as_float32(sample, what="the sample")
         elif factory != "Flat" and len(shape) == 2 and shape[0]:
             sample = spread_rows(embeds, train_size)
-        exact = ExactNeighbours(sample)
         # Exact search would only find that an exact index is exact.
-        watch = iter if factory == "Flat" else exact.watch
-        index = build_faiss(embeds, factory, train_size, watch, sample, search_parameters)
+        recall = None if factory == "Flat" else RecallMeter(sample)
+        index = build_faiss(embeds, factory, train_size, sample, search_parameters, recall)
         if index.ntotal != len(products):
             raise ValueError(f"{index.ntotal} product embeddings for {len(products)} product ids; pass one each")
         description = IndexDescription(
@@ -124,11 +122,11 @@ class ProductIndex:
             metric="inner_product",
             model_fingerprint=model_fingerprint,
             search_parameters=search_parameters,
-            recall_at_100=1.0 if factory == "Flat" else exact.recall(index),
+            recall_at_100=1.0 if recall is None else recall.of(index),
             rows=(len(products),),
             created_by=created_by(),
         )
-        return cls((Segment(index, products, np.ones(len(products), dtype=bool)),), description)
+        return cls((Segment(index, products),), description)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write `index.faiss`, `products.arrow` and `index.json` into a folder, as a whole or not at all.
@@ -147,9 +145,9 @@ class ProductIndex:
             FileExistsError: the folder holds an index and `overwrite` is off, or holds anything else.
         """
         folder = Path(folder).absolute()
-        segments, description = self._state
+        segments = self._segments
         with whole_folder(folder, files=FILES, overwrite=overwrite) as new:
-            write_files(new, segments, description, self._origin)
+            write_files(new, segments, self._described(segments), self._origin)
         return folder
 
     @classmethod
@@ -157,7 +155,6 @@ class ProductIndex:
         cls,
         folder: str | Path,
         *,
-        model_fingerprint: str | None = None,
         memory_map: bool = True,
         verify: bool = False,
     ) -> "ProductIndex":
@@ -165,7 +162,6 @@ class ProductIndex:
 
         Args:
             folder: the folder.
-            model_fingerprint: the model whose queries will be searched; None leaves the check to `search`.
             memory_map: leave vectors on disk until they are needed, where FAISS can. Of files above 64 MiB, only the
                 size and the first and last 64 KiB are compared then.
             verify: compare all bytes even so, which reads the index once. An index that was saved before there were
@@ -173,58 +169,26 @@ class ProductIndex:
 
         Raises:
             FileNotFoundError: a file of the index is missing.
-            ValueError: a file is damaged (the message names it), of a later layout or of another index, or the
-                fingerprint differs.
+            ValueError: a file is damaged (the message names it), of a later layout or of another index.
         """
         segments, description, origin = read_files(Path(folder).absolute(), memory_map, verify)
         if description.search_parameters:
             set_search_parameters(segments[0].index, description.search_parameters)
-        loaded = cls(segments, description, origin=origin)
-        if model_fingerprint is not None:
-            loaded.check_model(model_fingerprint)
-        return loaded
+        return cls(segments, description, origin=origin)
 
-    def check_model(self, model_fingerprint: str) -> None:
-        """Refuse queries of another model, whose scores would be noise.
-
-        Raises:
-            ValueError: the fingerprint is not the index's.
-        """
-        if model_fingerprint != self.description.model_fingerprint:
-            raise ValueError(
-                f"the index was built with model {self.description.model_fingerprint!r} but the queries come from "
-                f"model {model_fingerprint!r}; load the index's model or build the index again with this one"
-            )
-
-    def search(
-        self, query_embeds: Any, k: int, *, filter: Filter | None = None, model_fingerprint: str | None = None
-    ) -> list[list[Hit]]:
-        """Find the k products with the largest inner product for each query.
+    def search(self, query_embeds: Any, k: int, *, filter: Filter | None = None) -> list[list[Hit]]:
+        """As [`SearchIndex.search`].
 
         Equal scores are ordered as in evaluation, by product id descending; which of several equal products gets the
         last place is FAISS's choice.
-
-        Args:
-            query_embeds: float [Q, D], numpy or tensor.
-            k: hits wanted, at least 1; more than there are products gives all products.
-            filter: conditions on metadata that hits fulfil, for example `[("price", "<", 50)]`, see [`filter_rows`].
-            model_fingerprint: the model that made the query embeddings; None skips the check.
-
-        Returns:
-            For each query its hits, best first: k, or as many as there are (that the filter lets through).
-
-        Raises:
-            ValueError: k is below 1, or the embeddings have another dimension, a NaN, or come from another model; or
-                the filter names what is not there.
         """
-        if model_fingerprint is not None:
-            self.check_model(model_fingerprint)
         segments = self._segments
         scores, rows = self._search(segments, query_embeds, k, filter)
-        products = _products(segments, rows)
+        found = rows >= 0
+        products = iter(read_rows(pa.concat_tables([one.products for one in segments]), rows[found]))
         return [
-            ranked((float(score), product) for score, row, product in zip(*one, strict=True) if row >= 0)
-            for one in zip(scores, rows, products, strict=True)
+            ranked([(float(score), next(products)) for score in one[there]])
+            for one, there in zip(scores, found, strict=True)
         ]
 
     def search_rows(self, query_embeds: Any, k: int) -> tuple[npt.NDArray[np.float32], IntArray]:
@@ -249,36 +213,22 @@ class ProductIndex:
         k = operator.index(k)
         if k < 1:
             raise ValueError(f"k={k}: ask for at least one hit")
-        queries = as_float32(query_embeds, what="query embeddings")
-        if queries.shape[1] != self.description.dimension:
-            raise ValueError(
-                f"query embeddings have dimension {queries.shape[1]} but the index {self.description.dimension}; embed "
-                f"queries with the model that built the index ({self.description.model_fingerprint!r})"
-            )
-        k = min(k, sum(one.num_live for one in segments))
-        if k == 0:
-            return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-        found, first = [], 0
+        queries = self._checked(query_embeds)
+        parts, first = [], 0
         for one in segments:
-            allowed = None if filter is None else filter_rows(_metadata(one), filter)
+            allowed = None if filter is None else filter_rows(one.metadata, filter)
             scores, rows = one.search(queries, k, allowed)
-            found.append((scores, np.where(rows < 0, -1, rows + first)))
+            parts.append((np.where(rows < 0, -np.inf, scores), np.where(rows < 0, -1, rows + first)))
             first += len(one)
-        if len(found) == 1:
-            return found[0]
-        scores, rows = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+        scores, rows = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
 
     def facts(self) -> dict[str, Any]:
-        """What a service tells of the index: engine, kind, dimension and recall."""
-        described = self.description
-        return {
-            "engine": "faiss",
-            "kind": described.factory,
-            "dimension": described.dimension,
-            "recall_at_100": described.recall_at_100,
-        }
+        """As [`SearchIndex.facts`]."""
+        built = self._built
+        facts = {"kind": built.factory, "dimension": built.dimension, "recall_at_100": built.recall_at_100}
+        return {"engine": "faiss", **facts}
 
     def product(self, product_id: str) -> StoredProduct:
         """What the index holds of a product; the first call sorts the ids, unless `prepare_ids` did.
@@ -297,7 +247,7 @@ class ProductIndex:
     def prepare_ids(self) -> None:
         """Sorts the ids, which takes seconds for ten million, so that no later `product` has to."""
         for one in self._segments:
-            one.ids.prepare()
+            one.ids.row_of("")
 
     def update(
         self,
@@ -313,27 +263,15 @@ class ProductIndex:
         Raises:
             ValueError: as of `build`; or embeddings of another model or dimension, or other columns than the index has.
         """
-        self.check_model(model_fingerprint)
-        vectors = as_float32(embeds, what="product embeddings")
-        if vectors.shape[1] != self.description.dimension:
-            raise ValueError(
-                f"product embeddings have dimension {vectors.shape[1]} but the index {self.description.dimension}; "
-                "embed products as those of the index were"
-            )
-        table = products_table(product_ids, metadata, modality_weights)
-        if len(table) != len(vectors):
-            raise ValueError(f"{len(vectors)} product embeddings for {len(table)} product ids; pass one each")
+        vectors, table = self._checked_products(embeds, product_ids, model_fingerprint, metadata, modality_weights)
         if not len(table):
             return
         with self._changing:
             base, *rest = self._without(table.column("product_id"))
-            table = like(table, base.products)
             # The small one is made anew, as searches may be going on in the one that is there.
-            kept = [one.vectors(np.flatnonzero(one.live)) for one in rest]
-            known = [one.products.filter(pa.array(one.live)) for one in rest]
-            products = pa.concat_tables([*known, table]).combine_chunks()
-            index = build_faiss(np.concatenate([*kept, vectors]), "Flat", 0)
-            self._replace((base, Segment(index, products, np.ones(len(products), dtype=bool))))
+            kept = [block for one in rest for block in one.live_blocks()]
+            products = pa.concat_tables([*(one.live_products() for one in rest), like(table, base.products)])
+            self._replace((base, Segment(build_faiss([*kept, vectors], "Flat"), products.combine_chunks())))
 
     def delete(self, product_ids: Ids) -> None:
         """Take products away.
@@ -359,58 +297,35 @@ class ProductIndex:
             ValueError: a file that this index was loaded from is damaged.
         """
         self._verify_base()
-        segments, description = self._state
-        base = merge(segments, description.factory, train_size)
+        description = self._built
+        base = merged(self._segments, description.factory, train_size)
         if description.search_parameters:
             set_search_parameters(base.index, description.search_parameters)
-        return ProductIndex((base,), replace(description, count=len(base), rows=(len(base),)))
+        return ProductIndex((base,), description)
 
-    def to(
-        self,
-        engine: Literal["milvus"],
-        *,
-        uri: str | os.PathLike[str],
-        collection: str = "products",
-        token: str | None = None,
-        index_type: str | None = None,
-        index_params: Mapping[str, Any] | None = None,
-        search_params: Mapping[str, Any] | None = None,
-        overwrite: bool = False,
-    ) -> MilvusIndex:
-        """Upload the products that can be found into another engine; arguments as of [`MilvusIndex.build`].
+    def to(self, engine: Literal["milvus"], **options: Any) -> MilvusIndex:
+        """Uploads the products that can be found into another engine.
+
+        Args:
+            engine: "milvus".
+            options: where to, and how, as of [`MilvusIndex.build`]: `uri`, `collection`, `token`, `index_type` …
 
         Raises:
             ValueError: the engine is another one, the vectors of this index are compressed, or a file that it was
                 loaded from is damaged; or as of [`MilvusIndex.build`].
         """
         if engine != "milvus":
-            raise ValueError(f"the engine is {engine!r}; 'milvus' is the one that there is")
-        segments, description = self._state
-        if not all(holds_exact_vectors(one.index) for one in segments):
+            raise ValueError(f"the engine is {engine!r}; only 'milvus' is supported")
+        segments = self._segments
+        if not all(one.holds_exact_vectors() for one in segments):
             raise ValueError(
-                f"an index {description.factory!r} holds compressed vectors; upload the embeddings themselves with "
+                f"an index {self._built.factory!r} holds compressed vectors; upload the embeddings themselves with "
                 "MilvusIndex.build or index.py --milvus_uri"
             )
         self._verify_base()
-        products = live_products(segments)
-        names = products.column_names
-        weights = (
-            products.column("modality_weights").combine_chunks().flatten() if "modality_weights" in names else None
-        )
-        return MilvusIndex.build(
-            (block for one in segments for block in live_blocks(one)),
-            _names(products),
-            model_fingerprint=description.model_fingerprint,
-            uri=uri,
-            collection=collection,
-            token=token,
-            metadata=_unpacked(products.column("metadata")) if "metadata" in names else None,
-            modality_weights=None if weights is None else np.stack(weights, axis=1),
-            index_type=index_type,
-            index_params=index_params,
-            search_params=search_params,
-            overwrite=overwrite,
-        )
+        blocks = (block for one in segments for block in one.live_blocks())
+        products = pa.concat_tables([one.live_products() for one in segments])
+        return MilvusIndex.upload(blocks, products, model_fingerprint=self._built.model_fingerprint, **options)
 
     def _verify_base(self) -> None:
         # What is read whole and written anew would get checksums that a damaged byte agrees with.
@@ -418,40 +333,12 @@ class ProductIndex:
             self._origin.verify()
 
     def _without(self, ids: pa.Array | pa.ChunkedArray) -> list[Segment]:
-        parted = []
-        for one in self._segments:
-            rows = one.rows_of(ids)
-            parted.append(one.without(rows[rows >= 0]))
-        return parted
+        rows = [one.rows_of(ids) for one in self._segments]
+        return [one.without(found[found >= 0]) for one, found in zip(self._segments, rows, strict=True)]
 
     def _replace(self, segments: tuple[Segment, ...]) -> None:
-        segments = segments[: len(SEGMENTS)] if len(segments[-1]) else segments[:1]
-        count, rows = sum(one.num_live for one in segments), tuple(map(len, segments))
-        self._state = segments, replace(self.description, count=count, rows=rows)
+        self._segments = segments[: len(SEGMENTS)] if len(segments[-1]) else segments[:1]
 
-
-def _metadata(segment: Segment) -> Any:
-    columns = segment.products.column_names
-    return segment.products.column("metadata") if "metadata" in columns else None
-
-
-def _unpacked(column: pa.ChunkedArray) -> pa.Table:
-    return pa.Table.from_struct_array(column)
-
-
-def _names(products: pa.Table) -> list[str]:
-    names: list[str] = products.column("product_id").to_pylist()
-    return names
-
-
-def _products(segments: tuple[Segment, ...], rows: IntArray) -> list[list[dict[str, Any]]]:
-    """Rows (Q, k) of all segments as dictionaries, an empty one where a row is -1."""
-    found: list[dict[str, Any]] = [{} for _ in range(rows.size)]
-    flat, first = rows.reshape(-1), 0
-    for one in segments:
-        places = np.flatnonzero((flat >= first) & (flat < first + len(one)))
-        for place, product in zip(places, read_rows(one.products, flat[places] - first), strict=True):
-            found[place] = product
-        first += len(one)
-    width = rows.shape[1]
-    return [found[start : start + width] for start in range(0, rows.size, width)] if width else [[] for _ in rows]
+    def _described(self, segments: tuple[Segment, ...]) -> IndexDescription:
+        count = sum(one.num_live for one in segments)
+        return replace(self._built, count=count, rows=tuple(map(len, segments)))

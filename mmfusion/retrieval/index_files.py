@@ -1,22 +1,22 @@
-"""The files of an index: what is written, read back, and found to be damaged."""
+"""The files of an index: what is written and read back, with checksums that make a damaged byte an error."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tokenize import TokenError
+from typing import Any
 
 import faiss
 import numpy as np
 import pyarrow as pa
 
-from mmfusion.files import link_or_copy
-from mmfusion.retrieval.checksums import REMEDY, WHOLE_BELOW, FileSum, check_seal, sealed_json
-from mmfusion.retrieval.segment import BoolArray, Segment
-from mmfusion.retrieval.table_rows import BLOCK
+from mmfusion.files import link_or_copy, sha256_of
+from mmfusion.retrieval.products import BLOCK
+from mmfusion.retrieval.segment import Segment
 
 # Since 2 there are checksums.
 SCHEMA_VERSION = 2
@@ -24,6 +24,11 @@ DESCRIPTION, DELETED = "index.json", "deleted.npy"
 # FAISS index and products of each segment: the base, which never changes, and what was added since.
 SEGMENTS = (("index.faiss", "products.arrow"), ("delta.faiss", "delta.arrow"))
 FILES = frozenset({DESCRIPTION, DELETED, *(name for names in SEGMENTS for name in names)})
+# Files up to this size are read whole when an index is opened: that takes about 0.1 s.
+WHOLE_BELOW = 64 * 2**20
+# Both ends of a longer file are read: FAISS describes an index at the beginning, Arrow a table at the end.
+_END = 64 * 2**10
+_SEAL, _CLOSE = b',\n  "sha256": "', b'"\n}\n'
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class IndexDescription:
 
 # Device, inode, time and size.
 Stamp = tuple[int, int, int, int]
+# Of each file: its size ("bytes") and the SHA-256 (hex) of all of it ("sha256") and of both of its ends ("ends").
+Sums = Mapping[str, Mapping[str, Any]]
 
 
 def stamp_of(path: Path) -> Stamp | None:
@@ -75,16 +82,16 @@ class Origin:
 
     Attributes:
         folder: the folder.
-        stamps: of its files.
+        stamps: of the files of the base.
         sums: checksums of the files of the index, by name; none of an index that was saved before there were any.
     """
 
     folder: Path
     stamps: tuple[Stamp | None, ...]
-    sums: Mapping[str, FileSum] = field(default_factory=dict, compare=False)
+    sums: Sums = field(default_factory=dict, compare=False)
 
     @classmethod
-    def of(cls, folder: Path, sums: Mapping[str, FileSum]) -> "Origin":
+    def of(cls, folder: Path, sums: Sums) -> "Origin":
         """The folder as it is."""
         return cls(folder, tuple(stamp_of(folder / name) for name in SEGMENTS[0]), sums)
 
@@ -102,16 +109,7 @@ class Origin:
             now = stamp_of(self.folder / name)
             # The same file, even if it has been written to.
             if name in self.sums and stamp is not None and now is not None and now[:2] == stamp[:2]:
-                self.sums[name].check(self.folder / name, whole=True)
-
-
-def created_by() -> str:
-    """Names and versions of the software that makes vectors and indexes."""
-    try:
-        ours = version("mmfusion")
-    except PackageNotFoundError:
-        ours = "(not installed)"
-    return f"mmfusion {ours}, faiss {faiss.__version__}"
+                _check_sums(self.folder / name, self.sums[name], whole=True)
 
 
 def write_files(
@@ -126,27 +124,25 @@ def write_files(
         origin: where the base was loaded from. If its files are still there, they get a second name instead of being
             written again, and keep their checksums.
     """
-    linked = origin is not None and origin.is_there()
-    sums: dict[str, FileSum] = {}
-    for place, (segment, names) in enumerate(zip(segments, SEGMENTS, strict=False)):
-        if place == 0 and origin is not None and linked:
-            for name in names:
-                link_or_copy(origin.folder / name, folder / name)
-                if name in origin.sums:
-                    sums[name] = origin.sums[name]
-        else:
-            segment.write_vectors(folder / names[0])
-            _write_products(segment.products, folder / names[1])
+    sums: dict[str, Mapping[str, Any]] = {}
+    if origin is not None and origin.is_there():
+        for name in SEGMENTS[0]:
+            link_or_copy(origin.folder / name, folder / name)
+        sums.update((name, one) for name, one in origin.sums.items() if name in SEGMENTS[0])
+    for segment, (vectors, products) in zip(segments, SEGMENTS, strict=False):
+        if not (folder / vectors).exists():
+            segment.write_vectors(folder / vectors)
+            _write_products(segment.products, folder / products)
     if not all(segment.live.all() for segment in segments):
         np.save(folder / DELETED, np.flatnonzero(~np.concatenate([segment.live for segment in segments])))
-    sums = {path.name: sums.get(path.name) or FileSum.of(path) for path in sorted(folder.iterdir())}
-    fields = asdict(replace(description, schema_version=SCHEMA_VERSION))
-    (folder / DESCRIPTION).write_bytes(sealed_json(fields, sums))
+    sums = {path.name: sums.get(path.name) or _sums_of(path) for path in sorted(folder.iterdir())}
+    fields = {**asdict(replace(description, schema_version=SCHEMA_VERSION)), "files": sums}
+    body = json.dumps(fields, indent=2, ensure_ascii=False).encode().removesuffix(b"\n}")
+    # The last field is the checksum of the text before it.
+    (folder / DESCRIPTION).write_bytes(body + _SEAL + hashlib.sha256(body).hexdigest().encode() + _CLOSE)
 
 
-def read_files(
-    folder: Path, memory_map: bool, verify: bool = False
-) -> tuple[tuple[Segment, ...], IndexDescription, Origin]:
+def read_files(folder: Path, memory_map: bool, verify: bool) -> tuple[tuple[Segment, ...], IndexDescription, Origin]:
     """Reads an index; if another one takes its place meanwhile, that one.
 
     Args:
@@ -194,34 +190,60 @@ def _place(folder: Path | int) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _read_files(
-    folder: Path, memory_map: bool, verify: bool
-) -> tuple[tuple[Segment, ...], IndexDescription, dict[str, FileSum]]:
+def _read_files(folder: Path, memory_map: bool, verify: bool) -> tuple[tuple[Segment, ...], IndexDescription, Sums]:
     _check_there(folder, DESCRIPTION)
     description, sums = _read_description(folder / DESCRIPTION)
     files = SEGMENTS[: len(description.rows)]
-    for name in dict.fromkeys([*(name for names in files for name in names), *sums]):
+    for name in [*(name for names in files for name in names), *sums]:
         _check_there(folder, name)
-        if description.schema_version > 1 and name not in sums:
-            raise ValueError(f"{folder / DESCRIPTION} has no checksum of {name}; {REMEDY}")
     for name, expected in sums.items():
-        mapped = memory_map and name in SEGMENTS[0] and expected.bytes > WHOLE_BELOW
-        expected.check(folder / name, whole=verify or not mapped)
-    parts = []
-    for names in files:
-        parts.append((_read_faiss(folder / names[0], memory_map), _read_products(folder / names[1], memory_map)))
-    live = _read_live(folder, sum(description.rows))
+        mapped = memory_map and name in SEGMENTS[0] and expected["bytes"] > WHOLE_BELOW
+        _check_sums(folder / name, expected, whole=verify or not mapped)
+    parts = [(_read_faiss(folder / one, memory_map), _read_products(folder / two, memory_map)) for one, two in files]
+    live = np.ones(sum(description.rows), dtype=bool)
+    if (folder / DELETED).is_file():
+        with _reading(folder / DELETED):
+            live[np.load(folder / DELETED)] = False
     found = tuple((index.d, index.ntotal, len(products)) for index, products in parts)
     stated = tuple((description.dimension, rows, rows) for rows in description.rows)
     if found != stated or live.sum() != description.count:
-        raise ValueError(
-            f"the files of {folder} do not belong together: {DESCRIPTION} says (dimension, vectors, products) "
-            f"{stated} and {description.count} to be found, the files hold {found} and {live.sum()}; "
-            f"{REMEDY}"
+        raise _damaged(
+            folder / DESCRIPTION,
+            f"it says (dimension, vectors, products) {stated} and {description.count} to be found, the files hold "
+            f"{found} and {live.sum()}",
         )
     cuts = np.split(live, np.cumsum(description.rows)[:-1])
     segments = tuple(Segment(index, products, cut) for (index, products), cut in zip(parts, cuts, strict=True))
     return segments, description, sums
+
+
+def _read_description(path: Path) -> tuple[IndexDescription, Sums]:
+    text = path.read_bytes()
+    with _reading(path):
+        fields = json.loads(text)
+        schema_version = int(fields["schema_version"])
+    if not 1 <= schema_version <= SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} has schema version {schema_version}, this mmfusion reads up to {SCHEMA_VERSION}; update mmfusion "
+            "or build the index again"
+        )
+    body, seal, rest = text.rpartition(_SEAL)
+    if schema_version > 1 and (not seal or rest != hashlib.sha256(body).hexdigest().encode() + _CLOSE):
+        raise _damaged(path, "its text does not have the checksum at its end")
+    with _reading(path):
+        sums = fields.pop("files", {})
+        fields.pop("sha256", None)
+        return IndexDescription(**{**fields, "rows": tuple(fields["rows"])}), sums
+
+
+def _read_faiss(path: Path, memory_map: bool) -> Any:
+    with _reading(path):
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if memory_map else 0)
+
+
+def _read_products(path: Path, memory_map: bool) -> pa.Table:
+    with _reading(path), pa.memory_map(str(path)) if memory_map else pa.OSFile(str(path)) as source:
+        return pa.ipc.open_file(source).read_all()
 
 
 def _write_products(products: pa.Table, path: Path) -> None:
@@ -235,50 +257,41 @@ def _check_there(folder: Path, name: str) -> None:
         raise FileNotFoundError(f"{folder} is no product index: {name} is missing; build one with index.py")
 
 
-def _read_description(path: Path) -> tuple[IndexDescription, dict[str, FileSum]]:
-    text = path.read_bytes()
+def _sums_of(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path), "ends": _ends_of(path)}
+
+
+def _check_sums(path: Path, expected: Mapping[str, Any], *, whole: bool) -> None:
+    """Compares a file with its size and the checksum of all of it, or only that of its ends."""
+    size = path.stat().st_size
+    if size != expected["bytes"]:
+        raise _damaged(path, f"it has {size:,} bytes, and {expected['bytes']:,} were written")
+    found, written = (sha256_of(path), expected["sha256"]) if whole else (_ends_of(path), expected["ends"])
+    if found != written:
+        part = "it" if whole else "its beginning or end"
+        raise _damaged(path, f"{part} has the checksum {found[:12]}…, and {written[:12]}… was written")
+
+
+def _ends_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        digest.update(file.read(_END))
+        file.seek(max(_END, path.stat().st_size - _END))
+        digest.update(file.read(_END))
+    return digest.hexdigest()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns whatever a damaged file brings about into one error."""
     try:
-        fields = json.loads(text)
-        schema_version = int(fields["schema_version"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); {REMEDY}") from error
-    if not 1 <= schema_version <= SCHEMA_VERSION:
-        raise ValueError(
-            f"{path} has schema version {schema_version}, this mmfusion reads up to {SCHEMA_VERSION}; update mmfusion "
-            "or build the index again"
-        )
-    if schema_version > 1:
-        check_seal(path, text)
-    try:
-        sums = {}
-        if schema_version > 1:
-            del fields["sha256"]
-            sums = {name: FileSum(**one) for name, one in fields.pop("files").items()}
-        return IndexDescription(**{**fields, "rows": tuple(fields["rows"])}), sums
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); {REMEDY}") from error
+        yield
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, OSError, TokenError) as error:
+        raise _damaged(path, repr(error)) from error
 
 
-def _read_live(folder: Path, count: int) -> BoolArray:
-    live, path = np.ones(count, dtype=bool), folder / DELETED
-    if path.is_file():
-        try:
-            live[np.load(path)] = False
-        except (ValueError, EOFError, IndexError, OSError, TokenError) as error:
-            raise ValueError(f"{path} is damaged ({error}); {REMEDY}") from error
-    return live
-
-
-def _read_faiss(path: Path, memory_map: bool) -> faiss.Index:
-    try:
-        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if memory_map else 0)
-    except RuntimeError as error:
-        raise ValueError(f"{path} is damaged and FAISS cannot read it; {REMEDY}") from error
-
-
-def _read_products(path: Path, memory_map: bool) -> pa.Table:
-    try:
-        with pa.memory_map(str(path)) if memory_map else pa.OSFile(str(path)) as source:
-            return pa.ipc.open_file(source).read_all()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}); {REMEDY}") from error
+def _damaged(path: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"{path} is damaged or of another index: {reason}; build the index again, or copy it again from where it is "
+        "whole"
+    )

@@ -1,23 +1,34 @@
-"""Hard negatives of train queries: products that a model ranks high although nobody judged them the best."""
+"""Hard negatives of train queries: products that a model ranks high although nobody judged them the best.
 
+They are mined in pieces, by several processes, and from where it stopped.
+"""
+
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import faiss
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
 
+from mmfusion.data.catalogue import Catalogue
+from mmfusion.data.hard_negatives import SCHEMA
 from mmfusion.data.qrels import Qrels
+from mmfusion.files import whole_file
 from mmfusion.retrieval.index import ProductIndex
+from mmfusion.retrieval.products import IntArray
 
-IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 
 # Scores of FAISS differ in their last digits from exact ones, so that places may change at the end of the window.
 _SPARE = 16
-
-_OF_POSITIVES: dict[str, Callable[[FloatArray], Any]] = {"min": np.min, "mean": np.mean, "max": np.max}
 
 
 @dataclass(frozen=True)
@@ -51,21 +62,17 @@ class MiningSettings:
                 f"The window is from first_rank {self.first_rank} to last_rank {self.last_rank}; give places from 1 "
                 "on, the first one not after the last."
             )
-        if self.num_negatives < 1:
-            raise ValueError(f"num_negatives is {self.num_negatives}; give at least 1.")
-        for name in ("absolute_margin", "relative_margin", "max_negative_grade"):
+        least = {"num_negatives": 1, "absolute_margin": 0, "relative_margin": 0, "max_negative_grade": 0}
+        for name, lowest in least.items():
             value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name} is {value}; give at least 0.")
+            if value is not None and not value >= lowest:
+                raise ValueError(f"{name} is {value}; give at least {lowest}.")
 
     def highest_score(self, positive: float) -> float:
         """The highest score of a negative beside a positive's."""
-        margins = []
-        if self.absolute_margin is not None:
-            margins.append(self.absolute_margin)
-        if self.relative_margin is not None:
-            margins.append(self.relative_margin * abs(positive))
-        return positive - max(margins) if margins else float("inf")
+        if self.absolute_margin is None and self.relative_margin is None:
+            return float("inf")
+        return positive - max(self.absolute_margin or 0.0, (self.relative_margin or 0.0) * abs(positive))
 
 
 class MinedNegatives(NamedTuple):
@@ -147,8 +154,105 @@ class Miner:
         products, grades = self._qrels.for_query(query)
         best = int(grades.max())
         scores = self._scores(embed, np.searchsorted(self._product_rows, products[grades == best]))
-        return best, float(np.float32(_OF_POSITIVES[self._settings.positive_score](scores)))
+        return best, float(np.float32(getattr(np, self._settings.positive_score)(scores)))
 
     def _scores(self, embed: FloatArray, places: IntArray) -> FloatArray:
         exact = self._embeds[places].astype(np.float64) @ embed.astype(np.float64)
         return exact.astype(np.float32)
+
+
+def embed_in_shards(path: Path, rows: IntArray, size: int, embed: Callable[[IntArray], FloatArray]) -> FloatArray:
+    """Embeddings (R, D) float32 of rows, memory-mapped; what is there already is not computed again.
+
+    Args:
+        path: The .npy file; until it is complete, shards are kept in a folder beside it.
+        rows: (R,) rows.
+        size: Rows per shard.
+        embed: Gives (n, D) for n rows.
+    """
+    if not path.exists():
+        folder = path.with_suffix("")
+        folder.mkdir(parents=True, exist_ok=True)
+        parts = []
+        with tqdm(total=len(rows), desc=f"embedding {path.stem}", unit="row") as bar:
+            for start in range(0, len(rows), size):
+                parts.append(folder / f"{start:012d}.npy")
+                if not parts[-1].exists():
+                    with whole_file(parts[-1]) as file:
+                        np.save(file, embed(rows[start : start + size]))
+                bar.update(len(rows[start : start + size]))
+        with whole_file(path) as file:
+            np.save(file, np.concatenate([np.load(part) for part in parts]))
+        shutil.rmtree(folder)
+    mapped: FloatArray = np.load(path, mmap_mode="r")
+    return mapped
+
+
+@dataclass
+class MiningShards(Dataset[int]):
+    """Queries in shards of a fixed size; shard i is mined and written when it is asked for.
+
+    Attributes:
+        folder: Holds `index` (of the train products), `products.npy` and `queries.npy`; the shards go there.
+        query_rows: (Q,) train queries.
+        product_rows: (P,) train products.
+        qrels: Judgements between them.
+        settings: What is taken.
+        size: Queries per shard. It is the same for any number of processes, as FAISS computes other last digits for
+            other numbers of queries.
+    """
+
+    folder: Path
+    query_rows: IntArray
+    product_rows: IntArray
+    qrels: Qrels
+    settings: MiningSettings
+    size: int
+
+    def __len__(self) -> int:
+        return -(-len(self.query_rows) // self.size)
+
+    def path(self, shard: int) -> Path:
+        """File of a shard, which is there once it is complete."""
+        return self.folder / f"shard-{shard:06d}.parquet"
+
+    def __getitem__(self, shard: int) -> int:
+        """Mines a shard, writes it, and returns its number of queries."""
+        own = slice(shard * self.size, (shard + 1) * self.size)
+        embeds = np.asarray(np.load(self.folder / "queries.npy", mmap_mode="r")[own])
+        mined = self._miner.mine(embeds, self.query_rows[own])
+        with whole_file(self.path(shard)) as file:
+            pq.write_table(pa.table(mined._asdict()), file)
+        return len(embeds)
+
+    @cached_property
+    def _miner(self) -> Miner:
+        index, products = ProductIndex.load(self.folder / "index"), np.load(self.folder / "products.npy", mmap_mode="r")
+        return Miner(index, products, self.product_rows, self.qrels, self.settings)
+
+    def mine(self, num_workers: int) -> None:
+        """Mines the shards that are missing, with a progress bar; 0 workers mine in this process."""
+        missing = [shard for shard in range(len(self)) if not self.path(shard).exists()]
+        num_workers = min(num_workers, len(missing))
+        # Forked processes would inherit the locks of FAISS's and torch's threads.
+        context = "spawn" if num_workers else None
+        loader = DataLoader(
+            self, batch_size=None, sampler=missing, num_workers=num_workers, multiprocessing_context=context
+        )
+        done = len(self.query_rows) - sum(len(self.query_rows[s * self.size : (s + 1) * self.size]) for s in missing)
+        with tqdm(total=len(self.query_rows), initial=done, desc="mining", unit="query") as bar:
+            for queries in loader:
+                bar.update(int(queries))
+
+    def read(self) -> MinedNegatives:
+        """All shards, in order."""
+        table = pa.concat_tables([pq.read_table(self.path(shard)) for shard in range(len(self))])
+        return MinedNegatives(*(table.column(name).to_numpy() for name in MinedNegatives._fields))
+
+
+def with_ids(mined: MinedNegatives, catalogue: Catalogue) -> pa.Table:
+    """Negatives as a table of ids, in the schema of hard negatives."""
+    ids = {"query_id": catalogue.query_ids[mined.query], "product_id": catalogue.product_ids[mined.product]}
+    columns = {name: pa.array(values.tolist(), pa.string()) for name, values in ids.items()}
+    numbers = {"rank": mined.rank, "score": mined.score, "positive_score": mined.positive_score}
+    return pa.table({**columns, **numbers}, schema=SCHEMA)

@@ -1,20 +1,25 @@
 """The table beside the vectors of an index: ids, modality weights and metadata, row by row."""
 
+import bisect
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmfusion.model.processing_mmfusion import is_missing
-from mmfusion.retrieval.table_rows import BLOCK
 from mmfusion.retrieval.vectors import as_float32
 
 MODALITIES = ("text", "image")
+# Rows that are handled at a time: far from 2 GiB of text.
+BLOCK = 65_536
 # Arrow arrays spare a Python object for each of millions of ids.
 Ids: TypeAlias = Sequence[str] | np.ndarray | pa.Array | pa.ChunkedArray
+IntArray: TypeAlias = npt.NDArray[np.int64]
 
 
 def products_table(product_ids: Ids, metadata: pa.Table | None, modality_weights: np.ndarray | None) -> pa.Table:
@@ -25,35 +30,42 @@ def products_table(product_ids: Ids, metadata: pa.Table | None, modality_weights
             the metadata have the same name.
     """
     ids = ids_column(product_ids)
-    _check_unique(ids)
+    first = pc.index_in(ids, value_set=ids).to_numpy()
+    again = np.flatnonzero(first != np.arange(len(ids)))
+    if len(again):
+        row = int(again[0])
+        raise ValueError(f"product id {ids[row].as_py()!r} comes twice, in rows {first[row]} and {row}; remove one")
     # Structs keep metadata columns of any name apart from ours.
     columns: dict[str, pa.Array | pa.ChunkedArray] = {"product_id": ids}
     if modality_weights is not None:
         weights = as_float32(modality_weights, what="modality weights")
-        _check_rows("modality weights", len(weights), len(ids))
         if weights.shape[1] != len(MODALITIES):
             raise ValueError(f"modality weights have {weights.shape[1]} columns; pass one each for {MODALITIES}")
         columns["modality_weights"] = weights_column(weights)
     if metadata is not None and metadata.num_columns:
-        _check_rows("metadata", len(metadata), len(ids))
         columns["metadata"] = _plain(metadata).to_struct_array()
+    for name, column in columns.items():
+        if len(column) != len(ids):
+            raise ValueError(
+                f"{name.replace('_', ' ')} has {len(column)} rows for {len(ids)} product ids; pass one each"
+            )
     return pa.table(columns)
 
 
 def ids_column(product_ids: Ids) -> pa.Array | pa.ChunkedArray:
-    """Ids as an Arrow column.
+    """Ids as an Arrow column of strings.
 
     Raises:
         ValueError: One is no string, or not one of Unicode; or this is a single string.
     """
     if isinstance(product_ids, str):
         raise ValueError(f"product_ids is the text {product_ids!r}; give a list of ids")
-    if isinstance(product_ids, (pa.Array, pa.ChunkedArray)) and not product_ids.null_count:
-        if pa.types.is_string(product_ids.type):
-            return product_ids
-        if pa.types.is_large_string(product_ids.type):
-            return product_ids.cast(pa.string())
-    ids = product_ids.to_pylist() if isinstance(product_ids, (pa.Array, pa.ChunkedArray)) else list(product_ids)
+    ids: Any = product_ids
+    if isinstance(ids, (pa.Array, pa.ChunkedArray)):
+        if not ids.null_count and ids.type in (pa.string(), pa.large_string()):
+            return ids.cast(pa.string())
+        ids = ids.to_pylist()
+    ids = list(ids)
     for row, product_id in enumerate(ids):
         if not isinstance(product_id, str):
             raise ValueError(f"product id {product_id!r} in row {row} is no string; convert ids before indexing")
@@ -75,35 +87,82 @@ def like(table: pa.Table, other: pa.Table) -> pa.Table:
         ValueError: It has other columns, or values that do not fit the types.
     """
     try:
-        # Arrow's cast would fill and drop fields in silence.
-        if _names(table) != _names(other):
+        # Arrow's cast would fill and drop fields of structs without saying so.
+        if set(table.flatten().column_names) != set(other.flatten().column_names):
             raise ValueError("other columns")
         if not len(table):
             return other.slice(0, 0)
         chosen = table.select(other.column_names)
+        # Arrow cannot cast a slice of structs with a column of nulls, not even to what it is.
         return chosen if chosen.schema.equals(other.schema) else chosen.cast(other.schema)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, KeyError, ValueError) as error:
+    except (pa.ArrowNotImplementedError, ValueError) as error:
+        told = ["; ".join(f"{field.name}: {field.type}" for field in one.schema) for one in (table, other)]
         raise ValueError(
-            f"products to add have the columns {_columns(table)}, the index has {_columns(other)}; give the same "
-            "metadata and weights as when the index was built"
+            f"products to add have the columns {told[0]}, the index has {told[1]}; give the same metadata and weights "
+            "as when the index was built"
         ) from error
 
 
-def _columns(table: pa.Table) -> str:
-    return "; ".join(f"{field.name}: {field.type}" for field in table.schema)
+class IdLookup:
+    """Finds the row of an id, by binary search and without an object for each of ten million ids.
+
+    Args:
+        products: Table with the column `product_id`, of different strings.
+    """
+
+    def __init__(self, products: pa.Table) -> None:
+        self._names = products.column("product_id")
+
+    @cached_property
+    def order(self) -> pa.Array:
+        """Rows in the order of their ids, 8 bytes per product; made at the first look, in seconds for ten million."""
+        return pc.sort_indices(self._names)
+
+    def row_of(self, product_id: str) -> int | None:
+        """Row of an id, None if there is no such id."""
+        # Arrow sorts by UTF-8 bytes, which is the order of code points, Python's.
+        place = bisect.bisect_left(self.order, product_id, key=self._name)
+        row = self.order[place] if place < len(self._names) else None
+        return row.as_py() if row is not None and self._name(row) == product_id else None
+
+    def _name(self, row: pa.Scalar) -> str:
+        name: str = self._names[row.as_py()].as_py()
+        return name
 
 
-def _check_rows(what: str, rows: int, expected: int) -> None:
-    if rows != expected:
-        raise ValueError(f"{what} has {rows} rows for {expected} product ids; pass one each")
+def take_rows(table: pa.Table, rows: IntArray) -> pa.Table:
+    """Some rows of a table of any size, in their order.
+
+    Arrow's own `take` joins the chunks of a column first, which copies all of it and fails beyond 2 GiB of text.
+    """
+    blocks = (rows[start : start + BLOCK] for start in range(0, max(1, len(rows)), BLOCK))
+    return pa.concat_tables([_take(table, block) for block in blocks])
 
 
-def _names(table: pa.Table) -> set[tuple[str, ...]]:
-    fields: set[tuple[str, ...]] = {(field.name,) for field in table.schema}
-    if "metadata" in table.column_names:
-        kind = table.schema.field("metadata").type
-        fields |= {("metadata", kind.field(place).name) for place in range(kind.num_fields)}
-    return fields
+def read_rows(table: pa.Table, rows: IntArray) -> list[dict[str, Any]]:
+    """Some rows of a table as dictionaries, in their order; for few of them."""
+    found: list[dict[str, Any]] = _take(table, rows).to_pylist()
+    return found
+
+
+def row_blocks(table: pa.Table) -> Iterator[pa.RecordBatch]:
+    """All rows, `BLOCK` at a time, however they are chunked."""
+    for start in range(0, len(table), BLOCK):
+        (batch,) = table.slice(start, BLOCK).combine_chunks().to_batches()
+        yield batch
+
+
+def _take(table: pa.Table, rows: IntArray) -> pa.Table:
+    batches = table.to_batches()
+    ends = np.cumsum([len(batch) for batch in batches], dtype=np.int64)
+    of_batch = np.searchsorted(ends, rows, side="right")
+    parts = [
+        batches[number].take(pa.array(rows[of_batch == number] - (ends[number] - len(batches[number]))))
+        for number in np.unique(of_batch)
+    ]
+    # Parts come in the order of the chunks; what belongs where is the inverse of the order that sorted them.
+    places = np.argsort(np.argsort(of_batch, kind="stable"))
+    return pa.Table.from_batches(parts, table.schema).take(pa.array(places))
 
 
 def _plain(metadata: pa.Table) -> pa.Table:
@@ -115,46 +174,20 @@ def _plain(metadata: pa.Table) -> pa.Table:
     if times > 1:
         raise ValueError(f"{times} columns of the metadata are called {name!r}; rename or remove them")
     for place, field in enumerate(metadata.schema):
+        values = metadata.column(place)
         if pa.types.is_dictionary(field.type):
-            values = metadata.column(place).cast(field.type.value_type)
-            field = field.with_type(values.type)
-            metadata = metadata.set_column(place, field, values)
-        if _may_hold_nan(field.type):
-            metadata = metadata.set_column(place, field, _nan_as_null(metadata.column(place)))
+            values = values.cast(field.type.value_type)
+        # A name of a struct's field that looks like a type costs time only.
+        if re.search("float|double", str(values.type)):
+            values = _nan_as_null(values)
+        metadata = metadata.set_column(place, field.with_type(values.type), values)
     return metadata
-
-
-def _may_hold_nan(kind: pa.DataType) -> bool:
-    inner = [kind.field(place).type for place in range(kind.num_fields)]
-    return bool(pa.types.is_floating(kind) or any(map(_may_hold_nan, inner)))
 
 
 def _nan_as_null(values: pa.ChunkedArray) -> pa.ChunkedArray:
     if pa.types.is_floating(values.type):
         return pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
     # Inside of lists and structs; block by block, as Python takes many times the memory of Arrow.
-    blocks = [block for chunk in values.chunks for block in _blocks(chunk)]
-    return pa.chunked_array(
-        [pa.array([_without_nan(value) for value in block.to_pylist()], values.type) for block in blocks], values.type
-    )
-
-
-def _blocks(chunk: pa.Array) -> Iterator[pa.Array]:
-    return (chunk.slice(start, BLOCK) for start in range(0, len(chunk), BLOCK))
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_nan(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(_without_nan, value))
-    return None if is_missing(value) else value
-
-
-def _check_unique(ids: pa.Array | pa.ChunkedArray) -> None:
-    if pc.count_distinct(ids).as_py() == len(ids):
-        return
-    counts = pc.value_counts(ids)
-    twice = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"]
-    rows = np.flatnonzero(pc.equal(ids, twice).to_numpy(zero_copy_only=False))
-    raise ValueError(f"product id {twice.as_py()!r} comes twice, in rows {rows[0]} and {rows[1]}; remove one")
+    starts = range(0, len(values), BLOCK)
+    blocks = [values.slice(start, BLOCK).to_pylist() for start in starts]
+    return pa.chunked_array([pa.array(block, values.type, from_pandas=True) for block in blocks], values.type)

@@ -13,9 +13,9 @@ from mmfusion.model import VIEWS, MMFusionModel, MMFusionProcessor
 from mmfusion.model.vectors_mmfusion import shorten
 from mmfusion.retrieval.filters import Filter
 from mmfusion.retrieval.fingerprint import model_fingerprint
-from mmfusion.retrieval.hits import Hit, StoredProduct
 from mmfusion.retrieval.index import ProductIndex
 from mmfusion.retrieval.products import Ids
+from mmfusion.retrieval.search_index import Hit, SearchIndex
 
 
 class QueryEncoder(Protocol):
@@ -70,26 +70,6 @@ class TorchQueryEncoder:
         with torch.inference_mode():
             embeds = self._model.get_query_features(**inputs.to(self._model.device))
         return embeds.float().cpu().numpy()
-
-
-class SearchIndex(Protocol):
-    """An index of product embeddings, whatever holds the vectors; see [`ProductIndex`] for what each method does."""
-
-    @property
-    def description(self) -> Any:
-        """With the attribute `dimension`, the width of the embeddings."""
-
-    def __len__(self) -> int: ...
-
-    def facts(self) -> dict[str, Any]: ...
-
-    def product(self, product_id: str) -> StoredProduct: ...
-
-    def check_model(self, model_fingerprint: str) -> None: ...
-
-    def search(
-        self, query_embeds: Any, k: int, *, filter: Filter | None = None, model_fingerprint: str | None = None
-    ) -> list[list[Hit]]: ...
 
 
 Index = TypeVar("Index", bound=SearchIndex)

@@ -16,8 +16,19 @@ Found = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 _SCANNED_PER_STEP = 16
 
 
+def parts_of(index: Any) -> list[Any]:
+    """A FAISS index and those inside of it, outermost first: behind rescoring, and behind transforms of vectors."""
+    index = faiss.downcast_index(index)
+    inside: list[Any] = []
+    if isinstance(index, faiss.IndexRefine):
+        inside = [index.base_index, index.refine_index]
+    elif isinstance(index, faiss.IndexPreTransform):
+        inside = [index.index]
+    return [index, *(part for one in inside for part in parts_of(one))]
+
+
 def search_selected(index: Any, queries: npt.NDArray[np.float32], k: int, wanted: BoolArray | None) -> Found:
-    """The k best selected rows of each query: scores and rows (Q, k).
+    """The k best selected rows of each query: scores and rows (Q, k), row -1 for none.
 
     The fewer rows are selected, the more clusters are looked into and the more of a graph is walked, so that about as
     many vectors are compared as without a selection. Where that does not find k, all clusters or all vectors are gone
@@ -34,7 +45,8 @@ def search_selected(index: Any, queries: npt.NDArray[np.float32], k: int, wanted
         for number in range(index.chain.size()):
             queries = index.chain.at(number).apply(queries)
         return search_selected(index.index, queries, k, wanted)
-    graph, vectors = _graph(index), _scored(index)
+    graph = next((part for part in parts_of(index) if isinstance(part, faiss.IndexHNSW)), None)
+    vectors = None if graph is None else _behind_graph(index)
     selector = None
     if wanted is None:
         scores, rows = index.search(queries, k)
@@ -42,8 +54,8 @@ def search_selected(index: Any, queries: npt.NDArray[np.float32], k: int, wanted
         selector = faiss.IDSelectorBitmap(np.packbits(wanted, bitorder="little"))
         share = np.count_nonzero(wanted) / len(wanted)
         steps = 0 if graph is None else max(graph.hnsw.efSearch, k) / share
-        scanned = vectors is not None and steps * _SCANNED_PER_STEP > share * len(wanted)
-        index = vectors if scanned else index
+        if vectors is not None and steps * _SCANNED_PER_STEP > share * len(wanted):
+            index = vectors
         parameters = _parameters(index, selector, k, share)
         if parameters is None:
             return _search_beyond(index, queries, k, wanted)
@@ -55,27 +67,10 @@ def search_selected(index: Any, queries: npt.NDArray[np.float32], k: int, wanted
     return scores, rows
 
 
-def _graph(index: Any) -> Any:
-    """The graph that a search begins with, or None."""
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexRefine):
-        return _graph(index.base_index)
-    if isinstance(index, faiss.IndexPreTransform):
-        return _graph(index.index)
-    return index if isinstance(index, faiss.IndexHNSW) else None
-
-
-def _scored(index: Any) -> Any:
-    """The vectors behind a graph whose scores count, as an index that goes through all of them; or None."""
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexRefine):
-        return None if _graph(index) is None else _if_scanned(index.refine_index)
-    return _if_scanned(index.storage) if isinstance(index, faiss.IndexHNSW) else None
-
-
-def _if_scanned(index: Any) -> Any:
-    index = faiss.downcast_index(index)
-    return index if isinstance(index, (faiss.IndexFlat, faiss.IndexScalarQuantizer)) else None
+def _behind_graph(index: Any) -> Any:
+    """The vectors whose scores count, as an index that goes through all of them; None if it is not of such a kind."""
+    vectors = faiss.downcast_index(index.refine_index if isinstance(index, faiss.IndexRefine) else index.storage)
+    return vectors if isinstance(vectors, (faiss.IndexFlat, faiss.IndexScalarQuantizer)) else None
 
 
 def _parameters(index: Any, selector: Any, k: int, share: float) -> Any:
@@ -89,26 +84,25 @@ def _parameters(index: Any, selector: Any, k: int, share: float) -> Any:
     """
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexRefine):
+        # A selector given to the refining index itself would be ignored.
         first = _parameters(index.base_index, selector, math.ceil(k * index.k_factor), share)
-        if first is None:
-            return None
-        return _kept(faiss.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=first), first)
+        return first and faiss.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=first)
     if isinstance(index, faiss.IndexPreTransform):
         inner = _parameters(index.index, selector, k, share)
-        return None if inner is None else _kept(faiss.SearchParametersPreTransform(index_params=inner), inner)
+        return inner and faiss.SearchParametersPreTransform(index_params=inner)
     if isinstance(index, faiss.IndexIVF):
         probes = index.nlist if share == 0 else min(index.nlist, math.ceil(index.nprobe / share))
-        return _kept(faiss.SearchParametersIVF(sel=selector, nprobe=probes), selector)
+        return faiss.SearchParametersIVF(sel=selector, nprobe=probes)
     if isinstance(index, faiss.IndexHNSW):
         width = min(index.ntotal, math.ceil(max(index.hnsw.efSearch, k) / share))
-        return _kept(faiss.SearchParametersHNSW(sel=selector, efSearch=width), selector)
+        return faiss.SearchParametersHNSW(sel=selector, efSearch=width)
     if isinstance(index, (faiss.IndexFlat, faiss.IndexScalarQuantizer, faiss.IndexRaBitQ)):
-        return _kept(faiss.SearchParameters(sel=selector), selector)
+        return faiss.SearchParameters(sel=selector)
     return None
 
 
 def _search_beyond(index: Any, queries: npt.NDArray[np.float32], k: int, wanted: BoolArray) -> Found:
-    """For kinds of index that cannot pass over rows: takes more and more hits until enough are wanted ones."""
+    """Searches for more and more, until k of them are selected: for kinds of index that take no selector."""
     fetched = k
     while True:
         fetched = min(len(wanted), 2 * fetched)
@@ -116,12 +110,5 @@ def _search_beyond(index: Any, queries: npt.NDArray[np.float32], k: int, wanted:
         good = (rows >= 0) & wanted[np.maximum(rows, 0)]
         if fetched == len(wanted) or (good.sum(axis=1) >= k).all():
             order = np.argsort(~good, axis=1, kind="stable")[:, :k]
-            good, scores = np.take_along_axis(good, order, 1), np.take_along_axis(scores, order, 1)
-            rows = np.where(good, np.take_along_axis(rows, order, 1), -1)
-            return np.where(good, scores, -np.inf).astype(np.float32), rows
-
-
-def _kept(parameters: Any, *needed: Any) -> Any:
-    # FAISS holds pointers only.
-    parameters.kept = needed
-    return parameters
+            rows = np.where(good, rows, -1)
+            return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)

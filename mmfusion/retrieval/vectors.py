@@ -1,19 +1,27 @@
-"""FAISS indexes from blocks of vectors, with errors that say what to do."""
+"""FAISS indexes from blocks of vectors, with errors that say what to do, and the recall of what was built."""
 
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import faiss
+import faiss as faiss_module
 import numpy as np
 
-_BLOCK = 65_536
-# FAISS takes any value of these, and aborts the search or finds nothing.
-_AT_LEAST_ONE = frozenset({"nprobe", "efSearch", "k_factor_rf"})
+# Its types leave out most of what is used here.
+faiss: Any = faiss_module
+
+# Rows that are handled at a time.
+BLOCK = 65_536
+TRAIN_SIZE = 262_144
+# Queries that recall is measured with, and places that are looked at.
+_QUERIES, _PLACES = 256, 100
 
 
 def as_float32(block: Any, *, what: str, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-    """Check one block of vectors.
+    """Checks one block of vectors.
 
     Args:
         block: float [n, D], a numpy array or a tensor on any device.
@@ -42,89 +50,6 @@ def as_float32(block: Any, *, what: str, rows: Sequence[int] | np.ndarray | None
     return block
 
 
-def build_faiss(
-    embeds: Any,
-    factory: str,
-    train_size: int,
-    watch: Callable[[Iterator[np.ndarray]], Iterator[np.ndarray]] = iter,
-    sample: np.ndarray | None = None,
-    search_parameters: str = "",
-) -> faiss.Index:
-    """Train, if needed, and fill an inner-product index.
-
-    Args:
-        embeds: float [N, D], or an iterable of blocks [n, D].
-        factory: FAISS factory string.
-        train_size: vectors to train on at most, where there is no sample: the first ones.
-        watch: sees each block once, in order, and passes it on.
-        sample: float32 [M, D], vectors to train on.
-        search_parameters: of the index, see [`set_search_parameters`].
-
-    Returns:
-        The index; its entry i is the i-th vector.
-
-    Raises:
-        ValueError: FAISS cannot make, train or fill such an index; no vector; or blocks of different dimensions.
-    """
-    blocks = watch(checked_blocks(embeds))
-    first = next(blocks, None)
-    if first is None:
-        raise ValueError("no product embedding to index; check that the catalogue is not empty")
-    index = make_faiss(first.shape[1], factory)
-    if search_parameters:
-        # Before the hours that the rest may take.
-        set_search_parameters(index, search_parameters)
-    held = [first]
-    if not index.is_trained:
-        if sample is None:
-            num_held = len(first)
-            while num_held < train_size and (block := next(blocks, None)) is not None:
-                held.append(block)
-                num_held += len(block)
-            sample = np.concatenate(held)[:train_size]
-        _train(index, sample, factory)
-        sample = None
-    while held:
-        _add(index, held.pop(0), factory)
-    for block in blocks:
-        _add(index, block, factory)
-    return index
-
-
-def spread_rows(embeds: Any, count: int) -> np.ndarray:
-    """At most so many rows of an array or tensor [N, D], from its first to its last, as float32."""
-    rows = np.unique(np.linspace(0, embeds.shape[0] - 1, min(count, embeds.shape[0])).astype(np.int64))
-    return as_float32(embeds[rows], what="product embeddings", rows=rows)
-
-
-def set_search_parameters(index: faiss.Index, parameters: str) -> None:
-    """Set run-time parameters such as "nprobe=16" or "efSearch=64"; several are separated by commas.
-
-    Raises:
-        ValueError: FAISS does not know them for this kind of index, or could not search with their values.
-    """
-    for name, value in (one.split("=", 1) for one in parameters.split(",") if "=" in one):
-        if name.strip() in _AT_LEAST_ONE and not _at_least_one(value):
-            raise ValueError(
-                f"search parameters {parameters!r}: {name.strip()} is {value!r}; give a number of at least 1"
-            )
-    space: Any = faiss.ParameterSpace()
-    try:
-        space.set_index_parameters(index, parameters)
-    except RuntimeError as error:
-        raise ValueError(
-            f"search parameters {parameters!r} do not fit this index ({_reason(error)}); pass for example 'nprobe=16' "
-            "for an IVF index, 'efSearch=64' for an HNSW index or 'k_factor_rf=4' for one with rescoring (RFlat)"
-        ) from error
-
-
-def _at_least_one(value: str) -> bool:
-    try:
-        return 1 <= float(value) < np.inf
-    except ValueError:
-        return False
-
-
 def checked_blocks(embeds: Any) -> Iterator[np.ndarray]:
     """Blocks of vectors.
 
@@ -135,64 +60,164 @@ def checked_blocks(embeds: Any) -> Iterator[np.ndarray]:
         float32 [n, D] with the same D and n > 0.
 
     Raises:
-        ValueError: as of [`as_float32`], or blocks of different dimensions.
+        ValueError: as of [`as_float32`], or blocks of different dimensions, or none.
     """
-    row, dimension = 0, None
-    for block in _slices(embeds) if hasattr(embeds, "ndim") else embeds:
+    blocks = embeds
+    if hasattr(embeds, "ndim"):
+        if embeds.ndim != 2:
+            raise ValueError(f"product embeddings have shape {tuple(embeds.shape)}; pass [products, dimension]")
+        blocks = (embeds[start : start + BLOCK] for start in range(0, embeds.shape[0], BLOCK))
+    row = dimension = 0
+    for block in blocks:
         checked = as_float32(block, what="product embeddings", rows=range(row, sys.maxsize))
         row += len(checked)
         if len(checked):
             dimension = dimension or checked.shape[1]
-            yield _same_dimension(checked, dimension)
+            if checked.shape[1] != dimension:
+                raise ValueError(
+                    f"a block of product embeddings has dimension {checked.shape[1]} after blocks of dimension "
+                    f"{dimension}; embed all products with one model"
+                )
+            yield checked
+    if not row:
+        raise ValueError("no product embedding to index; check that the catalogue is not empty")
 
 
-def _slices(embeds: Any) -> Iterable[Any]:
-    if embeds.ndim != 2:
-        raise ValueError(f"product embeddings have shape {tuple(embeds.shape)}; pass [products, dimension]")
-    return (embeds[start : start + _BLOCK] for start in range(0, embeds.shape[0], _BLOCK))
+def spread_rows(embeds: Any, count: int) -> np.ndarray:
+    """At most so many rows of an array or tensor [N, D], from its first to its last, as float32."""
+    rows = np.unique(np.linspace(0, embeds.shape[0] - 1, min(count, embeds.shape[0])).astype(np.int64))
+    return as_float32(embeds[rows], what="product embeddings", rows=rows)
 
 
-def _same_dimension(block: np.ndarray, dimension: int) -> np.ndarray:
-    if block.shape[1] != dimension:
-        raise ValueError(
-            f"a block of product embeddings has dimension {block.shape[1]} after blocks of dimension {dimension}; "
-            "embed all products with one model"
+def build_faiss(
+    embeds: Any,
+    factory: str,
+    train_size: int = TRAIN_SIZE,
+    sample: np.ndarray | None = None,
+    search_parameters: str = "",
+    recall: "RecallMeter | None" = None,
+) -> Any:
+    """Trains, if needed, and fills an inner-product index.
+
+    Args:
+        embeds: float [N, D], or an iterable of blocks [n, D].
+        factory: FAISS factory string.
+        train_size: vectors to train on at most, where there is no sample: the first ones.
+        sample: float32 [M, D], vectors to train on.
+        search_parameters: of the index, see [`set_search_parameters`].
+        recall: sees each block once, in order.
+
+    Returns:
+        The FAISS index; its entry i is the i-th vector.
+
+    Raises:
+        ValueError: FAISS cannot make, train or fill such an index; no vector; or blocks of different dimensions.
+    """
+    blocks = checked_blocks(embeds)
+    held = [next(blocks)]
+    index = make_faiss(held[0].shape[1], factory)
+    if search_parameters:
+        # Before the hours that the rest may take.
+        set_search_parameters(index, search_parameters)
+    if not index.is_trained:
+        if sample is None:
+            while sum(map(len, held)) < train_size and (block := next(blocks, None)) is not None:
+                held.append(block)
+            sample = np.concatenate(held)[:train_size]
+        remedy = (
+            "index more products, raise train_size, use fewer clusters (the number after IVF), or 'Flat', which needs "
+            "no training"
         )
-    return block
+        with _explained(f"{len(sample)} vectors are too few to train an index {factory!r}", remedy):
+            index.train(sample)
+        sample = None
+    while held:
+        block = held.pop(0)
+        if recall is not None:
+            recall.look(block)
+        with _explained(f"FAISS cannot add vectors to an index {factory!r}", "choose another kind"):
+            index.add(block)
+        if not held and (block := next(blocks, None)) is not None:
+            held.append(block)
+    return index
 
 
-def make_faiss(dimension: int, factory: str) -> faiss.Index:
+def make_faiss(dimension: int, factory: str) -> Any:
     """An empty inner-product index.
 
     Raises:
         ValueError: FAISS cannot make one.
     """
-    try:
+    remedy = "pass a factory string such as 'Flat', 'HNSW32' or 'IVF256,PQ32' (PQ32 needs a dimension divisible by 32)"
+    with _explained(f"FAISS cannot make an inner-product index {factory!r} of dimension {dimension}", remedy):
         return faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        raise ValueError(
-            f"FAISS cannot make an inner-product index {factory!r} of dimension {dimension} ({_reason(error)}); pass "
-            "a factory string such as 'Flat', 'HNSW32' or 'IVF256,PQ32' (PQ32 needs a dimension divisible by 32)"
-        ) from error
 
 
-def _train(index: faiss.Index, vectors: np.ndarray, factory: str) -> None:
+def set_search_parameters(index: Any, parameters: str) -> None:
+    """Sets run-time parameters such as "nprobe=16" or "efSearch=64"; several are separated by commas.
+
+    Raises:
+        ValueError: FAISS does not know them for this kind of index, or could not search with their values.
+    """
+    # FAISS takes any value of these, and aborts the search or finds nothing.
+    for name, value in re.findall(r"\b(nprobe|efSearch|k_factor_rf)\s*=\s*([^,]*)", parameters):
+        if not re.fullmatch(r"0*[1-9]\d*(\.\d*)?\s*", value):
+            raise ValueError(f"search parameters {parameters!r}: {name} is {value!r}; give a number of at least 1")
+    remedy = (
+        "pass for example 'nprobe=16' for an IVF index, 'efSearch=64' for an HNSW index or 'k_factor_rf=4' for one "
+        "with rescoring (RFlat)"
+    )
+    with _explained(f"search parameters {parameters!r} do not fit this index", remedy):
+        faiss.ParameterSpace().set_index_parameters(index, parameters)
+
+
+@contextmanager
+def _explained(trouble: str, remedy: str) -> Iterator[None]:
     try:
-        index.train(vectors)
+        yield
     except RuntimeError as error:
-        raise ValueError(
-            f"{len(vectors)} vectors are too few to train an index {factory!r} ({_reason(error)}); index more "
-            "products, raise train_size, use fewer clusters (the number after IVF), or 'Flat', which needs no training"
-        ) from error
+        # The beginning of a message of FAISS is a C++ signature and a path.
+        reason = str(error).rsplit("failed: ", 1)[-1].rsplit(".cpp:", 1)[-1].split(": ", 1)[-1].strip()
+        raise ValueError(f"{trouble} ({reason}); {remedy}") from error
 
 
-def _add(index: faiss.Index, block: np.ndarray, factory: str) -> None:
+def created_by() -> str:
+    """Names and versions of the software that makes vectors and indexes."""
     try:
-        index.add(block)
-    except RuntimeError as error:
-        raise ValueError(f"FAISS cannot add vectors to an index {factory!r} ({_reason(error)})") from error
+        ours = version("mmfusion")
+    except PackageNotFoundError:
+        ours = "(not installed)"
+    return f"mmfusion {ours}, faiss {faiss.__version__}"
 
 
-def _reason(error: RuntimeError) -> str:
-    """The end of a FAISS message; its beginning is a C++ signature and a path."""
-    return str(error).rsplit("failed: ", 1)[-1].rsplit(".cpp:", 1)[-1].split(": ", 1)[-1].strip()
+class RecallMeter:
+    """How much of what exact search finds an index finds, for a sample of the vectors that it was built from.
+
+    Exact search goes block by block, with the memory of the sample. Vectors of the sample find themselves, in the index
+    as in exact search.
+
+    Args:
+        sample: (M, D) float32, of which some rows are the queries; None: rows of the first block are.
+    """
+
+    def __init__(self, sample: np.ndarray | None = None) -> None:
+        self._queries = None if sample is None else spread_rows(sample, _QUERIES)
+        self._exact: Any = None
+        self._seen = 0
+
+    def look(self, block: np.ndarray) -> None:
+        """Takes the next block, (n, D) float32, into account."""
+        if self._queries is None:
+            self._queries = spread_rows(block, _QUERIES)
+        if self._exact is None:
+            self._exact = faiss.ResultHeap(len(self._queries), _PLACES, keep_max=True)
+        scores, rows = faiss.knn(self._queries, block, min(_PLACES, len(block)), faiss.METRIC_INNER_PRODUCT)
+        self._exact.add_result(scores, rows + self._seen)
+        self._seen += len(block)
+
+    def of(self, index: Any) -> float:
+        """Share of the (at most) 100 exact neighbours of a query that a FAISS index finds among as many, in [0, 1]."""
+        self._exact.finalize()
+        _, found = index.search(self._queries, min(_PLACES, self._seen))
+        exact = self._exact.I[:, : found.shape[1]]
+        return sum(len(np.intersect1d(*pair)) for pair in zip(found, exact, strict=True)) / exact.size

@@ -13,7 +13,7 @@ import numpy as np
 
 from mmfusion.embedding import VectorType
 from mmfusion.retrieval.choose import physical_memory
-from mmfusion.retrieval.index_files import created_by
+from mmfusion.retrieval.vectors import created_by
 
 matplotlib.use("Agg")
 MIB = 2**20

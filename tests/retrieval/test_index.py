@@ -171,13 +171,10 @@ def test_a_product_embedding_that_is_not_finite_is_refused_with_its_row_over_all
 
 
 def test_another_model_is_refused_naming_both(tmp_path: Path) -> None:
-    folder = build().save(tmp_path / "index")
+    index = ProductIndex.load(build().save(tmp_path / "index"))
+    index.check_model("model-1")
     with pytest.raises(ValueError, match=r"'model-1'.*'model-2'"):
-        ProductIndex.load(folder, model_fingerprint="model-2")
-    index = ProductIndex.load(folder, model_fingerprint="model-1")
-    with pytest.raises(ValueError, match=r"'model-1'.*'model-2'"):
-        index.search(vectors(1), 1, model_fingerprint="model-2")
-    assert index.search(vectors(1), 1, model_fingerprint="model-1")
+        index.check_model("model-2")
 
 
 def test_an_index_needs_a_fingerprint() -> None:
@@ -321,7 +318,8 @@ def test_an_index_that_is_replaced_while_it_is_read_is_read_again(
         return found
 
     monkeypatch.setattr(index_files, names[replaced], read)
-    loaded = ProductIndex.load(folder, model_fingerprint="model-2")
+    loaded = ProductIndex.load(folder)
+    loaded.check_model("model-2")
     assert loaded.product_ids == list("abcdefghi")
     np.testing.assert_array_equal(loaded.product("c").vector, vectors(9, seed=1)[2])
 

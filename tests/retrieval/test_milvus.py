@@ -230,7 +230,7 @@ def test_changes_are_those_of_an_exact_index_and_are_there_when_it_is_opened_aga
             with pytest.raises(ValueError, match=r"product id 7 in row 1 is no string"):
                 one.delete(["a0", 7])
         milvus.delete([])
-    with MilvusIndex.connect(tmp_path / "index.db", model_fingerprint="m") as milvus:
+    with MilvusIndex.connect(tmp_path / "index.db") as milvus:
         assert_same(milvus.search(queries, 100), index.search(queries, 100))
         milvus.delete(index.product_ids)
         assert len(milvus) == 0 and milvus.search(queries, 5) == [[], [], []]
@@ -387,7 +387,7 @@ def test_queries_and_updates_that_do_not_fit_are_refused(tmp_path: Path, monkeyp
         with pytest.raises(ValueError, match=r"dimension 5 but the index 16.*'m'"):
             milvus.search(vectors(1)[:, :5], 1)
         with pytest.raises(ValueError, match=r"'m'.*'other'"):
-            milvus.search(vectors(1), 1, model_fingerprint="other")
+            milvus.check_model("other")
         new = {"metadata": metadata(["x"]), "modality_weights": weights(1)}
         with pytest.raises(ValueError, match="'other'"):
             milvus.update(vectors(1), ["x"], model_fingerprint="other", **new)
@@ -406,8 +406,8 @@ def test_another_model_and_what_is_not_ours_are_refused(tmp_path: Path) -> None:
         MilvusIndex.connect(uri)
     assert not uri.exists()
     in_milvus(tmp_path).close()
-    with pytest.raises(ValueError, match=r"collection 'products' at .*'m'.*'other'"):
-        MilvusIndex.connect(uri, model_fingerprint="other")
+    with MilvusIndex.connect(uri) as index, pytest.raises(ValueError, match=r"'products' at .*'m'.*'other'"):
+        index.check_model("other")
     with pytest.raises(MilvusError, match="there is no collection 'shoes' at"):
         MilvusIndex.connect(uri, "shoes")
     with pytest.raises(MilvusError, match=r"'products' at .* holds an index; pass overwrite=True"):

@@ -1,9 +1,15 @@
-"""Columns of the table beside the vectors as fields of a Milvus collection, and back."""
+"""Columns of the table beside the vectors as fields of a Milvus collection and back, and filters on them.
+
+Columns have typed fields rather than Milvus's dynamic ones: all dynamic values of a product together take no more than
+65,536 bytes, which a single text may, and how a filter treats one that is missing differs between Milvus Lite and
+versions of the server.
+"""
 
 import json
 import math
+import operator
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,17 +17,34 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmfusion.retrieval.table_rows import BLOCK
+from mmfusion.data.catalogue_schema import is_list
+from mmfusion.model.processing_mmfusion import is_missing
+from mmfusion.retrieval.filters import (
+    Filter,
+    alternatives_of,
+    comparison,
+    filter_rows,
+    is_moment,
+    number_type,
+    values_of,
+)
+from mmfusion.retrieval.products import BLOCK
 
 ID_FIELD, VECTOR_FIELD = "product_id", "embedding"
 # Limits of Milvus.
 MAX_BYTES, MAX_FIELDS = 65_535, 64
-# Names that mean something in Milvus: of its own columns, and in its filters.
-_TAKEN = frozenset(
-    f"{ID_FIELD} {VECTOR_FIELD} rowid timestamp and or not in like is null exists true false iso interval match "
-    "array_contains array_contains_all array_contains_any array_length json_contains json_contains_all "
-    "json_contains_any text_match phrase_match random_sample".split()
-)
+# Fields of Milvus by the Arrow type of their values; lists and structs, for which there is None, are JSON.
+FIELD_TYPES = {
+    pa.bool_(): "BOOL",
+    pa.int8(): "INT8",
+    pa.int16(): "INT16",
+    pa.int32(): "INT32",
+    pa.int64(): "INT64",
+    pa.float32(): "FLOAT",
+    pa.float64(): "DOUBLE",
+    pa.string(): "VARCHAR",
+    None: "JSON",
+}
 # Types that Milvus has no field for, and those that hold all their values.
 _WIDER = {
     pa.uint8(): pa.int16(),
@@ -29,14 +52,25 @@ _WIDER = {
     pa.uint32(): pa.int64(),
     pa.uint64(): pa.int64(),
     pa.float16(): pa.float32(),
-    pa.date32(): pa.int32(),
-    pa.date64(): pa.int64(),
+    pa.large_string(): pa.string(),
+    pa.string_view(): pa.string(),
 }
-_SAME = {pa.bool_(), pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.float32(), pa.float64()}
-
-
-class Nested:
-    """Lists and structs, which Milvus holds as JSON; filters do not look into them."""
+# Names that mean something in Milvus: of its own columns, and in its filters.
+_TAKEN = frozenset(
+    f"{ID_FIELD} {VECTOR_FIELD} rowid timestamp and or not in like is null exists true false iso interval match "
+    "array_contains array_contains_all array_contains_any array_length json_contains json_contains_all "
+    "json_contains_any text_match phrase_match random_sample".split()
+)
+_LENGTH = f"takes more than {MAX_BYTES:,} bytes; shorten it or leave the column out"
+_COMPARE: dict[str, Callable[[Any, Any], Any]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
 
 @dataclass(frozen=True)
@@ -48,35 +82,34 @@ class Column:
         name: Its name there.
         type: Its Arrow type, which values come back with.
         field: Name of the field in Milvus; None where there are only nulls.
-        storage: Arrow type of the values that Milvus holds, or [`Nested`].
+        storage: Arrow type of the values that Milvus holds; None for JSON, into which filters look for `contains` only.
     """
 
     struct: str
     name: str
     type: pa.DataType
     field: str | None
-    storage: pa.DataType | type[Nested]
+    storage: pa.DataType | None
 
-    def values(self, table: pa.Table) -> pa.Array:
-        """The column of a table."""
-        struct = table.column(self.struct).combine_chunks()
-        return pc.struct_field(struct, [struct.type.get_field_index(self.name)])
-
-    def stored(self, table: pa.Table) -> list[Any]:
-        """Values as Milvus takes them."""
-        values = self.values(table)
-        if isinstance(self.storage, pa.DataType):
-            return as_stored(values, self.storage).to_pylist()
+    def stored(self, values: pa.Array) -> Any:
+        """Values of the column as Milvus takes them."""
+        if self.storage is not None:
+            return values.cast(self.storage).to_pylist()
         wrapped = not pa.types.is_struct(self.type)
         return [{"items": value} if wrapped and value is not None else value for value in values.to_pylist()]
 
     def restored(self, values: list[Any]) -> list[Any]:
         """Values as the table had them."""
-        if isinstance(self.storage, pa.DataType):
+        if self.storage is not None:
             return pa.array(values, self.storage).cast(self.type).to_pylist()
         if not pa.types.is_struct(self.type):
             values = [value if value is None else value["items"] for value in values]
         return pa.array(values, self.type).to_pylist()
+
+    def of(self, table: pa.Table) -> pa.Array:
+        """The column of a table."""
+        struct = table.column(self.struct).combine_chunks()
+        return pc.struct_field(struct, [struct.type.get_field_index(self.name)])
 
 
 def columns_of(schema: pa.Schema) -> tuple[Column, ...]:
@@ -85,15 +118,17 @@ def columns_of(schema: pa.Schema) -> tuple[Column, ...]:
     A field has the name of its column where Milvus takes it, so that other programs find it.
 
     Raises:
-        ValueError: Milvus has no field for such a column, or not for so many; or two have one name.
+        ValueError: Milvus has no field for such a column, or not for so many.
     """
     found: list[Column] = []
-    for struct in schema:
-        for place in range(struct.type.num_fields):
-            inner = struct.type.field(place)
-            if any(inner.name == one.name and struct.name == one.struct for one in found):
-                raise ValueError(f"there are two columns {inner.name!r} in the {struct.name}; rename one")
-            found.append(_column(struct.name, inner, len(found), {one.field for one in found}))
+    for struct, inner in ((one.name, inner) for one in schema if one.name != ID_FIELD for inner in one.type):
+        field = inner.name if struct == "metadata" else f"{inner.name}_share"
+        # Names of the form that the others get stay free for them.
+        plain = re.fullmatch(r"(?!column_\d+_$)[A-Za-z][A-Za-z0-9_]{0,254}", field) and field.lower() not in _TAKEN
+        if not plain or any(field == one.field for one in found):
+            field = f"column_{len(found)}_"
+        nulls = pa.types.is_null(inner.type)
+        found.append(Column(struct, inner.name, inner.type, None if nulls else field, _storage(inner)))
     if len(found) + 2 > MAX_FIELDS:
         raise ValueError(
             f"{len(found)} columns of metadata and weights are more than the {MAX_FIELDS - 2} that a Milvus collection "
@@ -102,125 +137,146 @@ def columns_of(schema: pa.Schema) -> tuple[Column, ...]:
     return tuple(found)
 
 
-def _column(struct: str, inner: pa.Field, place: int, taken: set[str | None]) -> Column:
-    storage = _storage(inner.name, inner.type)
-    wanted = inner.name if struct == "metadata" else f"{inner.name}_share"
-    # Names of the form that the others get stay free for them.
-    plain = re.fullmatch(r"(?!column_\d+_$)[A-Za-z][A-Za-z0-9_]{0,254}", wanted) and wanted.lower() not in _TAKEN
-    field = wanted if plain and wanted not in taken else f"column_{place}_"
-    return Column(struct, inner.name, inner.type, None if pa.types.is_null(inner.type) else field, storage)
-
-
-def _storage(name: str, kind: pa.DataType) -> pa.DataType | type[Nested]:
-    if pa.types.is_dictionary(kind):
-        return _storage(name, kind.value_type)
-    if kind in _SAME or pa.types.is_null(kind):
+def _storage(field: pa.Field) -> pa.DataType | None:
+    kind = _WIDER.get(field.type, field.type)
+    if kind in FIELD_TYPES or pa.types.is_null(kind):
         return kind
-    if kind in _WIDER:
-        return _WIDER[kind]
-    if _is_text(kind):
-        return pa.string()
-    if pa.types.is_time32(kind):
-        return pa.int32()
-    if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
-        return pa.int64()
-    if _is_plain(kind) and pa.types.is_nested(kind):
-        return Nested
+    if is_moment(kind):
+        return number_type(kind)
+    if pa.types.is_nested(kind) and _fits_json(kind):
+        return None
     raise ValueError(
-        f"the metadata column {name!r} is {kind}, which Milvus has no field for; convert it (decimals to float64, "
-        "bytes to text) or leave it out"
+        f"the metadata column {field.name!r} is {kind}, which Milvus has no field for; convert it (decimals to "
+        "float64, bytes to text) or leave it out"
     )
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def _is_plain(kind: pa.DataType) -> bool:
-    """Whether JSON holds all values of a type."""
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return _is_plain(kind.value_type)
+def _fits_json(kind: pa.DataType) -> bool:
+    if is_list(kind):
+        return _fits_json(kind.value_type)
     if pa.types.is_struct(kind):
-        return all(_is_plain(kind.field(place).type) for place in range(kind.num_fields))
-    number = pa.types.is_integer(kind) or pa.types.is_float32(kind) or pa.types.is_float64(kind)
-    return bool(number or pa.types.is_boolean(kind) or _is_text(kind))
-
-
-def as_stored(values: pa.Array, storage: pa.DataType) -> pa.Array:
-    """Values of a column as numbers, texts and booleans of the types that Milvus has."""
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
-    return values.cast(storage)
+        return all(_fits_json(one.type) for one in kind)
+    return kind in FIELD_TYPES or (kind in _WIDER and not pa.types.is_float16(kind))
 
 
 def check_values(table: pa.Table, columns: Sequence[Column]) -> None:
-    """Refuses what Milvus would refuse in the middle of an upload, or give back as something else.
+    """Finds what Milvus would refuse in the middle of an upload, or give back as something else.
 
     Raises:
         ValueError: A text or list is too long, a number infinite or too large; names product and column.
     """
     for start in range(0, len(table), BLOCK):
-        try:
-            _check_block(table.slice(start, BLOCK), columns)
-        except _BadRowError as bad:
-            raise ValueError(f"product {bad.name!r} in row {start + bad.row}: its {bad.fault}") from None
+        rows = table.slice(start, BLOCK).combine_chunks()
+        for what, bad, fault in _faults(rows, columns):
+            row = pc.index(bad, True).as_py()
+            if row >= 0:
+                name = rows.column(ID_FIELD)[row].as_py()
+                name = name if len(name) <= 60 else name[:60] + "…"
+                raise ValueError(f"product {name!r} in row {start + row}: its {what} {fault}")
 
 
-class _BadRowError(Exception):
-    def __init__(self, name: str, row: int, fault: str) -> None:
-        super().__init__(fault)
-        self.name, self.row, self.fault = name, row, fault
-
-
-def _check_block(rows: pa.Table, columns: Sequence[Column]) -> None:
-    _check_rows(rows, "product id", _too_long(rows.column(ID_FIELD).combine_chunks()), _LENGTH)
+def _faults(rows: pa.Table, columns: Sequence[Column]) -> Iterator[tuple[str, pa.Array, str]]:
+    """What may be wrong with a value, where it is (N,) bool, and what is said of it."""
+    yield "product id", pc.greater(pc.binary_length(rows.column(ID_FIELD)), MAX_BYTES), _LENGTH
     for column in columns:
-        what = f"column {column.name!r}"
-        if isinstance(column.storage, pa.DataType):
-            values = column.values(rows)
-            if pa.types.is_uint64(values.type):
-                most = pa.scalar(2**63 - 1, pa.uint64())
-                _check_rows(rows, what, pc.greater(values, most), "is more than 2^63 - 1; make it a float or text")
-            values = as_stored(values, column.storage)
-            if pa.types.is_floating(column.storage):
-                _check_rows(rows, what, pc.invert(pc.is_finite(values)), "is infinite; use null instead")
-            elif pa.types.is_string(column.storage):
-                _check_rows(rows, what, _too_long(values), _LENGTH)
-        else:
-            faults = [_fault(value) for value in column.stored(rows)]
-            for fault in sorted({one for one in faults if one}):
-                _check_rows(rows, what, pa.array([one == fault for one in faults], pa.bool_()), fault)
+        values, what = column.of(rows), f"column {column.name!r}"
+        if column.storage is None:
+            faults = pa.array(list(map(_fault, column.stored(values))), pa.string())
+            for fault in faults.unique().drop_null().to_pylist():
+                yield what, pc.equal(faults, fault), fault
+        elif pa.types.is_uint64(values.type):
+            most = pa.scalar(2**63 - 1, pa.uint64())
+            yield what, pc.greater(values, most), "is more than 2^63 - 1; make it a float or text"
+        elif pa.types.is_floating(values.type):
+            yield what, pc.is_inf(values.cast(column.storage)), "is infinite; use null instead"
+        elif column.storage == pa.string():
+            yield what, pc.greater(pc.binary_length(values.cast(pa.string())), MAX_BYTES), _LENGTH
 
 
-_LENGTH = f"takes more than {MAX_BYTES:,} bytes; shorten it or leave the column out"
-
-
-def _too_long(values: pa.Array) -> pa.Array:
-    return pc.greater(pc.binary_length(values), MAX_BYTES)
-
-
-def _fault(value: Any) -> str:
-    if not all(map(_is_safe, _leaves(value))):
+def _fault(value: Any) -> str | None:
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        json.loads(text, parse_int=np.int64)
+    except (ValueError, OverflowError):
         return "holds an infinite number or one of 2^63 or more, which JSON cannot hold; use null instead"
-    return _LENGTH if len(json.dumps(value, ensure_ascii=False).encode()) > MAX_BYTES else ""
+    return _LENGTH if len(text.encode()) > MAX_BYTES else None
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, (dict, list)):
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from _leaves(one)
-    else:
-        yield value
+def milvus_expression(conditions: Filter, columns: Sequence[Column], metadata: pa.StructArray | None) -> str | None:
+    """A filter in the language of Milvus, which takes no values apart from the text of a filter.
+
+    Args:
+        conditions: As of [`filter_rows`], and with the same meaning: a null is let through by no condition.
+        columns: Columns of the collection.
+        metadata: Struct column without rows, which says what types there are; None without metadata.
+
+    Returns:
+        The expression, or None where nothing can fulfil the filter.
+
+    Raises:
+        FilterError: The same as of [`filter_rows`].
+    """
+    filter_rows(metadata, conditions)
+    known = {column.name: column for column in columns if column.struct == "metadata"}
+    wholes = []
+    for alternative in alternatives_of(conditions):
+        parts = [_condition(known[name], given, value) for name, given, value in alternative]
+        if None not in parts:
+            wholes.append(" and ".join(f"({part})" for part in parts))
+    return " or ".join(f"({one})" for one in wholes) if wholes else None
 
 
-def _is_safe(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return not isinstance(value, int) or value < 2**63
+def among(field: str, values: Iterable[Any], operator: str = "in") -> str:
+    """An expression for the products whose field has one of these values, or with `not in` none of them."""
+    return f"{field} {operator} [{', '.join(map(_literal, values))}]"
 
 
-def _check_rows(table: pa.Table, what: str, bad: pa.Array, fault: str) -> None:
-    rows = np.flatnonzero(pc.fill_null(bad, False).to_numpy(zero_copy_only=False))
-    if len(rows):
-        name = table.column(ID_FIELD)[int(rows[0])].as_py()
-        raise _BadRowError(name if len(name) <= 60 else name[:60] + "…", int(rows[0]), f"{what} {fault}")
+def _literal(value: bool | int | float | str) -> str:
+    """A value in the text of a filter; no text can end its own quotes."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f'"{value.translate(_ESCAPES)}"' if isinstance(value, str) else repr(value)
+
+
+def _condition(column: Column, given: str, value: Any) -> str | None:
+    """One condition, of values that [`filter_rows`] has let through; None where nothing fulfils it."""
+    field = column.field
+    there = f"{field} is not null"
+    if field is None or is_missing(value):
+        return None
+    if given == "contains":
+        inner = column.type.value_type
+        held = _finite(pa.array(values_of(inner, [value]), inner))
+        return f'json_contains({field}["items"], {_literal(held[0])})' if held else None
+    if given in ("in", "not in"):
+        values = _finite(_as_compared(column, values_of(column.type, value)))
+        if column.storage == pa.bool_():
+            return _one_of(field, {one for one in (False, True) if (one in values) == (given == "in")})
+        if given == "in":
+            return among(field, values) if values else None
+        # Of a null, Milvus says that it is not in a list.
+        return f"{there} and {among(field, values, given)}" if values else there
+    compared = comparison(column.type, given, value)
+    if isinstance(compared, bool):
+        return there if compared else None
+    given, bound = compared[0], _as_compared(column, [compared[1]])[0].as_py()
+    if isinstance(bound, bool):
+        return _one_of(field, {one for one in (False, True) if _COMPARE[given](one, bound)})
+    if isinstance(bound, float) and not math.isfinite(bound):
+        return there if _COMPARE[given](0.0, bound) else None
+    return f"{there} and {field} {given} {_literal(bound)}"
+
+
+def _as_compared(column: Column, values: list[Any]) -> pa.Array:
+    """Values that a column is compared with, of the type that Milvus holds; moments are whole numbers already."""
+    return pa.array(values, column.storage if is_moment(column.type) else column.type).cast(column.storage)
+
+
+def _finite(values: pa.Array) -> list[Any]:
+    return [one for one in values.to_pylist() if not isinstance(one, float) or math.isfinite(one)]
+
+
+def _one_of(field: str, allowed: set[bool]) -> str | None:
+    if len(allowed) == 2:
+        return f"{field} is not null"
+    return f"{field} == {_literal(allowed.pop())}" if allowed else None

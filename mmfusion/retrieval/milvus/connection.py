@@ -65,8 +65,9 @@ class Connection:
                 f"the collection {collection!r} has no name that Milvus takes; use letters, digits and underscores, "
                 "and no digit in front"
             )
-        library = pymilvus()
+        library, remedy = pymilvus(), "start the server, or see that address and token are right"
         if is_file(self.uri):
+            remedy = "see that no other process has the file open, and that Milvus Lite made it"
             if not self.uri.endswith(LITE_SUFFIX):
                 raise MilvusError(
                     f"{self.uri!r} is no address of Milvus; give a file that ends in {LITE_SUFFIX}, or a server such "
@@ -76,23 +77,20 @@ class Connection:
             folder.mkdir(parents=True, exist_ok=True)
             # One name for the file, wherever this process goes later, as its users are counted by name.
             self.uri = str(folder / Path(self.uri).name)
-            remedy = "see that no other process has the file open, and that Milvus Lite made it"
-        else:
-            remedy = "start the server, or see that address and token are right"
         # Before there is a client, or who closes the last one meanwhile would close the file under it.
-        self._hold()
+        self._count(1)
         try:
-            with self.asking("cannot be reached", remedy):
+            with self._asking("cannot be reached", remedy):
                 self._client = library.MilvusClient(uri=self.uri, token=token or "", timeout=timeout)
         except BaseException:
-            self._release()
+            self._count(-1)
             raise
         self._open = True
 
     @property
     def place(self) -> str:
         """The collection and where it is, without credentials."""
-        return f"collection {self.collection!r} at {_without_credentials(self.uri)}"
+        return f"collection {self.collection!r} at {self._address}"
 
     def ask(self, method: str, *, timeout: float | None = None, **arguments: Any) -> Any:
         """Calls a method of the client for the collection.
@@ -107,7 +105,7 @@ class Connection:
         """
         if not self._open:
             raise MilvusError(f"the connection to {self.place} is closed; connect again")
-        with self.asking(f"fails at {method}", "see that the server is up, has room and lets you in"):
+        with self._asking(f"fails at {method}", "see that the server is up, has room and lets you in"):
             asked = getattr(self._client, method)
             return asked(collection_name=self.collection, timeout=timeout or self.timeout, **arguments)
 
@@ -130,30 +128,29 @@ class Connection:
 
     def close(self) -> None:
         """Closes the client, and Milvus Lite in this process when this was the last one."""
-        if not self._open:
+        if self._open:
+            self._open = False
+            self._client.close()
+            self._count(-1)
+
+    def _count(self, change: int) -> None:
+        """Counts the users of a file; the last one closes its server, so that other processes may open it."""
+        if not is_file(self.uri):
             return
-        self._open = False
-        self._client.close()
-        self._release()
-
-    def _hold(self) -> None:
-        if is_file(self.uri):
-            with _counting:
-                _embedded[self.uri] += 1
-
-    def _release(self) -> None:
-        if is_file(self.uri):
+        with _counting:
+            _embedded[self.uri] += change
             # It is there as soon as a file was opened; without it, that is what the error is about.
             servers = sys.modules.get("milvus_lite.server_manager")
-            with _counting:
-                _embedded[self.uri] -= 1
-                if not _embedded[self.uri]:
-                    del _embedded[self.uri]
-                    if servers is not None:
-                        servers.server_manager_instance.release_server(self.uri)
+            if not _embedded[self.uri] and servers is not None:
+                servers.server_manager_instance.release_server(self.uri)
+
+    @property
+    def _address(self) -> str:
+        # Credentials end at the last @, as passwords may hold others.
+        return re.sub(r"://.*@", "://", self.uri)
 
     @contextmanager
-    def asking(self, trouble: str, remedy: str) -> Iterator[None]:
+    def _asking(self, trouble: str, remedy: str) -> Iterator[None]:
         """Turns errors of the client library into one line."""
         import grpc
         from pymilvus.exceptions import MilvusException
@@ -162,16 +159,9 @@ class Connection:
             yield
         except (MilvusException, grpc.RpcError, grpc.FutureTimeoutError, ValueError) as error:
             reason = " ".join(str(getattr(error, "message", None) or error).split())
-            raise MilvusError(
-                f"Milvus at {_without_credentials(self.uri)} {trouble} ({reason[:300]}); {remedy}"
-            ) from error
+            raise MilvusError(f"Milvus at {self._address} {trouble} ({reason[:300]}); {remedy}") from error
 
 
 def is_file(uri: str) -> bool:
     """Whether a URI is a file of Milvus Lite rather than a server."""
     return "://" not in uri and not uri.startswith("unix:")
-
-
-def _without_credentials(uri: str) -> str:
-    # Up to the last @, as passwords may hold others.
-    return re.sub(r"://.*@", "://", uri)

@@ -1,64 +1,143 @@
-"""Uploading products part by part, so that an upload that was cut off goes on where it stopped."""
+"""Bringing products into a collection, part by part, so that an upload that was cut off goes on where it stopped."""
 
+import base64
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from tqdm.auto import tqdm
 
-from mmfusion.retrieval.milvus.columns import ID_FIELD, VECTOR_FIELD, Column
-from mmfusion.retrieval.milvus.connection import Connection
-from mmfusion.retrieval.milvus.description import CollectionDescription
-from mmfusion.retrieval.table_rows import row_blocks
+from mmfusion.retrieval.milvus.columns import FIELD_TYPES, ID_FIELD, MAX_BYTES, VECTOR_FIELD, Column
+from mmfusion.retrieval.milvus.connection import Connection, MilvusError, is_file, pymilvus
+from mmfusion.retrieval.products import row_blocks
 
+SCHEMA_VERSION = 1
+PROPERTY = "mmfusion.index"
 # Products per request: a few MB, far from what Milvus takes at once.
 BATCH_ROWS = 500
 _PART_ROWS, _MAX_PARTS = 10_000, 1_000
+_KINDS_IN_FILES = ("FLAT", "HNSW", "HNSW_SQ", "IVF_FLAT", "IVF_SQ8")
+# Seconds for the index of all products to be built.
+_LOAD_TIMEOUT = 3600.0
 
 
-def part_rows_of(count: int) -> int:
-    """Products per part, so that the digests of all parts stay short."""
-    return max(_PART_ROWS, -(-count // _MAX_PARTS))
+@dataclass(frozen=True)
+class CollectionDescription:
+    """What the property `mmfusion.index` of a collection says.
+
+    Attributes:
+        schema_version: Version of the collection's layout.
+        dimension: Of the embeddings.
+        model_fingerprint: Identifies the model that made the embeddings; queries must come from the same one.
+        index_type: Kind of index in Milvus.
+        search_params: Run-time parameters of searches, for example {"ef": 128}.
+        products_schema: Arrow schema of the table beside the vectors (base64).
+        created_by: Software that made the collection.
+        complete: Whether all products are there.
+        source: Digest of the products that are being uploaded; empty afterwards.
+        part_rows: Number of products per part of an upload.
+        parts: Digests of the parts that are there, while an upload is not complete.
+    """
+
+    schema_version: int
+    dimension: int
+    model_fingerprint: str
+    index_type: str
+    search_params: dict[str, Any]
+    products_schema: str
+    created_by: str
+    complete: bool = False
+    source: str = ""
+    part_rows: int = 0
+    parts: tuple[str, ...] = ()
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the table beside the vectors."""
+        return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.products_schema)))
+
+    def as_properties(self) -> dict[str, str]:
+        """The property that holds the description."""
+        return {PROPERTY: json.dumps(asdict(self), separators=(",", ":"))}
 
 
-def digest_of(table: pa.Table) -> str:
-    """Digest of the ids, weights and metadata of products."""
-    digest = hashlib.sha256()
-    for batch in row_blocks(table):
-        # A batch by itself is without the values of its dictionaries.
-        stream = pa.BufferOutputStream()
-        with pa.ipc.new_stream(stream, batch.schema) as writer:
-            writer.write_batch(batch)
-        digest.update(stream.getvalue())
-    return digest.hexdigest()
+def find_description(connection: Connection) -> CollectionDescription | None:
+    """The description of the collection; None if there is no such collection.
+
+    Raises:
+        MilvusError: It is not ours, damaged, or of another layout.
+    """
+    if not connection.ask("has_collection"):
+        return None
+    text = connection.ask("describe_collection").get("properties", {}).get(PROPERTY)
+    if text is None:
+        raise MilvusError(
+            f"the {connection.place} was not made by mmfusion, so that its model is not known; name another one"
+        )
+    try:
+        fields = json.loads(text)
+        version = fields["schema_version"]
+        if version == SCHEMA_VERSION:
+            return CollectionDescription(**{**fields, "parts": tuple(fields["parts"])})
+    except (ValueError, KeyError, TypeError) as error:
+        raise MilvusError(
+            f"the description of the {connection.place} is damaged ({error!r}); build it again"
+        ) from error
+    raise MilvusError(
+        f"the {connection.place} has schema version {version}, this mmfusion reads {SCHEMA_VERSION}; update mmfusion "
+        "or build the collection again"
+    )
+
+
+def kind_of_index(uri: str, wanted: str | None) -> str:
+    """The kind of index that is asked of Milvus; None: exact in a file, and the server's choice on a server.
+
+    Raises:
+        ValueError: Milvus Lite does not have it, which it says of an upload only when it is opened again.
+    """
+    if is_file(uri) and wanted not in (None, *_KINDS_IN_FILES):
+        raise ValueError(
+            f"index_type {wanted!r} is none that a file of Milvus Lite has; give one of {', '.join(_KINDS_IN_FILES)}, "
+            "or the address of a server"
+        )
+    return wanted or ("FLAT" if is_file(uri) else "AUTOINDEX")
 
 
 def upload(
     connection: Connection,
     blocks: Iterable[np.ndarray],
     table: pa.Table,
-    columns: tuple[Column, ...],
-    description: CollectionDescription,
+    columns: Sequence[Column],
+    wanted: CollectionDescription,
+    index_params: Mapping[str, Any],
+    overwrite: bool,
 ) -> CollectionDescription:
-    """Brings all products into a collection, but for the parts that its description says are there.
+    """Brings products into a new collection, or those that are missing into one that holds parts of the same upload.
 
     Args:
         connection: To the collection.
         blocks: Vectors (n, D) float32, of N rows in all.
         table: Products, N rows.
         columns: Its columns.
-        description: Of the collection.
+        wanted: What the collection will say about itself; what concerns the upload is filled in here.
+        index_params: Parameters of its index.
+        overwrite: Whether it may take the place of one that is there.
 
     Returns:
-        The description with all parts.
+        The description of the whole collection.
 
     Raises:
-        MilvusError: Milvus refuses.
+        MilvusError: There is another one that must not be replaced, or Milvus refuses.
         ValueError: There are more or fewer vectors than products.
     """
+    # So many products that the digests of all parts stay short.
+    part_rows = max(_PART_ROWS, -(-len(table) // _MAX_PARTS))
+    wanted = replace(wanted, source=_digest_of(table), part_rows=part_rows)
+    description = _begun(connection, wanted, columns, index_params, overwrite)
     parts, start = list(description.parts), 0
     with tqdm(total=len(table), desc=f"uploading to {connection.collection}", unit="product") as bar:
         for number, part in enumerate(_regrouped(blocks, description.part_rows)):
@@ -68,40 +147,115 @@ def upload(
                     f"more than {len(table)} product embeddings for {len(table)} product ids; pass one each"
                 )
             digest = hashlib.sha256(part.tobytes()).hexdigest()[:16]
-            if parts[number : number + 1] == [digest]:
-                bar.update(len(part))
-            else:
-                for first in range(0, len(part), BATCH_ROWS):
-                    upsert(connection, part[first : first + BATCH_ROWS], rows.slice(first, BATCH_ROWS), columns)
-                    bar.update(min(BATCH_ROWS, len(part) - first))
+            if parts[number : number + 1] != [digest]:
+                upsert(connection, part, rows, columns, bar.update)
                 parts[number : number + 1] = [digest]
-                description = replace(description, parts=tuple(parts))
-                connection.ask("alter_collection_properties", properties=description.as_properties())
+                properties = replace(description, parts=tuple(parts)).as_properties()
+                connection.ask("alter_collection_properties", properties=properties)
             start += len(part)
+            bar.update(start - bar.n)
     if start != len(table):
         raise ValueError(f"{start} product embeddings for {len(table)} product ids; pass one each")
-    return description
+    connection.ask("flush")
+    # Of an upload that went on, nobody has loaded it since.
+    connection.ask("load_collection", timeout=_LOAD_TIMEOUT)
+    count = count_products(connection)
+    if count != len(table):
+        raise MilvusError(
+            f"the {connection.place} holds {count} products after {len(table)} were uploaded; see that nothing else "
+            "writes to it, and run the upload again with overwrite=True"
+        )
+    whole = replace(description, complete=True, source="", parts=())
+    connection.ask("alter_collection_properties", properties=whole.as_properties())
+    return whole
 
 
-def upsert(connection: Connection, vectors: np.ndarray, table: pa.Table, columns: tuple[Column, ...]) -> None:
-    """Adds products, or replaces those that have the same ids."""
-    named: dict[str, list[Any]] = {ID_FIELD: table.column(ID_FIELD).to_pylist(), VECTOR_FIELD: list(vectors)}
-    named.update({column.field: column.stored(table) for column in columns if column.field is not None})
-    rows = [dict(zip(named, values, strict=True)) for values in zip(*named.values(), strict=True)]
-    connection.change("upsert", data=rows)
+def upsert(
+    connection: Connection,
+    vectors: np.ndarray,
+    table: pa.Table,
+    columns: Sequence[Column],
+    observe: Callable[[int], Any] = lambda count: None,
+) -> None:
+    """Adds products, or replaces those that have the same ids; `observe` is told the number of each request."""
+    for start in range(0, len(table), BATCH_ROWS):
+        rows = table.slice(start, BATCH_ROWS)
+        named: dict[str, Any] = {ID_FIELD: rows.column(ID_FIELD).to_pylist()}
+        named[VECTOR_FIELD] = list(vectors[start : start + BATCH_ROWS])
+        named.update({one.field: one.stored(one.of(rows)) for one in columns if one.field is not None})
+        data = [dict(zip(named, values, strict=True)) for values in zip(*named.values(), strict=True)]
+        connection.change("upsert", data=data)
+        observe(len(rows))
+
+
+def count_products(connection: Connection) -> int:
+    """Number of products in the collection."""
+    return int(connection.ask("query", filter="", output_fields=["count(*)"])[0]["count(*)"])
+
+
+def _begun(
+    connection: Connection,
+    wanted: CollectionDescription,
+    columns: Sequence[Column],
+    index_params: Mapping[str, Any],
+    overwrite: bool,
+) -> CollectionDescription:
+    """Makes an empty collection, or finds one that holds parts of the same upload; its description."""
+    found = find_description(connection)
+    if found is not None:
+        same = not found.complete and replace(found, parts=(), created_by="") == replace(wanted, created_by="")
+        if same and found.parts:
+            return found
+        # One without parts is made anew, as it may have been cut off before it had its vector index.
+        if not overwrite and not same:
+            held = "an index" if found.complete else "what was uploaded of other products or of another model"
+            raise MilvusError(
+                f"the {connection.place} holds {held}; pass overwrite=True to replace it, or name another collection"
+            )
+        connection.ask("drop_collection")
+    library = pymilvus()
+    schema = library.MilvusClient.create_schema(
+        auto_id=False, enable_dynamic_field=False, description="Product embeddings of mmfusion"
+    )
+    schema.add_field(ID_FIELD, library.DataType.VARCHAR, is_primary=True, max_length=MAX_BYTES)
+    schema.add_field(VECTOR_FIELD, library.DataType.FLOAT_VECTOR, dim=wanted.dimension)
+    for column in columns:
+        if column.field is not None:
+            kind = library.DataType[FIELD_TYPES[column.storage]]
+            length = {"max_length": MAX_BYTES} if kind == library.DataType.VARCHAR else {}
+            told = f"{column.struct}: {column.name}"
+            schema.add_field(column.field, kind, nullable=True, description=told, **length)
+    index = library.MilvusClient.prepare_index_params()
+    index.add_index(VECTOR_FIELD, index_type=wanted.index_type, metric_type="IP", params=dict(index_params))
+    connection.ask(
+        "create_collection",
+        schema=schema,
+        index_params=index,
+        # Each client sees what it has changed itself, at once.
+        consistency_level="Session",
+        properties=wanted.as_properties(),
+    )
+    return wanted
+
+
+def _digest_of(table: pa.Table) -> str:
+    """Digest of the ids, weights and metadata of products."""
+    digest = hashlib.sha256()
+    for batch in row_blocks(table):
+        stream = pa.BufferOutputStream()
+        with pa.ipc.new_stream(stream, batch.schema) as writer:
+            writer.write_batch(batch)
+        digest.update(stream.getvalue())
+    return digest.hexdigest()
 
 
 def _regrouped(blocks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
     """The same rows in blocks of `size`, but for the last."""
     held: list[np.ndarray] = []
-    count = 0
     for block in blocks:
-        while len(block):
-            taken, block = block[: size - count], block[size - count :]
-            held.append(taken)
-            count += len(taken)
-            if count == size:
-                yield np.concatenate(held)
-                held, count = [], 0
-    if held:
-        yield np.concatenate(held)
+        rest = np.concatenate([*held, block])
+        while len(rest) >= size:
+            yield rest[:size]
+            rest = rest[size:]
+        held = [rest]
+    yield from (one for one in held if len(one))

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmfusion.retrieval import table_rows
-from mmfusion.retrieval.table_rows import read_rows, row_blocks, take_rows
+from mmfusion.retrieval import products
+from mmfusion.retrieval.products import read_rows, row_blocks, take_rows
 
 
 def table_of(sizes: list[int]) -> pa.Table:
@@ -33,7 +33,7 @@ def test_rows_are_those_that_arrow_takes(sizes: list[int], data: st.DataObject, 
     expected = table.combine_chunks().take(pa.array(rows))
     assert read_rows(table, rows) == expected.to_pylist()
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(table_rows, "BLOCK", block)
+        patched.setattr(products, "BLOCK", block)
         taken = take_rows(table, rows)
         blocks = list(row_blocks(table))
     assert taken.equals(expected) and taken.schema == table.schema
@@ -43,7 +43,7 @@ def test_rows_are_those_that_arrow_takes(sizes: list[int], data: st.DataObject, 
 
 @pytest.mark.slow
 def test_more_than_2_gib_of_text_is_no_limit() -> None:
-    """Arrow's own take fails here, which is why this module exists."""
+    """Arrow's own take fails here, which is why take_rows exists."""
     text = pa.array(["x" * 30_000] * 20_000)
     table = pa.table({"text": pa.chunked_array([text] * 4)})
     rows = np.array([79_999, 0, 40_000, 79_999])
