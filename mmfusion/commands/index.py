@@ -12,8 +12,8 @@ from mmfusion.data.catalogue import Catalogue
 from mmfusion.embedding import EmbeddedCatalogue
 from mmfusion.retrieval import Choice, MilvusIndex, ProductIndex, choose_index
 from mmfusion.retrieval.choose import physical_memory
-from mmfusion.retrieval.index import TRAIN_SIZE
-from mmfusion.retrieval.table_rows import take_rows
+from mmfusion.retrieval.products import take_rows
+from mmfusion.retrieval.vectors import TRAIN_SIZE
 from mmfusion.training.full_disk import full_disk_ends
 from mmfusion.training.run import Run, RunError, open_run, read_record
 from mmfusion.training.sources import forget_other_tables

@@ -11,8 +11,7 @@ from mmfusion.data.hard_negatives import write_hard_negatives
 from mmfusion.retrieval import ProductIndex
 from mmfusion.retrieval.embedding import embed_products, embed_queries
 from mmfusion.retrieval.fingerprint import model_fingerprint
-from mmfusion.retrieval.mining import MiningSettings
-from mmfusion.retrieval.mining_shards import MiningShards, embed_in_shards, with_ids
+from mmfusion.retrieval.mining import MiningSettings, MiningShards, embed_in_shards, with_ids
 from mmfusion.training.run import open_run, recorded_arguments
 from mmfusion.training.sources import load_base, load_catalogue, note_catalogue
 

@@ -16,7 +16,7 @@ from mmfusion.onnx.parity import largest_difference, probe_texts
 from mmfusion.onnx.query_tower import OnnxQueryTower
 from mmfusion.onnx.tokens import check_tokens, max_length, query_tokenizer
 from mmfusion.retrieval.fingerprint import model_fingerprint
-from mmfusion.retrieval.searcher import QueryEncoder, TorchQueryEncoder
+from mmfusion.retrieval.search import QueryEncoder, TorchQueryEncoder
 
 PARITY = 1e-4
 

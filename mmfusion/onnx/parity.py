@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from tokenizers import Tokenizer
 
-from mmfusion.retrieval.searcher import QueryEncoder
+from mmfusion.retrieval.search import QueryEncoder
 
 _FIXED = ["red floral summer dress", "42", "¿vestido rojo de algodón?", "连衣裙 🧥", "قميص أزرق", "A" * 400]
 # Of one text and of two, of an odd number, and of more than PyTorch embeds at once.

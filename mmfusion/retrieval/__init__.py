@@ -5,8 +5,14 @@ from mmfusion.retrieval.filters import FilterError
 from mmfusion.retrieval.index import ProductIndex
 from mmfusion.retrieval.index_files import IndexDescription
 from mmfusion.retrieval.milvus import MilvusError, MilvusIndex
-from mmfusion.retrieval.search_index import Hit, SearchIndex, StoredProduct
-from mmfusion.retrieval.searcher import QueryEncoder, Searcher, TorchQueryEncoder
+from mmfusion.retrieval.search import (
+    Hit,
+    QueryEncoder,
+    Searcher,
+    SearchIndex,
+    StoredProduct,
+    TorchQueryEncoder,
+)
 
 __all__ = [
     "Choice",

@@ -24,7 +24,7 @@ from mmfusion.retrieval.index_files import (
 )
 from mmfusion.retrieval.milvus import MilvusIndex
 from mmfusion.retrieval.products import Ids, IntArray, ids_column, like, products_table, read_rows
-from mmfusion.retrieval.search_index import Hit, SearchIndex, StoredProduct, ranked
+from mmfusion.retrieval.search import Hit, SearchIndex, StoredProduct, ranked
 from mmfusion.retrieval.segment import Segment, merged
 from mmfusion.retrieval.vectors import (
     TRAIN_SIZE,

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -67,10 +67,10 @@ Stamp = tuple[int, int, int, int]
 Sums = Mapping[str, Mapping[str, Any]]
 
 
-def stamp_of(path: Path) -> Stamp | None:
-    """What tells a file from another one that takes its place; None if there is none."""
+def stamp_of(path: Path | int) -> Stamp | None:
+    """What tells a file (or folder, or descriptor) from another one that takes its place; None if there is none."""
     try:
-        found = path.stat()
+        found = os.stat(path)
     except OSError:
         return None
     return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
@@ -82,22 +82,17 @@ class Origin:
 
     Attributes:
         folder: the folder.
-        stamps: of the files of the base.
+        stamps: of the files of the base, by name.
         sums: checksums of the files of the index, by name; none of an index that was saved before there were any.
     """
 
     folder: Path
-    stamps: tuple[Stamp | None, ...]
-    sums: Sums = field(default_factory=dict, compare=False)
-
-    @classmethod
-    def of(cls, folder: Path, sums: Sums) -> "Origin":
-        """The folder as it is."""
-        return cls(folder, tuple(stamp_of(folder / name) for name in SEGMENTS[0]), sums)
+    stamps: Mapping[str, Stamp | None]
+    sums: Sums
 
     def is_there(self) -> bool:
         """Whether the files are those that were read."""
-        return None not in self.stamps and self == Origin.of(self.folder, self.sums)
+        return all(stamp is not None and stamp_of(self.folder / name) == stamp for name, stamp in self.stamps.items())
 
     def verify(self) -> None:
         """Compares all bytes of the base with its checksums, as far as its files are still there and have any.
@@ -105,10 +100,9 @@ class Origin:
         Raises:
             ValueError: a file is damaged.
         """
-        for name, stamp in zip(SEGMENTS[0], self.stamps, strict=True):
-            now = stamp_of(self.folder / name)
+        for name, stamp in self.stamps.items():
             # The same file, even if it has been written to.
-            if name in self.sums and stamp is not None and now is not None and now[:2] == stamp[:2]:
+            if name in self.sums and stamp is not None and _place(self.folder / name) == stamp[:2]:
                 _check_sums(self.folder / name, self.sums[name], whole=True)
 
 
@@ -159,7 +153,8 @@ def read_files(folder: Path, memory_map: bool, verify: bool) -> tuple[tuple[Segm
         with _held(folder) as before:
             try:
                 segments, description, sums = _read_files(folder, memory_map, verify)
-                found = segments, description, Origin.of(folder, sums)
+                stamps = {name: stamp_of(folder / name) for name in SEGMENTS[0]}
+                found = segments, description, Origin(folder, stamps, sums)
             except (OSError, ValueError):
                 if _place(folder) == before:
                     raise
@@ -169,8 +164,8 @@ def read_files(folder: Path, memory_map: bool, verify: bool) -> tuple[tuple[Segm
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[tuple[int, int] | None]:
-    """The place of a folder, which none that comes after it is given before the end of the block; None: no folder."""
+def _held(folder: Path) -> Iterator[tuple[int, ...]]:
+    """The place of a folder, which none that comes after it is given before the end of the block; (): no folder."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:  # On Windows, of every folder.
@@ -182,12 +177,8 @@ def _held(folder: Path) -> Iterator[tuple[int, int] | None]:
         os.close(descriptor)
 
 
-def _place(folder: Path | int) -> tuple[int, int] | None:
-    try:
-        found = os.stat(folder)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
+def _place(path: Path | int) -> tuple[int, ...]:
+    return (stamp_of(path) or ())[:2]
 
 
 def _read_files(folder: Path, memory_map: bool, verify: bool) -> tuple[tuple[Segment, ...], IndexDescription, Sums]:

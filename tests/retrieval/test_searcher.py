@@ -4,7 +4,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from published_model import embed_queries, products, write_model_folder
@@ -66,19 +65,6 @@ def test_an_index_in_milvus_is_searched_by_text_as_one_with_faiss(loaded: Loaded
         other.logit_scale.data += 1
         with pytest.raises(ValueError, match=r"collection 'products' at .* was built with model"):
             Searcher(TorchQueryEncoder(other, loaded[1]), milvus)
-
-
-def test_a_searcher_is_built_from_vectors_without_a_fingerprint_by_hand(loaded: Loaded, tmp_path: Path) -> None:
-    model, processor = loaded
-    encoder = TorchQueryEncoder(model, processor)
-    with torch.inference_mode():
-        embeds = model.get_product_features(**processor(products=products()))
-    table = pa.table({"price": [10, 60, 30]})
-    searcher = Searcher.build(encoder, embeds, ["dress", "mug", "photo"], metadata=table)
-    hits = searcher.search("red dress", filter=[("price", "<", 50)])
-    assert {hit.product_id: hit.metadata["price"] for hit in hits} == {"dress": 10, "photo": 30}
-    index = ProductIndex.load(searcher.index.save(tmp_path / "index"))
-    assert Searcher(encoder, index).search(["red dress"], filter=[("price", "<", 50)]) == [hits]
 
 
 def test_no_query_finds_nothing_and_a_blank_one_is_refused(loaded: Loaded) -> None:

@@ -30,7 +30,7 @@ from mmfusion.retrieval.milvus.upload import (
     upsert,
 )
 from mmfusion.retrieval.products import Ids, ids_column, like, products_table
-from mmfusion.retrieval.search_index import Hit, SearchIndex, StoredProduct, ranked
+from mmfusion.retrieval.search import Hit, SearchIndex, StoredProduct, ranked
 from mmfusion.retrieval.vectors import checked_blocks, created_by
 
 # What Milvus finds for one query at most, and how many hits are asked for in one request: servers take no more queries

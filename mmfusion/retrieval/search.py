@@ -1,0 +1,286 @@
+"""Search by text: what indexes find, what they and query encoders have in common, and a searcher of both."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any, Generic, Protocol, TypeVar, overload
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from mmfusion.model import VIEWS, MMFusionModel, MMFusionProcessor
+from mmfusion.model.vectors_mmfusion import shorten
+from mmfusion.retrieval.filters import Filter
+from mmfusion.retrieval.fingerprint import model_fingerprint
+from mmfusion.retrieval.products import Ids, products_table
+from mmfusion.retrieval.vectors import as_float32
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One found product.
+
+    Attributes:
+        product_id: the catalogue's id.
+        score: inner product of query and product embedding (exact or, with a compressing index, approximate).
+        rank: place from 1.
+        modality_weights: how much the fused embedding draws on "text" and "image", as the model reported it; empty
+            where the index holds none.
+        metadata: further columns of the product, such as its title; empty where the index holds none.
+    """
+
+    product_id: str
+    score: float
+    rank: int
+    modality_weights: dict[str, float] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StoredProduct:
+    """What an index holds of a product.
+
+    Attributes:
+        product_id: the catalogue's id.
+        vector: (D,) float32; with a compressing index, an approximation.
+        modality_weights: as of a [`Hit`].
+        metadata: as of a [`Hit`].
+    """
+
+    product_id: str
+    vector: npt.NDArray[np.float32]
+    modality_weights: dict[str, float] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def ranked(found: Iterable[tuple[float, dict[str, Any]]]) -> list[Hit]:
+    """Scores and products of one query as hits, best first; equal scores by product id, descending, as in evaluation.
+
+    Args:
+        found: Scores with rows of a table of products (`product_id` and perhaps `modality_weights` and `metadata`).
+    """
+    best = sorted(found, key=lambda one: (one[0], one[1]["product_id"]), reverse=True)
+    return [
+        Hit(row["product_id"], score, rank, row.get("modality_weights", {}), row.get("metadata", {}))
+        for rank, (score, row) in enumerate(best, start=1)
+    ]
+
+
+class SearchIndex(ABC):
+    """An index of product embeddings that knows its products and its model.
+
+    Attributes:
+        description: With at least `dimension` (of the embeddings) and `model_fingerprint`.
+        place: What and where it is, for messages.
+    """
+
+    place: str = "index"
+
+    @property
+    @abstractmethod
+    def description(self) -> Any: ...
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What a service tells of the index: engine, kind, dimension, and recall where it was measured."""
+
+    @abstractmethod
+    def product(self, product_id: str) -> StoredProduct:
+        """What the index holds of a product.
+
+        Raises:
+            KeyError: there is no such product.
+        """
+
+    @abstractmethod
+    def search(self, query_embeds: Any, k: int, *, filter: Filter | None = None) -> list[list[Hit]]:
+        """Finds the k products with the largest inner product for each query.
+
+        Args:
+            query_embeds: float [Q, D], numpy or tensor.
+            k: hits wanted, at least 1; more than there are products gives all products.
+            filter: conditions on metadata that hits fulfil, for example `[("price", "<", 50)]`, see [`filter_rows`].
+
+        Returns:
+            For each query its hits, best first: k, or as many as there are (that the filter lets through).
+
+        Raises:
+            ValueError: k is below 1, or the embeddings have another dimension or a NaN; or the filter names what is
+                not there.
+        """
+
+    def check_model(self, model_fingerprint: str) -> None:
+        """Raises an error for vectors of another model, whose scores would be noise.
+
+        Raises:
+            ValueError: the fingerprint is not the index's.
+        """
+        if model_fingerprint != self.description.model_fingerprint:
+            raise ValueError(
+                f"the {self.place} was built with model {self.description.model_fingerprint!r} but the vectors come "
+                f"from model {model_fingerprint!r}; load the index's model or build the index again with this one"
+            )
+
+    def _checked(self, embeds: Any, what: str = "query embeddings") -> npt.NDArray[np.float32]:
+        vectors = as_float32(embeds, what=what)
+        if vectors.shape[1] != self.description.dimension:
+            raise ValueError(
+                f"{what} have dimension {vectors.shape[1]} but the index {self.description.dimension}; embed with the "
+                f"model that built the index ({self.description.model_fingerprint!r})"
+            )
+        return vectors
+
+    def _checked_products(
+        self,
+        embeds: Any,
+        product_ids: Ids,
+        model_fingerprint: str,
+        metadata: pa.Table | None,
+        modality_weights: np.ndarray | None,
+    ) -> tuple[npt.NDArray[np.float32], pa.Table]:
+        """Vectors and table of products that are to be added."""
+        self.check_model(model_fingerprint)
+        vectors = self._checked(embeds, "product embeddings")
+        table = products_table(product_ids, metadata, modality_weights)
+        if len(table) != len(vectors):
+            raise ValueError(f"{len(vectors)} product embeddings for {len(table)} product ids; pass one each")
+        return vectors, table
+
+
+class QueryEncoder(Protocol):
+    """Embeds queries; safe to use from several threads."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the model; the index of its products has the same one."""
+
+    @property
+    def dimension(self) -> int:
+        """D, the width of the vectors: that of all views together."""
+
+    @property
+    def views(self) -> int:
+        """Number of views side by side in a vector: 3 with a query router, otherwise 1."""
+
+    def encode_queries(self, queries: Sequence[str], /) -> npt.NDArray[np.float32]:
+        """Embeds texts.
+
+        Args:
+            queries: Q queries, Q >= 1; texts that are longer than what the model reads are truncated.
+
+        Returns:
+            float32 (Q, D); each view has unit length, and is weighted where there are several.
+
+        Raises:
+            ValueError: There is no text, or one is blank.
+        """
+
+
+class TorchQueryEncoder:
+    """The query tower in PyTorch, on the device that the model is on.
+
+    Args:
+        model: A model, or its query tower alone; it is put into evaluation mode.
+        processor: The model's.
+    """
+
+    def __init__(self, model: MMFusionModel, processor: MMFusionProcessor) -> None:
+        self.fingerprint = model_fingerprint(model, processor)
+        self.dimension = model.config.vector_dim
+        self.views = len(VIEWS) if model.config.query_router else 1
+        self._model, self._processor = model.eval(), processor
+        self._tokenizing = Lock()
+
+    def encode_queries(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
+        """As [`QueryEncoder.encode_queries`]; all texts together in one batch."""
+        # A tokenizer of transformers is set to the lengths of each call, which fails while another thread reads it.
+        with self._tokenizing:
+            inputs = self._processor.process_queries(queries)
+        with torch.inference_mode():
+            embeds = self._model.get_query_features(**inputs.to(self._model.device))
+        return embeds.float().cpu().numpy()
+
+
+Index = TypeVar("Index", bound=SearchIndex)
+
+
+class Searcher(Generic[Index]):
+    """Embeds queries and finds products; safe to use from several threads.
+
+    Args:
+        encoder: The query tower of the model that embedded the products, for example a [`Retriever`].
+        index: Their index (a [`ProductIndex`] or a [`MilvusIndex`]), perhaps with fewer components per view.
+
+    Raises:
+        ValueError: The index is of another model, or of a dimension that its vectors cannot be shortened to.
+
+    Example:
+        >>> searcher = Searcher(retriever, ProductIndex.load("outputs/index/index"))  # doctest: +SKIP
+        >>> searcher.search("red dress", k=10, filter=[("price", "<", 50)])  # doctest: +SKIP
+        [Hit(product_id='b', score=0.71, rank=1, ...), ...]
+        >>> searcher.search(["red dress", "mug"])  # doctest: +SKIP
+        [[Hit(...), ...], [Hit(...), ...]]
+    """
+
+    def __init__(self, encoder: QueryEncoder, index: Index) -> None:
+        index.check_model(encoder.fingerprint)
+        dimension = index.description.dimension
+        if dimension > encoder.dimension or dimension % encoder.views:
+            raise ValueError(
+                f"the index has dimension {dimension}, which query vectors of dimension {encoder.dimension} with "
+                f"{encoder.views} view(s) cannot be shortened to; build the index again from embeddings of this model"
+            )
+        self.encoder = encoder
+        self.index = index
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Vectors to search the index with.
+
+        Args:
+            texts: Q queries, Q >= 1, which are embedded together.
+
+        Returns:
+            float32 (Q, D) with the dimension D of the index.
+
+        Raises:
+            ValueError: There is no text, or one is blank.
+        """
+        embeds = self.encoder.encode_queries(texts)
+        dimension, views = self.index.description.dimension, self.encoder.views
+        if dimension == self.encoder.dimension:
+            return embeds
+        return shorten(torch.from_numpy(embeds), dimension // views, views).numpy()
+
+    @overload
+    def search(  # type: ignore[overload-overlap]  # a str is a sequence of str
+        self, queries: str, k: int = 10, *, filter: Filter | None = None
+    ) -> list[Hit]: ...
+
+    @overload
+    def search(self, queries: Sequence[str], k: int = 10, *, filter: Filter | None = None) -> list[list[Hit]]: ...
+
+    def search(
+        self, queries: str | Sequence[str], k: int = 10, *, filter: Filter | None = None
+    ) -> list[Hit] | list[list[Hit]]:
+        """The k best products of a query, or of each of several.
+
+        Args:
+            queries: A text, or several, which are embedded together.
+            k: At least 1.
+            filter: Conditions on metadata, see [`ProductIndex.search`].
+
+        Returns:
+            Hits of the text, best first; of several texts, a list of them for each.
+
+        Raises:
+            ValueError: A query is blank, k is below 1, or the filter names what is not there.
+        """
+        if isinstance(queries, str):
+            return self.search([queries], k, filter=filter)[0]
+        return self.index.search(self.embed(queries), k, filter=filter) if queries else []
