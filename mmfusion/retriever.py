@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from mmfusion.data.photos import PhotoError, decode_photo
 from mmfusion.model import VIEWS, MMFusionModel, MMFusionProcessor
-from mmfusion.model.photos_mmfusion import upright_rgb
+from mmfusion.model.photos import upright_rgb
 from mmfusion.model.processing_mmfusion import PHOTO_COLUMN, photos_of, query_texts, short
 from mmfusion.retrieval import ProductIndex, Searcher
 from mmfusion.retrieval.fingerprint import model_fingerprint

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmfusion.data.photo_headers import may_need_colours, without_profile
-from mmfusion.model.photos_mmfusion import (
+from mmfusion.model.photos import (
     MAX_PIXELS,
     PhotoError,
     check_size,
@@ -75,7 +75,7 @@ def decoder_of(data: bytes) -> int:
         data: The encoded file, which may be none.
 
     Returns:
-        1 to `DECODER` of `mmfusion.model.photos_mmfusion`.
+        1 to `DECODER` of `mmfusion.model.photos`.
     """
     if not may_need_colours(data):
         return 1

@@ -34,7 +34,7 @@ from mmfusion.embedding.shards import (
     write_table,
 )
 from mmfusion.model import MMFusionModel, MMFusionProcessor
-from mmfusion.model.photos_mmfusion import DECODER
+from mmfusion.model.photos import DECODER
 from mmfusion.retrieval.embedding import check_width, looks_at_photos
 from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.retrieval.vectors import created_by

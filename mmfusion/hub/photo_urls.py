@@ -40,7 +40,7 @@ class PhotoFetcher:
         >>> PhotoFetcher()("http://127.0.0.1/photo.jpg")
         Traceback (most recent call last):
         ...
-        mmfusion.model.photos_mmfusion.PhotoError: http://127.0.0.1/photo.jpg is at 127.0.0.1, which is no public address; give allow_private=True to fetch it all the same.
+        mmfusion.model.photos.PhotoError: http://127.0.0.1/photo.jpg is at 127.0.0.1, which is no public address; give allow_private=True to fetch it all the same.
     """  # noqa: E501 (a line of a doctest)
 
     max_bytes: int = 20_000_000

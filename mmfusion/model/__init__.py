@@ -5,10 +5,9 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from .configuration_mmfusion import MMFusionConfig
 from .errors import MMFusionError
 from .fusion import FUSIONS, Fused, Fusion, FusionSizes, ProductViews, register_fusion
-from .modeling_mmfusion import MMFusionModel
-from .output_mmfusion import MMFusionOutput
+from .heads import VIEWS
+from .modeling_mmfusion import MMFusionModel, MMFusionOutput
 from .processing_mmfusion import MMFusionProcessor
-from .vectors_mmfusion import VIEWS
 
 AutoConfig.register("mmfusion", MMFusionConfig, exist_ok=True)
 AutoModel.register(MMFusionConfig, MMFusionModel, exist_ok=True)

@@ -9,9 +9,9 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
 from .errors import HubError, explained
 from .fusion import FUSIONS, check_fusion_kwargs, fusion_reference
-from .layout_mmfusion import write_sentence_transformers_files
+from .heads import check_head
 from .remote_code import is_known, keep_module, remote_class, trusting
-from .text_head_mmfusion import check_head
+from .sentence_transformers_folder import write_sentence_transformers_files
 
 # Raised when a field is added or changes its meaning, so that older code says what it is that it cannot read.
 SCHEMA_VERSION = 1

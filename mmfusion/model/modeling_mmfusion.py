@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,37 +13,45 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import is_accelerate_available, logging
+from transformers.utils import ModelOutput, is_accelerate_available, logging
 
-from .backbones_mmfusion import (
+from .configuration_mmfusion import MMFusionConfig
+from .errors import explained
+from .families import pooled_size
+from .fusion import TEXT, Fusion, FusionSizes, ProductViews, fusion_class, refer_to_code
+from .heads import (
+    VIEWS,
+    Encoded,
+    Projection,
+    QueryRouter,
+    Residual,
+    TextHead,
+    VisionNeck,
+    evaluating,
+    head_size,
+    routed_products,
+    routed_queries,
+    shorten,
+)
+from .pretrained import check_complete, copy_weights, freeze_unread, hidden_size, load_half, load_text, new_encoder
+from .remote_code import keep_module, save_encoder_code, save_portable_code, trusting
+from .text_encoders import check_takes_embeddings, encode_text, encoded_text, not_empty
+from .vision_encoders import (
     PhotoSizes,
     blank_photo,
+    check_no_statistics,
     check_repeats,
     check_resumes,
+    checkpoint_blocks,
     encode_photos,
     encode_photos_from,
-    evaluating,
+    has_checkpointing,
     photo_sizes,
     vision_activations,
     vision_blocks,
     vision_prefix,
 )
-from .checkpointing_mmfusion import check_no_statistics, checkpoint_blocks, has_checkpointing
-from .configuration_mmfusion import MMFusionConfig
-from .errors import explained
-from .fusion import TEXT, Fusion, FusionSizes, ProductViews, fusion_class, refer_to_code
-from .inputs_mmfusion import check_mask, check_photos, mask_of_photos, not_empty
-from .output_mmfusion import MMFusionOutput
-from .pooling_mmfusion import Encoded
-from .pretrained_mmfusion import check_complete, copy_weights, freeze_unread, hidden_size, load_half, new_encoder
-from .remote_code import keep_module, save_encoder_code, save_portable_code, trusting
-from .text_encoders_mmfusion import check_takes_embeddings, encode_text, encoded_text
-from .text_families_mmfusion import pooled_size
-from .text_head_mmfusion import TextHead, head_size
-from .text_sources_mmfusion import load_text
-from .vectors_mmfusion import VIEWS, QueryRouter, routed_products, routed_queries, shorten
-from .views_mmfusion import Projection, Residual, VisionNeck
-from .weights_mmfusion import HUB_ARGUMENTS, align_weights, fetch_weights, refuse_adapter
+from .weights import HUB_ARGUMENTS, align_weights, fetch_weights, refuse_adapter
 
 if TYPE_CHECKING:
     # transformers copies the files that imports name, whether they run or not: so this one is saved with the weights.
@@ -52,6 +61,37 @@ logger = logging.get_logger(__name__)
 
 _Texts = tuple[Tensor, Tensor, Tensor | None]
 _Photos = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+@dataclass
+class MMFusionOutput(ModelOutput):
+    """Output of `MMFusionModel` for Q queries and P products; a side that was not given is None.
+
+    Args:
+        query_embeds: (Q, D) float, L2-normalised: the vectors to search with. (Q, 3 D) with a query router.
+        product_embeds: (P, D) float, L2-normalised: the vectors to index. (P, 3 D) with a query router: the fused, text
+            and photo view side by side, each L2-normalised, compared with queries by inner product.
+        modality_weights: (P, 2) float, share of text and photo; rows sum to 1, exactly 0 for a missing modality.
+        text_embeds: (P, D) float, L2-normalised text views; arbitrary where `modality_present[:, 0]` is False.
+        image_embeds: (P, D) float, L2-normalised photo views; arbitrary where `modality_present[:, 1]` is False, and
+            for `text_only` outside `views_only`, which does not look at photos of products with a text.
+        modality_present: (P, 2) bool, columns text and photo.
+        query_view_embeds: (Q, D) float, L2-normalised: what `text_embeds` and `image_embeds` are compared with.
+        query_weights: (Q, 3) float with a query router: weights of the fused, text and photo view; rows sum to 1.
+        fusion_penalty: Scalar that the fusion network asks to be added to the loss, with its weight.
+        expert_load: (experts,) share of the products that each expert serves, of a mixture of experts.
+    """
+
+    query_embeds: Tensor | None = None
+    product_embeds: Tensor | None = None
+    modality_weights: Tensor | None = None
+    text_embeds: Tensor | None = None
+    image_embeds: Tensor | None = None
+    modality_present: Tensor | None = None
+    query_view_embeds: Tensor | None = None
+    query_weights: Tensor | None = None
+    fusion_penalty: Tensor | None = None
+    expert_load: Tensor | None = None
 
 
 class MMFusionPreTrainedModel(PreTrainedModel):
@@ -661,6 +701,47 @@ def _start_projection(projection: nn.Linear, pretrained: nn.Linear | None) -> No
             projection.bias.copy_(pretrained.bias)
     elif projection.in_features == projection.out_features:
         projection.weight.copy_(torch.eye(projection.in_features))
+
+
+def check_mask(input_ids: Tensor, attention_mask: Tensor) -> None:
+    """Raises a ValueError if ids and mask, (rows, length) each, differ in shape."""
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}; input_ids {tuple(input_ids.shape)}.")
+
+
+def check_photos(
+    pixel_values: Tensor | None, photo_mask: Tensor | None, activations: Tensor | None, frozen_blocks: int
+) -> None:
+    """Raises a ValueError for promised photos that are missing, activations of no frozen block, or a wrong shape."""
+    if pixel_values is None and activations is None and photo_mask is not None and photo_mask.any():
+        raise ValueError("photo_mask says that there are photos, but there are none; give pixel_values or no mask.")
+    if activations is not None and not frozen_blocks:
+        raise ValueError("vision_activations replace what a frozen prefix computes; call freeze_vision(blocks) first.")
+    if activations is None and pixel_values is not None and pixel_values.ndim != 5:
+        raise ValueError(
+            f"pixel_values has shape {tuple(pixel_values.shape)}; products need (P, photos, channels, height, width), "
+            "with one photo each pixel_values.unsqueeze(1)."
+        )
+
+
+def mask_of_photos(photos: Tensor | None, mask: Tensor | None, like: Tensor) -> Tensor:
+    """(P, photos) bool, True where there is a photo; (P, 1) False if there are none.
+
+    Raises:
+        ValueError: Photos, mask and the P product texts `like` do not fit together.
+    """
+    products = len(like)
+    if photos is None:
+        return torch.zeros(products, 1, dtype=torch.bool, device=like.device)
+    if len(photos) != products:
+        raise ValueError(
+            f"There are {products} product texts but photos of {len(photos)} products; give one row for each."
+        )
+    if mask is None:
+        return torch.ones(photos.shape[:2], dtype=torch.bool, device=photos.device)
+    if mask.shape != photos.shape[:2]:
+        raise ValueError(f"photo_mask has shape {tuple(mask.shape)}; the photos need {tuple(photos.shape[:2])}.")
+    return mask.bool()
 
 
 keep_module(__name__)

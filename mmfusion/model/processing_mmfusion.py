@@ -13,12 +13,11 @@ from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
 from .errors import explained
-from .image_processors_mmfusion import load_image_processor, new_image_processor
-from .inputs_mmfusion import not_empty
-from .photos_mmfusion import PhotoError, upright_rgb
+from .image_processors import load_image_processor, new_image_processor
+from .photos import PhotoError, upright_rgb
 from .remote_code import keep_module
-from .text_tokenizers_mmfusion import load_tokenizer
-from .tokenizers_mmfusion import open_tokenizer
+from .text_encoders import not_empty
+from .text_tokenizers import load_tokenizer, open_tokenizer
 
 PHOTO_COLUMN = "image"
 PhotoLoader = Callable[[str], Image.Image]

@@ -13,10 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from .configuration_mmfusion import MMFusionConfig
-from .layout_mmfusion import SETTINGS
 from .modeling_mmfusion import MMFusionModel
 from .processing_mmfusion import PHOTO_COLUMN, MMFusionProcessor, photos_of, short, text_of
 from .remote_code import keep_module
+from .sentence_transformers_folder import SETTINGS
 
 try:
     from sentence_transformers.base.modality import is_image_url_or_path

@@ -10,7 +10,7 @@ from transformers.utils import logging as transformers_logging
 
 from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
 from mmfusion.model.errors import HubError, explained
-from mmfusion.model.weights_mmfusion import fetch_weights
+from mmfusion.model.weights import fetch_weights
 from mmfusion.retrieval.fingerprint import model_fingerprint, stored_fingerprint, stored_names
 
 # Where publish.py puts the query tower beside the whole model.

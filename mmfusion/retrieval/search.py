@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 
 from mmfusion.model import VIEWS, MMFusionModel, MMFusionProcessor
-from mmfusion.model.vectors_mmfusion import shorten
+from mmfusion.model.heads import shorten
 from mmfusion.retrieval.filters import Filter
 from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.retrieval.products import Ids, products_table

@@ -9,7 +9,7 @@ from torch.distributed.fsdp import fully_shard
 
 from mmfusion.distributed.shards import is_sharded, whole_state
 from mmfusion.model import MMFusionModel
-from mmfusion.model.backbones_mmfusion import blocks_of
+from mmfusion.model.vision_encoders import blocks_of
 
 
 def shard(model: MMFusionModel, mesh: DeviceMesh) -> None:

@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.checkpoint import checkpoint
 
 from mmfusion.model import MMFusionModel
-from mmfusion.model.backbones_mmfusion import blocks_of
+from mmfusion.model.vision_encoders import blocks_of
 
 log = logging.getLogger(__name__)
 

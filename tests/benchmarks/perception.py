@@ -30,9 +30,8 @@ from mmfusion.data.tables import ProductTable, QueryTable
 from mmfusion.evaluation import Evaluation, evaluate_rankings, format_table
 from mmfusion.evaluation.ranking import rank
 from mmfusion.losses.functional import graded_contrastive
-from mmfusion.model.backbones_mmfusion import encode_photos_from
-from mmfusion.model.pooling_mmfusion import Encoded
-from mmfusion.model.views_mmfusion import Projection, VisionNeck
+from mmfusion.model.heads import Encoded, Projection, VisionNeck
+from mmfusion.model.vision_encoders import encode_photos_from
 from mmfusion.training import load_base, load_catalogue
 
 FOLDS, EPOCHS, STEPS, QUERIES, PRODUCTS, HIDDEN, DROPOUT = 3, 12, 250, 384, 1024, 256, 0.4

@@ -38,8 +38,8 @@ from mmfusion.data.photo_headers import may_need_colours
 from mmfusion.data.photos import decode_photo, decoder_of
 from mmfusion.data.tables import ProductTable
 from mmfusion.embedding.content import content_digests
-from mmfusion.model import photos_mmfusion
-from mmfusion.model.photos_mmfusion import upright_rgb
+from mmfusion.model import photos
+from mmfusion.model.photos import upright_rgb
 
 P3 = rgb_profile()
 NAMED = {"red": (230, 20, 30), "green": (20, 160, 40), "orange": (250, 130, 10), "white": (255, 255, 255)}
@@ -47,7 +47,7 @@ NAMED = {"red": (230, 20, 30), "green": (20, 160, 40), "orange": (250, 130, 10),
 
 @pytest.fixture(autouse=True)
 def _fresh_caches() -> None:
-    for cached in (photos_mmfusion._from_profile, photos_mmfusion._ignored):
+    for cached in (photos._from_profile, photos._ignored):
         cached.cache_clear()
 
 
@@ -249,16 +249,16 @@ def test_chunks_of_png_other_than_a_profile_change_nothing() -> None:
 def test_a_profile_is_looked_at_once_and_few_are_kept() -> None:
     for _ in range(3):
         decode_photo(file_of(noise(), icc_profile=P3))
-    assert photos_mmfusion._from_profile.cache_info().misses == 1
+    assert photos._from_profile.cache_info().misses == 1
     for step in range(40):
         decode_photo(file_of(noise(), icc_profile=rgb_profile(DISPLAY_P3, 1.5 + step / 100)))
-    assert photos_mmfusion._from_profile.cache_info().currsize <= 16
+    assert photos._from_profile.cache_info().currsize <= 16
 
 
 def test_threads_share_the_conversion_of_a_profile() -> None:
     files = [file_of(noise(), icc_profile=rgb_profile(DISPLAY_P3, gamma)) for gamma in (1.8, 2.2, 2.4)]
     expected = [decode_photo(data).tobytes() for data in files]
-    photos_mmfusion._from_profile.cache_clear()
+    photos._from_profile.cache_clear()
     wrong: list[int] = []
 
     def work() -> None:

@@ -13,7 +13,7 @@ from packaging.version import Version
 from PIL import Image, ImageOps, TiffImagePlugin
 
 from mmfusion.data.photos import PhotoError, decode_photo
-from mmfusion.model.photos_mmfusion import upright_rgb
+from mmfusion.model.photos import upright_rgb
 
 P3 = rgb_profile()
 PRESS = cmyk_profile(lambda mix: (0.0, 0.0, 0.0) if any(mix) else (100.0, 0.0, 0.0))

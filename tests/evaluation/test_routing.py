@@ -9,7 +9,7 @@ from test_comparison import evaluation
 
 from mmfusion.evaluation.tables import router_weights_table
 from mmfusion.evaluation.weights import router_weights
-from mmfusion.model.vectors_mmfusion import routed_queries, shorten
+from mmfusion.model.heads import routed_queries, shorten
 
 
 def routed(weights: list[list[float]], dim: int = 8) -> torch.Tensor:

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from mmfusion import MMFusionConfig, MMFusionModel, MMFusionProcessor
 from mmfusion.hub.errors import HubError, explain
 from mmfusion.hub.publish import publish
-from mmfusion.model.weights_mmfusion import check_name
+from mmfusion.model.weights import check_name
 from mmfusion.training import RunError, load_base
 
 FIELDS: dict[str, Any] = {"query_router": True, "matryoshka_dims": [16], "share_text_encoder": False}
@@ -255,7 +255,7 @@ def test_remote_code_gives_the_same_vectors_where_mmfusion_is_not_installed(
 
 
 def test_code_that_travels_imports_nothing_else_of_ours() -> None:
-    for path in Path(MMFusionModel.__module__.replace(".", "/")).parent.glob("*_mmfusion.py"):
+    for path in Path(MMFusionModel.__module__.replace(".", "/")).parent.glob("*.py"):
         lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
         ours = [line for line in lines if line.startswith(("import mmfusion", "from mmfusion", "from .."))]
         assert not ours, f"{path.name}: {ours}"

@@ -9,7 +9,7 @@ from tiny_encoders import photos, texts, tiny_model
 from torch import Tensor, nn
 
 from mmfusion import MMFusionModel
-from mmfusion.model.backbones_mmfusion import blocks_of
+from mmfusion.model.vision_encoders import blocks_of
 from mmfusion.stages.gradient_cache import embed_in_micro_batches
 from mmfusion.training.hardware import checkpoint_activations
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import MobileNetV2Config, MobileNetV2Model, PreTrainedConfig, Siglip2ImageProcessor
 
-from mmfusion.model import backbones_mmfusion as backbones
-from mmfusion.model.pretrained_mmfusion import hidden_size, load_half
-from mmfusion.model.text_encoders_mmfusion import encode_text
+from mmfusion.model import vision_encoders as backbones
+from mmfusion.model.pretrained import hidden_size, load_half
+from mmfusion.model.text_encoders import encode_text
 
 
 @pytest.mark.parametrize("name", TEXT_ENCODERS)

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from mmfusion import MMFusionModel
-from mmfusion.model import backbones_mmfusion as backbones
-from mmfusion.model.blip2_mmfusion import Blip2Photos, Blip2Texts
+from mmfusion.model import vision_encoders as backbones
+from mmfusion.model.blip2 import Blip2Photos, Blip2Texts
 from mmfusion.model.errors import HubError
 
 _SMALL: dict[str, Any] = {"fusion_hidden_size": 16, "fusion_heads": 2, "fusion_layers": 1, "fusion_latents": 2}

@@ -13,9 +13,9 @@ from tiny_encoders import bert
 
 from mmfusion import MMFusionConfig, MMFusionModel
 from mmfusion.model.errors import HubError
-from mmfusion.model.image_processors_mmfusion import new_image_processor
+from mmfusion.model.image_processors import new_image_processor
 from mmfusion.model.processing_mmfusion import MMFusionProcessor
-from mmfusion.model.timm_mmfusion import check_timm
+from mmfusion.model.weights import check_timm
 
 _MEAN: dict[str, Any] = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3]}
 _CROPPED = {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}, "do_center_crop": True}
@@ -102,7 +102,7 @@ def test_photos_for_a_timm_model_are_cut_as_timm_does_without_timm(tmp_path: Pat
 
 
 def test_a_timm_model_without_timm_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmfusion.model.timm_mmfusion.find_spec", lambda name: None)
+    monkeypatch.setattr("mmfusion.model.weights.find_spec", lambda name: None)
     (tmp_path / "config.json").write_text(json.dumps(_TIMM))
     config = MMFusionConfig(vision_config={"model_type": "timm_wrapper", "architecture": "resnet10t"})
     assert config.to_dict()["vision_config"]["architecture"] == "resnet10t"
@@ -110,5 +110,5 @@ def test_a_timm_model_without_timm_is_one_line(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(HubError, match=r"is a timm model, for which timm and torchvision must") as caught:
             load()
         assert "\n" not in str(caught.value)
-    monkeypatch.setattr("mmfusion.model.timm_mmfusion.find_spec", lambda name: name)
+    monkeypatch.setattr("mmfusion.model.weights.find_spec", lambda name: name)
     check_timm("resnet10t")

@@ -32,7 +32,7 @@ from transformers import (
 from mmfusion import MMFusionProcessor
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.tables import ProductTable
-from mmfusion.model.photos_mmfusion import upright_rgb
+from mmfusion.model.photos import upright_rgb
 
 RED, GREEN = (200, 30, 40), (20, 180, 60)
 

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 
 from mmfusion import MMFusionModel, MMFusionProcessor
 from mmfusion.model.errors import HubError
-from mmfusion.model.pooling_mmfusion import pool_text
-from mmfusion.model.text_families_mmfusion import max_tokens
+from mmfusion.model.families import max_tokens
+from mmfusion.model.heads import pool_text
 
 WIDTH, TOKENS, BOS, EOS, PAD = 16, 60, 1, 59, 0
 SMALL: dict[str, Any] = {"fusion_hidden_size": 8, "fusion_heads": 2, "fusion_layers": 1, "fusion_latents": 2}

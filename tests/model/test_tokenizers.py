@@ -15,8 +15,7 @@ import transformers
 from processes import run_to_end
 
 from mmfusion.model.errors import HubError
-from mmfusion.model.text_tokenizers_mmfusion import load_tokenizer
-from mmfusion.model.tokenizers_mmfusion import open_tokenizer
+from mmfusion.model.text_tokenizers import load_tokenizer, open_tokenizer
 
 TITLES = ["red floral summer dress", "blue denim jacket with pockets", "mug hand made ceramic", "black boots size 42"]
 LETTERS = [chr(code) for code in range(33, 127)]
@@ -104,7 +103,7 @@ def test_missing_sentencepiece_and_protobuf_are_named_and_not_tiktoken(tmp_path:
     folders = [write_tokenizer(tmp_path / kind, kind, *slow_files(kind)) for kind in ("t5", "siglip")]
     code = (
         "import sys; sys.modules['sentencepiece'] = sys.modules['google.protobuf'] = None\n"
-        "from mmfusion.model.tokenizers_mmfusion import open_tokenizer\n"
+        "from mmfusion.model.text_tokenizers import open_tokenizer\n"
         "for folder in sys.argv[1:]:\n"
         "    try: open_tokenizer(folder)\n"
         "    except ValueError as error: print(error)\n"

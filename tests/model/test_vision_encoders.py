@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from mmfusion import MMFusionModel
-from mmfusion.model import backbones_mmfusion as backbones
-from mmfusion.model.vision_families_mmfusion import VISION_FAMILIES
+from mmfusion.model import vision_encoders as backbones
+from mmfusion.model.families import VISION_FAMILIES
 
 _SMALL: dict[str, Any] = {
     "text_pooling": "mean",
@@ -55,7 +55,7 @@ def test_photos_are_pooled_as_their_encoder_was_trained(name: str, caplog: pytes
         encoded, ours = model._encode_pixels(pixels), projected(model, pixels, own.shape[1])
         alone = torch.cat([projected(model, one, own.shape[1]) for one in pixels.split(1)])
     assert model.config.image_pooling == pooling
-    assert not [record for record in caplog.records if record.name == "mmfusion"]
+    assert not [record for record in caplog.records if record.name.startswith("mmfusion")]
     assert ours.std(0).max() > 1e-3
 
     random_state = torch.get_rng_state()

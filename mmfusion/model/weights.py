@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,9 +13,11 @@ import torch
 from huggingface_hub import HfApi
 from safetensors import safe_open
 from torch import nn
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
 from .errors import HubError, explained
+from .remote_code import is_known, remote_class, trusting
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -233,3 +236,46 @@ def align_weights(model: nn.Module) -> None:
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT_BYTES:
             tensor.data = tensor.data.clone()
+
+
+def read_config(source: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The config of an encoder. Code of transformers goes before code that comes with the weights.
+
+    Args:
+        source: Local folder or Hub id.
+        trust_remote_code: Whether code that comes with the weights may run.
+
+    Raises:
+        HubError: There is none, it cannot be read, or it needs code that is not trusted.
+    """
+    with explained(source):
+        fields, _ = PreTrainedConfig.get_config_dict(source)
+        if is_timm(fields):
+            check_timm(source)
+        name = fields.get("model_type")
+        if name is not None and not is_known(name):
+            with trusting(source, trust_remote_code):
+                # Says in one line what transformers says in many.
+                remote_class(fields, "AutoConfig", where=source)
+            return AutoConfig.from_pretrained(source, trust_remote_code=True)
+        try:
+            return AutoConfig.from_pretrained(source, trust_remote_code=False)
+        except ValueError as error:
+            if name is None:
+                raise HubError(f"{source} has no config.json that names a model_type; check the folder.") from error
+            raise
+
+
+def is_timm(config: dict[str, Any]) -> bool:
+    """Whether the fields of a config.json are those of a timm model, as timm or transformers writes them."""
+    return config.get("model_type") == "timm_wrapper" or ("architecture" in config and "model_type" not in config)
+
+
+def check_timm(name: str) -> None:
+    """Raises a HubError where timm, or torchvision that it imports, is not installed."""
+    lacking = [package for package in ("timm", "torchvision") if find_spec(package) is None]
+    if lacking:
+        raise HubError(
+            f"{name} is a timm model, for which {' and '.join(lacking)} must be installed (timm imports torchvision); "
+            "install the build of torchvision that belongs to your torch, or use an encoder of transformers."
+        )

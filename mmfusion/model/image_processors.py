@@ -5,12 +5,10 @@ from typing import Any
 
 from PIL import Image
 from transformers import CLIPImageProcessorPil, ImageProcessingMixin, PreTrainedConfig, SiglipImageProcessorPil
-
-# transformers 5.17 hides this class behind torchvision at the top level, although it needs none for the PIL backend.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .errors import HubError, explained
-from .timm_mmfusion import is_timm
+from .weights import is_timm
 
 _FIELDS = ("size", "image_mean", "image_std", "resample", "rescale_factor", "do_normalize", "do_rescale")
 

@@ -24,7 +24,7 @@ DECODER = 2
 It tells nothing about most photos, whose pixels are the same in every version; see `first_decoder`.
 """
 
-logger = logging.getLogger("mmfusion")
+logger = logging.getLogger(__name__)
 
 _EXIF_ORIENTATION = 0x0112
 _TIFF_PROFILE = 0x8773

@@ -1,18 +1,20 @@
 """Photos through any vision encoder of transformers: token states, a pooled vector, and a resumable forward pass."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .pooling_mmfusion import Encoded, UnsuitedError, pool
-from .pretrained_mmfusion import new_encoder
-from .vision_families_mmfusion import prefix_tokens
+from .families import prefix_tokens
+from .heads import Encoded, UnsuitedError, evaluating, pool
+from .pretrained import new_encoder
 
 
 def encode_photos(encoder: PreTrainedModel, pixel_values: Tensor, pooling: str, layers: Sequence[int] = ()) -> Encoded:
@@ -187,19 +189,6 @@ def check_resumes(encoder: PreTrainedModel, block: int, pooling: str) -> None:
             f"{type(encoder).__name__} cannot go on from the output of its {block} lowest blocks alone; freeze all of "
             f"it ({len(vision_blocks(encoder))} blocks) or nothing."
         )
-
-
-@contextmanager
-def evaluating(encoder: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards each module is in the mode that it was in."""
-    modes = [(module, module.training) for module in encoder.modules()]
-    encoder.eval()
-    try:
-        yield
-    finally:
-        # One by one: `train(True)` on the encoder would set its frozen BatchNorm layers to training, too.
-        for module, training in modes:
-            module.training = training
 
 
 @torch.no_grad()
@@ -509,3 +498,51 @@ def _captured(encoder: PreTrainedModel, layers: Sequence[int]) -> Iterator[dict[
 def _unpacked(activations: Tensor, sizes: PhotoSizes) -> Encoded:
     pooled, tokens = activations[:, : sizes.pooled], activations[:, sizes.pooled :]
     return Encoded(tokens.unflatten(1, (-1, sizes.states)), pooled)
+
+
+# `torch.utils.checkpoint.checkpoint`, or the same with options: called with a function and its arguments.
+Checkpoint = Callable[..., Any]
+
+
+# Older versions of transformers, such as 5.17, checkpoint a layer with its hooks, which by the backward pass are gone.
+_HOOKS_STAY_OUTSIDE = "__call__" not in vars(GradientCheckpointingLayer)
+
+
+def has_checkpointing(module: nn.Module, *, hooked: bool = False) -> bool:
+    """Whether transformers can checkpoint a part of this module; `hooked`: although hooks change what goes into it."""
+    if hooked and not _HOOKS_STAY_OUTSIDE:
+        return False
+    return any(hasattr(part, "gradient_checkpointing") for part in module.modules())
+
+
+def checkpoint_blocks(encoder: nn.Module, function: Checkpoint | None) -> None:
+    """Has each block of an encoder compute its activations again in the backward pass; None: keep them again.
+
+    As in transformers, this is for training mode alone, and hooks of a block stay outside.
+    """
+    for part in encoder.modules():
+        if hasattr(part, "gradient_checkpointing"):
+            part.gradient_checkpointing = False  # type: ignore[assignment]
+    for block in blocks_of(encoder):
+        if function is None:
+            block.__dict__.pop("forward", None)
+        else:
+            # Of an instance, so that neither its class nor the names of its parameters change.
+            block.forward = partial(_run, block, function)
+
+
+def _run(block: nn.Module, function: Checkpoint, *args: Any, **kwargs: Any) -> Any:
+    forward = partial(type(block).forward, block)
+    if block.training and torch.is_grad_enabled():
+        return function(forward, *args, **kwargs)
+    return forward(*args, **kwargs)
+
+
+def check_no_statistics(model: nn.Module) -> None:
+    """Raises a ValueError if a second forward pass would count twice in the statistics of a BatchNorm layer."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise ValueError(
+                f"{name} gathers BatchNorm statistics, into which activation checkpointing would put each batch twice; "
+                "give the model freeze_batch_norm=True, or train without checkpointing."
+            )

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from .pooling_mmfusion import Encoded, pool_text
-from .text_families_mmfusion import pads_to_full_length
+from .families import pads_to_full_length
+from .heads import Encoded, pool_text
 
 
 def encode_text(
@@ -96,3 +96,11 @@ def check_takes_embeddings(encoder: PreTrainedModel) -> None:
             f"role_embedding needs a text encoder that takes inputs_embeds, which {type(encoder).__name__} does not; "
             "tell the roles apart with query_prompt and product_prompt instead."
         )
+
+
+def not_empty(attention_mask: Tensor) -> Tensor:
+    """The mask (rows, length) with the first token of each row that has none."""
+    # Attention over a row without any token is NaN, so a missing text is encoded as its first token and masked later.
+    first = torch.zeros_like(attention_mask)
+    first[:, 0] = 1
+    return torch.where(attention_mask.any(1, keepdim=True), attention_mask, first)
