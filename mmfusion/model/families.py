@@ -9,88 +9,96 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
 
-class TextFamily(NamedTuple):
+class Family(NamedTuple):
     """What is known of the encoders of some model types.
 
     Attributes:
-        model_types: `model_type` of the whole checkpoint's config, or of its text half's.
-        pooling: How a text's states become one vector, one of `TEXT_POOLINGS`: the default of new models.
+        model_types: `model_type` of their configs; of text encoders, that of the whole checkpoint or of its text half.
+        pooling: How states become one vector, one of `TEXT_POOLINGS` or `IMAGE_POOLINGS`: the default of new models.
         why: One line for readers: what that vector is.
+        prefix: States before those of the patches (class tokens), not counting registers, which a config tells.
+        without_pooler: The pooling where `pooling` is `pooler` and a checkpoint lacks the pooler or its weights.
+        classifier: The pooling of a checkpoint that was trained further as a `…ForImageClassification`, if another.
+        pooled_only: Layers, beside `pooler` and `head`, that the encoder applies to its pooled output alone.
     """
 
     model_types: tuple[str, ...]
     pooling: str
     why: str
+    prefix: int = 0
+    without_pooler: str = "mean"
+    classifier: str | None = None
+    pooled_only: tuple[str, ...] = ()
 
 
 # The table of docs, too.
-TEXT_FAMILIES: tuple[TextFamily, ...] = (
-    TextFamily(
+TEXT_FAMILIES: tuple[Family, ...] = (
+    Family(
         ("clip", "clip_text_model", "metaclip_2", "metaclip_2_text_model", "aimv2", "aimv2_text_model"),
         "pooler",
         "the state of the end token, as in training with photos; then the checkpoint's own projection",
     ),
-    TextFamily(
+    Family(
         ("clipseg", "clipseg_text_model", "groupvit", "groupvit_text_model", "xclip", "xclip_text_model"),
         "pooler",
         "a CLIP text encoder: the state of the end token; then the checkpoint's own projection",
     ),
-    TextFamily(
+    Family(
         ("owlvit", "owlvit_text_model", "owlv2", "owlv2_text_model"),
         "pooler",
         "a CLIP text encoder: the state of the token with the highest id, which ends a text",
     ),
-    TextFamily(
+    Family(
         ("siglip", "siglip_text_model", "siglip2", "siglip2_text_model"),
         "pooler",
         "its head over the last position of a text padded to full length",
     ),
-    TextFamily(("tipsv2", "tipsv2_text_model"), "pooler", "the mean over tokens, as its own head takes it"),
-    TextFamily(
+    Family(("tipsv2", "tipsv2_text_model"), "pooler", "the mean over tokens, as its own head takes it"),
+    Family(
         ("chinese_clip", "chinese_clip_text_model", "align", "align_text_model", "flava", "flava_text_model"),
         "cls",
         "the first token's state; then the checkpoint's own projection",
     ),
-    TextFamily(
+    Family(
         ("altclip", "altclip_text_model"),
         "cls",
         "the first token's state after the encoder's own transformation; then the checkpoint's own projection",
     ),
-    TextFamily(
+    Family(
         ("vision-text-dual-encoder", "blip", "blip_text_model"),
         "pooler",
         "the pooler's output, which the checkpoint's own projection was trained on",
     ),
-    TextFamily(
+    Family(
         ("t5", "mt5", "umt5", "longt5", "switch_transformers", "t5gemma"),
         "mean",
         "the encoder half alone; it has no token that stands for the text, and sentence-t5 and gtr-t5 are averaged",
     ),
-    TextFamily(
+    Family(
         ("embedding_gemma2", "embedding_gemma2_text", "nomic_bert", "jina_embeddings_v3"),
         "mean",
         "an embedder that was trained with the mean over tokens",
     ),
-    TextFamily(
+    Family(
         ("blip-2", "blip_2_qformer"),
         "cls",
         "the first token's state of the Q-Former's text side; then the checkpoint's own projection",
     ),
-    TextFamily(("gte",), "cls", "an embedder that was trained with its first token"),
+    Family(("gte",), "cls", "an embedder that was trained with its first token"),
 )
 
-_BY_TYPE = {name: family for family in TEXT_FAMILIES for name in family.model_types}
+_TEXT_FAMILY_OF = {name: family for family in TEXT_FAMILIES for name in family.model_types}
 
 
-def text_family(*model_types: str) -> TextFamily | None:
+def text_family(*model_types: str) -> Family | None:
     """The family of the first type that is in the table; None: none is."""
-    return next((_BY_TYPE[name] for name in model_types if name in _BY_TYPE), None)
+    return next((_TEXT_FAMILY_OF[name] for name in model_types if name in _TEXT_FAMILY_OF), None)
 
 
 # Of encoders in none of these rows, what they do with a text decides.
-LEFT_TO_RIGHT = TextFamily((), "last", "reads from left to right, so that the last token alone has seen the whole text")
-BOTH_WAYS = TextFamily((), "mean", "a decoder that was made to read both ways, which embedders are averaged over")
-UNKNOWN = TextFamily((), "mean", "not known: the checkpoint does not say, and a warning does")
+LEFT_TO_RIGHT = Family((), "last", "reads from left to right, so that the last token alone has seen the whole text")
+BOTH_WAYS = Family((), "mean", "a decoder that was made to read both ways, which embedders are averaged over")
+UNKNOWN = Family((), "mean", "not known: the checkpoint does not say, and a warning does")
 
 
 # Encoders whose pooled state is that of the first end token, by their config's eos_token_id …
@@ -167,31 +175,9 @@ def is_left_to_right(encoder: PreTrainedModel) -> bool:
 logger = logging.getLogger(__name__)
 
 
-class VisionFamily(NamedTuple):
-    """What is known of the encoders of some model types.
-
-    Attributes:
-        model_types: `model_type` of their configs.
-        pooling: How a photo's states become one vector, one of `IMAGE_POOLINGS`: the default of new models.
-        why: One line for readers: what that vector is.
-        prefix: States before those of the patches (class tokens), not counting registers, which a config tells.
-        without_pooler: The pooling where `pooling` is `pooler` and a checkpoint lacks the pooler or its weights.
-        classifier: The pooling of a checkpoint that was trained further as a `…ForImageClassification`, if another.
-        pooled_only: Layers, beside `pooler` and `head`, that the encoder applies to its pooled output alone.
-    """
-
-    model_types: tuple[str, ...]
-    pooling: str
-    why: str
-    prefix: int = 0
-    without_pooler: str = "mean"
-    classifier: str | None = None
-    pooled_only: tuple[str, ...] = ()
-
-
 # The table of docs, too.
-VISION_FAMILIES: tuple[VisionFamily, ...] = (
-    VisionFamily(
+VISION_FAMILIES: tuple[Family, ...] = (
+    Family(
         (
             *("clip_vision_model", "metaclip_2_vision_model", "chinese_clip_vision_model", "altclip_vision_model"),
             *("clipseg_vision_model", "owlvit_vision_model", "owlv2_vision_model"),
@@ -202,60 +188,60 @@ VISION_FAMILIES: tuple[VisionFamily, ...] = (
         classifier="patches",
         pooled_only=("post_layernorm",),
     ),
-    VisionFamily(
+    Family(
         ("siglip_vision_model", "siglip2_vision_model", "aimv2_vision_model"),
         "pooler",
         "its attention pooling head, as in training with texts",
         classifier="mean",
     ),
-    VisionFamily(
+    Family(
         ("align_vision_model", "groupvit_vision_model"), "pooler", "the mean over positions, as in training with texts"
     ),
-    VisionFamily(
+    Family(
         ("flava_image_model",), "cls", "the class token, as in training with texts; then its own projection", prefix=1
     ),
-    VisionFamily(
+    Family(
         ("blip_vision_model",), "cls", "the class token, as in training with texts; then its own projection", prefix=1
     ),
-    VisionFamily(("tipsv2_vision_model",), "pooler", "the class token, as in training with texts", prefix=1),
-    VisionFamily(("vit", "vit_msn", "pvt"), "cls", "the class token, as its classifier reads it", prefix=1),
-    VisionFamily(("deit",), "cls", "the class token, as its classifier reads it", prefix=2),
-    VisionFamily(("vit_mae",), "cls", "the class token, as its authors probe it", prefix=1),
-    VisionFamily(
+    Family(("tipsv2_vision_model",), "pooler", "the class token, as in training with texts", prefix=1),
+    Family(("vit", "vit_msn", "pvt"), "cls", "the class token, as its classifier reads it", prefix=1),
+    Family(("deit",), "cls", "the class token, as its classifier reads it", prefix=2),
+    Family(("vit_mae",), "cls", "the class token, as its authors probe it", prefix=1),
+    Family(
         ("dinov2", "dinov2_with_registers", "dinov3_vit", "sapiens2"),
         "cls",
         "the class token, which self-distillation trained",
         prefix=1,
     ),
-    VisionFamily(
+    Family(
         ("dinov3_convnext",),
         "pooler",
         "the mean over positions, which self-distillation trained",
         prefix=1,
     ),
-    VisionFamily(("pixio",), "pooler", "the mean over its class tokens", prefix=8),
-    VisionFamily(
+    Family(("pixio",), "pooler", "the mean over its class tokens", prefix=8),
+    Family(
         ("mlcd_vision_model",),
         "pooler",
         "the normalised class token, which telling clusters apart trained",
         prefix=1,
         pooled_only=("post_layernorm",),
     ),
-    VisionFamily(
+    Family(
         ("beit", "data2vec-vision"),
         "pooler",
         "the mean over patches or the class token, as its config says and its classifier reads it",
         prefix=1,
         without_pooler="patches",
     ),
-    VisionFamily(("ijepa",), "mean", "the mean over patches, as its classifier reads it; it has no class token"),
-    VisionFamily(
+    Family(("ijepa",), "mean", "the mean over patches, as its classifier reads it; it has no class token"),
+    Family(
         ("convnext", "convnextv2"),
         "pooler",
         "the normalised mean over positions, as its classifier reads it",
         pooled_only=("layernorm",),
     ),
-    VisionFamily(
+    Family(
         (
             *("swin", "swinv2", "donut-swin", "dinat", "focalnet", "hiera", "levit"),
             *("resnet", "regnet", "bit", "efficientnet", "mobilenet_v1", "mobilenet_v2", "mobilevit", "mobilevitv2"),
@@ -263,30 +249,30 @@ VISION_FAMILIES: tuple[VisionFamily, ...] = (
         "pooler",
         "the mean over positions, as its classifier reads it",
     ),
-    VisionFamily(
+    Family(
         ("pvt_v2", "poolformer", "swiftformer", "segformer", "textnet", "imagegpt"),
         "mean",
         "the mean over positions, as its classifier reads it",
     ),
-    VisionFamily(
+    Family(
         ("blip-2",),
         "mean",
         "the mean over the Q-Former's query tokens, then its own projection; its score takes the nearest to a text",
     ),
-    VisionFamily(("timm_wrapper",), "pooler", "what timm's own classifier reads"),
+    Family(("timm_wrapper",), "pooler", "what timm's own classifier reads"),
 )
 
-_BY_TYPE = {name: family for family in VISION_FAMILIES for name in family.model_types}
+_VISION_FAMILY_OF = {name: family for family in VISION_FAMILIES for name in family.model_types}
 # Without its head a checkpoint was never trained to give one vector.
 _WITH_HEAD = ("siglip_vision_model", "siglip2_vision_model", "aimv2_vision_model")
 
 
-_UNKNOWN = VisionFamily((), "mean", "not known")
+_UNKNOWN = Family((), "mean", "not known")
 
 
-def vision_family(config: PreTrainedConfig) -> VisionFamily:
+def vision_family(config: PreTrainedConfig) -> Family:
     """What is known of an encoder's family; for one that is not in the table, a mean and no more."""
-    return _BY_TYPE.get(config.model_type, _UNKNOWN)
+    return _VISION_FAMILY_OF.get(config.model_type, _UNKNOWN)
 
 
 def prefix_tokens(config: PreTrainedConfig) -> int:

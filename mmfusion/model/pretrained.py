@@ -42,13 +42,13 @@ from .weights import check_timm, fetch_weights, read_config, read_weights, refus
 _ON_TOP = re.compile(r"For[A-Z]\w*$|LMHeadModel$|DoubleHeadsModel$")
 
 
-class TextPart(NamedTuple):
-    """The text encoder of a model.
+class Part(NamedTuple):
+    """The encoder of one modality in a model.
 
     Attributes:
         encoder: The encoder.
         prefix: What its weights are called before their own name in the model, `""` or ending in a dot.
-        projection: What maps its pooled state into a space shared with photos, if there is such a thing.
+        projection: The layer that maps its pooled state into a space shared by texts and photos, if there is one.
     """
 
     encoder: PreTrainedModel
@@ -100,10 +100,10 @@ def without_decoder(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 # Where the text half is not called `text_model`.
-_PARTS = {"EmbeddingGemma2Model": "language_model", "BlipForImageTextRetrieval": "text_encoder"}
+_TEXT_PARTS = {"EmbeddingGemma2Model": "language_model", "BlipForImageTextRetrieval": "text_encoder"}
 
 
-def text_part(model: PreTrainedModel) -> TextPart:
+def text_part(model: PreTrainedModel) -> Part:
     """The encoder of texts in a model: its half of a dual encoder, what is below a head, or the model itself.
 
     Raises:
@@ -114,13 +114,13 @@ def text_part(model: PreTrainedModel) -> TextPart:
         prefix, model = f"{model.base_model_prefix}.", below
     projection = getattr(model, "text_projection", getattr(model, "text_proj", None))
     projection = projection if isinstance(projection, nn.Module) else None
-    name = _PARTS.get(type(model).__name__, "text_model")
+    name = _TEXT_PARTS.get(type(model).__name__, "text_model")
     part = getattr(model, name, None)
     if not isinstance(part, nn.Module) or not hasattr(part, "config") or isinstance(model, own_class(part)):
-        return TextPart(_encoder_alone(model), prefix, projection)
+        return Part(_encoder_alone(model), prefix, projection)
     if isinstance(part, own_class(part)):
-        return TextPart(_encoder_alone(part), f"{prefix}{name}.", projection)
-    return TextPart(with_own_class(part, name), prefix, projection)
+        return Part(_encoder_alone(part), f"{prefix}{name}.", projection)
+    return Part(with_own_class(part, name), prefix, projection)
 
 
 def _encoder_alone(model: PreTrainedModel) -> PreTrainedModel:
@@ -152,22 +152,8 @@ logger = logging.getLogger(__name__)
 
 # What holds weights of a vision half that the class chosen by AutoModel drops, or lacks the other half.
 _READ_WHOLE = ("VisionModelWithProjection", "ForImageClassification", "ForImageTextRetrieval")
-_PARTS = ("vision_model", "image_model", "vision_tower")
+_VISION_PARTS = ("vision_model", "image_model", "vision_tower")
 _PROJECTIONS = ("visual_projection", "image_projection", "vision_projection", "vision_proj")
-
-
-class VisionPart(NamedTuple):
-    """The vision encoder of a model.
-
-    Attributes:
-        encoder: The encoder.
-        prefix: What its weights are called before their own name in the model, `""` or ending in a dot.
-        projection: The layer that maps its pooled state into a space shared with texts, if there is one.
-    """
-
-    encoder: PreTrainedModel
-    prefix: str
-    projection: nn.Module | None
 
 
 def class_to_load(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
@@ -178,27 +164,27 @@ def class_to_load(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
     return getattr(transformers, name, None)
 
 
-def vision_part(model: PreTrainedModel) -> VisionPart:
+def vision_part(model: PreTrainedModel) -> Part:
     """The vision encoder in a model: its half of a dual encoder, what is below a head, or the model itself."""
     projections = [getattr(model, name) for name in _PROJECTIONS if getattr(model, name, None) is not None]
     projection = projections[0] if projections else None
-    for name in _PARTS:
+    for name in _VISION_PARTS:
         part = getattr(model, name, None)
         if not isinstance(part, nn.Module) or isinstance(model, own_class(part)):
             continue
         if isinstance(part, own_class(part)):
-            return VisionPart(part, f"{name}.", projection)
-        return VisionPart(with_own_class(part, name), "", projection)
+            return Part(part, f"{name}.", projection)
+        return Part(with_own_class(part, name), "", projection)
     # Of some base models the prefix names a part of themselves.
     known: Any = transformers.MODEL_MAPPING.get(type(model.config), ())
     base = model if isinstance(model, known) else model.base_model
     if base is model or not isinstance(base, PreTrainedModel):
-        return VisionPart(model, "", None)
+        return Part(model, "", None)
     below = vision_part(base)
     return below._replace(prefix=f"{model.base_model_prefix}.{below.prefix}")
 
 
-def linear_projection(part: VisionPart) -> nn.Linear | None:
+def linear_projection(part: Part) -> nn.Linear | None:
     """The projection of a vision encoder, if ours can start as it; a warning is logged if it is of another kind."""
     if part.projection is None or isinstance(part.projection, nn.Linear):
         return part.projection

@@ -262,7 +262,6 @@ def _refuse(source: str, what: str) -> NoReturn:
     )
 
 
-MODULES = "modules.json"
 SETTINGS = "config_sentence_transformers.json"
 
 _MODULE = "sentence_transformers_mmfusion.MMFusionTowers"
