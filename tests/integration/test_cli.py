@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from lightning.fabric.strategies.launchers import subprocess_script
-from processes import run_to_end
+from processes import run_to_end, started
 
 from mmfusion import cli
 from mmfusion.commands import COMMANDS
@@ -42,7 +42,9 @@ print(json.dumps({
 
 def run(*command: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = dict(os.environ, PYTHONPATH=str(CHECKOUT))
-    return run_to_end(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, timeout=900)
+    # A script of ours is compared with what Python itself makes of it.
+    fresh = not str(command[1]).startswith("-")
+    return run_to_end(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, timeout=900, fresh=fresh)
 
 
 @pytest.fixture
@@ -79,8 +81,8 @@ def test_dashes_before_the_script_are_dropped(script: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows cannot replace a process image")
 def test_run_keeps_the_process_id(script: Path) -> None:
-    process = subprocess.Popen([*MMFUSION, "run", str(script)], stdout=subprocess.PIPE, text=True, cwd=CHECKOUT)
-    output, _ = process.communicate()
+    with started([*MMFUSION, "run", script], stdout=subprocess.PIPE, text=True, cwd=CHECKOUT) as process:
+        output, _ = process.communicate()
     assert json.loads(output)["pid"] == process.pid
 
 
@@ -268,22 +270,25 @@ def sdk_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def make_environment(folder: Path, *wheels: Path) -> Path:
-    """Installs the wheels one after the other into a new environment; returns its folder of commands.
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of commands of a new environment, in which nothing is installed yet.
 
-    What they depend on is found where it is installed for the tests, except for this checkout itself.
+    What wheels depend on is found where it is installed for the tests, except for this checkout itself.
     """
+    folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False, symlinks=os.name != "nt")
-    commands = folder / ("Scripts" if os.name == "nt" else "bin")
     paths = {name: sysconfig.get_path(name) for name in ("purelib", "platlib")}
     own = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
     (Path(own) / "dependencies.pth").write_text("\n".join(dict.fromkeys(paths.values())))
-    for wheel in wheels:
-        pip = [sys.executable, "-m", "pip", "--isolated", "--python", str(commands / "python")]
-        install = ["install", "--quiet", "--no-deps", "--no-index", "--no-compile", str(wheel)]
-        done = subprocess.run([*pip, *install], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    return commands
+    return folder / ("Scripts" if os.name == "nt" else "bin")
+
+
+def install(environment: Path, wheel: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "--isolated", "--python", str(environment / "python")]
+    options = ["install", "--quiet", "--no-deps", "--no-index", "--no-compile", "--force-reinstall", str(wheel)]
+    done = subprocess.run([*pip, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def run_installed(*command: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -291,43 +296,55 @@ def run_installed(*command: str | Path, folder: Path) -> subprocess.CompletedPro
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def test_installed_last_our_lightning_runs_scripts_and_hands_over_the_rest(
-    built_wheel: Path, sdk_wheel: Path, script: Path, tmp_path: Path
+def call_installed(environment: Path, name: str, *calls: list[str], folder: Path) -> list[tuple[int, str, str]]:
+    """Code, output and errors of some calls of a command, in one process: each would import for many seconds."""
+    code = """
+import contextlib, io, json, sys
+from mmfusion import cli
+name, calls = sys.argv[1], json.loads(sys.argv[2])
+for arguments in calls:
+    code, output, errors = 0, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        try:
+            getattr(cli, name)(arguments)
+        except SystemExit as end:
+            code = end.code or 0
+    print(json.dumps([code, output.getvalue(), errors.getvalue()]))
+"""
+    done = run_installed(environment / "python", "-c", code, name, json.dumps(calls), folder=folder)
+    assert done.returncode == 0, done.stderr
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def test_an_installed_package_works_without_a_checkout_and_in_both_orders_beside_the_sdk(
+    environment: Path, built_wheel: Path, sdk_wheel: Path, script: Path, tmp_path: Path
 ) -> None:
-    commands = make_environment(tmp_path / "environment", sdk_wheel, built_wheel)
-    for name in ("lightning", "mmfusion"):
-        found = run_installed(commands / name, "run", script, "--flag", folder=tmp_path)
-        assert json.loads(found.stdout)["argv"] == [str(script), "--flag"], found.stderr
-    for arguments in (["studio", "list"], ["--help"], ["run", "job", "--name", "x"], ["run"], ["run", "--help"], []):
-        found = run_installed(commands / "lightning", *arguments, folder=tmp_path)
-        assert (found.returncode, found.stdout) == (0, f"sdk got {arguments}\n")
-    assert run_installed(commands / "lightning", "fail", folder=tmp_path).returncode == 3
-    mistyped = run_installed(commands / "lightning", "run", "stage9.py", folder=tmp_path)
-    assert (mistyped.returncode, "stage9.py" in mistyped.stderr) == (2, True)
-
-
-def test_installed_first_our_scripts_still_run_as_mmfusion_run(
-    built_wheel: Path, sdk_wheel: Path, script: Path, tmp_path: Path
-) -> None:
-    commands = make_environment(tmp_path / "environment", built_wheel, sdk_wheel)
-    found = run_installed(commands / "lightning", "run", script, folder=tmp_path)
-    assert found.stdout == f"sdk got {['run', str(script)]}\n"
-    found = run_installed(commands / "mmfusion", "run", script, "--flag", folder=tmp_path)
-    assert json.loads(found.stdout)["argv"] == [str(script), "--flag"], found.stderr
-
-
-def test_without_a_checkout_commands_run_and_tests_say_where_they_are(built_wheel: Path, tmp_path: Path) -> None:
-    commands = make_environment(tmp_path / "environment", built_wheel)
-    refused = run_installed(commands / "mmfusion", "test", folder=tmp_path)
-    assert refused.returncode == 2 and "clone the repository" in refused.stderr
-    assert refused.stderr.startswith("mmfusion test: error: ")
-    version = run_installed(commands / "mmfusion", "--version", folder=tmp_path)
-    assert version.stdout == f"mmfusion {built_wheel.name.split('-')[1]}\n"
-    refused = run_installed(commands / "lightning", "studio", folder=tmp_path)
-    assert (refused.returncode, refused.stdout) == (2, "")
+    install(environment, built_wheel)
+    calls = (["test"], ["--version"], ["quickstart", "--help"])
+    refused, version, quickstart = call_installed(environment, "main", *calls, folder=tmp_path)
+    assert refused[0] == 2 and "clone the repository" in refused[2] and refused[2].startswith("mmfusion test: error: ")
+    assert version[1] == f"mmfusion {built_wheel.name.split('-')[1]}\n"
+    assert "--output" in quickstart[1]
     flags = ["--output", tmp_path / "run", "--steps", "2", "--batch_size", "8", "--num_products", "60"]
-    trained = run_installed(commands / "mmfusion", "stage1", *map(str, flags), folder=tmp_path)
+    trained = run_installed(environment / "mmfusion", "stage1", *map(str, flags), folder=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert (tmp_path / "run" / "model.safetensors").is_file()
-    quickstart = run_installed(commands / "mmfusion", "quickstart", "--help", folder=tmp_path)
-    assert "--output" in quickstart.stdout, quickstart.stderr
+
+    # The SDK comes later: `lightning` is its command.
+    install(environment, sdk_wheel)
+    found = run_installed(environment / "lightning", "run", script, folder=tmp_path)
+    assert found.stdout == f"sdk got {['run', str(script)]}\n"
+    found = run_installed(environment / "mmfusion", "run", script, "--flag", folder=tmp_path)
+    assert json.loads(found.stdout)["argv"] == [str(script), "--flag"], found.stderr
+
+    # Ours comes later: it runs scripts, and hands over the rest.
+    install(environment, built_wheel)
+    found = run_installed(environment / "lightning", "run", script, "--flag", folder=tmp_path)
+    assert json.loads(found.stdout)["argv"] == [str(script), "--flag"], found.stderr
+    to_the_sdk = (["studio", "list"], ["--help"], ["run", "job", "--name", "x"], ["run"], ["run", "--help"], [])
+    *handed, fails, mistyped = call_installed(
+        environment, "lightning", *to_the_sdk, ["fail"], ["run", "stage9.py"], folder=tmp_path
+    )
+    assert handed == [(0, f"sdk got {arguments}\n", "") for arguments in to_the_sdk]
+    assert fails[0] == 3
+    assert (mistyped[0], "stage9.py" in mistyped[2]) == (2, True)
