@@ -1,4 +1,4 @@
-"""A command in a process whose memory is limited; run by test_preflight.py as a script.
+"""A command in a process whose memory is limited; run by test_dry_run.py as a script.
 
 Usage: limited_memory.py MIB COMMAND [FLAGS]: so many MiB beyond what the process has once everything is imported.
 """

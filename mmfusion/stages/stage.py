@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
@@ -12,15 +13,17 @@ from mmfusion.data.batch import TrainBatch
 from mmfusion.data.datamodule import MMFusionDataModule
 from mmfusion.distributed import all_reduce_sum, world_size
 from mmfusion.distributed.shards import clip_gradients, complete_gradients, gathered, is_sharded
+from mmfusion.evaluation.metrics import RetrievalNDCGAtK, RetrievalRecallAtK
 from mmfusion.losses import LOSSES
 from mmfusion.model import MMFusionModel, MMFusionOutput
 from mmfusion.model.errors import MMFusionError
 from mmfusion.stages.gradient_cache import check_rows_are_independent, embed_in_micro_batches
 from mmfusion.stages.optimization import Optimization, can_fuse, freeze_by_rate, parameter_groups, warmup_cosine
 from mmfusion.stages.sharding import shard
-from mmfusion.stages.validation import Embeddings, ranking_metrics
 
 QUERIES, PRODUCTS = 0, 1
+RECALL_AT, NDCG_AT = 100, 10
+_QUERIES_AT_ONCE = 256
 
 
 class NonFiniteLossError(MMFusionError, RuntimeError):
@@ -63,7 +66,7 @@ class Stage(L.LightningModule):
         self.loss = loss
         self.micro_batch = micro_batch
         freeze_by_rate(model, self.optimization)
-        self._collected: tuple[Embeddings, Embeddings] = (Embeddings(), Embeddings())
+        self._collected: tuple[list[Any], list[Any]] = ([], [])
         self._sharded = False
         self._gathered = ExitStack()
         self._embedded: MMFusionOutput | None = None
@@ -145,28 +148,39 @@ class Stage(L.LightningModule):
             clip_gradients(self.parameters(), gradient_clip_val)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        if dataloader_idx == QUERIES:
-            rows = batch.pop("query_rows")
-            self._collected[QUERIES].add(rows, {"query": self.model(**batch, views_only=self.views_only).query_embeds})
-        else:
-            rows = batch.pop("product_rows")
-            self._collected[PRODUCTS].add(rows, self.ranked_views(self.model(**batch, views_only=self.views_only)))
+        rows = batch.pop("query_rows" if dataloader_idx == QUERIES else "product_rows")
+        output = self.model(**batch, views_only=self.views_only)
+        views = {"query": output.query_embeds} if dataloader_idx == QUERIES else self.ranked_views(output)
+        self._collected[dataloader_idx].append((rows.cpu(), {name: view.float().cpu() for name, view in views.items()}))
 
     def on_validation_epoch_start(self) -> None:
         # A rank may have one batch more than the others.
         self._gathered.enter_context(gathered(self.model))
-        self._collected = (Embeddings(), Embeddings())
+        self._collected = ([], [])
 
     def on_validation_epoch_end(self) -> None:
         self._gathered.close()
-        query_rows, queries = self._collected[QUERIES].gather()
-        product_rows, views = self._collected[PRODUCTS].gather()
+        query_rows, queries = _of_all_ranks(self._collected[QUERIES])
+        product_rows, views = _of_all_ranks(self._collected[PRODUCTS])
         for name, products in views.items():
-            metrics = ranking_metrics(
-                queries["query"], products, query_rows, product_rows, self._data.val_qrels, self.relevant_grade
-            )
+            metrics = self._rank(queries["query"], products, query_rows, product_rows)
             for metric, value in metrics.items():
                 self.log(f"val/{name}/{metric}", value, prog_bar=metric.startswith("ndcg"), rank_zero_only=False)
+
+    def _rank(self, queries: Tensor, products: Tensor, query_rows: Tensor, product_rows: Tensor) -> dict[str, float]:
+        """Recall@100 and nDCG@10 in [0, 1] of queries (Q, D) over all given products (N, D); NaN where undefined.
+
+        Ties are left in whatever order they come; use `mmfusion.evaluation` for figures to report.
+        """
+        recall, ndcg = RetrievalRecallAtK(RECALL_AT, relevant_grade=self.relevant_grade), RetrievalNDCGAtK(NDCG_AT)
+        for part in torch.arange(len(queries)).split(_QUERIES_AT_ONCE):
+            grades = torch.from_numpy(self._data.val_qrels.grades(query_rows[part].numpy(), product_rows.numpy()))
+            ranked = (queries[part] @ products.T).topk(min(RECALL_AT, len(products)), dim=1).indices
+            recall.update(grades.gather(1, ranked), (grades >= self.relevant_grade).sum(1))
+            ndcg.update(grades.gather(1, ranked), grades.topk(min(NDCG_AT, len(products)), dim=1).values)
+        # Not by `compute`: ranks have nothing to add up, as each has all queries, and a mean over no query is NaN here.
+        means = [float(metric.total / metric.num_queries) for metric in (recall, ndcg)]
+        return dict(zip((f"recall@{RECALL_AT}", f"ndcg@{NDCG_AT}"), means, strict=True))
 
     def configure_optimizers(self) -> Any:
         groups = parameter_groups(self.model, self.optimization)
@@ -247,3 +261,13 @@ class Stage(L.LightningModule):
 def model_inputs(batch: TrainBatch) -> dict[str, Tensor]:
     """What the model reads of a batch: all but the rows of the catalogue."""
     return {name: value for name, value in batch.items() if not name.endswith("_rows")}  # type: ignore[misc]
+
+
+def _of_all_ranks(parts: list[tuple[Tensor, dict[str, Tensor]]]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Rows (N,) and embeddings (N, D) by view, from the batches of all ranks."""
+    ranks = [parts]
+    if world_size() > 1:
+        ranks = [parts] * world_size()
+        dist.all_gather_object(ranks, parts)
+    rows, views = zip(*(part for parts in ranks for part in parts), strict=True)
+    return torch.cat(rows), {name: torch.cat([view[name] for view in views]) for name in views[0]}

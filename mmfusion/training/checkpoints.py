@@ -73,6 +73,26 @@ def damage(checkpoint: Path) -> str | None:
     return f"the checksum of {broken} in it is wrong" if broken else None
 
 
+def read_weights(checkpoint: Path, **options: Any) -> dict[str, Tensor]:
+    """The weights in a checkpoint; what else a pickle could do, it does not get to do here.
+
+    Args:
+        checkpoint: File.
+        options: For `torch.load`.
+
+    Raises:
+        RunError: It holds more than tensors and plain values, or is not a checkpoint.
+    """
+    try:
+        weights: dict[str, Tensor] = torch.load(checkpoint, weights_only=True, **options)["state_dict"]
+    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as error:
+        raise RunError(
+            f"{checkpoint} holds more than tensors and plain values, which could run code, or is not a checkpoint of a "
+            "training; delete it to resume from the one before, or to begin anew."
+        ) from error
+    return weights
+
+
 def check_fits(checkpoint: Path, weights: dict[str, Tensor]) -> None:
     """Checks that a checkpoint holds the weights of the model in training.
 
@@ -83,14 +103,8 @@ def check_fits(checkpoint: Path, weights: dict[str, Tensor]) -> None:
     Raises:
         RunError: It holds weights of another architecture, or more than tensors and plain values.
     """
-    try:
-        # On the meta device only names and shapes are read.
-        saved = torch.load(checkpoint, map_location="meta", weights_only=True)["state_dict"]
-    except (pickle.UnpicklingError, KeyError, TypeError) as error:
-        raise RunError(
-            f"{checkpoint} holds more than tensors and plain values, which could run code, or is not a checkpoint of a "
-            "training; delete it to resume from the one before, or to begin anew."
-        ) from error
+    # On the meta device only names and shapes are read.
+    saved = read_weights(checkpoint, map_location="meta")
     there, here = ({name: tuple(value.shape) for name, value in state.items()} for state in (saved, weights))
     differing = sorted(name for name in {*there, *here} if there.get(name) != here.get(name))
     if differing:

@@ -13,24 +13,16 @@ from typing import Any
 
 import lightning as L
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import (
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-    validate_repo_id,
-)
 from transformers.utils import logging as transformers_logging
 
-from mmfusion.data.datamodule import MMFusionDataModule
-from mmfusion.files import link_or_copy
-from mmfusion.hub.errors import HubError, explain, is_a
-from mmfusion.stages import Stage
+from mmfusion.files import HUB_ID, link_or_copy
+from mmfusion.hub.errors import HubError, explain
 from mmfusion.training.background_push import BackgroundPush, Snapshot
+from mmfusion.training.checkpoints import step_of
 from mmfusion.training.hub_record import BEST_FOLDER, CHECKPOINT, MODEL_FOLDER, RECORD, portable_record
 from mmfusion.training.run import Run
 
-log = logging.getLogger("mmfusion")
+log = logging.getLogger(__name__)
 
 # Files from this size on are sent one by one before the commit: several at a time would run in threads that the end of
 # the process waits for, however long they take.
@@ -78,18 +70,22 @@ class PushCheckpoints(L.Callback):
         Raises:
             HubError: The name of the repository or another value is not valid, or there is no token.
         """
-        self.hub = _checked(hub)
-        self.repo = str(hub.repo)
-        self.run = run
+        for name, good, wanted in (
+            ("repo", HUB_ID.fullmatch(hub.repo or ""), "a repository with its owner, like org/run"),
+            ("branch", re.fullmatch(r"[A-Za-z0-9][\w./-]*", hub.branch), "the name of a branch, like checkpoints"),
+            ("every", hub.every is None or hub.every >= 1, "at least 1 optimizer step"),
+            ("last_attempt", hub.last_attempt >= 0, "at least 0 seconds"),
+        ):
+            if not good:
+                raise HubError(f"--hub.{name} is {getattr(hub, name)!r}; give {wanted}.")
+        if not get_token():
+            raise HubError(f"There is no token to push to {hub.repo}; log in with `hf auth login`, or set HF_TOKEN.")
+        self.hub, self.repo, self.run = hub, str(hub.repo), run
+        self.pending = run.folder / "hub_pending"
         self.best: float | None = None
         self._offered = -1
         self._ready = False
-        self._showed_bars = False
         self._push: BackgroundPush | None = None
-
-    @property
-    def pending(self) -> Path:
-        return self.run.folder / "hub_pending"
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
@@ -98,64 +94,69 @@ class PushCheckpoints(L.Callback):
         self.best = state_dict["best"]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        shutil.rmtree(self.pending, ignore_errors=True)
-        with _never_fatal("model files"):
-            _save_description(trainer, pl_module, self.pending / MODEL_FOLDER)
-        # Bars of transfers would be drawn into that of training.
-        self._showed_bars = not are_progress_bars_disabled()
-        disable_progress_bars()
-        self._push = BackgroundPush(self._send, self._reason)
+        if trainer.is_global_zero:
+            shutil.rmtree(self.pending, ignore_errors=True)
+            # Bars of files that are saved and sent would be drawn into that of training.
+            self._showed_bars = transformers_logging.is_progress_bar_enabled()
+            transformers_logging.disable_progress_bar()
+            self._push = BackgroundPush(self._send, self._reason)
 
-    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         # Lightning writes checkpoints after all other callbacks: that of a step is there when the next one begins.
         if trainer.global_step >= max(self._offered, 0) + (self.hub.every or 1):
-            self._offer_last()
+            self._offer_last(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         score = _validation_score(trainer)
         if self._push is None or score is None or (self.best is not None and score <= self.best):
             return
         self.best = score
-        with _never_fatal("best model"):
-            folder = self.pending / f"best-{trainer.global_step}"
-            _save_model(trainer, pl_module, folder / BEST_FOLDER)
-            files = {f"{BEST_FOLDER}/{path.name}": path for path in sorted((folder / BEST_FOLDER).iterdir())}
-            self._push.offer(Snapshot("best", trainer.global_step, files, folder, {"val/ndcg@10": score}))
+        with self._snapshot("best", trainer.global_step, {"val/ndcg@10": score}) as folder:
+            for part in _model_and_processor(trainer):
+                part.save_pretrained(folder / BEST_FOLDER)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._finish()
+        self._finish(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._finish()
+        self._finish(trainer)
 
-    def _offer_last(self) -> None:
+    def _offer_last(self, trainer: L.Trainer) -> None:
         checkpoint = self.run.latest_checkpoint()
-        if self._push is None or checkpoint is None:
+        if self._push is None or checkpoint is None or step_of(checkpoint) == self._offered:
             return
-        step = int(checkpoint.stem.split("=")[1])
-        if step == self._offered:
-            return
-        self._offered = step
-        with _never_fatal("last checkpoint"):
-            folder = self.pending / f"last-{step}"
-            folder.mkdir(parents=True, exist_ok=True)
-            # Lightning deletes old checkpoints, perhaps in the middle of a push: this is a second name for the file.
+        self._offered = step_of(checkpoint)
+        with self._snapshot("last", self._offered, portable_record(self.run.record)) as folder:
+            # Older checkpoints are deleted, perhaps in the middle of a push: this is a second name for the file.
             link_or_copy(checkpoint, folder / CHECKPOINT)
-            described = sorted((self.pending / MODEL_FOLDER).iterdir())
-            files = {CHECKPOINT: folder / CHECKPOINT} | {f"{MODEL_FOLDER}/{path.name}": path for path in described}
-            self._push.offer(Snapshot("last", step, files, folder, portable_record(self.run.record)))
+            model, processor = _model_and_processor(trainer)
+            model.config.save_pretrained(folder / MODEL_FOLDER)
+            processor.save_pretrained(folder / MODEL_FOLDER)
+            for code in (folder / MODEL_FOLDER).glob("*.py"):
+                # Who continues a training has mmfusion; who uses the best model finds its code beside that.
+                code.unlink()
 
-    def _finish(self) -> None:
+    @contextmanager
+    def _snapshot(self, kind: str, step: int, facts: dict[str, Any]) -> Iterator[Path]:
+        """A folder for the files of a snapshot, which is offered after the block; a failure only logs a warning."""
+        folder = self.pending / f"{kind}-{step}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            yield folder
+            assert self._push is not None
+            self._push.offer(Snapshot(kind, step, folder, facts))
+        except Exception as error:
+            log.warning("%s checkpoint not pushed: %s: %s", kind, type(error).__name__, without_tokens(str(error)))
+
+    def _finish(self, trainer: L.Trainer) -> None:
         if self._push is None:
             return
-        self._offer_last()
-        arrived = self._push.close(self.hub.last_attempt)
-        step, place = self._push.pushed.get("last"), f"{self.repo}@{self.hub.branch}"
-        self._push = None
+        self._offer_last(trainer)
+        push, self._push = self._push, None
+        arrived = push.close(self.hub.last_attempt)
         if self._showed_bars:
-            enable_progress_bars()
+            transformers_logging.enable_progress_bar()
+        step, place = push.pushed.get("last"), f"{self.repo}@{self.hub.branch}"
         if arrived:
             shutil.rmtree(self.pending, ignore_errors=True)
         if arrived and step is not None:
@@ -174,7 +175,8 @@ class PushCheckpoints(L.Callback):
             api.create_repo(self.repo, private=self.hub.private, exist_ok=True)
             api.create_branch(self.repo, branch=self.hub.branch, exist_ok=True)
             self._ready = True
-        additions = [CommitOperationAdd(name, path) for name, path in snapshot.files.items()]
+        files = sorted(path for path in snapshot.folder.rglob("*") if path.is_file())
+        additions = [CommitOperationAdd(path.relative_to(snapshot.folder).as_posix(), path) for path in files]
         additions.append(CommitOperationAdd(*_facts(snapshot, additions)))
         for addition in additions:
             if addition.upload_info.size >= _ALONE_FROM_BYTES:
@@ -185,35 +187,15 @@ class PushCheckpoints(L.Callback):
             api.super_squash_history(self.repo, branch=self.hub.branch, commit_message=message)
 
     def _reason(self, error: Exception) -> str:
-        if is_a(error, "TransportError"):
-            return f"the Hub cannot be reached ({type(error).__name__})"
         return without_tokens(str(explain(error, self.repo, self.hub.branch)))
 
 
 def without_tokens(text: str) -> str:
-    """The first line of a text, with whatever looks like a token, and the signature of each URL, blotted out."""
+    """The first line of a text; hides whatever looks like a token, and the query part of each URL, e.g. signatures."""
     token = get_token()
     line = next(iter(text.splitlines()), "")
     line = line.replace(token, "***") if token else line
     return re.sub(r"\?\S+", "?***", re.sub(r"hf_\w{8,}", "***", line))
-
-
-def _checked(hub: HubCheckpoints) -> HubCheckpoints:
-    try:
-        validate_repo_id(hub.repo or "")
-    except HFValidationError as error:
-        raise HubError(f"--hub.repo {hub.repo!r} is not the name of a repository; give one like org/run.") from error
-    if "/" not in str(hub.repo):
-        raise HubError(f"--hub.repo {hub.repo!r} names no owner; give one like org/run.")
-    if not re.fullmatch(r"[A-Za-z0-9][\w./-]*", hub.branch):
-        raise HubError(f"--hub.branch {hub.branch!r} is not the name of a branch; give one like checkpoints.")
-    if hub.every is not None and hub.every < 1:
-        raise HubError(f"--hub.every is {hub.every}; give at least 1 optimizer step.")
-    if hub.last_attempt < 0:
-        raise HubError(f"--hub.last_attempt is {hub.last_attempt}; give at least 0 seconds.")
-    if not get_token():
-        raise HubError(f"There is no token to push to {hub.repo} with; log in with `hf auth login`, or set HF_TOKEN.")
-    return hub
 
 
 def _facts(snapshot: Snapshot, additions: list[CommitOperationAdd]) -> tuple[str, bytes]:
@@ -228,44 +210,10 @@ def _facts(snapshot: Snapshot, additions: list[CommitOperationAdd]) -> tuple[str
 
 def _validation_score(trainer: L.Trainer) -> float | None:
     """nDCG@10 of the view that chooses checkpoints, the first one that the stage ranks; None without a validation."""
-    for name, value in trainer.callback_metrics.items():
-        if name.startswith("val/") and name.endswith("/ndcg@10"):
-            return None if math.isnan(float(value)) else float(value)
-    return None
+    scores = (float(value) for name, value in trainer.callback_metrics.items() if re.match("val/.*/ndcg@10$", name))
+    score = next(scores, math.nan)
+    return None if math.isnan(score) else score
 
 
-def _save_description(trainer: L.Trainer, stage: L.LightningModule, folder: Path) -> None:
-    """Config and processor of the model, as files."""
-    assert isinstance(stage, Stage)
-    folder.mkdir(parents=True, exist_ok=True)
-    stage.model.config.save_pretrained(folder)
-    _save_processor(trainer, folder)
-    for code in folder.glob("*.py"):
-        # Who continues a training has mmfusion; who uses the best model finds its code beside that.
-        code.unlink()
-
-
-def _save_model(trainer: L.Trainer, stage: L.LightningModule, folder: Path) -> None:
-    assert isinstance(stage, Stage)
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        stage.model.save_pretrained(folder)
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-    _save_processor(trainer, folder)
-
-
-def _save_processor(trainer: L.Trainer, folder: Path) -> None:
-    data = trainer.datamodule  # type: ignore[attr-defined]
-    assert isinstance(data, MMFusionDataModule)
-    data.processor.save_pretrained(folder)
-
-
-@contextmanager
-def _never_fatal(what: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        log.warning("%s not pushed: %s: %s", what, type(error).__name__, without_tokens(str(error)))
+def _model_and_processor(trainer: L.Trainer) -> tuple[Any, Any]:
+    return trainer.lightning_module.model, trainer.datamodule.processor  # type: ignore[attr-defined]

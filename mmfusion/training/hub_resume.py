@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import re
 import shutil
 from collections.abc import Mapping
@@ -10,13 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, snapshot_download
 
 from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.files import link_or_copy, sha256_of
 from mmfusion.hub.errors import HubError, explain
 from mmfusion.model import MMFusionConfig, MMFusionModel
+from mmfusion.training.checkpoints import read_weights
 from mmfusion.training.hub_record import CHECKPOINT, MODEL_FOLDER, RECORD, Config, continued_config
 from mmfusion.training.output_lock import NAME as LOCK
 from mmfusion.training.output_lock import take_lock
@@ -161,16 +160,17 @@ def _own_namespaces() -> set[str]:
     return {str(account.get("name")), *writers}
 
 
-def _download(address: HubAddress, commit: str, name: str, *, anew: bool = False) -> Path:
+def _download(address: HubAddress, commit: str, names: list[str], *, anew: bool = False) -> Path:
+    """A folder with some files of a commit."""
     try:
-        return Path(hf_hub_download(address.repo, name, revision=commit, force_download=anew))
+        return Path(snapshot_download(address.repo, revision=commit, allow_patterns=names, force_download=anew))
     except Exception as error:
         raise explain(error, address.repo, address.revision) from error
 
 
 def _read_record(address: HubAddress, commit: str) -> dict[str, Any]:
     try:
-        record = json.loads(_download(address, commit, RECORD).read_text("utf-8"))
+        record = json.loads((_download(address, commit, [RECORD]) / RECORD).read_text("utf-8"))
         about = record["checkpoint"]
         usable = isinstance(record["arguments"], dict) and isinstance(record["recipe"], str)
         usable &= isinstance(about["step"], int) and isinstance(about["sha256"], str)
@@ -182,8 +182,9 @@ def _read_record(address: HubAddress, commit: str) -> dict[str, Any]:
 
 
 def _download_checkpoint(address: HubAddress, commit: str, expected: Mapping[str, Any]) -> Path:
+    # The library compares no checksum, and would take what arrived damaged from its cache the second time.
     for anew in (False, True):
-        path = _download(address, commit, CHECKPOINT, anew=anew)
+        path = _download(address, commit, [CHECKPOINT], anew=anew) / CHECKPOINT
         if sha256_of(path) == expected["sha256"]:
             return path
     raise HubError(
@@ -195,22 +196,17 @@ def _download_checkpoint(address: HubAddress, commit: str, expected: Mapping[str
 def _write_base(address: HubAddress, commit: str, names: list[str], checkpoint: Path, folder: Path) -> None:
     """The model of the checkpoint as the base of the run: frozen weights are the base's, the others are overwritten."""
     folder.mkdir()
-    for name in names:
-        if _DESCRIPTION.fullmatch(name):
-            shutil.copyfile(_download(address, commit, name), folder / Path(name).name)
-    try:
-        # Tensors and plain values only: whatever else a pickle could do, it does not get to do here.
-        weights = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-    except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError) as error:
-        raise HubError(
-            f"{CHECKPOINT} of {address} is refused: it holds more than tensors and plain values, or is no checkpoint "
-            f"({str(error).splitlines()[0]}); continue from one that mmfusion wrote."
-        ) from error
+    described = [name for name in names if _DESCRIPTION.fullmatch(name)]
+    downloaded = _download(address, commit, described)
+    for name in described:
+        shutil.copyfile(downloaded / name, folder / Path(name).name)
     if not (folder / "config.json").is_file():
         raise HubError(f"{address} has no {MODEL_FOLDER}/config.json; name another revision.")
+    weights = read_weights(checkpoint, mmap=True, map_location="cpu")
     model = MMFusionModel(MMFusionConfig.from_pretrained(folder))
+    prefix = "model."
     try:
-        model.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
+        model.load_state_dict({n.removeprefix(prefix): value for n, value in weights.items() if n.startswith(prefix)})
     except RuntimeError as error:
         raise HubError(f"The config and the weights of {address} do not fit; name another revision.") from error
     model.save_pretrained(folder)

@@ -1,7 +1,7 @@
 """One job at a time in an output folder: a lock of the operating system, which ends with the process that holds it.
 
-The lock is `flock` on a file in the folder, which says whose it is. A kill leaves the file and not the lock, so that
-the next job takes it over. All ranks of a job count as one: the first one holds the lock, and the others know it by its
+The lock is `flock` on a file in the folder, which names its owner. A kill leaves the file and not the lock, so that the
+next job takes it over. All ranks of a job count as one: the first one holds the lock, and the others know it by its
 job. Over NFS the lock holds between machines unless the mount has `local_lock`. Where a file system has no locks, and
 on Windows, a second job is not noticed.
 """
@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import sys
+import time
 import weakref
 from contextlib import suppress
 from datetime import datetime
@@ -23,13 +24,15 @@ from mmfusion.model.errors import MMFusionError
 if sys.platform != "win32":
     import fcntl
 
-log = logging.getLogger("mmfusion")
+log = logging.getLogger(__name__)
 
 NAME = ".mmfusion.lock"
 # What launchers give to all ranks of a job alike.
 _OF_A_JOB = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM)
+# How often a lock is tried, and seconds in between.
+_LOOKS, _PAUSE = 4, 0.1
 
 
 class RunError(MMFusionError):
@@ -37,36 +40,22 @@ class RunError(MMFusionError):
 
 
 class _HeldFile:
-    """An open file with a lock on it, and how many in this process have taken it."""
+    """An open file with a lock on it, which ends when nobody in this process refers to it any more."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
-        self.path, self.descriptor, self.holders = path, descriptor, 0
-
-    def let_go(self) -> None:
-        self.holders -= 1
-        if self.holders == 0 and _held.pop(_place(self.descriptor), None) is self:
-            # Still under the lock, so that it is no other job's. Whoever has opened the file already looks again.
-            self.path.unlink(missing_ok=True)
-            os.close(self.descriptor)
-
-
-# Of this process, by device and inode of the file. A child that is forked has none.
-_held: dict[tuple[int, int], _HeldFile] = {}
+        self.descriptor = descriptor
+        weakref.finalize(self, _let_go, os.getpid(), path, descriptor)
 
 
 class OutputLock:
     """A lock that is held until `release`, or until nobody refers to it, or until the process ends, in whatever way."""
 
-    def __init__(self, file: _HeldFile | None) -> None:
-        self._finalizer = None
-        if file is not None:
-            file.holders += 1
-            self._finalizer = weakref.finalize(self, _let_go_in, os.getpid(), file)
+    def __init__(self, file: _HeldFile | None = None) -> None:
+        self._file = file
 
     def release(self) -> None:
-        """Lets go; a second time does nothing."""
-        if self._finalizer is not None:
-            self._finalizer()
+        """Lets go; a second time does nothing, and others in this process that have taken the lock still have it."""
+        self._file = None
 
     def __enter__(self) -> None:
         pass
@@ -75,9 +64,15 @@ class OutputLock:
         self.release()
 
 
-def _let_go_in(process: int, file: _HeldFile) -> None:
+# Of this process, by device and inode of the file. A child that is forked has none.
+_held: weakref.WeakValueDictionary[tuple[int, int], _HeldFile] = weakref.WeakValueDictionary()
+
+
+def _let_go(process: int, path: Path, descriptor: int) -> None:
     if os.getpid() == process:
-        file.let_go()
+        # Still under the lock, so that it is no other job's. Whoever has opened the file already looks again.
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def take_lock(folder: str | os.PathLike[str], *, beside: bool = False) -> OutputLock:
@@ -96,7 +91,7 @@ def take_lock(folder: str | os.PathLike[str], *, beside: bool = False) -> Output
         raise RunError(f"The output folder {folder} is a file; give another --output.")
     path.parent.mkdir(parents=True, exist_ok=True)
     if sys.platform == "win32":
-        return OutputLock(None)
+        return OutputLock()
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -104,50 +99,72 @@ def take_lock(folder: str | os.PathLike[str], *, beside: bool = False) -> Output
             if error.errno not in _NOT_WRITABLE:
                 raise
             # Nothing can be written there, which is found, or does not matter, later.
-            return OutputLock(None)
+            return OutputLock()
         known = _held.get(_place(descriptor))
-        if known is not None:
-            os.close(descriptor)
-            return OutputLock(known)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = known is None and _try_lock(descriptor, fcntl.LOCK_EX)
         except OSError as error:
-            if not isinstance(error, BlockingIOError) and error.errno not in _NO_LOCKS:
-                raise
-            owner = _read(descriptor)
             os.close(descriptor)
-            if isinstance(error, BlockingIOError):
-                raise RunError(_in_use(folder, owner)) from None
+            if error.errno not in _NO_LOCKS:
+                raise
             log.warning("%s has no file locks: another job with this --output would not be noticed", path.parent)
-            return OutputLock(None)
-        if _is_named(path, descriptor):
+            return OutputLock()
+        if taken and _is_named(path, descriptor):
             break
-        # The job before has let go and removed its file in between.
+        owner = _read_owner(path)
         os.close(descriptor)
-    _write(descriptor)
+        if known is not None:
+            return OutputLock(known)
+        if not taken:
+            raise _in_use(folder, owner)
+        # The job before has let go and removed its file in between.
+    own = {
+        "process": os.getpid(),
+        "host": socket.gethostname(),
+        "started": datetime.now().astimezone().isoformat(" ", "seconds"),
+        "job": _job(),
+    }
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(own).encode(), 0)
     file = _held[_place(descriptor)] = _HeldFile(path, descriptor)
     return OutputLock(file)
 
 
-def is_held_by_our_job(folder: Path) -> bool:
-    """Whether the first rank of this process's job has the lock of a folder; True where that cannot be told."""
-    job = _job()
-    if sys.platform == "win32" or job is None:
-        return True
-    try:
-        owner = json.loads((folder / NAME).read_text("utf-8"))
-        # Lightning starts the other ranks from the first one, which is known by its process.
-        started_us = owner["process"] == os.getppid() and owner["host"] == socket.gethostname()
-        return bool(started_us or owner["job"] == job)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+def refuse_lock_of_another_job(folder: Path) -> None:
+    """Raises what `take_lock` raises on the first rank, on another one, which takes no lock.
+
+    Raises:
+        RunError: Another job than that of this process has the lock of the folder.
+    """
+    path = folder / NAME
+    if sys.platform == "win32" or _is_ours(_read_owner(path)):
+        return
+    with suppress(OSError), path.open("rb") as file:
+        # What a killed job left is not locked. Otherwise the owner has written its name by now.
+        if not _try_lock(file.fileno(), fcntl.LOCK_SH) and not _is_ours(_read_owner(path)):
+            raise _in_use(folder, _read_owner(path))
 
 
-def _in_use(folder: Path, owner: dict[str, Any] | None) -> str:
-    who = "another process"
-    if owner is not None:
-        who = f"process {owner['process']} on {owner['host']}, since {owner['started']}"
-    return (
+def _is_ours(owner: dict[str, Any]) -> bool:
+    # Lightning starts the other ranks from the first one, which is known by its process.
+    started_us = owner.get("process") == os.getppid() and owner.get("host") == socket.gethostname()
+    return started_us or (_job() is not None and owner.get("job") == _job())
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    for _ in range(_LOOKS):
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            # Another rank may be looking, or the owner may be about to write who it is.
+            time.sleep(_PAUSE)
+    return False
+
+
+def _in_use(folder: Path, owner: dict[str, Any]) -> RunError:
+    who = "process {process} on {host}, since {started}".format(**owner) if owner else "another process"
+    return RunError(
         f"The output folder {folder} is in use by another job ({who}); wait until it has ended, end it, or give "
         "another --output."
     )
@@ -158,23 +175,12 @@ def _job() -> list[str | None] | None:
     return values if any(values) else None
 
 
-def _write(descriptor: int) -> None:
-    owner = {
-        "process": os.getpid(),
-        "host": socket.gethostname(),
-        "started": datetime.now().astimezone().isoformat(" ", "seconds"),
-        "job": _job(),
-    }
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(owner).encode(), 0)
-
-
-def _read(descriptor: int) -> dict[str, Any] | None:
-    try:
-        owner = json.loads(os.pread(descriptor, 4096, 0))
-        return {name: owner[name] for name in ("process", "host", "started")}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _read_owner(path: Path) -> dict[str, Any]:
+    """Who has, or had, a lock; empty where the file does not say."""
+    with suppress(OSError, ValueError):
+        owner = json.loads(path.read_text("utf-8"))
+        return {name: owner.get(name) for name in ("process", "host", "started", "job")}
+    return {}
 
 
 def _place(descriptor: int) -> tuple[int, int]:
@@ -184,8 +190,7 @@ def _place(descriptor: int) -> tuple[int, int]:
 
 def _is_named(path: Path, descriptor: int) -> bool:
     with suppress(OSError):
-        found = path.stat()
-        return (found.st_dev, found.st_ino) == _place(descriptor)
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
     return False
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from mmfusion.files import is_partial, replace_text
 from mmfusion.training.checkpoints import list_checkpoints
 from mmfusion.training.output_lock import NAME as LOCK
-from mmfusion.training.output_lock import OutputLock, RunError, is_held_by_our_job, take_lock
+from mmfusion.training.output_lock import OutputLock, RunError, refuse_lock_of_another_job, take_lock
 
 _RECORD = "run.json"
 # Where a run is written, and how it gets there, does not change the result.
@@ -100,8 +100,7 @@ def open_run(
     elif not dry_run:
         _wait_for_run(folder, wanted)
     record = read_record(folder)
-    files = folder.iterdir() if record is None and folder.exists() else ()
-    if any(not is_partial(path) and path.name != LOCK for path in files):
+    if record is None and _holds_files(folder):
         raise RunError(f"The output folder {folder} holds files that no command wrote; give another --output.")
     if record is not None and _saved_nothing(folder, record) and record["arguments"] != wanted:
         # It failed or was interrupted before its first checkpoint: there is nothing to mix up.
@@ -153,13 +152,14 @@ def wait_for_first_rank(is_done: Callable[[], bool], seconds: float, message: st
 
 
 def _wait_for_run(folder: Path, wanted: dict[str, Any]) -> None:
-    # A rank that is ahead would write files, such as caches, in which the first rank then finds no record.
+    # A rank that is ahead would write files, such as caches, in which the first rank then finds no record. What is an
+    # error on the first rank is seen here as well: that one may have ended before this one looks.
     def is_begun() -> bool:
+        refuse_lock_of_another_job(folder)
         record = read_record(folder)
-        if record is None or record["arguments"] != wanted:
-            # A record that is kept although it has other arguments is an error on all ranks.
-            return record is not None and not _saved_nothing(folder, record)
-        return bool(record["complete"]) or is_held_by_our_job(folder)
+        if record is None:
+            return _holds_files(folder)
+        return record["arguments"] == wanted or not _saved_nothing(folder, record)
 
     wait_for_first_rank(
         is_begun,
@@ -167,6 +167,10 @@ def _wait_for_run(folder: Path, wanted: dict[str, Any]) -> None:
         f"The first rank has begun no run in the output folder {folder} after {_FIRST_RANK_SECONDS:.0f} seconds; see "
         "what it says, and give an --output on a disk that all nodes share.",
     )
+
+
+def _holds_files(folder: Path) -> bool:
+    return folder.exists() and not all(is_partial(path) or path.name == LOCK for path in folder.iterdir())
 
 
 def _check_same_run(folder: Path, record: dict[str, Any], recipe: str, wanted: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from processes import started
 from mmfusion.commands import run_command
 from mmfusion.data.toy_encoders import write_toy_encoders
 from mmfusion.training import RunError, open_run, take_lock
-from mmfusion.training.output_lock import NAME, is_held_by_our_job
+from mmfusion.training.output_lock import NAME, refuse_lock_of_another_job
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 # Takes the lock of a folder, says so, and stays; with a worker that outlives it, where asked for.
@@ -93,7 +93,7 @@ def test_a_worker_that_outlives_its_job_does_not_keep_the_lock(tmp_path: Path, h
     try:
         first.end()
         os.kill(worker, 0)
-        take_lock(tmp_path / "run").release()
+        take_lock(tmp_path / "run")
     finally:
         os.kill(worker, signal.SIGKILL)
 
@@ -135,7 +135,7 @@ def test_a_folder_that_cannot_be_written_needs_no_lock(tmp_path: Path, monkeypat
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(os, "open", refuse)
-    take_lock(tmp_path).release()
+    take_lock(tmp_path)
 
 
 def test_without_file_locks_a_warning_says_so(
@@ -145,7 +145,7 @@ def test_without_file_locks_a_warning_says_so(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    take_lock(tmp_path).release()
+    take_lock(tmp_path)
     assert f"{tmp_path} has no file locks" in caplog.text
 
 
@@ -154,26 +154,44 @@ def test_a_rank_knows_the_first_one_of_its_job(
 ) -> None:
     monkeypatch.setenv("MASTER_PORT", "1111")
     holders.append(Holder(tmp_path))
-    assert is_held_by_our_job(tmp_path)
+    refuse_lock_of_another_job(tmp_path)
     monkeypatch.setenv("MASTER_PORT", "2222")
-    assert not is_held_by_our_job(tmp_path)
+    with pytest.raises(RunError, match=f"in use by another job .process {holders[0].process.pid} "):
+        refuse_lock_of_another_job(tmp_path)
     # The first rank by its process, as Lightning starts the others and tells them where to meet.
     monkeypatch.setattr(os, "getppid", lambda: holders[0].process.pid)
-    assert is_held_by_our_job(tmp_path)
+    refuse_lock_of_another_job(tmp_path)
+    monkeypatch.undo()
+    holders.pop().end()
+    # What a killed job left is in nobody's way.
+    assert (tmp_path / NAME).exists()
+    refuse_lock_of_another_job(tmp_path)
 
 
-def test_a_rank_of_a_second_job_does_not_begin_in_the_folder_of_the_first(
+def test_another_rank_finds_what_the_first_one_refuses_when_that_one_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holders: list[Holder]
 ) -> None:
-    open_run(tmp_path, "stage1", {"steps": 1}).lock.release()  # type: ignore[union-attr]
+    open_run(tmp_path / "run", "stage1", {"steps": 1}).lock.release()  # type: ignore[union-attr]
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "checkpoints" / "step=1.ckpt").touch()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.doc").touch()
     monkeypatch.setenv("MASTER_PORT", "1111")
-    holders.append(Holder(tmp_path))
     monkeypatch.setenv("RANK", "1")
-    assert open_run(tmp_path, "stage1", {"steps": 1}).lock is None
     monkeypatch.setattr("mmfusion.training.run._FIRST_RANK_SECONDS", 0.2)
-    monkeypatch.setenv("MASTER_PORT", "2222")
+    # Nobody has the lock: the first rank has read the checkpoint, has refused it, and has ended.
+    assert open_run(tmp_path / "run", "stage1", {"steps": 1}).lock is None
+    with pytest.raises(RunError, match="steps was 1, now 2"):
+        open_run(tmp_path / "run", "stage1", {"steps": 2})
+    with pytest.raises(RunError, match="files that no"):
+        open_run(tmp_path / "other", "stage1", {})
     with pytest.raises(RunError, match="first rank has begun no run"):
-        open_run(tmp_path, "stage1", {"steps": 1})
+        open_run(tmp_path / "new", "stage1", {})
+    monkeypatch.setenv("MASTER_PORT", "2222")
+    holders.append(Holder(tmp_path / "run"))
+    monkeypatch.setenv("MASTER_PORT", "1111")
+    with pytest.raises(RunError, match="is in use by another job"):
+        open_run(tmp_path / "run", "stage1", {"steps": 1})
 
 
 @pytest.mark.parametrize(
