@@ -278,10 +278,10 @@ class _OneBatch(MMFusionDataModule):
         pass
 
     def train_dataloader(self) -> Any:
-        return DataLoader([self.batch] * _MOST_STEPS, batch_size=None)
+        return DataLoader([self.batch] * _MOST_STEPS, batch_size=None)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> Any:
-        return [DataLoader([batch], batch_size=None) for batch in self.val_batches]
+        return [DataLoader([batch], batch_size=None) for batch in self.val_batches]  # type: ignore[arg-type]
 
 
 class _Watch(L.Callback):
@@ -396,7 +396,7 @@ def _validation_seconds(trainer: L.Trainer, stage: Stage, data: _OneBatch, watch
     reading = []
     for table, rows in ((data._queries, queries), (data._val_products, products)):
         began = time.perf_counter()
-        data.val_batches.append(table[rows])  # type: ignore[index]
+        data.val_batches.append(table[rows])
         reading.append(time.perf_counter() - began)
     with expected_warnings_ignored():
         trainer.validate(stage, datamodule=data, verbose=False)

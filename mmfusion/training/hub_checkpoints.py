@@ -5,25 +5,30 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import lightning as L
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from transformers.utils import logging as transformers_logging
 
-from mmfusion.files import HUB_ID, link_or_copy
+from mmfusion.data.toy_record import RECORD_NAME
+from mmfusion.files import HUB_ID, is_hub_id, link_or_copy
 from mmfusion.hub.errors import HubError, explain
 from mmfusion.training.background_push import BackgroundPush, Snapshot
 from mmfusion.training.checkpoints import step_of
-from mmfusion.training.hub_record import BEST_FOLDER, CHECKPOINT, MODEL_FOLDER, RECORD, portable_record
 from mmfusion.training.run import Run
 
 log = logging.getLogger(__name__)
 
+# Files of a branch of checkpoints.
+RECORD, CHECKPOINT, MODEL_FOLDER, BEST_FOLDER = "run.json", "last.ckpt", "model", "best"
+# Arguments that name places and services of one machine; they never travel.
+LOCAL_ARGUMENTS = ("catalogue", "base", "feature_cache", "hard_negatives", "log_to")
 # Files from this size on are sent one by one before the commit: several at a time would run in threads that the end of
 # the process waits for, however long they take.
 _ALONE_FROM_BYTES = 1 << 20
@@ -217,3 +222,36 @@ def _validation_score(trainer: L.Trainer) -> float | None:
 
 def _model_and_processor(trainer: L.Trainer) -> tuple[Any, Any]:
     return trainer.lightning_module.model, trainer.datamodule.processor  # type: ignore[attr-defined]
+
+
+def portable_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a run (content of its `run.json`) without what belongs to its machine."""
+    arguments = record["arguments"]
+    base = record.get("base_reference") or arguments.get("base")
+    kept = {name: record[name] for name in ("recipe", "python", "versions", "catalogue_contents") if name in record}
+    return {
+        **kept,
+        "arguments": {name: value for name, value in arguments.items() if name not in LOCAL_ARGUMENTS},
+        "base_reference": base if is_public_place(base) else None,
+        "catalogue": portable_catalogue(record.get("catalogue")),
+    }
+
+
+def portable_catalogue(source: str | None) -> dict[str, Any]:
+    """Where another machine finds a catalogue: a Hub id or URL, how to draw the toy catalogue, or nothing."""
+    if source is None:
+        return {}
+    if (Path(source) / RECORD_NAME).is_file():
+        drawn = json.loads((Path(source) / RECORD_NAME).read_text("utf-8"))["arguments"]
+        return {"embedded": {"num_products": drawn["num_products"], "seed": drawn["seed"]}}
+    return {"source": source} if is_public_place(source) else {}
+
+
+def is_public_place(source: str | None) -> bool:
+    """Whether a source is a Hub id, or a URL that carries no credentials, rather than a place of this machine."""
+    if not isinstance(source, str):
+        return False
+    if "://" in source:
+        parts = urlsplit(source)
+        return parts.scheme not in ("", "file", "local") and "@" not in parts.netloc and not parts.query
+    return is_hub_id(source)

@@ -5,21 +5,23 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, snapshot_download
+from jsonargparse import ArgumentError, ArgumentParser
 
 from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.files import link_or_copy, sha256_of
 from mmfusion.hub.errors import HubError, explain
 from mmfusion.model import MMFusionConfig, MMFusionModel
 from mmfusion.training.checkpoints import read_weights
-from mmfusion.training.hub_record import CHECKPOINT, MODEL_FOLDER, RECORD, Config, continued_config
+from mmfusion.training.hub_checkpoints import CHECKPOINT, LOCAL_ARGUMENTS, MODEL_FOLDER, RECORD
 from mmfusion.training.output_lock import NAME as LOCK
 from mmfusion.training.output_lock import take_lock
 from mmfusion.training.run import (
+    NOT_RECORDED,
     RunError,
     is_first_rank,
     read_record,
@@ -32,6 +34,10 @@ _ADDRESS = re.compile(r"hub:(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(
 # Configs and tokenizer files: data only, and names that stay in their folder.
 _DESCRIPTION = re.compile(re.escape(MODEL_FOLDER) + r"/[A-Za-z0-9][\w-]*(\.[\w-]+)*\.(json|txt|model|jinja)")
 _WAIT_FOR_FIRST_RANK = 1800.0
+# May differ from machine to machine: it changes where and how fast the same steps are made.
+_PER_MACHINE = "hardware."
+
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -85,41 +91,74 @@ def continue_from_hub(recipe: str, config: Config) -> Config:
             f"--dry_run writes nothing, and --resume {address} fetches a run into {folder}; resume without --dry_run, "
             "stop, and rehearse the same arguments without --resume."
         )
-    if not is_first_rank():
-        _wait_for(folder)
     record = read_record(folder)
     if record is None or record.get("resumed_from") != str(address):
-        with take_lock(folder, beside=True):
-            _check_is_free(folder, address)
-            return _fetch(recipe, given, address, folder)
-    arguments = record["arguments"]
+        _check_is_free(folder, address)
+        # All ranks look at the Hub, so that each finds what is wrong with the run or the arguments.
+        found = _find(recipe, given, address)
+        if is_first_rank():
+            with take_lock(folder, beside=True):
+                _check_is_free(folder, address)
+                _fetch(found, given, address, folder)
+        else:
+            _wait_for_fetch(folder)
+    arguments = (read_record(folder) or {})["arguments"]
     own = continued_config(replace(given, base=None), arguments, address)
     return replace(own, base=arguments["base"], catalogue=arguments["catalogue"])
 
 
-def _fetch(recipe: str, given: Any, address: HubAddress, folder: Path) -> Any:
-    """Downloads, checks, and puts everything into place at once, so that a broken download leaves no output folder."""
+@dataclass
+class _Found:
+    """A run on the Hub: the commit, so that all files are of one moment, its files and record, and its own config."""
+
+    commit: str
+    names: list[str]
+    record: dict[str, Any]
+    config: Any
+
+
+def _find(recipe: str, given: Any, address: HubAddress) -> _Found:
     commit, names = _list(address)
     _check_trusted(address, bool(given.trust_checkpoint))
     record = _read_record(address, commit)
     if record["recipe"] != recipe:
         raise RunError(f"{address} is a run of {record['recipe']}, not {recipe}; continue it with that command.")
     config = continued_config(given, record["arguments"], address)
-    checkpoint = _download_checkpoint(address, commit, record["checkpoint"])
+    if given.catalogue is None and not record.get("catalogue"):
+        raise RunError(
+            f"The catalogue of {address} was a folder of the machine that it began on; give --catalogue with the same "
+            "products, queries and judgements."
+        )
+    return _Found(commit, names, record, config)
+
+
+def _fetch(found: _Found, given: Any, address: HubAddress, folder: Path) -> None:
+    """Downloads, checks, and puts everything into place at once, so that a broken download leaves no output folder."""
+    record, about = found.record, found.record["checkpoint"]
+    checkpoint = _download_checkpoint(address, found.commit, about)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "checkpoints").mkdir(parents=True)
-    link_or_copy(checkpoint, partial / "checkpoints" / f"step={record['checkpoint']['step']}.ckpt")
-    _write_base(address, commit, names, checkpoint, partial / "base")
-    catalogue = given.catalogue or _catalogue(record, address, partial, folder)
-    config = replace(config, base=str(folder / "base"), catalogue=catalogue)
-    facts = {"resumed_from": str(address), "resumed_commit": commit, "base_reference": record.get("base_reference")}
-    contents = {"catalogue_contents": record.get("catalogue_contents")}
-    start_run(partial, recipe, recorded_arguments(config), **facts, **contents)
+    link_or_copy(checkpoint, partial / "checkpoints" / f"step={about['step']}.ckpt")
+    _write_base(address, found.commit, found.names, checkpoint, partial / "base")
+    drawn = record["catalogue"].get("embedded") if given.catalogue is None else None
+    catalogue = given.catalogue or record["catalogue"].get("source")
+    if drawn is not None:
+        write_toy_catalogue(partial / "toy_catalogue", num_products=int(drawn["num_products"]), seed=int(drawn["seed"]))
+        catalogue = str(folder / "toy_catalogue")
+    config = replace(found.config, base=str(folder / "base"), catalogue=catalogue)
+    facts = {name: record.get(name) for name in ("base_reference", "catalogue_contents")}
+    start_run(
+        partial,
+        record["recipe"],
+        recorded_arguments(config),
+        resumed_from=str(address),
+        resumed_commit=found.commit,
+        **facts,
+    )
     # What a job that was killed may have left.
     (folder / LOCK).unlink(missing_ok=True)
     os.replace(partial, folder)
-    return config
 
 
 def _list(address: HubAddress) -> tuple[str, list[str]]:
@@ -212,32 +251,79 @@ def _write_base(address: HubAddress, commit: str, names: list[str], checkpoint: 
     model.save_pretrained(folder)
 
 
-def _catalogue(record: Mapping[str, Any], address: HubAddress, partial: Path, folder: Path) -> str:
-    found = record.get("catalogue") or {}
-    if "embedded" in found:
-        drawn = found["embedded"]
-        write_toy_catalogue(partial / "toy_catalogue", num_products=int(drawn["num_products"]), seed=int(drawn["seed"]))
-        return str(folder / "toy_catalogue")
-    if isinstance(found.get("source"), str):
-        return str(found["source"])
-    raise RunError(
-        f"The catalogue of {address} was a folder of the machine that it began on; give --catalogue with the same "
-        "products, queries and judgements."
-    )
-
-
 def _check_is_free(folder: Path, address: HubAddress) -> None:
-    if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
+    holds = folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir()))
+    # The first rank may have put the run there since.
+    if holds and (read_record(folder) or {}).get("resumed_from") != str(address):
         raise RunError(
             f"The output folder {folder} holds something else than the run {address}; give another --output."
         )
 
 
-def _wait_for(folder: Path) -> None:
-    """Waits until the first rank has put the run into place; ranks share the output folder."""
+def _wait_for_fetch(folder: Path) -> None:
+    """Waits until the first rank has put the run into the output folder that all ranks share, or has given up."""
+    seen = False
+
+    def is_done() -> bool:
+        nonlocal seen
+        working = folder.with_name(f".{folder.name}{LOCK}").exists()
+        if read_record(folder) is not None:
+            return True
+        if seen and not working:
+            raise RunError(f"The first rank has not fetched the run into {folder}; see its error.")
+        seen = seen or working
+        return False
+
     wait_for_first_rank(
-        lambda: read_record(folder) is not None,
+        is_done,
         _WAIT_FOR_FIRST_RANK,
-        f"The first rank has not made {folder} within {_WAIT_FOR_FIRST_RANK:.0f} s; ranks need one output "
-        "folder that all of them see.",
+        f"The first rank has not made {folder} within {_WAIT_FOR_FIRST_RANK:.0f} s; ranks need one output folder that "
+        "all of them see.",
     )
+
+
+def continued_config(given: Config, recorded: Mapping[str, Any], run: object) -> Config:
+    """The config of a run that goes on elsewhere: its own values where none are given, and none that contradict them.
+
+    Args:
+        given: Config of the command; a field counts as given where it differs from its default.
+        recorded: Arguments of the run, JSON values.
+        run: What the run is called in errors.
+
+    Raises:
+        RunError: A field contradicts the run, or the run was made with fields or values that the command does not take.
+    """
+    config: Any = given
+    command = type(config)
+    default, parser = command(), ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(command)
+    values = {name: value for name, value in recorded.items() if name not in LOCAL_ARGUMENTS}
+    try:
+        own = command(**parser.instantiate(parser.parse_object(values)))
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{run} was made with arguments that this command does not take ({' '.join(str(error).split())}); name "
+            "another revision, or continue it with the version of mmfusion that began it."
+        ) from error
+    if config.base not in (None, default.base):
+        raise RunError(f"--base {config.base!r} is not for a run that goes on: {run} has its own; leave it out.")
+    free = {name: getattr(default, name) for name in (*LOCAL_ARGUMENTS, *NOT_RECORDED)}
+    merged = _merge("", replace(config, **free), default, own, run)
+    return replace(merged, **{name: getattr(config, name) for name in (*LOCAL_ARGUMENTS, "output", "hub")})
+
+
+def _merge(prefix: str, given: Any, default: Any, recorded: Any, run: object) -> Any:
+    """The recorded values, with those of the given ones that may differ."""
+    changes = {}
+    for name in (field.name for field in fields(given)):
+        flag, value, own = f"{prefix}{name}", getattr(given, name), getattr(recorded, name)
+        if is_dataclass(value):
+            changes[name] = _merge(f"{flag}.", value, getattr(default, name), own, run)
+        elif value not in (getattr(default, name), own):
+            if not flag.startswith(_PER_MACHINE):
+                raise RunError(
+                    f"--{flag} is {value!r}, but {run} was begun with {own!r}; leave it out to continue exactly, or "
+                    "begin a run of its own."
+                )
+            changes[name] = value
+    return replace(recorded, **changes)

@@ -87,7 +87,7 @@ class StepStatistics(L.Callback):
             # Workers start, and much is allocated: that is no measure of what follows.
             self._warmed_up = True
             return
-        began, waited = trainer.train_dataloader.last_fetch
+        began, waited = trainer.train_dataloader.last_fetch  # type: ignore[union-attr]
         samples = len(batch["query_rows"]) * trainer.world_size
         self._batches.append(_Batch(samples, waited, self.clock() - began))
         samples, waited, seconds = (sum(values) for values in zip(*self._batches, strict=True))

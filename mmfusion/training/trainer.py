@@ -40,7 +40,7 @@ _EXPECTED_WARNINGS = (
     r"The number of training batches \(\d+\) is smaller than the logging interval",
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     r"Couldn't infer the batch indices fetched from your dataloader",
-    r"Total length of `WorkersLoader` across ranks is zero",
+    r"Total length of `(WorkersLoader|list)` across ranks is zero",
     r"FSDP2-wrapped module .* returned a view tensor",
     r"Be aware that when using `ckpt_path`.*\['(PushCheckpoints|ResumeCheckpoint)\b",
 )

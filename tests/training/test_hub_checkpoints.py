@@ -23,8 +23,7 @@ from mmfusion.hub.errors import HubError
 from mmfusion.stages import Optimization
 from mmfusion.training import Hardware, HubCheckpoints, PushCheckpoints, Run, RunError, continue_from_hub
 from mmfusion.training.background_push import BackgroundPush, Snapshot
-from mmfusion.training.hub_checkpoints import without_tokens
-from mmfusion.training.hub_record import portable_catalogue, portable_record
+from mmfusion.training.hub_checkpoints import portable_catalogue, portable_record, without_tokens
 from mmfusion.training.hub_resume import HubAddress
 
 BRANCH = "checkpoints"
