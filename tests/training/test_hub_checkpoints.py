@@ -50,7 +50,7 @@ def move_away(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def trained(running_hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     """A run of stage 1 that pushed to the Hub: its folder, and the files of its branch."""
-    from hub.client import talk_to
+    from loopback_hub.client import talk_to
 
     running_hub.reset()
     folder = tmp_path_factory.mktemp("trained")
