@@ -5,7 +5,6 @@ and so that a lack of memory ends the child alone: its allocations are limited, 
 all the same prefers the child.
 """
 
-import json
 import logging
 import multiprocessing
 import time
@@ -191,10 +190,6 @@ def _begin(folder: Path) -> _Job:
     return job
 
 
-def _cached_rows(manifest: Path) -> int:
-    return int(json.loads(manifest.read_text())["rows"])
-
-
 @contextmanager
 def _few_rows(data: MMFusionDataModule, rows: PairRows) -> Iterator[None]:
     """A data module with the rows of one train batch and of a batch each of val queries and val products."""
@@ -343,8 +338,13 @@ def _read(job: _Job, folder: Path, step: Step) -> _OneBatch:
         began = time.perf_counter()
         with _few_rows(data, job.rows):
             data._open_caches()
-            few = len(data.train_rows)
-        _count_caches(job, folder / name, few, time.perf_counter() - began, step.caches)
+            few = len(np.union1d(data.train_rows, data.val_rows))
+        seconds, is_there = time.perf_counter() - began, any(job.caches.glob("*/feature_cache.json"))
+        share = 0.0 if is_there else len(np.union1d(data.train_rows, data.val_rows)) / few
+        step.caches.seconds += seconds * share
+        step.caches.bytes += sum(path.stat().st_size for path in (folder / name).glob("*/*")) * share
+        if name == "_vision_cache":
+            step.caches.products_per_second = few / seconds
     began = time.perf_counter()
     batch = PairTable(data._queries, data._train_products)[job.rows]
     step.load_seconds = time.perf_counter() - began
@@ -352,31 +352,6 @@ def _read(job: _Job, folder: Path, step: Step) -> _OneBatch:
     # Photos that can be decoded.
     step.photos = int(batch["photo_mask"].sum()) if "photo_mask" in batch else 0
     return _OneBatch(data, batch)
-
-
-def _count_caches(job: _Job, folder: Path, few: int, seconds: float, cost: CacheCost) -> None:
-    """Adds what the caches of a training cost that are not there yet.
-
-    Args:
-        job: With the rows of the training.
-        folder: Of caches for a few rows.
-        few: How many these are of the train products.
-        seconds: That they took.
-        cost: What is added to.
-    """
-    data, rows_of = job.data, {path.parent: _cached_rows(path) for path in folder.glob("*/feature_cache.json")}
-    asked = len(np.union1d(data.train_qrels.query, data.val_qrels.query))
-    for own, rows in rows_of.items():
-        # The names of caches of texts end with a digest of these.
-        role, _, name = own.name.rpartition("_texts_")
-        of_train = name.startswith("train") or (role and rows == few)
-        count = asked if role == "query" else len(data.train_rows if of_train else data.val_rows)
-        there = job.caches.glob(f"{role}_texts_*/feature_cache.json" if role else f"{name}/feature_cache.json")
-        if not any(_cached_rows(path) == count for path in there):
-            cost.seconds += seconds * count / sum(rows_of.values())
-            cost.bytes += sum(path.stat().st_size for path in own.iterdir()) * count / rows
-        if not role:
-            cost.products_per_second = sum(rows_of.values()) / seconds
 
 
 def _other_ranks(job: _Job) -> int:
@@ -393,12 +368,10 @@ def _validation_seconds(trainer: L.Trainer, stage: Stage, data: _OneBatch, watch
     queries, products = _validation_rows(data)
     if not len(queries):
         return None
-    reading = []
-    for table, rows in ((data._queries, queries), (data._val_products, products)):
-        began = time.perf_counter()
-        data.val_batches.append(table[rows])
-        reading.append(time.perf_counter() - began)
+    began = time.perf_counter()
+    data.val_batches = [data._queries[queries], data._val_products[products]]
+    reading = time.perf_counter() - began
     with expected_warnings_ignored():
         trainer.validate(stage, datamodule=data, verbose=False)
-    shares = len(np.unique(data.val_qrels.query)) / len(queries), len(data.val_rows) / len(products)
-    return sum((read + embed) * share for read, embed, share in zip(reading, watch.validation, shares, strict=True))
+    share = (len(np.unique(data.val_qrels.query)) + len(data.val_rows)) / (len(queries) + len(products))
+    return (reading + sum(watch.validation)) * share
