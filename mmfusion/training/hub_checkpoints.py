@@ -106,7 +106,7 @@ class PushCheckpoints(L.Callback):
             transformers_logging.disable_progress_bar()
             self._push = BackgroundPush(self._send, self._reason)
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         # Lightning writes checkpoints after all other callbacks: that of a step is there when the next one begins.
         if trainer.global_step >= max(self._offered, 0) + (self.hub.every or 1):
             self._offer_last(trainer)
