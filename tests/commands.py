@@ -17,7 +17,7 @@ def main_of(name: str) -> Callable[[Any], None]:
     return main
 
 
-def config_of(name: str, *values: Any, **settings: Any) -> Any:
+def config_of(name: str, /, *values: Any, **settings: Any) -> Any:
     """The config of a command; what is not given has its default."""
     return importlib.import_module(f"mmfusion.commands.{name}").Config(*values, **settings)
 
