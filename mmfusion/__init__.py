@@ -4,21 +4,31 @@ Importing the package registers the model with transformers' `AutoConfig`, `Auto
 training and search need on top is loaded when it is first used.
 """
 
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionOutput, MMFusionProcessor
+# `mmfusion --help` and `lightning run` do not wait for torch. (Where `python -m` looks for the package, the program's
+# name is still "-m".)
+if sys.argv[:1] != ["-m"] and Path(*sys.argv[:1]).stem not in ("mmfusion", "lightning"):
+    import_module("mmfusion.model")
 
 if TYPE_CHECKING:
     from mmfusion.data.catalogue import Catalogue
     from mmfusion.data.datamodule import MMFusionDataModule
+    from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionOutput, MMFusionProcessor
     from mmfusion.retrieval.index import ProductIndex
     from mmfusion.retriever import Retriever
     from mmfusion.stages import Stage1, Stage2
 
 _MODULES = {
     "Catalogue": "mmfusion.data.catalogue",
+    "MMFusionConfig": "mmfusion.model",
     "MMFusionDataModule": "mmfusion.data.datamodule",
+    "MMFusionModel": "mmfusion.model",
+    "MMFusionOutput": "mmfusion.model",
+    "MMFusionProcessor": "mmfusion.model",
     "ProductIndex": "mmfusion.retrieval.index",
     "Retriever": "mmfusion.retriever",
     "Stage1": "mmfusion.stages",

@@ -22,7 +22,7 @@ def config_of(name: str, /, *values: Any, **settings: Any) -> Any:
     return importlib.import_module(f"mmfusion.commands.{name}").Config(*values, **settings)
 
 
-def command(name: str) -> Callable[..., None]:
+def command(name: str, /) -> Callable[..., None]:
     """A command that takes its settings as arguments."""
 
     def run(*values: Any, **settings: Any) -> None:

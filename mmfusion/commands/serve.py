@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmfusion.onnx import OnnxQueryTower
 from mmfusion.retrieval import ProductIndex, QueryEncoder, Searcher, TorchQueryEncoder
 from mmfusion.retrieval.query_tower import load_query_tower
 from mmfusion.serving import ServiceLimits, check_installed
@@ -91,6 +90,8 @@ def _load_encoder(base: str, onnx: str | None) -> tuple[QueryEncoder, dict[str, 
     from mmfusion.serving.app import facts_of_onnx, facts_of_tower
 
     if onnx is not None:
+        from mmfusion.onnx import OnnxQueryTower
+
         exported = OnnxQueryTower.load(onnx)
         return exported, facts_of_onnx(Path(onnx), exported.description)
     model, processor = load_query_tower(base)

@@ -38,7 +38,7 @@ class StageConfig:
         batch_size: Pairs of query and product per device and batch, at least 2.
         extra_products: Further train products per device and batch, as negatives; cheap where encoders are frozen.
         no_duplicates: What no two products of a batch, over all devices, share: product, photo and title, or some of
-            them, separated by commas; default: they are not compared.
+            them, e.g. [product,photo]; default: they are not compared.
         group_by: Product column, e.g. category, that has one value in a batch as far as a value has enough queries:
             harder negatives; default: batches are mixed.
         hard_negatives: Folder that `mmfusion mine` wrote, for mined negatives of the queries; default: none.
@@ -47,7 +47,7 @@ class StageConfig:
         micro_batch: Queries or products whose activations are held at a time, so that a large batch fits into memory:
             towers run twice, with the same dropout, and gradients are those of the whole batch. 0 holds all.
         loss: Over the pairs of a batch: contrastive (softmax over all candidates), or sigmoid (each pair by itself;
-            ranks pass negatives on instead of gathering them).
+            ranks pass negatives on instead of gathering them), or one that `register_loss` added.
         optimization: Learning rates and schedule; an encoder whose rate is 0 is frozen and its features are cached.
         query_text_weight: Weight of the loss between queries and product texts.
         query_image_weight: Weight of the loss between queries and photos.
@@ -79,13 +79,13 @@ class StageConfig:
     steps: int = 400
     batch_size: int = 64
     extra_products: int = 0
-    no_duplicates: str | None = None
+    no_duplicates: list[str] | None = None
     group_by: str | None = None
     hard_negatives: str | None = None
     negatives_per_query: int | None = None
     accumulate: int = 1
     micro_batch: int = 0
-    loss: Literal["contrastive", "sigmoid"] = "contrastive"
+    loss: str = "contrastive"
     optimization: Optimization = field(default_factory=Optimization)
     query_text_weight: float = 1.0
     query_image_weight: float = 1.0

@@ -1,7 +1,7 @@
 """The Lightning data module: train batches from train products only, and the val split for ranking metrics."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -60,7 +60,7 @@ class MMFusionDataModule(L.LightningDataModule):
         dev_fraction: float = 0.0,
         dev_by: str | None = None,
         extra_products: int = 0,
-        no_duplicates: str | None = None,
+        no_duplicates: Sequence[str] | None = None,
         group_by: str | None = None,
         hard_negatives: str | None = None,
         negatives_per_query: int | None = None,
@@ -82,8 +82,8 @@ class MMFusionDataModule(L.LightningDataModule):
                 attributes asked for; default: the query text.
             extra_products: Train products per device and step beside those that belong to the queries; more negatives
                 are cheap where encoders are frozen and cached.
-            no_duplicates: What no two products of a global batch share: product, photo and title, or some of them,
-                separated by commas; None: they are not compared.
+            no_duplicates: What no two products of a global batch share: product, photo and title, or some of
+                them; None: they are not compared.
             group_by: Product column that is of one value in a batch, as far as a value has enough queries.
             hard_negatives: Folder that recipes/mine.py wrote for this catalogue; None: no mined negatives.
             negatives_per_query: Mined negatives of each query in a batch, as further products; default: 1.
@@ -120,7 +120,7 @@ class MMFusionDataModule(L.LightningDataModule):
         self.extra_products = extra_products
         self.photo_views = photo_views
         self.shuffle_buffer = shuffle_buffer
-        self._keys = None if no_duplicates is None else product_keys(catalogue, no_duplicates.split(","))
+        self._keys = None if no_duplicates is None else product_keys(catalogue, no_duplicates)
         self._groups = None if group_by is None else group_keys(catalogue, group_by)
         self._negatives = None if hard_negatives is None else HardNegatives.load(hard_negatives, catalogue)
         self._negatives_per_query = 0 if hard_negatives is None else negatives_per_query or 1

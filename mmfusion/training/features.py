@@ -2,19 +2,23 @@
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmfusion.data.catalogue import Catalogue
-from mmfusion.data.datamodule import MMFusionDataModule
 from mmfusion.data.feature_cache import FeatureCache, build_feature_cache
 from mmfusion.data.tables import ProductTable, Rows
 from mmfusion.model import MMFusionModel, MMFusionProcessor
-from mmfusion.stages import Optimization
+
+if TYPE_CHECKING:
+    # Both need Lightning, and evaluations do not.
+    from mmfusion.data.datamodule import MMFusionDataModule
+    from mmfusion.stages import Optimization
 
 log = logging.getLogger("mmfusion")
 
 
 def cache_frozen(
-    model: MMFusionModel, data: MMFusionDataModule, optimization: Optimization, blocks: int, folder: Path
+    model: MMFusionModel, data: "MMFusionDataModule", optimization: "Optimization", blocks: int, folder: Path
 ) -> None:
     """Freezes the lower part of the vision encoder and has the data module cache all that is frozen.
 

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from mmfusion.files import is_partial, replace_text
-from mmfusion.training.checkpoints import list_checkpoints
 from mmfusion.training.output_lock import NAME as LOCK
 from mmfusion.training.output_lock import OutputLock, RunError, refuse_lock_of_another_job, take_lock
 
 _RECORD = "run.json"
 # Where a run is written, and how it gets there, does not change the result.
 NOT_RECORDED = ("output", "hub", "resume", "trust_checkpoint", "dry_run")
+# A list that records have as one text, as it was given before lists were.
+JOINED_LIST = "no_duplicates"
 # A slow disk may keep the first rank busy with imports.
 _FIRST_RANK_SECONDS = 300.0
 _PACKAGES = ("torch", "lightning", "transformers", "huggingface_hub", "mmfusion")
@@ -54,6 +55,9 @@ class Run:
 
     def latest_checkpoint(self) -> Path | None:
         """The checkpoint with the most steps, or None; see `last_good_checkpoint` for one to resume from."""
+        # Checkpoints need Lightning, which is slow to import, and a search only reads records.
+        from mmfusion.training.checkpoints import list_checkpoints
+
         found = list_checkpoints(self.checkpoints)
         return found[-1] if found else None
 
@@ -73,7 +77,10 @@ class Run:
 
 def recorded_arguments(config: Any) -> dict[str, Any]:
     """Those fields of a config that change the result, as the JSON values of a record."""
-    return {name: value for name, value in _as_json(asdict(config)).items() if name not in NOT_RECORDED}
+    values = {name: value for name, value in _as_json(asdict(config)).items() if name not in NOT_RECORDED}
+    if values.get(JOINED_LIST) is not None:
+        values[JOINED_LIST] = ",".join(values[JOINED_LIST])
+    return values
 
 
 def open_run(

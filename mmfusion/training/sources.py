@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities.seed import isolate_rng
 from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
@@ -19,7 +18,6 @@ from mmfusion.files import is_hub_id
 from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
 from mmfusion.model.configuration_mmfusion import own_fields
 from mmfusion.model.errors import explain
-from mmfusion.training.checkpoints import save_whole
 from mmfusion.training.run import Run, RunError, read_record
 
 log = logging.getLogger("mmfusion")
@@ -94,6 +92,10 @@ def starting_base(base: str | None, folder: Path) -> str:
     """The base of stage 1: what the user names, or tiny encoders built in the output folder."""
     if base is not None:
         return base
+    from lightning.pytorch.utilities.seed import isolate_rng
+
+    from mmfusion.training.checkpoints import save_whole
+
     target = folder / "toy_base"
     if not (target / "config.json").exists():
         # A run that was killed before its first checkpoint finds the base, and must draw what the first one drew.

@@ -86,7 +86,7 @@ def test_the_data_module_keeps_titles_and_categories_apart(tmp_path: Path) -> No
     write_toy_catalogue(tmp_path / "catalogue", num_products=300)
     found = Catalogue.load(tmp_path / "catalogue", cache_dir=tmp_path / "cache")
     _, processor = build_model(tmp_path / "backbones")
-    options: dict[str, Any] = {"batch_size": 4, "no_duplicates": "product,photo,title", "extra_products": 2}
+    options: dict[str, Any] = {"batch_size": 4, "no_duplicates": ["product", "photo", "title"], "extra_products": 2}
     loader = MMFusionDataModule(found, processor, photos=False, group_by="category", **options).train_dataloader()
     categories = group_keys(found, "category")
     of_one = 0

@@ -158,7 +158,7 @@ def test_a_template_with_an_unknown_column_is_refused(
     [
         {"dev_fraction": 0.2},
         {"extra_products": 8},
-        {"no_duplicates": "photo"},
+        {"no_duplicates": ["photo"]},
         {"group_by": "brand"},
         {"hard_negatives": "mined", "negatives_per_query": 1},
     ],

@@ -111,7 +111,7 @@ def test_fields_of_the_fusion_network_are_set_where_it_is_added(outputs: Path) -
     narrow = load_base(base, fusion=kind, fusion_config={"fusion_hidden_size": 32})[0]
     assert narrow.config.fusion_hidden_size == 32
     assert all(bool(parameter.isfinite().all()) for parameter in narrow.parameters())
-    with pytest.raises(RunError, match="'embedding_dim'; the fields of fusion networks are fusion_hidden_size"):
+    with pytest.raises(RunError, match="'embedding_dim'; the fields of fusion networks are fusion_kwargs, "):
         load_base(base, fusion_config={"embedding_dim": 8})
     with pytest.raises(ValueError, match=r"fusion_text_weight is 1\.5"):
         load_base(base, fusion_config={"fusion_text_weight": 1.5})
@@ -239,9 +239,9 @@ def test_an_index_in_milvus_is_searched_as_one_with_faiss(
         command("index")(output="index", **options)
     command("index")(output="index", overwrite=True, **options)
     for flags, message in (
-        ({**options, "factory": "Flat"}, "factory 'Flat' belongs to a FAISS index"),
+        ({**options, "factory": "Flat"}, "factory 'Flat' is for an index in FAISS"),
         ({**options, "milvus_uri": "http://user:secret@host"}, "put them into MILVUS_TOKEN"),
-        ({"embeddings": options["embeddings"], "index_type": "HNSW"}, "index_type 'HNSW' is of Milvus"),
+        ({"embeddings": options["embeddings"], "index_type": "HNSW"}, "index_type 'HNSW' is for an index in Milvus"),
     ):
         with pytest.raises(ValueError, match=message):
             command("index")(output="other", **flags)

@@ -352,7 +352,7 @@ def train(
 def test_a_training_with_mined_negatives_and_without_duplicates_resumes_exactly_and_with_no_other_table(
     folder: Path, catalogue: Catalogue, tmp_path: Path
 ) -> None:
-    options: dict[str, Any] = {"no_duplicates": "product,photo,title", "group_by": "category", "batch_size": 4}
+    options: dict[str, Any] = {"no_duplicates": ["product", "photo", "title"], "group_by": "category", "batch_size": 4}
     checkpoint = tmp_path / "step.ckpt"
     whole, weights = train(folder, catalogue, checkpoint, None, **options)
     assert checkpoint.exists() and whole.current_epoch >= 1

@@ -1,4 +1,6 @@
+"""The page's style sheet: dark on light, no fonts and no pictures from elsewhere, narrow and wide screens."""
 
+CSS = """
 :root { color-scheme: light; --ink: #1b2430; --muted: #465160; --line: #cdd4dc; --fill: #3b7fc4; --paper: #fff; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 78rem; padding: 1rem 1rem 4rem; background: var(--paper); color: var(--ink);
@@ -99,3 +101,4 @@ code { font: .87em/1.5 ui-monospace, "DejaVu Sans Mono", monospace; overflow-wra
   .strip ol { display: flex; width: max-content; }
   .strip li { width: 7.2rem; }
 }
+"""
