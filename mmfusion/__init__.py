@@ -17,6 +17,7 @@ if sys.argv[:1] != ["-m"] and Path(*sys.argv[:1]).stem not in ("mmfusion", "ligh
 if TYPE_CHECKING:
     from mmfusion.data.catalogue import Catalogue
     from mmfusion.data.datamodule import MMFusionDataModule
+    from mmfusion.evaluation import Evaluation, evaluate
     from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionOutput, MMFusionProcessor
     from mmfusion.retrieval.index import ProductIndex
     from mmfusion.retriever import Retriever
@@ -26,6 +27,7 @@ _MODULES = {
     "Catalogue": "mmfusion.data.catalogue",
     "MMFusionConfig": "mmfusion.model",
     "MMFusionDataModule": "mmfusion.data.datamodule",
+    "Evaluation": "mmfusion.evaluation",
     "MMFusionModel": "mmfusion.model",
     "MMFusionOutput": "mmfusion.model",
     "MMFusionProcessor": "mmfusion.model",
@@ -33,10 +35,12 @@ _MODULES = {
     "Retriever": "mmfusion.retriever",
     "Stage1": "mmfusion.stages",
     "Stage2": "mmfusion.stages",
+    "evaluate": "mmfusion.evaluation",
 }
 
 __all__ = [
     "Catalogue",
+    "Evaluation",
     "MMFusionConfig",
     "MMFusionDataModule",
     "MMFusionModel",
@@ -46,6 +50,7 @@ __all__ = [
     "Retriever",
     "Stage1",
     "Stage2",
+    "evaluate",
 ]
 
 

@@ -1,0 +1,48 @@
+"""A retriever measured on a catalogue: whatever turns texts and products into vectors."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import command
+
+from mmfusion import Evaluation, Retriever, evaluate
+from mmfusion.data.catalogue import Catalogue
+from mmfusion.data.toy_catalogue import write_toy_catalogue
+from mmfusion.training.sources import load_base, starting_base
+
+
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    folder = tmp_path_factory.mktemp("toy")
+    return Catalogue.load(write_toy_catalogue(folder / "catalogue", num_products=120), cache_dir=folder / "cache")
+
+
+class Words:
+    """Vectors that count letters: no model of ours."""
+
+    def encode_queries(self, queries: list[str]) -> np.ndarray:
+        return np.array([[text.lower().count(letter) for letter in "abcdefghij"] for text in queries], np.float32)
+
+    def encode_products(self, products: list[dict]) -> np.ndarray:
+        assert all({"product_id", "title", "image"} <= product.keys() for product in products)
+        return self.encode_queries([product["title"] for product in products])
+
+
+def test_anything_that_encodes_is_measured_in_batches_of_any_size(catalogue: Catalogue) -> None:
+    found = [evaluate(Words(), catalogue, "val", batch_size=size, name="words") for size in (7, 1_024)]
+    assert found[0] == found[1] and found[0].name == "words"
+    assert found[0].num_products == len(catalogue.product_rows("val"))
+    assert {part.column for part in found[0].slices} == {"kind"}
+    whole = evaluate(Words(), catalogue, "val", pool="all", product_slices=["split"])
+    assert (whole.pool, whole.num_products) == ("all", len(catalogue.products))
+
+
+def test_a_retriever_has_the_numbers_of_the_command(catalogue: Catalogue, tmp_path: Path) -> None:
+    base = starting_base(None, tmp_path / "base")
+    command("evaluate")(catalogue=catalogue.source, base=base, output=str(tmp_path / "out"), split="val", name="tiny")
+    by_command = Evaluation.load(tmp_path / "out", "tiny")
+    by_api = evaluate(Retriever(*load_base(base)), catalogue, "val")
+    assert by_api.means == pytest.approx(by_command.means)
+    assert by_api.per_query.equals(by_command.per_query)
+    assert by_api.conditions() == by_command.conditions()
