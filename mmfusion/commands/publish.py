@@ -42,13 +42,14 @@ def main(config: Config) -> None:
     """
     options = asdict(config)
     published = publish(options.pop("base"), options.pop("repo"), **options)
-    for file in published.files:
-        print(f"{file.size:>15,}  {file.name}")
+    for name, size in published.files.items():
+        print(f"{size:>15,}  {name}")
     for name in published.removed:
         print(f"{'deleted':>15}  {name}")
-    print(f"{published.bytes:>15,}  bytes in {len(published.files)} files")
-    if query := published.query_bytes:
-        share = query / (published.bytes - query)
+    whole = sum(published.files.values())
+    print(f"{whole:>15,}  bytes in {len(published.files)} files")
+    if query := sum(size for name, size in published.files.items() if name.startswith("query/")):
+        share = query / (whole - query)
         print(f"{query:>15,}  of them in query/, for a search front end: {share:.1%} of the model beside it")
     sent = f"dry run: nothing was sent to {published.repo}" if published.url is None else f"published: {published.url}"
     print(sent)

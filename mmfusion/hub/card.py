@@ -36,9 +36,9 @@ from mmfusion.hub.card_facts import (
     training_table,
     weights_tag,
 )
-from mmfusion.hub.card_private import check_no_secret, public_text
 from mmfusion.hub.card_results import Measured, Result, read_ablations, read_results, sort_results
-from mmfusion.hub.errors import CardError, explained
+from mmfusion.hub.private import CardError, check_no_secret, public_text
+from mmfusion.model.errors import explained
 
 WRITTEN = "Written by recipes/card.py"
 DEFAULT_REPO = "org/mm-ecom"

@@ -14,10 +14,8 @@ from safetensors import SafetensorError, safe_open
 
 from mmfusion.evaluation.tables import Cell, markdown_table
 from mmfusion.files import is_hub_id
-from mmfusion.hub.card_private import public
 from mmfusion.hub.card_results import check_number, read_json
-from mmfusion.hub.errors import CardError
-from mmfusion.hub.recipe_config import without_secrets
+from mmfusion.hub.private import CardError, public, without_secrets
 from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
 
 _REMEDY = "give the folder that a recipe wrote (`mmfusion stage2 --output`)"

@@ -25,7 +25,7 @@ from mmfusion.evaluation.tables import (
     product_slices_table,
     results_table,
 )
-from mmfusion.hub.errors import CardError
+from mmfusion.hub.private import CardError
 
 _OPTIONAL = {"gain", "label_source", "provenance", "per_query"}
 _REQUIRED = tuple(field.name for field in dataclasses.fields(Evaluation) if field.name not in _OPTIONAL)

@@ -1,22 +1,32 @@
-"""Publishing a model: everything that belongs to it, in one commit."""
+"""Publishing a model: everything that belongs to it, looked through before it leaves the machine, in one commit."""
 
+import json
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import validate_repo_id
 
+import mmfusion
+from mmfusion.hub.card import write_card
 from mmfusion.hub.card_facts import fingerprint_of, weights_tag
-from mmfusion.hub.errors import HubError, explained
-from mmfusion.hub.files import QUERY_FOLDER, PublishedFile, gather
+from mmfusion.hub.private import check_no_secret, recipe_config
+from mmfusion.model import MMFusionModel, MMFusionProcessor
+from mmfusion.model.errors import HubError, explained
+from mmfusion.retrieval.query_tower import PUBLISHED, write_query_tower
 
+CARD, LICENSE = "README.md", "LICENSE"
+# Fields in which transformers keeps where something was loaded from.
+_ORIGINS = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "special_tokens_map_file")
+_SHORTEST_PATH = 6
 # Files of an earlier version that would be read, or mistaken, for part of the new one.
-_SUPERSEDED = re.compile(
-    rf"(?:{QUERY_FOLDER}/)?(?:[^/]*\.safetensors(?:\.index\.json)?|[^/]*_mmfusion\.py|recipe\.json)"
-)
+_SUPERSEDED = re.compile(rf"(?:{PUBLISHED}/)?(?:[^/]*\.safetensors(?:\.index\.json)?|[^/]*_mmfusion\.py|recipe\.json)")
 
 
 @dataclass(frozen=True)
@@ -25,7 +35,7 @@ class Published:
 
     Attributes:
         repo: Hub id.
-        files: Files by name.
+        files: Sizes in bytes by name in the repository, with `/` between folders.
         removed: Names of files of the version before that are deleted.
         url: Page of the commit or pull request; None after a dry run.
         commit: Hash of the commit; None after a dry run.
@@ -34,21 +44,11 @@ class Published:
     """
 
     repo: str
-    files: list[PublishedFile]
+    files: dict[str, int]
     removed: list[str]
     url: str | None = None
     commit: str | None = None
     tag: str | None = None
-
-    @property
-    def bytes(self) -> int:
-        """Size of all files."""
-        return sum(file.size for file in self.files)
-
-    @property
-    def query_bytes(self) -> int:
-        """Size of the files of the query tower by itself; 0 if there is none."""
-        return sum(file.size for file in self.files if file.name.startswith(f"{QUERY_FOLDER}/"))
 
 
 def publish(
@@ -67,8 +67,8 @@ def publish(
 ) -> Published:
     """Publishes a model folder: weights, processor, code, card, recipe, license and the query tower by itself.
 
-    The files go up first and one commit makes them visible, so that a push that breaks off leaves the version before
-    as it was; run it again, and what has arrived is not sent twice.
+    The files go up first and one commit makes them visible. A push that breaks off leaves the version before as it
+    was; run it again, and what has arrived is not sent twice.
 
     Args:
         model: Folder of a recipe, or of `save_pretrained` of model and processor.
@@ -87,51 +87,148 @@ def publish(
         HubError: The folder holds no model, the repository cannot be written, or it is public where `private` was asked
             for. One line says which, and what to do.
     """
-    with explained(repo, revision):
+    with explained(repo, revision), TemporaryDirectory(prefix="mmfusion-publish-") as temporary:
         validate_repo_id(repo)
-        with TemporaryDirectory(prefix="mmfusion-publish-") as temporary:
-            folder = Path(temporary)
-            files = gather(
-                Path(model),
-                folder,
-                repo=repo,
-                revision="main" if create_pr else None,
-                results=[Path(path) for path in results],
-                ablation=None if ablation is None else Path(ablation),
-                max_shard_size=max_shard_size,
-            )
-            if dry_run:
-                return Published(repo, files, [])
-            api = HfApi(token=token)
-            _open_repository(api, repo, private, None if create_pr else revision)
-            removed = _superseded(api, repo, revision, files)
-            adds = [CommitOperationAdd(file.name, folder / file.name) for file in files]
-            commit = api.create_commit(
-                repo,
-                [*adds, *(CommitOperationDelete(name) for name in removed)],
-                commit_message=message,
-                revision=revision,
-                create_pr=create_pr,
-            )
-            tag = None if create_pr else weights_tag(fingerprint_of(folder))
-            if tag is not None:
-                # The card's snippets are pinned to it. Weights that are published again keep their first commit.
-                api.create_tag(repo, tag=tag, revision=commit.oid, exist_ok=True)
-            return Published(repo, files, removed, commit.pr_url or commit.commit_url, commit.oid, tag)
-
-
-def _open_repository(api: HfApi, repo: str, private: bool, branch: str | None) -> None:
-    api.create_repo(repo, private=private or None, exist_ok=True)
-    if private and not api.model_info(repo).private:
-        raise HubError(
-            f"{repo} is public already, and --private does not change that; make it private in its settings, or choose "
-            "another name."
+        folder = Path(temporary)
+        files = gather(
+            Path(model),
+            folder,
+            repo=repo,
+            revision="main" if create_pr else None,
+            results=[Path(path) for path in results],
+            ablation=None if ablation is None else Path(ablation),
+            max_shard_size=max_shard_size,
         )
-    if branch is not None and branch != "main":
-        api.create_branch(repo, branch=branch, exist_ok=True)
+        if dry_run:
+            return Published(repo, files, [])
+        api = HfApi(token=token)
+        api.create_repo(repo, private=private or None, exist_ok=True)
+        if private and not api.model_info(repo).private:
+            raise HubError(
+                f"{repo} is public already, and --private does not change that; make it private in its settings, or "
+                "choose another name."
+            )
+        if revision not in (None, "main") and not create_pr:
+            api.create_branch(repo, branch=str(revision), exist_ok=True)
+        there = api.list_repo_files(repo, revision=revision)
+        removed = sorted(name for name in there if name not in files and _SUPERSEDED.fullmatch(name))
+        commit = api.create_commit(
+            repo,
+            [
+                *(CommitOperationAdd(name, folder / name) for name in files),
+                *(CommitOperationDelete(name) for name in removed),
+            ],
+            commit_message=message,
+            revision=revision,
+            create_pr=create_pr,
+        )
+        tag = None if create_pr else weights_tag(fingerprint_of(folder))
+        if tag is not None:
+            # The card's snippets are pinned to it. Weights that are published again keep their first commit.
+            api.create_tag(repo, tag=tag, revision=commit.oid, exist_ok=True)
+        return Published(repo, files, removed, commit.pr_url or commit.commit_url, commit.oid, tag)
 
 
-def _superseded(api: HfApi, repo: str, revision: str | None, files: Sequence[PublishedFile]) -> list[str]:
-    new = {file.name for file in files}
-    there = api.list_repo_files(repo, revision=revision)
-    return sorted(name for name in there if name not in new and _SUPERSEDED.fullmatch(name))
+def gather(
+    model_folder: Path,
+    folder: Path,
+    *,
+    repo: str,
+    revision: str | None = None,
+    results: Sequence[Path] = (),
+    ablation: Path | None = None,
+    max_shard_size: str = "5GB",
+) -> dict[str, int]:
+    """Writes all files that are published of a model into an empty folder.
+
+    The model is loaded and saved anew rather than copied, so that nothing else that lies in its folder (checkpoints,
+    logs, caches) can come along.
+
+    Args:
+        model_folder: Folder that a recipe, or `save_pretrained` of model and processor, wrote.
+        folder: Empty folder.
+        repo, revision: What the card's snippets load; None is the tag of the weights.
+        results: Files or folders of recipes/evaluate.py for the card, if there is no card yet.
+        ablation: Output folder of recipes/ablation.py for the card.
+        max_shard_size: Largest file of weights, such as "5GB".
+
+    Returns:
+        Sizes of the files in bytes, by name.
+
+    Raises:
+        HubError: The folder holds no mmfusion model, or a text in it names a folder of this machine.
+        CardError: A text in it holds a token.
+    """
+    for name, of in (("config.json", "model"), ("processor_config.json", "processor")):
+        if not (model_folder / name).is_file():
+            raise HubError(f"{model_folder} holds no {of} (no {name}); give the output folder of a recipe.")
+    model = MMFusionModel.from_pretrained(model_folder)
+    processor = MMFusionProcessor.from_pretrained(model_folder)
+    # sentence-transformers shows those of the config, and the processor applies its own.
+    for name in ("query_prompt", "product_prompt"):
+        given, applied = getattr(model.config, name), getattr(processor, name)
+        if given != applied:
+            raise HubError(
+                f"{model_folder}: {name} is {given!r} in config.json but {applied!r} in processor_config.json; make "
+                "them equal."
+            )
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    processor.save_pretrained(folder)
+    if not model.config.query_only:
+        write_query_tower(model, processor, folder / PUBLISHED)
+    if (model_folder / "run.json").is_file():
+        record = json.loads((model_folder / "run.json").read_text("utf-8"))
+        _write_json(folder / "recipe.json", recipe_config(record))
+    (folder / LICENSE).write_text(_license(model_folder), "utf-8")
+    if (model_folder / CARD).is_file():
+        shutil.copyfile(model_folder / CARD, folder / CARD)
+    else:
+        write_card(model_folder, results=results, ablation=ablation, output=folder / CARD, repo=repo, revision=revision)
+    for path in folder.rglob("*.json"):
+        text = path.read_text("utf-8")
+        content = json.loads(text, object_hook=_without_origins)
+        if content != json.loads(text):
+            _write_json(path, content, ensure_ascii=False, sort_keys=True)
+    _check_public(folder, model_folder)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+
+
+def _check_public(folder: Path, model_folder: Path) -> None:
+    """Looks through all texts of a folder for tokens and for folders of this machine."""
+    places = [str(path) for path in (model_folder.absolute(), Path.cwd(), Path.home())]
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or path.suffix == ".safetensors":
+            continue
+        name, text = path.relative_to(folder).as_posix(), path.read_text("utf-8", errors="replace")
+        check_no_secret(text, name)
+        for number, line in enumerate(text.splitlines(), start=1):
+            found = next((place for place in places if len(place) >= _SHORTEST_PATH and place in line), None)
+            if found is not None:
+                raise HubError(f"{name}, line {number}, names the folder {found} of this machine; take it out.")
+
+
+def _license(model_folder: Path) -> str:
+    """The text of the model's own license, or of this package's, which lies in a checkout or with what is installed."""
+    for folder in (model_folder, Path(mmfusion.__file__).parent.parent):
+        if (folder / LICENSE).is_file():
+            return (folder / LICENSE).read_text("utf-8")
+    text = metadata.distribution("mmfusion").read_text(f"licenses/{LICENSE}")
+    if text is None:
+        raise HubError("The LICENSE of mmfusion is missing where it is installed; put a LICENSE into the model folder.")
+    return text
+
+
+def _without_origins(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a JSON object that name no file or folder of this machine as their origin."""
+    return {
+        name: value
+        for name, value in fields.items()
+        if name not in _ORIGINS
+        or not isinstance(value, str)
+        or not (Path(value).is_absolute() or value.startswith((".", "~")) or Path(value).exists())
+    }
+
+
+def _write_json(path: Path, content: Any, **options: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, **options) + "\n", "utf-8")

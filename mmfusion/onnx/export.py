@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from mmfusion.files import sha256_of, whole_folder
-from mmfusion.hub.query_only import query_tower
 from mmfusion.model import VIEWS, MMFusionModel, MMFusionProcessor
 from mmfusion.onnx.description import FILES, SCHEMA_VERSION, TOKENIZER, OnnxDescription, write_description
 from mmfusion.onnx.extra import OnnxError, first_line, library
@@ -16,6 +15,7 @@ from mmfusion.onnx.parity import largest_difference, probe_texts
 from mmfusion.onnx.query_tower import OnnxQueryTower
 from mmfusion.onnx.tokens import check_tokens, max_length, query_tokenizer
 from mmfusion.retrieval.fingerprint import model_fingerprint
+from mmfusion.retrieval.query_tower import query_tower
 from mmfusion.retrieval.search import QueryEncoder, TorchQueryEncoder
 
 PARITY = 1e-4

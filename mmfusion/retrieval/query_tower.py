@@ -1,4 +1,7 @@
-"""The query tower of a model, loaded by itself: neither the vision encoder nor the fusion network is ever made."""
+"""The query tower of a model by itself, for a search front end: made of a whole model, written, and loaded.
+
+Where it is loaded, neither the vision encoder nor the fusion network is ever made.
+"""
 
 import copy
 import os
@@ -43,6 +46,43 @@ def load_query_tower(
             config.query_tower_of = _fingerprint(base, config, processor, hub)
             config.query_only = True
         return _load(base, config, hub), processor
+
+
+def query_tower(model: MMFusionModel) -> MMFusionModel:
+    """A model with the query tower of another: text encoder of queries, projection and router, with copied weights.
+
+    Args:
+        model: A whole model; one that is a query tower already is copied.
+
+    Returns:
+        A model on the CPU in evaluation mode whose query vectors are those of `model`, and which embeds no product.
+    """
+    fields = copy.deepcopy(model.config.to_dict())
+    config = MMFusionConfig(**{**fields, "query_only": True})
+    tower = MMFusionModel(config)
+    weights = model.state_dict()
+    # Copies, and assigned rather than copied into: each keeps its own floating-point type.
+    own = {name: weights[name].detach().to("cpu", copy=True) for name in tower.state_dict()}
+    tower.load_state_dict(own, assign=True)
+    return tower.eval()
+
+
+def write_query_tower(model: MMFusionModel, processor: MMFusionProcessor, folder: Path | str) -> Path:
+    """Writes the query tower and its processor to a folder, which loads like any other model.
+
+    Args:
+        model: A whole model.
+        processor: Its processor.
+        folder: Created if missing; files of the same names are replaced.
+
+    Returns:
+        The folder.
+    """
+    tower = query_tower(model)
+    tower.config.query_tower_of = model_fingerprint(model, processor)
+    tower.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return Path(folder)
 
 
 def _publishes_tower(base: str | os.PathLike[str], hub: dict[str, Any]) -> bool:

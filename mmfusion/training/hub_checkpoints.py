@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from mmfusion.data.toy_record import RECORD_NAME
 from mmfusion.files import HUB_ID, is_hub_id, link_or_copy
-from mmfusion.hub.errors import HubError, explain
+from mmfusion.model.errors import HubError, explain
 from mmfusion.training.background_push import BackgroundPush, Snapshot
 from mmfusion.training.checkpoints import step_of
 from mmfusion.training.run import Run

@@ -14,8 +14,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.files import link_or_copy, sha256_of
-from mmfusion.hub.errors import HubError, explain
 from mmfusion.model import MMFusionConfig, MMFusionModel
+from mmfusion.model.errors import HubError, explain
 from mmfusion.training.checkpoints import read_weights
 from mmfusion.training.hub_checkpoints import CHECKPOINT, LOCAL_ARGUMENTS, MODEL_FOLDER, RECORD
 from mmfusion.training.output_lock import NAME as LOCK

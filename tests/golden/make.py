@@ -44,7 +44,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from mmfusion import MMFusionModel, MMFusionProcessor
 from mmfusion.commands import embed, index, stage2
-from mmfusion.hub.files import gather
+from mmfusion.hub.publish import gather
 from mmfusion.retrieval import ProductIndex, Searcher, TorchQueryEncoder
 from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.retrieval.query_tower import load_query_tower

@@ -24,9 +24,9 @@ from mmfusion.evaluation.tables import interval, percent
 from mmfusion.hub import load_card
 from mmfusion.hub.card import write_card
 from mmfusion.hub.card_facts import fingerprint_of
-from mmfusion.hub.card_private import public_text
-from mmfusion.hub.errors import CardError, HubError
+from mmfusion.hub.private import CardError, public_text
 from mmfusion.hub.publish import publish
+from mmfusion.model.errors import HubError
 from mmfusion.training import starting_base
 
 SYNTHETIC = "synthetic queries, no human judged them"

@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from mmfusion import MMFusionConfig, MMFusionModel, MMFusionProcessor
-from mmfusion.hub.errors import HubError, explain
 from mmfusion.hub.publish import publish
+from mmfusion.model.errors import HubError, explain
 from mmfusion.model.weights import check_name
 from mmfusion.training import RunError, load_base
 
@@ -36,10 +36,10 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def published(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of the model as they are published, gathered once."""
-    from mmfusion.hub.files import gather
+    from mmfusion.hub.publish import gather
 
     folder = tmp_path_factory.mktemp("gathered")
-    return {file.name: (folder / file.name).read_bytes() for file in gather(model_folder, folder, repo="org/model")}
+    return {name: (folder / name).read_bytes() for name in gather(model_folder, folder, repo="org/model")}
 
 
 @pytest.fixture

@@ -16,11 +16,11 @@ from published_model import HOST, PLACE, QUERIES, TOKEN, USER, embed, embed_quer
 from transformers import AutoModel, AutoProcessor
 
 from mmfusion import MMFusionModel, MMFusionProcessor
-from mmfusion.hub.errors import HubError
+from mmfusion.hub.private import recipe_config
 from mmfusion.hub.publish import publish
-from mmfusion.hub.query_only import query_tower, write_query_tower
-from mmfusion.hub.recipe_config import recipe_config
+from mmfusion.model.errors import HubError
 from mmfusion.retrieval.fingerprint import model_fingerprint
+from mmfusion.retrieval.query_tower import query_tower, write_query_tower
 
 PLANTED = (TOKEN, USER, HOST, PLACE, "secret-project", "0123456789abcdef")
 
@@ -47,7 +47,7 @@ def repo(hub: LoopbackHub, hub_client_environment: Path) -> str:
 
 
 def names(published: Any) -> set[str]:
-    return {file.name for file in published.files}
+    return set(published.files)
 
 
 # --- What is published ---------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast, ViTImageProcessorPil
 
 from mmfusion import MMFusionModel, MMFusionProcessor
 from mmfusion.data.photos import decode_photo
-from mmfusion.hub.query_only import write_query_tower
+from mmfusion.retrieval.query_tower import write_query_tower
 
 sentence_transformers = pytest.importorskip("sentence_transformers", minversion="6")
 SentenceTransformer = sentence_transformers.SentenceTransformer

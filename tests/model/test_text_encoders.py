@@ -401,7 +401,7 @@ def test_vectors_are_those_of_sentence_transformers(kind: str, tmp_path: Path) -
 
 
 def test_layers_of_separate_encoders_and_of_the_query_tower_alone(tmp_path: Path) -> None:
-    from mmfusion.hub.query_only import query_tower
+    from mmfusion.retrieval.query_tower import query_tower
 
     _sentence_folder(tmp_path / "st", *KINDS["labse"][:2], *KINDS["labse"][2]())
     texts = _texts(4, 7)

@@ -26,12 +26,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, SiglipImageProcessorPil, SiglipTokenizer
 
 from mmfusion import MMFusionModel, MMFusionProcessor, ProductIndex
-from mmfusion.hub.query_only import write_query_tower
 from mmfusion.model.processing_mmfusion import clean
 from mmfusion.onnx import OnnxError, OnnxQueryTower, export, export_query_tower, graph
 from mmfusion.onnx.tokens import query_tokenizer, tokenize
 from mmfusion.retrieval import QueryEncoder, Searcher, TorchQueryEncoder
 from mmfusion.retrieval.fingerprint import model_fingerprint
+from mmfusion.retrieval.query_tower import write_query_tower
 
 MAX_LENGTH = 12
 HEAD = [{"kind": "dense", "size": 9, "bias": True, "activation": "tanh"}, {"kind": "normalize"}, {"kind": "layer_norm"}]

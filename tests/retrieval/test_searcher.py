@@ -10,10 +10,9 @@ from published_model import embed_queries, products, write_model_folder
 from tiny_encoders import VISION_ENCODERS, tiny_model
 
 from mmfusion import MMFusionModel, MMFusionProcessor, ProductIndex
-from mmfusion.hub.query_only import query_tower
 from mmfusion.retrieval import QueryEncoder, Searcher, TorchQueryEncoder
 from mmfusion.retrieval.fingerprint import model_fingerprint
-from mmfusion.retrieval.query_tower import load_query_tower
+from mmfusion.retrieval.query_tower import load_query_tower, query_tower
 
 Loaded = tuple[MMFusionModel, MMFusionProcessor]
 

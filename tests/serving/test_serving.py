@@ -25,10 +25,9 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from served_index import ODD_IDS, drawn_index, write_served
 
-from mmfusion.hub.query_only import write_query_tower
 from mmfusion.retrieval import ProductIndex, Searcher, TorchQueryEncoder
 from mmfusion.retrieval.fingerprint import model_fingerprint
-from mmfusion.retrieval.query_tower import load_query_tower
+from mmfusion.retrieval.query_tower import load_query_tower, write_query_tower
 from mmfusion.serving import ServiceLimits, server, watch
 from mmfusion.serving.app import SearchService, json_response
 from mmfusion.serving.batches import MicroBatcher, QueueFullError

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from mmfusion import MMFusionModel
 from mmfusion.data.toy_catalogue import write_toy_catalogue
-from mmfusion.hub.errors import HubError
+from mmfusion.model.errors import HubError
 from mmfusion.stages import Optimization
 from mmfusion.training import Hardware, HubCheckpoints, PushCheckpoints, Run, RunError, continue_from_hub
 from mmfusion.training.background_push import BackgroundPush, Snapshot
