@@ -12,6 +12,7 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 from mmfusion.model import Fusion, MMFusionModel, MMFusionOutput
 
 Inputs = dict[str, Tensor]
+Forward = Callable[[Inputs], dict[str, Tensor]]
 
 
 def embed_in_micro_batches(model: MMFusionModel, inputs: Inputs, size: int, **options: Any) -> MMFusionOutput:
@@ -49,14 +50,26 @@ def check_rows_are_independent(model: nn.Module) -> None:
 
 
 def _embed(model: MMFusionModel, rows: Inputs, size: int, options: dict[str, Any]) -> dict[str, Tensor]:
+    device_type = next(iter(rows.values())).device.type
+    # Without its cache: weights that were cast while no graph was wanted must not be met where one is.
+    autocast: dict[str, Any] = {
+        "device_type": device_type,
+        "enabled": torch.is_autocast_enabled(device_type),
+        "dtype": torch.get_autocast_dtype(device_type),
+        "cache_enabled": False,
+    }
+
     def forward(micro_batch: Inputs) -> dict[str, Tensor]:
-        output = model(**micro_batch, **options)
+        with torch.autocast(**autocast):
+            output = model(**micro_batch, **options)
         return {name: _rows(name, value) for name, value in output.items() if name != "fusion_penalty"}
 
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    passes = _MicroBatches(forward, rows, size)
-    values = _Cached.apply(passes, *parameters)
-    return dict(zip(passes.names, values, strict=True))
+    parts = zip(*(value.split(size) for value in rows.values()), strict=True)
+    micro_batches = [dict(zip(rows, part, strict=True)) for part in parts]
+    names: list[str] = []
+    values = _Cached.apply(forward, micro_batches, names, *parameters)
+    return dict(zip(names, values, strict=True))
 
 
 def _rows(name: str, value: Tensor) -> Tensor:
@@ -70,46 +83,6 @@ def _whole_load(fusion: Fusion, loads: Tensor, present: Tensor, size: int) -> di
     counts = torch.stack([part.sum() for part in (both | ~both.any()).split(size)])
     load = (counts.unsqueeze(1) * loads).sum(0) / counts.sum()
     return {"expert_load": load, "fusion_penalty": fusion.penalty(load)}
-
-
-class _MicroBatches:
-    """A forward pass in parts that can be repeated exactly.
-
-    Attributes:
-        names: Of the outputs, once they were computed.
-    """
-
-    def __init__(self, forward: Callable[[Inputs], dict[str, Tensor]], rows: Inputs, size: int) -> None:
-        self.forward = forward
-        parts = zip(*(value.split(size) for value in rows.values()), strict=True)
-        self.inputs = [dict(zip(rows, part, strict=True)) for part in parts]
-        device_type = next(iter(rows.values())).device.type
-        # Without its cache: weights that were cast while no graph was wanted must not be met where one is.
-        self.autocast: dict[str, Any] = {
-            "device_type": device_type,
-            "enabled": torch.is_autocast_enabled(device_type),
-            "dtype": torch.get_autocast_dtype(device_type),
-            "cache_enabled": False,
-        }
-        self.states: list[_RandomState] = []
-        self.names: list[str] = []
-
-    def embed(self) -> tuple[Tensor, ...]:
-        """All outputs; (rows, …) each."""
-        parts = []
-        for micro_batch in self.inputs:
-            self.states.append(_RandomState(next(iter(micro_batch.values()))))
-            with torch.autocast(**self.autocast):
-                parts.append(self.forward(micro_batch))
-        self.names = list(parts[0])
-        return tuple(torch.cat([part[name] for part in parts]) for name in self.names)
-
-    def replay(self) -> Iterator[dict[str, Tensor]]:
-        """The outputs of each micro-batch again, with their graph."""
-        for micro_batch, state in zip(self.inputs, self.states, strict=True):
-            with state.restored(), torch.enable_grad(), torch.autocast(**self.autocast):
-                outputs = self.forward(micro_batch)
-            yield outputs
 
 
 class _RandomState:
@@ -130,21 +103,33 @@ class _RandomState:
 
 
 class _Cached(torch.autograd.Function):
+    """A forward pass in micro-batches, which the backward pass repeats exactly, one by one, with their graphs."""
+
     @staticmethod
-    def forward(ctx: Any, passes: _MicroBatches, *parameters: Tensor) -> tuple[Tensor, ...]:
-        ctx.passes = passes
+    def forward(
+        ctx: Any, run: Forward, micro_batches: list[Inputs], names: list[str], *parameters: Tensor
+    ) -> tuple[Tensor, ...]:
+        """All outputs, (rows, …) each; adds their names to `names`."""
+        ctx.run, ctx.micro_batches, ctx.names, ctx.states = run, micro_batches, names, []
         ctx.save_for_backward(*parameters)
         ctx.set_materialize_grads(False)
-        return passes.embed()
+        parts = []
+        for micro_batch in micro_batches:
+            ctx.states.append(_RandomState(next(iter(micro_batch.values()))))
+            parts.append(run(micro_batch))
+        names += parts[0]
+        return tuple(torch.cat([part[name] for part in parts]) for name in names)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        parameters, passes = ctx.saved_tensors, ctx.passes
-        wanted = {name: value for name, value in zip(passes.names, gradients, strict=True) if value is not None}
+        parameters = ctx.saved_tensors
+        wanted = {name: value for name, value in zip(ctx.names, gradients, strict=True) if value is not None}
         starts = dict.fromkeys(wanted, 0)
         totals: dict[int, Tensor] = {}
-        for outputs in passes.replay():
+        for micro_batch, state in zip(ctx.micro_batches, ctx.states, strict=True):
+            with state.restored(), torch.enable_grad():
+                outputs = ctx.run(micro_batch)
             pairs = []
             for name, gradient in wanted.items():
                 start, starts[name] = starts[name], starts[name] + len(outputs[name])
@@ -152,7 +137,7 @@ class _Cached(torch.autograd.Function):
             for index, found in _gradients(pairs, parameters):
                 # Not in place, as two parameters may be handed the same tensor.
                 totals[index] = totals[index] + found if index in totals else found
-        return None, *(totals.get(index) for index in range(len(parameters)))
+        return None, None, None, *(totals.get(index) for index in range(len(parameters)))
 
 
 def _gradients(pairs: list[tuple[Tensor, Tensor]], parameters: tuple[Tensor, ...]) -> Iterator[tuple[int, Tensor]]:

@@ -8,11 +8,11 @@ all the same prefers the child.
 import logging
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmfusion.data.datamodule import MMFusionDataModule
-from mmfusion.data.tables import PairRows, PairTable, Rows
+from mmfusion.data.tables import PairRows, PairTable
 from mmfusion.model.errors import MMFusionError
 from mmfusion.stages import Stage
 from mmfusion.stages.gradient_cache import check_rows_are_independent
-from mmfusion.training.dry_run_plan import CacheCost, Plan, Step
+from mmfusion.training.dry_run_plan import Plan, Step
 from mmfusion.training.hardware import Hardware, PrepareModel, lightning_strategy
 from mmfusion.training.largest_batch import LargestBatch
 from mmfusion.training.memory import CudaMemory, HostMemory, Memory, in_words, is_out_of_memory
@@ -83,7 +83,9 @@ def preflight(
     ranks = hardware.local_devices * hardware.num_nodes
     largest = LargestBatch(data, ranks)
     rows = largest.find()
-    plan = Plan(run, stage, hardware, ranks, steps, accumulate, validate_every, largest.count(rows), largest.epoch())
+    asked = len(np.unique(data.val_qrels.query))
+    about = largest.count(rows), largest.epoch(), asked + len(data.val_rows) if asked else 0
+    plan = Plan(run, stage, hardware, ranks, steps, accumulate, validate_every, *about)
     smaller, no_remedy = _smaller(stage, hardware, len(rows.products))
     job = run.folder / "rehearsal"
     job.mkdir()
@@ -93,15 +95,13 @@ def preflight(
     stage.to_empty(device="meta")
     refusal = None
     try:
-        plan.step = asked = _in_child(_take_step, job, stage.micro_batch)
-        plan.caches = CacheCost() if asked is None else asked.caches
-        if asked is None or not asked.fits:
-            fitting = _first_that_fits(job, plan, smaller)
-            refusal = f"{_too_much(stage.micro_batch, len(rows.queries), asked)} {fitting or no_remedy}"
+        plan.step = _in_child(_take_step, job, stage.micro_batch) or Step()
+        plan.caches = plan.step.caches
+        if not plan.step.fits:
+            too_much = _too_much(stage.micro_batch, len(rows.queries), plan.step)
+            refusal = f"{too_much} {_first_that_fits(job, plan, smaller) or no_remedy}"
     except OutOfMemoryError as error:
         refusal = str(error)
-    if plan.step is not None:
-        plan.batch = replace(plan.batch, photos=plan.step.photos)
     print("\n".join(plan.lines()), flush=True)
     if refusal:
         raise OutOfMemoryError(refusal)
@@ -125,16 +125,16 @@ def _smaller(stage: Stage, hardware: Hardware, products: int) -> tuple[list[int]
 
 def _first_that_fits(job: Path, plan: Plan, micro_batches: list[int]) -> str:
     for size in micro_batches:
-        step = _in_child(_take_step, job, size)
-        if step is not None and step.fits:
+        step = _in_child(_take_step, job, size) or Step()
+        if step.fits:
             plan.step, plan.micro_batch = step, size
             return f"--micro_batch {size} fits: a step with it was taken, and its peak was {in_words(step.peak)}."
     return ""
 
 
-def _too_much(micro_batch: int, pairs: int, step: Step | None) -> str:
+def _too_much(micro_batch: int, pairs: int, step: Step) -> str:
     asked = f"--micro_batch {micro_batch}" if micro_batch else f"--batch_size {pairs}"
-    if step is None:
+    if not step.capacity:
         return f"out of memory: a step with {asked} needs so much that the system ended the process that took it."
     return (
         f"out of memory: a step with {asked} needs more than {in_words(step.usable)} of the {in_words(step.capacity)} "
@@ -190,32 +190,6 @@ def _begin(folder: Path) -> _Job:
     return job
 
 
-@contextmanager
-def _few_rows(data: MMFusionDataModule, rows: PairRows) -> Iterator[None]:
-    """A data module with the rows of one train batch and of a batch each of val queries and val products."""
-    names = ("train_rows", "val_rows", "train_qrels", "val_qrels")
-    whole = {name: getattr(data, name) for name in names}
-    val_queries, val_products = _validation_rows(data)
-    queries, products = np.union1d(rows.queries, val_queries), np.unique(rows.products)
-    shared = data._val_products is data._train_products
-    data.train_rows = np.union1d(products, val_products) if shared else products
-    data.val_rows = val_products
-    data.train_qrels, data.val_qrels = (whole[name].restrict(query_rows=queries) for name in names[2:])
-    yield
-    for name, value in whole.items():
-        setattr(data, name, value)
-
-
-def _validation_rows(data: MMFusionDataModule) -> tuple[Rows, Rows]:
-    """Rows of a batch each of val queries and val products, spread evenly; none if there is no validation."""
-    queries, products = np.unique(data.val_qrels.query), data.val_rows
-    count = min(len(queries), len(products), data.eval_batch_size) and data.eval_batch_size
-    queries, products = (
-        rows[np.linspace(0, len(rows) - 1, min(len(rows), count)).round().astype(int)] for rows in (queries, products)
-    )
-    return queries, products
-
-
 def _take_step(folder: Path, micro_batch: int) -> Step:
     """Reads the batch and takes a step with it, and further ones while they are quick, as training takes them."""
     job, host = _begin(folder), HostMemory()
@@ -225,7 +199,7 @@ def _take_step(folder: Path, micro_batch: int) -> Step:
     host_left, host_bound_by = host.left()
     host_capacity = host.used() + host_left // hardware.local_devices
     left, bound_by = memory.left()
-    step = Step(memory.device, memory.source, host_capacity if memory is host else left, bound_by)
+    step = Step(host_capacity if memory is host else left, bound_by)
     try:
         with host.limited(host_capacity):
             data = _read(job, folder, step)
@@ -254,17 +228,15 @@ def _take_step(folder: Path, micro_batch: int) -> Step:
     step.fits, step.peak, step.seconds = True, memory.peak(), min(watch.seconds)
     states = (state.values() for optimizer in trainer.optimizers for state in optimizer.state.values())
     step.optimizer_bytes = sum(value.nbytes for state in states for value in state if isinstance(value, Tensor))
-    step.validation_seconds = _validation_seconds(trainer, stage, data, watch)
     return step
 
 
 class _OneBatch(MMFusionDataModule):
-    """Hands out one batch of a data module as often as training asks for it, and batches for validation."""
+    """Hands out one batch of a data module, as often as training asks for it, and nothing to validate on."""
 
     def __init__(self, data: MMFusionDataModule, batch: Any) -> None:
         self.__dict__.update(data.__dict__)
         self.batch = batch
-        self.val_batches: list[Any] = []
 
     def prepare_data(self) -> None:
         pass
@@ -276,15 +248,14 @@ class _OneBatch(MMFusionDataModule):
         return DataLoader([self.batch] * _MOST_STEPS, batch_size=None)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> Any:
-        return [DataLoader([batch], batch_size=None) for batch in self.val_batches]  # type: ignore[arg-type]
+        return []
 
 
 class _Watch(L.Callback):
-    """Seconds of steps and of validation batches; ends training when it has taken long enough."""
+    """Seconds of steps; ends training when it has taken long enough."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self.validation: list[float] = []
 
     def on_train_batch_start(self, *_: Any) -> None:
         self._began = _now()
@@ -292,12 +263,6 @@ class _Watch(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         self.seconds.append(_now() - self._began)
         trainer.should_stop = sum(self.seconds) > _SECONDS
-
-    def on_validation_batch_start(self, *_: Any) -> None:
-        self._began = _now()
-
-    def on_validation_batch_end(self, *_: Any) -> None:
-        self.validation.append(_now() - self._began)
 
 
 def _now() -> float:
@@ -329,28 +294,32 @@ def _trainer(hardware: Hardware, folder: Path, watch: _Watch) -> L.Trainer:
 
 
 def _read(job: _Job, folder: Path, step: Step) -> _OneBatch:
-    """Reads the batch, with features of frozen encoders that are computed for its rows and some of validation."""
-    data = job.data
+    """Reads the batch, with features of frozen encoders that are computed for its rows alone."""
+    data, none = job.data, job.rows.products[:0]
+    whole = {name: getattr(data, name) for name in ("train_rows", "val_rows", "train_qrels", "val_qrels")}
     chosen = {name: getattr(data, name) for name in _CACHES if getattr(data, name) is not None}
     data._text_cache = data._vision_cache = None
+    data.train_rows, data.val_rows = np.unique(job.rows.products), none
+    data.train_qrels = data.train_qrels.restrict(query_rows=job.rows.queries)
+    data.val_qrels = data.val_qrels.restrict(query_rows=none)
+    few, every = len(data.train_rows), len(np.union1d(whole["train_rows"], whole["val_rows"]))
     for name, (model, _) in chosen.items():
         setattr(data, name, (model, folder / name))
         began = time.perf_counter()
-        with _few_rows(data, job.rows):
-            data._open_caches()
-            few = len(np.union1d(data.train_rows, data.val_rows))
-        seconds, is_there = time.perf_counter() - began, any(job.caches.glob("*/feature_cache.json"))
-        share = 0.0 if is_there else len(np.union1d(data.train_rows, data.val_rows)) / few
+        data._open_caches()
+        seconds = time.perf_counter() - began
+        # Those that are there cost nothing more.
+        share = 0.0 if any(job.caches.glob("*/feature_cache.json")) else every / few
         step.caches.seconds += seconds * share
         step.caches.bytes += sum(path.stat().st_size for path in (folder / name).glob("*/*")) * share
         if name == "_vision_cache":
             step.caches.products_per_second = few / seconds
+    for name, value in whole.items():
+        setattr(data, name, value)
     began = time.perf_counter()
     batch = PairTable(data._queries, data._train_products)[job.rows]
     step.load_seconds = time.perf_counter() - began
     step.batch_bytes = sum(value.nbytes for value in batch.values() if isinstance(value, Tensor))
-    # Photos that can be decoded.
-    step.photos = int(batch["photo_mask"].sum()) if "photo_mask" in batch else 0
     return _OneBatch(data, batch)
 
 
@@ -361,17 +330,3 @@ def _other_ranks(job: _Job) -> int:
     model, rows = job.stage.model, len(job.rows.queries) + len(job.rows.products)
     gradients = sum(value.nbytes for value in model.parameters() if value.requires_grad)
     return int(gradients + 2 * 4 * model.config.embedding_dim * rows * job.ranks)
-
-
-def _validation_seconds(trainer: L.Trainer, stage: Stage, data: _OneBatch, watch: _Watch) -> float | None:
-    """Of one validation: a batch each of queries and products is read and embedded, and stands for all."""
-    queries, products = _validation_rows(data)
-    if not len(queries):
-        return None
-    began = time.perf_counter()
-    data.val_batches = [data._queries[queries], data._val_products[products]]
-    reading = time.perf_counter() - began
-    with expected_warnings_ignored():
-        trainer.validate(stage, datamodule=data, verbose=False)
-    share = (len(np.unique(data.val_qrels.query)) + len(data.val_rows)) / (len(queries) + len(products))
-    return (reading + sum(watch.validation)) * share

@@ -35,40 +35,33 @@ class CacheCost:
 
 @dataclass
 class Step:
-    """What a step with the largest batch needs, on one device.
+    """What a step with the largest batch needs, on one device; as it is here, if the system ended the process.
 
     Attributes:
-        device: `cpu` or `cuda`.
-        source: How the peak was measured.
         capacity: Bytes that the process may use in all.
         bound_by: What limits them.
-        fits: Whether the step was taken within `usable` bytes; what follows is known only then.
+        fits: Whether the step was taken within `usable` bytes; peak, seconds and optimizer are known only then.
         usable: Bytes for the step.
         reserve: Bytes that training needs beside the step.
-        load_seconds, batch_bytes, photos: Of the batch: time to read it, its tensors, photos that could be decoded.
+        load_seconds, batch_bytes: Time to read the batch, and its tensors.
         host_peak: Bytes of main memory while it was read, and for those read ahead.
         peak: Bytes.
         seconds: Of the fastest of at most three steps, without reading.
         optimizer_bytes: State of the optimizer.
-        validation_seconds: Of one validation; None if there is none.
         caches: Cost of features of frozen encoders, where this step was the first to compute some.
     """
 
-    device: str
-    source: str
-    capacity: int
-    bound_by: str
+    capacity: int = 0
+    bound_by: str = ""
     fits: bool = False
     usable: int = 0
     reserve: int = 0
     load_seconds: float = 0.0
     batch_bytes: int = 0
-    photos: int = 0
     host_peak: int = 0
     peak: int = 0
     seconds: float = 0.0
     optimizer_bytes: int = 0
-    validation_seconds: float | None = None
     caches: CacheCost = field(default_factory=CacheCost)
 
 
@@ -82,9 +75,10 @@ class Plan:
         steps, accumulate, validate_every: As for [`build_trainer`].
         batch: The largest one, of a rank.
         epoch: All batches.
+        validated: Queries and products that a validation embeds.
         micro_batch: With which the step was taken.
         caches: Cost of features of frozen encoders.
-        step: The step, None if the process that took it was ended.
+        step: The step.
     """
 
     run: Run
@@ -96,8 +90,9 @@ class Plan:
     validate_every: int
     batch: Contents
     epoch: Epoch
+    validated: int
     caches: CacheCost = field(default_factory=CacheCost)
-    step: Step | None = None
+    step: Step = field(default_factory=Step)
 
     def __post_init__(self) -> None:
         self.micro_batch = self.stage.micro_batch
@@ -123,7 +118,7 @@ class Plan:
         for part, (trained, frozen) in counts.items():
             if part != "loss" or trained:
                 yield f"parameters, {part}", f"{trained:,} trained, {frozen:,} frozen"
-        if self.step is not None and self.step.fits:
+        if self.step.fits:
             gradients = sum(value.nbytes for value in self.stage.parameters() if value.requires_grad)
             size = self.step.optimizer_bytes
             yield (
@@ -139,8 +134,8 @@ class Plan:
         yield "batch", f"{sizes[0]} per device; {sizes[1]} on all; {self.accumulate} batch(es) per step"
         if self.micro_batch:
             yield "micro-batch", f"{self.micro_batch:,} rows"
-        tensors = "" if self.step is None else f"; {in_words(self.step.batch_bytes)} of tensors"
-        yield "largest batch", f"{_texts_and_photos(batch)} per device{tensors}"
+        tensors = in_words(self.step.batch_bytes)
+        yield "largest batch", f"{_texts_and_photos(batch)} per device; {tensors} of tensors"
         yield "step, at most", _contents(batch.times(ranks * self.accumulate))
         epoch = self.epoch
         how = "" if epoch.counted == epoch.batches else f" (estimated from {epoch.counted})"
@@ -151,7 +146,7 @@ class Plan:
         so_far = f", of which {self.done:,} are done" if self.done else ""
         epochs = self.steps * self.accumulate / self.epoch.batches
         yield "training", f"{self.steps:,} steps{so_far}, {epochs:,.1f} epochs"
-        if self.step is None or not self.step.fits:
+        if not self.step.fits:
             return
         own, reading, workers = self.step.seconds, self.step.load_seconds, self.hardware.num_workers
         each = self.accumulate * (max(own, reading / workers) if workers else own + reading)
@@ -161,37 +156,35 @@ class Plan:
             f"{_duration(each)}: largest batch {_duration(own)}, {_duration(reading)} to read it{by}",
         )
         left = max(0, self.steps - self.done)
-        total, parts = each * left, [f"{left:,} steps {_duration(each * left)}"]
-        if self.step.validation_seconds is not None:
-            count = self.steps // self.validate_every - self.done // self.validate_every
-            total += count * self.step.validation_seconds
-            one = _duration(self.step.validation_seconds)
-            whole = _duration(count * self.step.validation_seconds)
-            parts.append(f"{count:,} validations {whole} ({one} each, without ranking)")
-        if self.caches.seconds:
+        count = self.steps // self.validate_every - self.done // self.validate_every
+        # Rows are read, and go through the forward pass, which is a third of a step.
+        validation = self.validated * (reading + own / 3) / (self.batch.pairs + self.batch.products)
+        caches, total = self.caches.seconds, each * left + count * validation + self.caches.seconds
+        parts = [f"{left:,} steps {_duration(each * left)}"]
+        if validation:
+            whole = f"{count:,} validations {_duration(count * validation)}"
+            parts.append(f"{whole} ({_duration(validation)} each, estimated from the step, without ranking)")
+        if caches:
             speed = self.caches.products_per_second
             how = f" ({speed:,.1f} photo products per second)" if speed else ""
-            total += self.caches.seconds
-            parts.append(f"caches of frozen features {_duration(self.caches.seconds)}{how}")
+            parts.append(f"caches of frozen features {_duration(caches)}{how}")
         yield "ETA", f"{_duration(total)}: {', '.join(parts)}; without checkpoints and start"
 
     def _memory(self) -> Iterator[tuple[str, str]]:
-        step = self.step
-        if step is None:
-            return
-        what = f"{in_words(step.capacity)} that this process may use ({step.bound_by})"
+        step, on_cuda = self.step, self.hardware.on_cuda
         if step.fits:
             how = f", with --micro_batch {self.micro_batch}" if self.micro_batch else ""
-            yield "memory, measured", f"{in_words(step.peak)} of {what}{how}; {step.source}"
+            what = f"{in_words(step.capacity)} that this process may use ({step.bound_by}){how}"
+            measured = "peak of torch's allocator" if on_cuda else "peak resident memory of a process of its own"
+            yield "memory, measured", f"{in_words(step.peak)} of {what}; {measured}"
         if step.reserve:
             yield "memory, besides", f"{in_words(step.reserve)} for batches read ahead and other ranks, computed"
-        if step.device != "cpu":
+        if on_cuda:
             yield "main memory", f"{in_words(step.host_peak)} per device to read batches"
 
     def _disk(self) -> Iterator[tuple[str, str]]:
         weights = sum(value.nbytes for value in self.stage.state_dict().values())
-        state = 0 if self.step is None else self.step.optimizer_bytes
-        folder = self.run.folder
+        state, folder = self.step.optimizer_bytes, self.run.folder
         parts = {
             f"{_CHECKPOINTS} checkpoints": _CHECKPOINTS * (weights + state),
             "model": weights,

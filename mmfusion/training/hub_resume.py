@@ -96,11 +96,11 @@ def continue_from_hub(recipe: str, config: Config) -> Config:
     if record is None or record.get("resumed_from") != str(address):
         _check_is_free(folder, address)
         # All ranks look at the Hub, so that each finds what is wrong with the run or the arguments.
-        found = _find(recipe, given, address)
+        commit, names, record, own = _find(recipe, given, address)
         if is_first_rank():
             with take_lock(folder, beside=True):
                 _check_is_free(folder, address)
-                _fetch(found, given, address, folder)
+                _fetch(address, commit, names, record, own, folder)
         else:
             _wait_for_fetch(folder)
     arguments = (read_record(folder) or {})["arguments"]
@@ -108,17 +108,8 @@ def continue_from_hub(recipe: str, config: Config) -> Config:
     return replace(own, base=arguments["base"], catalogue=arguments["catalogue"])
 
 
-@dataclass
-class _Found:
-    """A run on the Hub: the commit, so that all files are of one moment, its files and record, and its own config."""
-
-    commit: str
-    names: list[str]
-    record: dict[str, Any]
-    config: Any
-
-
-def _find(recipe: str, given: Any, address: HubAddress) -> _Found:
+def _find(recipe: str, given: Any, address: HubAddress) -> tuple[str, list[str], dict[str, Any], Any]:
+    """A run on the Hub: its commit, so that all files are of one moment, their names, its record, and its config."""
     commit, names = _list(address)
     _check_trusted(address, bool(given.trust_checkpoint))
     record = _read_record(address, commit)
@@ -130,31 +121,32 @@ def _find(recipe: str, given: Any, address: HubAddress) -> _Found:
             f"The catalogue of {address} was a folder of the machine that it began on; give --catalogue with the same "
             "products, queries and judgements."
         )
-    return _Found(commit, names, record, config)
+    return commit, names, record, config
 
 
-def _fetch(found: _Found, given: Any, address: HubAddress, folder: Path) -> None:
+def _fetch(
+    address: HubAddress, commit: str, names: list[str], record: dict[str, Any], config: Any, folder: Path
+) -> None:
     """Downloads, checks, and puts everything into place at once, so that a broken download leaves no output folder."""
-    record, about = found.record, found.record["checkpoint"]
-    checkpoint = _download_checkpoint(address, found.commit, about)
+    about, catalogue = record["checkpoint"], record.get("catalogue") or {}
+    checkpoint = _download_checkpoint(address, commit, about)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "checkpoints").mkdir(parents=True)
     link_or_copy(checkpoint, partial / "checkpoints" / f"step={about['step']}.ckpt")
-    _write_base(address, found.commit, found.names, checkpoint, partial / "base")
-    drawn = record["catalogue"].get("embedded") if given.catalogue is None else None
-    catalogue = given.catalogue or record["catalogue"].get("source")
-    if drawn is not None:
+    _write_base(address, commit, names, checkpoint, partial / "base")
+    if config.catalogue is None and "embedded" in catalogue:
+        drawn = catalogue["embedded"]
         write_toy_catalogue(partial / "toy_catalogue", num_products=int(drawn["num_products"]), seed=int(drawn["seed"]))
-        catalogue = str(folder / "toy_catalogue")
-    config = replace(found.config, base=str(folder / "base"), catalogue=catalogue)
+        catalogue = {"source": str(folder / "toy_catalogue")}
+    config = replace(config, base=str(folder / "base"), catalogue=config.catalogue or catalogue["source"])
     facts = {name: record.get(name) for name in ("base_reference", "catalogue_contents")}
     start_run(
         partial,
         record["recipe"],
         recorded_arguments(config),
         resumed_from=str(address),
-        resumed_commit=found.commit,
+        resumed_commit=commit,
         **facts,
     )
     # What a job that was killed may have left.

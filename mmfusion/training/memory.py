@@ -23,9 +23,6 @@ _SIGNS = ("can't allocate memory", "Cannot allocate memory", "bad_alloc", "could
 class HostMemory:
     """Main memory, in bytes that are this process's own: pages of mapped files can be dropped, and do not count."""
 
-    device = "cpu"
-    source = "peak resident memory of a process of its own"
-
     def used(self) -> int:
         """Bytes in use."""
         return _status()["RssAnon"]
@@ -66,9 +63,6 @@ class HostMemory:
 
 class CudaMemory:
     """Memory of the current CUDA device, in bytes of tensors as torch's allocator counts them."""
-
-    device = "cuda"
-    source = "peak of torch's allocator"
 
     def used(self) -> int:
         return torch.cuda.memory_allocated()
