@@ -26,6 +26,24 @@ pytest_plugins = ["loopback_hub.fixtures", "small_disk"]
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
+# Files that take longest, and start processes: they come first, so that no worker is left with one of them at the end.
+LONGEST = (
+    *("embedding_ray", "strategies", "resume", "stream_recipe", "embedding", "recipes", "distributed", "milvus"),
+    *("hub_session", "processes", "cli", "ranks_stop", "dry_run", "preflight", "golden", "adding_a_fusion", "publish"),
+    *("hub_load", "card", "serving_process", "onnx", "stages", "hub_checkpoints"),
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # pytest-xdist would begin with the files that have most tests.
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 @pytest.fixture(scope="session")
 def built_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this checkout, built offline with the backend that the `dev` extra installs."""

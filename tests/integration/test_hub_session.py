@@ -61,7 +61,7 @@ def kill_in_the_middle(hub: LoopbackHub, words: list[str], folder: Path) -> None
     environment = {**hub.environment(folder / "killed_home"), "TMPDIR": str(folder)}
     try:
         with started(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
-            assert held.reached.wait(120), "the push sent no weights"
+            assert held.reached.wait(600), "the push sent no weights"
     finally:
         held.released.set()
 

@@ -35,7 +35,7 @@ def of_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dic
     with ExitStack() as ended:
         ranks = [ended.enter_context(started([*command, rank], stderr=subprocess.PIPE, text=True)) for rank in range(2)]
         for rank in ranks:
-            _, errors = rank.communicate(timeout=300)
+            _, errors = rank.communicate(timeout=600)
             assert rank.returncode == 0, errors
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 

@@ -168,7 +168,7 @@ def test_a_killed_mining_goes_on_with_two_processes_and_gives_the_same_table(fol
     # As many threads as here: with others, the last bit of an embedding may round otherwise.
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-c", script]
-    done = run_to_end(command, cwd=CHECKOUT, env=environment, timeout=240)
+    done = run_to_end(command, cwd=CHECKOUT, env=environment, timeout=600)
     assert done.returncode == -signal.SIGKILL, done.stderr
     (work,) = (folder / "killed" / "cache").glob("mining_*")
     whole = {path.name: path.stat().st_mtime_ns for path in work.glob("shard-*")}

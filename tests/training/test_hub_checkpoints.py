@@ -374,7 +374,7 @@ def test_training_does_not_wait_for_a_slow_hub(
 
     def slow(callback: PushCheckpoints, snapshot: Snapshot) -> None:
         # A training that waited for its first push would never set the event.
-        waited.append(trained_to_the_end.wait(120))
+        waited.append(trained_to_the_end.wait(600))
         send(callback, snapshot)
 
     def at_the_end(callback: PushCheckpoints, *arguments: Any) -> None:
@@ -412,17 +412,17 @@ def test_at_most_one_snapshot_of_a_kind_waits(tmp_path: Path) -> None:
 
     def push(given: Snapshot) -> None:
         began.set()
-        assert go.wait(60)
+        assert go.wait(600)
         arrived.append((given.kind, given.step))
 
     thread = BackgroundPush(push, str)
     thread.offer(snapshot(tmp_path, "last", 1))
-    assert began.wait(60)
+    assert began.wait(600)
     for step in (2, 3, 4):
         thread.offer(snapshot(tmp_path, "last", step))
     thread.offer(snapshot(tmp_path, "best", 3))
     go.set()
-    assert thread.close(60)
+    assert thread.close(600)
     assert arrived == [("last", 1), ("last", 4), ("best", 3)] and thread.pushed == {"last": 4, "best": 3}
     assert not list(tmp_path.iterdir())
 
@@ -433,7 +433,7 @@ def test_a_failure_is_tried_again_with_the_newest(tmp_path: Path) -> None:
     def push(given: Snapshot) -> None:
         tried.append((given.kind, given.step))
         if len(tried) == 1:
-            assert offered.wait(60)
+            assert offered.wait(600)
         if len(tried) < 3:
             raise OSError("away")
 
@@ -446,9 +446,9 @@ def test_a_failure_is_tried_again_with_the_newest(tmp_path: Path) -> None:
     thread.offer(snapshot(tmp_path, "last", 1))
     thread.offer(snapshot(tmp_path, "last", 2))
     offered.set()
-    assert failed.wait(60)
+    assert failed.wait(600)
     thread.offer(snapshot(tmp_path, "best", 3))
-    assert thread.close(60)
+    assert thread.close(600)
     # One of step 1 that failed may have been replaced before it was tried again.
     assert tried[-2:] == [("last", 2), ("best", 3)] or tried[-2:] == [("best", 3), ("last", 2)]
     assert thread.pushed == {"last": 2, "best": 3} and not list(tmp_path.iterdir())
@@ -460,7 +460,7 @@ def test_what_fails_at_the_end_has_not_arrived(tmp_path: Path, caplog: pytest.Lo
 
     thread = BackgroundPush(push, str)
     thread.offer(snapshot(tmp_path, "last", 1))
-    assert not thread.close(60) and not thread.pushed
+    assert not thread.close(600) and not thread.pushed
     assert "last checkpoint of step 1 not pushed, that was the last attempt: away" in caplog.text
     assert not list(tmp_path.iterdir())
 
@@ -470,11 +470,11 @@ def test_a_push_that_hangs_does_not_keep_training_from_ending(tmp_path: Path) ->
 
     def hang(_: Snapshot) -> None:
         began.set()
-        never.wait(60)
+        never.wait(600)
 
     thread = BackgroundPush(hang, str)
     thread.offer(snapshot(tmp_path, "last", 1))
-    assert began.wait(60)
+    assert began.wait(600)
     assert not thread.close(0.0) and thread._thread.daemon
     never.set()
 

@@ -32,9 +32,9 @@ from mmfusion.training.output_lock import take_lock
 lock = take_lock(sys.argv[1], beside="beside" in sys.argv)
 if "worker" in sys.argv and (child := os.fork()) == 0:
     os.setsid()
-    time.sleep(60)
+    time.sleep(600)
 print(child if "worker" in sys.argv else "held", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
