@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mmfusion.data.batch import Judgements
 from mmfusion.data.catalogue import BaseCatalogue, CatalogueError
 from mmfusion.data.feature_cache import build_feature_cache, build_text_cache
 from mmfusion.data.hard_negatives import HardNegatives
@@ -43,7 +44,7 @@ class MMFusionDataModule(L.LightningDataModule):
     a val split is trained without validation.
 
     Attributes:
-        train_qrels: Judgements between train queries and train products; what the losses read.
+        train_qrels: Judgements between train queries and train products, which batches bring to the losses.
         val_qrels: The same for val.
     """
 
@@ -268,7 +269,11 @@ class MMFusionDataModule(L.LightningDataModule):
         return {"num_replicas": world, "rank": rank}
 
     def transfer_batch_to_device(self, batch: Mapping[str, Tensor], device: torch.device, dataloader_idx: int) -> Any:
-        return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        """Moves a batch, which gets the judgements of its split as well."""
+        moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        is_training = "query_rows" in batch and "product_rows" in batch
+        qrels = self.train_qrels if is_training else self.val_qrels
+        return {**moved, "judgements": Judgements(qrels, self.catalogue)}
 
     def _split(self, dev_fraction: float, dev_by: str) -> tuple[Qrels, Qrels]:
         """Judgements to train on and to validate on."""

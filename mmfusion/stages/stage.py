@@ -10,7 +10,6 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from mmfusion.data.batch import TrainBatch
-from mmfusion.data.datamodule import MMFusionDataModule
 from mmfusion.distributed import all_reduce_sum, world_size
 from mmfusion.distributed.shards import clip_gradients, complete_gradients, gathered, is_sharded
 from mmfusion.evaluation.metrics import RetrievalNDCGAtK, RetrievalRecallAtK
@@ -83,8 +82,13 @@ class Stage(L.LightningModule):
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
-        # Here rather than in __init__, as the judgements belong to the data, and a stage can be built without any.
-        levels = self._data.levels
+        # Here rather than in __init__: which grades there are is known of the data alone; batches bring judgements.
+        levels = getattr(self.trainer.datamodule, "levels", None)  # type: ignore[attr-defined]
+        if not levels:
+            raise TypeError(
+                f"{type(self).__name__} needs to know which grades its data have; call "
+                "trainer.fit(stage, datamodule=MMFusionDataModule(…))."
+            )
         self.relevant_grade = max(levels)
         self.graded_loss, self.pair_loss = LOSSES[self.loss](levels), LOSSES[self.loss]([1])
         if self.micro_batch:
@@ -149,6 +153,7 @@ class Stage(L.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         rows = batch.pop("query_rows" if dataloader_idx == QUERIES else "product_rows")
+        self._judgements = batch.pop("judgements")
         output = self.model(**batch, views_only=self.views_only)
         views = {"query": output.query_embeds} if dataloader_idx == QUERIES else self.ranked_views(output)
         self._collected[dataloader_idx].append((rows.cpu(), {name: view.float().cpu() for name, view in views.items()}))
@@ -174,7 +179,7 @@ class Stage(L.LightningModule):
         """
         recall, ndcg = RetrievalRecallAtK(RECALL_AT, relevant_grade=self.relevant_grade), RetrievalNDCGAtK(NDCG_AT)
         for part in torch.arange(len(queries)).split(_QUERIES_AT_ONCE):
-            grades = torch.from_numpy(self._data.val_qrels.grades(query_rows[part].numpy(), product_rows.numpy()))
+            grades = self._judgements(query_rows[part], product_rows)
             ranked = (queries[part] @ products.T).topk(min(RECALL_AT, len(products)), dim=1).indices
             recall.update(grades.gather(1, ranked), (grades >= self.relevant_grade).sum(1))
             ndcg.update(grades.gather(1, ranked), grades.topk(min(NDCG_AT, len(products)), dim=1).values)
@@ -196,16 +201,6 @@ class Stage(L.LightningModule):
 
     views_only = False
 
-    @property
-    def _data(self) -> MMFusionDataModule:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, MMFusionDataModule):
-            raise TypeError(
-                f"{type(self).__name__} needs the train judgements of an MMFusionDataModule, got "
-                f"{type(data).__name__}; call trainer.fit(stage, datamodule=MMFusionDataModule(…))."
-            )
-        return data
-
     def embed(self, inputs: dict[str, Tensor], **options: Any) -> Any:
         """The model's output for a training batch, an [`MMFusionOutput`], all at once or in micro-batches."""
         if self.micro_batch:
@@ -213,11 +208,6 @@ class Stage(L.LightningModule):
         output = self.model(**inputs, **options)
         self._embedded = output if self._sharded else None
         return output
-
-    def judged(self, query_rows: Tensor, product_rows: Tensor) -> Tensor:
-        """Train grades (A, B) int64 between query rows (A,) and product rows (B,)."""
-        grades = self._data.train_qrels.grades(query_rows.cpu().numpy(), product_rows.cpu().numpy())
-        return torch.from_numpy(grades).to(query_rows.device)
 
     @staticmethod
     def same_product(left_rows: Tensor, right_rows: Tensor) -> Tensor:
@@ -233,7 +223,7 @@ class Stage(L.LightningModule):
             products,
             batch["query_rows"],
             batch["product_rows"],
-            self.judged,
+            batch["judgements"],
             self.model.logit_scale,
             right_mask=present,
         )
@@ -251,7 +241,7 @@ class Stage(L.LightningModule):
     def _stop(self, batch: TrainBatch, finite: bool, values: dict[str, float]) -> None:
         if finite:
             raise NonFiniteLossError(f"The loss of another rank is not finite at step {self.global_step}; see there.")
-        ids = self._data.catalogue.product_ids[batch["product_rows"].cpu().numpy()][:8]
+        ids = batch["judgements"].catalogue.product_ids[batch["product_rows"].cpu().numpy()][:8]
         raise NonFiniteLossError(
             f"The loss is not finite at step {self.global_step} on rank {self.global_rank} ({values}); first products "
             f"of the batch: {', '.join(map(str, ids))}. Lower the learning rates, or check these products."
@@ -259,8 +249,8 @@ class Stage(L.LightningModule):
 
 
 def model_inputs(batch: TrainBatch) -> dict[str, Tensor]:
-    """What the model reads of a batch: all but the rows of the catalogue."""
-    return {name: value for name, value in batch.items() if not name.endswith("_rows")}  # type: ignore[misc]
+    """What the model reads of a batch: all but the rows of the catalogue and their judgements."""
+    return {name: value for name, value in batch.items() if not name.endswith(("_rows", "judgements"))}  # type: ignore[misc]
 
 
 def _of_all_ranks(parts: list[tuple[Tensor, dict[str, Tensor]]]) -> tuple[Tensor, dict[str, Tensor]]:

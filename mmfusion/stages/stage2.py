@@ -54,8 +54,8 @@ class Stage2(Stage):
         queries, values = output.query_view_embeds, {"fused": self.fused_term(output, batch)}
         if self.weights["query_text"]:
             values["query_text"] = self.query_term(queries, output.text_embeds, batch, has_text)
-        # Not where the batch has photos: the loss is a meeting of all ranks, and another one's batch may have some.
-        if self.weights["query_image"] and self._data.photos:
+        # Even of a batch without photos: the loss is a meeting of all ranks, and another one's batch may have some.
+        if self.weights["query_image"] and self.model.config.fusion != "text_only":
             values["query_image"] = self.query_term(queries, output.image_embeds, batch, has_image)
         both = output.modality_present.all(1)
         if both.any():

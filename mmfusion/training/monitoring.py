@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mmfusion.data.datamodule import MMFusionDataModule
 from mmfusion.distributed.shards import gradient_norm
 from mmfusion.stages import Stage
 
@@ -119,15 +118,14 @@ class InBatchAccuracy(L.Callback):
     """
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Mapping[str, Tensor], *_: Any
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Mapping[str, Any], *_: Any
     ) -> None:
         assert isinstance(pl_module, Stage)
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, MMFusionDataModule)
         if pl_module.compared is None or trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         best = batch["product_rows"][best_products(*pl_module.compared)]
-        grades = data.train_qrels.grades_of(batch["query_rows"].cpu().numpy(), best[:, None].cpu().numpy())
+        qrels = batch["judgements"].qrels
+        grades = qrels.grades_of(batch["query_rows"].cpu().numpy(), best[:, None].cpu().numpy())
         pl_module.log("train/in_batch_accuracy", float((grades > 0).mean()), batch_size=len(grades))
 
 
