@@ -45,8 +45,8 @@ class AblationSettings:
         photo_views: Views of each photo to train with, in variants that see.
         stage1_optimization: Learning rates and schedule of stage 1.
         stage2_optimization: The same of stage 2.
-        stage1_options: Further flags of stage1.py, for every variant alike.
-        stage2_options: Further flags of stage2.py, for every variant alike.
+        stage1_options: Further flags of mmfusion stage1, for every variant alike.
+        stage2_options: Further flags of mmfusion stage2, for every variant alike.
         freeze_vision_blocks: Lowest vision blocks that are frozen where the vision encoder is trained.
         feature_cache: Absolute folder that all runs share.
         validate_every: Optimizer steps between validations.

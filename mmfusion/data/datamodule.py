@@ -86,7 +86,7 @@ class MMFusionDataModule(L.LightningDataModule):
             no_duplicates: What no two products of a global batch share: product, photo and title, or some of
                 them; None: they are not compared.
             group_by: Product column that is of one value in a batch, as far as a value has enough queries.
-            hard_negatives: Folder that recipes/mine.py wrote for this catalogue; None: no mined negatives.
+            hard_negatives: Folder that mmfusion mine wrote for this catalogue; None: no mined negatives.
             negatives_per_query: Mined negatives of each query in a batch, as further products; default: 1.
             photo_views: Crops of each photo to train with, the whole photo among them, at least 1; see
                 [`cropped_photo`].
@@ -109,7 +109,7 @@ class MMFusionDataModule(L.LightningDataModule):
         if negatives_per_query is not None and (hard_negatives is None or negatives_per_query < 1):
             raise ValueError(
                 f"negatives_per_query is {negatives_per_query} and hard_negatives is {hard_negatives}; at least 1 goes "
-                "with the folder that recipes/mine.py wrote; give both, or leave negatives_per_query out."
+                "with the folder that mmfusion mine wrote; give both, or leave negatives_per_query out."
             )
         self.catalogue = catalogue
         self.processor = processor

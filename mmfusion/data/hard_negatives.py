@@ -1,4 +1,4 @@
-"""A table of mined hard negatives: written by recipes/mine.py, read by the data module."""
+"""A table of mined hard negatives: written by mmfusion mine, read by the data module."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ class HardNegativesError(MMFusionError):
     """A table of hard negatives cannot be used with this catalogue."""
 
     def __init__(self, problem: str) -> None:
-        super().__init__(f"{problem}; mine again with recipes/mine.py")
+        super().__init__(f"{problem}; mine again with mmfusion mine")
 
 
 class HardNegatives:
@@ -63,7 +63,7 @@ class HardNegatives:
         """Reads a table and checks it against the catalogue.
 
         Args:
-            folder: What recipes/mine.py wrote.
+            folder: What mmfusion mine wrote.
             catalogue: The one that it was mined from.
 
         Raises:
@@ -76,7 +76,7 @@ class HardNegatives:
             if not (folder / name).is_file():
                 raise FileNotFoundError(
                     f"hard_negatives: {folder} is no folder of mined negatives: {name} is missing; make one with "
-                    "recipes/mine.py"
+                    "mmfusion mine"
                 )
         table = _read_table(folder, catalogue)
         queries = _rows(folder, table, "query_id", catalogue.queries, catalogue.query_rows("train"))

@@ -154,7 +154,7 @@ def read_shard(path: Path, columns: list[str] | None = None) -> tuple[MadeOf, pa
         return MadeOf(**json.loads(table.schema.metadata[_MADE_OF])), table
     except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
         raise ShardError(
-            f"{path} is damaged, or no shard of embedded products ({error}); remove it and run embed.py again"
+            f"{path} is damaged, or no shard of embedded products ({error}); remove it and run mmfusion embed again"
         ) from error
 
 
@@ -212,7 +212,7 @@ class Manifest:
 
 
 class EmbeddedCatalogue:
-    """Read access to a folder that embed.py wrote."""
+    """Read access to a folder that mmfusion embed wrote."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
@@ -228,7 +228,7 @@ class EmbeddedCatalogue:
         """
         path = Path(folder) / MANIFEST
         if not path.is_file():
-            raise FileNotFoundError(f"{folder} holds no finished embeddings (no {MANIFEST}); run embed.py --output …")
+            raise FileNotFoundError(f"{folder} holds no finished embeddings (no {MANIFEST}); run `mmfusion embed`")
         try:
             fields = json.loads(path.read_text("utf-8"))
             version = fields["schema_version"]
@@ -237,7 +237,7 @@ class EmbeddedCatalogue:
                 manifest = Manifest(made_of=MadeOf(**fields.pop("made_of")), shards=shards, **fields)
                 return cls(Path(folder), manifest)
         except (ValueError, KeyError, TypeError) as error:
-            raise ShardError(f"{path} is damaged ({error!r}); remove it and run embed.py again") from error
+            raise ShardError(f"{path} is damaged ({error!r}); remove it and run mmfusion embed again") from error
         raise ShardError(
             f"{path} has schema version {version}, this mmfusion reads {SCHEMA_VERSION}; update mmfusion, or embed "
             "into another --output"
@@ -258,7 +258,7 @@ class EmbeddedCatalogue:
             if found != entry.sha256:
                 raise ShardError(
                     f"{path} has the checksum {found[:12]}…, the manifest says {entry.sha256[:12]}…; remove the file "
-                    "and run embed.py again, which embeds its products anew"
+                    "and run mmfusion embed again, which embeds its products anew"
                 )
 
     def shards(self, columns: list[str] | None = None) -> Iterator[pa.Table]:

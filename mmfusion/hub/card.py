@@ -100,7 +100,7 @@ def write_card(
     """
     output = Path(folder) / REPOCARD_NAME if output is None else Path(output)
     if output.is_file() and WRITTEN not in output.read_text("utf-8", errors="replace"):
-        problem = "this file was not written by recipes/card.py"
+        problem = "this file was not written by mmfusion card"
         remedy = "give another --output, or delete it (and put what you wrote into --notes)"
         raise CardError(problem, str(output), remedy)
     facts, runs, fingerprint = read_facts(folder), read_runs(folder), fingerprint_of(folder)

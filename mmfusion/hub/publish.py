@@ -77,8 +77,8 @@ def publish(
         revision: Branch, created if missing; None is the default branch.
         create_pr: Opens a pull request instead of writing to the branch.
         dry_run: Gathers and checks the files, and sends nothing.
-        results: Files or folders of recipes/evaluate.py that the card reports, where the folder has no README.md.
-        ablation: Output folder of recipes/ablation.py that the card reports.
+        results: Files or folders of mmfusion evaluate that the card reports, where the folder has no README.md.
+        ablation: Output folder of mmfusion ablation that the card reports.
         max_shard_size: Largest file of weights, such as "5GB".
         message: First line of the commit.
         token: Write token; None takes the one of `hf auth login` or of HF_TOKEN.
@@ -148,8 +148,8 @@ def gather(
         model_folder: Folder that a recipe, or `save_pretrained` of model and processor, wrote.
         folder: Empty folder.
         repo, revision: What the card's snippets load; None is the tag of the weights.
-        results: Files or folders of recipes/evaluate.py for the card, if there is no card yet.
-        ablation: Output folder of recipes/ablation.py for the card.
+        results: Files or folders of mmfusion evaluate for the card, if there is no card yet.
+        ablation: Output folder of mmfusion ablation for the card.
         max_shard_size: Largest file of weights, such as "5GB".
 
     Returns:

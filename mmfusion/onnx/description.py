@@ -61,17 +61,17 @@ def read_description(folder: Path) -> OnnxDescription:
     path = folder / DESCRIPTION
     if not path.is_file():
         raise OnnxError(
-            f"{folder} holds no exported query tower: {DESCRIPTION} is missing; write one with recipes/export.py"
+            f"{folder} holds no exported query tower: {DESCRIPTION} is missing; write one with mmfusion export"
         )
     description = _parse(path)
     for name, expected in description.sha256.items():
         if not (folder / name).is_file():
-            raise OnnxError(f"{folder / name} is missing; export the query tower again with recipes/export.py")
+            raise OnnxError(f"{folder / name} is missing; export the query tower again with mmfusion export")
         found = sha256_of(folder / name)
         if found != expected:
             raise OnnxError(
                 f"{folder / name} has the checksum {found[:12]}…, {DESCRIPTION} says {expected[:12]}…; it is damaged "
-                "or of another export: export the query tower again with recipes/export.py"
+                "or of another export: export the query tower again with mmfusion export"
             )
     return description
 

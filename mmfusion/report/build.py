@@ -118,7 +118,7 @@ def _made(
     variants: list[Evaluation], arguments: Mapping[str, Any], records: Mapping[str, Mapping[str, Any] | None]
 ) -> Html:
     return join(
-        facts("Arguments of recipes/report.py", arguments, opened=True),
+        facts("Arguments of mmfusion report", arguments, opened=True),
         *(facts(f"Training of {name}", record or {}) for name, record in records.items()),
         *(facts(f"Result {variant.name}", variant.provenance) for variant in variants),
     )

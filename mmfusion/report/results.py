@@ -40,7 +40,7 @@ def load_variants(folder: str | Path, order: list[str] | None) -> list[Evaluatio
 def _all_names(folder: Path) -> list[str]:
     paths = [path for path in folder.glob(f"*{_ENDING}") if folder.joinpath(f"{_stem(path)}.json").is_file()]
     if not paths:
-        raise FileNotFoundError(f"{folder} holds no evaluation; run recipes/evaluate.py --output {folder}")
+        raise FileNotFoundError(f"{folder} holds no evaluation; run mmfusion evaluate --output {folder}")
     return [_stem(path) for path in sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name))]
 
 

@@ -320,7 +320,7 @@ class ProductIndex(SearchIndex):
         if not all(one.holds_exact_vectors() for one in segments):
             raise ValueError(
                 f"an index {self._built.factory!r} holds compressed vectors; upload the embeddings themselves with "
-                "MilvusIndex.build or index.py --milvus_uri"
+                "MilvusIndex.build or mmfusion index --milvus_uri"
             )
         self._verify_base()
         blocks = (block for one in segments for block in one.live_blocks())

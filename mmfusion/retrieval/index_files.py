@@ -245,7 +245,7 @@ def _write_products(products: pa.Table, path: Path) -> None:
 
 def _check_there(folder: Path, name: str) -> None:
     if not (folder / name).is_file():
-        raise FileNotFoundError(f"{folder} is no product index: {name} is missing; build one with index.py")
+        raise FileNotFoundError(f"{folder} is no product index: {name} is missing; build one with mmfusion index")
 
 
 def _sums_of(path: Path) -> dict[str, Any]:

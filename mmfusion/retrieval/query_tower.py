@@ -16,7 +16,7 @@ from mmfusion.model.errors import HubError, explained
 from mmfusion.model.weights import fetch_weights
 from mmfusion.retrieval.fingerprint import model_fingerprint, stored_fingerprint, stored_names
 
-# Where publish.py puts the query tower beside the whole model.
+# Where mmfusion publish puts the query tower beside the whole model.
 PUBLISHED = "query"
 
 
@@ -25,9 +25,9 @@ def load_query_tower(
 ) -> tuple[MMFusionModel, MMFusionProcessor]:
     """Loads the query tower alone, in evaluation mode, with the fingerprint of the whole model.
 
-    Of a repository that publish.py wrote, only its `query/` is fetched. Of a whole model the weights are read once for
-    the fingerprint, and those of the product tower are let go again: tensor by tensor, or, where transformers saves an
-    encoder under other names than it has in memory (ViT, DINOv2, DINOv3), all of them at once.
+    Of a repository that `mmfusion publish` wrote, only `query/` is fetched. Of a whole model the weights are read once
+    for the fingerprint, and those of the product tower are freed again: tensor by tensor, or, where transformers saves
+    an encoder under other names than it has in memory (ViT, DINOv2, DINOv3), all of them at once.
 
     Args:
         base: Folder or Hub id of a model, or of a query tower.

@@ -1,4 +1,4 @@
-"""The index that recipes/index.py built, wherever it is."""
+"""The index that mmfusion index built, wherever it is."""
 
 import os
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ def index_record(index: str) -> dict[str, Any]:
     """What `run.json` of an index says: its model (`base`), and where it is.
 
     Args:
-        index: Output folder of recipes/index.py.
+        index: Output folder of mmfusion index.
 
     Raises:
         RunError: There is no index, or it is not finished.
     """
     record = read_record(Path(index))
     if record is None or not record["complete"]:
-        raise RunError(f"{index!r} holds no finished index; build one with recipes/index.py --output {index}.")
+        raise RunError(f"{index!r} holds no finished index; build one with mmfusion index --output {index}.")
     return record
 
 
@@ -28,7 +28,7 @@ def open_built_index(index: str, record: Mapping[str, Any], *, verify: bool = Fa
     """Opens the index in a folder, or the collection that was built instead of one.
 
     Args:
-        index: Output folder of recipes/index.py.
+        index: Output folder of mmfusion index.
         record: Its `index_record`. The token of a Milvus server is in the environment variable `MILVUS_TOKEN`.
         verify: Compares all bytes of the files with their checksums, see [`ProductIndex.load`].
 

@@ -42,7 +42,7 @@ _MOST_STEPS, _SECONDS = 3, 5.0
 _CACHES = ("_text_cache", "_vision_cache")
 _FEWER_DATA = (
     "Give a smaller --batch_size or fewer --extra_products, or a base with smaller photos (--image_size of "
-    "recipes/base.py) or shorter texts (max_product_length of its processor)"
+    "mmfusion base) or shorter texts (max_product_length of its processor)"
 )
 
 

@@ -178,7 +178,7 @@ def _check_is_ours(base: str) -> None:
     if found.get("model_type") != MMFusionConfig.model_type:
         raise RunError(
             f"--base {base!r} is a {found.get('model_type')!r} model, not an mmfusion model; make one from encoders "
-            "with recipes/base.py --text … --vision …"
+            "with mmfusion base --text … --vision …"
         )
 
 

@@ -208,7 +208,7 @@ def test_damage_is_found_and_mended(place: Path, finished: Path, tmp_path: Path)
     shutil.copytree(finished, output)
     damage(output)
     for look in (lambda: embed(place, output), lambda: EmbeddedCatalogue.open(output).check()):
-        with pytest.raises(ShardError, match=r"the manifest says .*; remove the file and run embed\.py again"):
+        with pytest.raises(ShardError, match=r"the manifest says .*; remove the file and run mmfusion embed again"):
             look()
     sorted(output.glob("shard-*"))[0].unlink()
     embed(place, output)

@@ -370,7 +370,7 @@ def test_the_token_of_this_machine_is_refused_whatever_it_looks_like(
 
 def test_a_card_written_by_hand_is_not_replaced(model: Path) -> None:
     (model / "README.md").write_text("# My own words\n")
-    with pytest.raises(CardError, match=r"README\.md.*not written by recipes/card\.py.*--notes"):
+    with pytest.raises(CardError, match=r"README\.md.*not written by mmfusion card.*--notes"):
         write_card(model)
     (model / "README.md").unlink()
     first = write_card(model).read_text()

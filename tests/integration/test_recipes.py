@@ -250,7 +250,7 @@ def test_an_index_in_milvus_is_searched_as_one_with_faiss(
 def test_search_refuses_another_model_and_a_missing_index(outputs: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the index was built with model"):
         command("search")("dress", index=str(outputs / "index"), base=str(outputs / "text"))
-    with pytest.raises(RunError, match=r"no finished index.*index\.py"):
+    with pytest.raises(RunError, match=r"no finished index.*mmfusion index"):
         command("search")("dress", index=str(tmp_path))
 
 
@@ -309,7 +309,7 @@ def test_an_output_folder_with_other_files_is_refused(tmp_path: Path) -> None:
 def test_a_base_that_is_no_mmfusion_model_is_refused(outputs: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no config\.json"):
         load_base(str(tmp_path))
-    with pytest.raises(RunError, match=r"is a 'bert' model, not an mmfusion model.*base.py"):
+    with pytest.raises(RunError, match=r"is a 'bert' model, not an mmfusion model.*mmfusion base"):
         load_base(str(outputs / "stage1" / "toy_encoders" / "text"))
     with pytest.raises(ValueError, match=r"'conact'.*concat.*cross_attention"):
         load_base(str(outputs / "stage1"), fusion="conact")

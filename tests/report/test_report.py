@@ -443,7 +443,7 @@ def test_variants_come_in_the_order_given_or_oldest_first(variants: list[Evaluat
         load_variants(tmp_path, ["a", "a"])
     with pytest.raises(FileNotFoundError, match="no evaluation 'b'"):
         load_variants(tmp_path, ["b"])
-    with pytest.raises(FileNotFoundError, match=r"holds no evaluation; run recipes/evaluate.py"):
+    with pytest.raises(FileNotFoundError, match=r"holds no evaluation; run mmfusion evaluate"):
         load_variants(tmp_path / "empty", None)
     shutil.copy(saved / "x.per_query.parquet", tmp_path / "b.per_query.parquet")
     fields = json.loads((saved / "x.json").read_text("utf-8"))

@@ -402,7 +402,7 @@ def test_queries_and_updates_that_do_not_fit_are_refused(tmp_path: Path, monkeyp
 
 def test_another_model_and_what_is_not_ours_are_refused(tmp_path: Path) -> None:
     uri = tmp_path / "index.db"
-    with pytest.raises(FileNotFoundError, match=r"index\.db is not there; build an index in it"):
+    with pytest.raises(FileNotFoundError, match=r"index\.db is not there; build it with"):
         MilvusIndex.connect(uri)
     assert not uri.exists()
     in_milvus(tmp_path).close()

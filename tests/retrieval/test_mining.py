@@ -266,7 +266,7 @@ def test_a_table_of_another_catalogue_and_files_that_are_missing_or_damaged_are_
     other = Catalogue.load(tmp_path / "other", cache_dir=tmp_path / "cache")
     with pytest.raises(HardNegativesError, match=r"another catalogue \(catalogue\) than .*other"):
         HardNegatives.load(folder / "mined", other)
-    with pytest.raises(FileNotFoundError, match=r"hard_negatives.json is missing.*mine.py"):
+    with pytest.raises(FileNotFoundError, match=r"hard_negatives.json is missing.*mmfusion mine"):
         HardNegatives.load(tmp_path, catalogue)
     damaged = rewritten(folder, tmp_path / "damaged")
     (damaged / TABLE).write_bytes((damaged / TABLE).read_bytes()[:200])
@@ -313,7 +313,7 @@ def test_batches_hold_mined_negatives_of_their_queries(folder: Path, catalogue: 
 
 
 def test_a_number_without_mined_negatives_and_one_below_1_are_refused(folder: Path, catalogue: Catalogue) -> None:
-    with pytest.raises(ValueError, match=r"negatives_per_query is 3 and hard_negatives is None.*mine.py"):
+    with pytest.raises(ValueError, match=r"negatives_per_query is 3 and hard_negatives is None.*mmfusion mine"):
         data(folder, catalogue, hard_negatives=None, negatives_per_query=3)
     with pytest.raises(ValueError, match="negatives_per_query is 0"):
         data(folder, catalogue, negatives_per_query=0)

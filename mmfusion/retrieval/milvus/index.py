@@ -171,12 +171,12 @@ class MilvusIndex(SearchIndex):
             MilvusError: there is no such collection, its upload was cut off, or Milvus cannot be reached.
         """
         if is_file(os.fspath(uri)) and not os.path.exists(uri):
-            raise FileNotFoundError(f"{os.fspath(uri)} is not there; build an index in it with index.py --milvus_uri")
+            raise FileNotFoundError(f"{os.fspath(uri)} is not there; build it with mmfusion index --milvus_uri")
         connection = Connection(uri, collection, token, timeout)
         try:
             description = find_description(connection)
             if description is None:
-                raise MilvusError(f"there is no {connection.place}; build it with index.py --milvus_uri")
+                raise MilvusError(f"there is no {connection.place}; build it with mmfusion index --milvus_uri")
             if not description.complete:
                 raise MilvusError(
                     f"the upload to the {connection.place} was cut off, so that products are missing; run it again "
