@@ -17,8 +17,9 @@ from mmfusion.data.toy_catalogue import write_toy_catalogue
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
-# Those of docs/hub.md are run where mmfusion is not installed, by test_hub_session.py.
-RUN_HERE = [page for page in PAGES if page.name != "hub.md" and "```python\n" in page.read_text("utf-8")]
+# These are run by test_hub_session.py, where mmfusion is not installed, and by tests/model/test_adding_a_fusion.py.
+ELSEWHERE = ("hub.md", "adding-a-fusion.md")
+RUN_HERE = [page for page in PAGES if page.name not in ELSEWHERE and "```python\n" in page.read_text("utf-8")]
 
 
 @pytest.fixture(scope="module")
