@@ -1,4 +1,4 @@
-"""Draws fpi-ablation.png, the picture of the README, from ../../model_cards/ablations/fpi.csv: python fpi_ablation.py."""
+"""Draws fpi-ablation.png, the picture of the README, from model_cards/ablations/fpi.csv: python fpi_ablation.py."""
 
 import csv
 from pathlib import Path
@@ -44,8 +44,8 @@ def main() -> None:
     axes.set_yticks(range(len(NAMES)), NAMES.values())
     axes.set_ylim(len(NAMES) - 0.5, -0.5)
     figure.suptitle(
-        "670 test queries over 4,696 fashion products, means of three seeds; whiskers: 95 % interval of the difference to "
-        "text only.\nSynthetic queries; grades derived from the retailer's attributes, no human judged them.",
+        "670 test queries over 4,696 fashion products, means of three seeds; whiskers: 95 % interval of the difference "
+        "to text only.\nSynthetic queries; grades derived from the retailer's attributes, no human judged them.",
         fontsize=8,
     )
     figure.savefig(HERE / "fpi-ablation.png", dpi=130)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal
@@ -177,7 +178,7 @@ class Catalogue(BaseCatalogue):
         cls,
         source: str | os.PathLike[str],
         *,
-        cache_dir: str | os.PathLike[str],
+        cache_dir: str | os.PathLike[str] | None = None,
         revision: str | None = None,
         unknown: Literal["error", "drop"] = "error",
     ) -> Catalogue:
@@ -188,7 +189,8 @@ class Catalogue(BaseCatalogue):
                 ``products/*.parquet`` and likewise ``queries`` and ``qrels``; or a Hub data set id (``org/name``)
                 with the configurations ``products``, ``queries`` and ``qrels``.
             cache_dir: Folder for the memory-mapped tables (about the size of the uncompressed catalogue) and
-                downloads; nothing is written elsewhere. A table is converted again when its files change.
+                downloads; nothing is written elsewhere. A table is converted again when its files change. None: a
+                temporary folder, which is removed when this process ends.
             revision: Branch, tag or commit of a Hub data set.
             unknown: What to do with judgements of queries or products that are not in the tables: raise an error, or
                 drop the judgements and log their number.
@@ -207,7 +209,7 @@ class Catalogue(BaseCatalogue):
         cls,
         source: str | os.PathLike[str],
         *,
-        cache_dir: str | os.PathLike[str],
+        cache_dir: str | os.PathLike[str] | None = None,
         revision: str | None = None,
         photos: bool = True,
     ) -> Catalogue:
@@ -371,17 +373,22 @@ def check_unknown(unknown: str) -> None:
 
 def _load_tables(
     source: str | os.PathLike[str],
-    cache_dir: str | os.PathLike[str],
+    cache_dir: str | os.PathLike[str] | None,
     revision: str | None,
     wanted: Sequence[str],
     leave_out: Sequence[str] = (),
 ) -> tuple[dict[str, datasets.Dataset], str, str | None]:
     """Tables by name, the source, and the folder in which photos are found that are stored as a path."""
-    name, cache = os.fspath(source), os.path.abspath(cache_dir)
+    name, cache = os.fspath(source), os.path.abspath(_temporary_folder().name if cache_dir is None else cache_dir)
     folder = find_folder(name, revision)
     if folder is None:
         return {table: load_from_hub(name, table, cache, revision, leave_out) for table in wanted}, name, cache
     return {table: ParquetTable(folder, table).mapped(cache, leave_out) for table in wanted}, name, folder.photo_root
+
+
+@functools.cache
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="mmfusion-")
 
 
 def _strings(column: pa.ChunkedArray) -> npt.NDArray[Any]:

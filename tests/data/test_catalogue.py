@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmfusion.data.catalogue import Catalogue, CatalogueError
+from mmfusion.data.toy_catalogue import write_toy_catalogue
 
 Columns = dict[str, Any]
 Tables = dict[str, Columns]
@@ -691,3 +692,12 @@ def test_judged_queries_are_those_with_a_judged_product_of_their_split(folder: P
     catalogue = load(folder, tmp_path)
     assert catalogue.judged_queries("train").tolist() == [0] and catalogue.judged_queries("test").tolist() == [1, 2]
     assert catalogue.judged_queries(None).tolist() == [0, 1, 2]
+
+
+def test_without_a_cache_folder_a_temporary_one_holds_the_tables(tmp_path: Path) -> None:
+    write_toy_catalogue(tmp_path / "catalogue", num_products=40)
+    before = sorted(path for path in tmp_path.rglob("*"))
+    catalogue = Catalogue.load(tmp_path / "catalogue")
+    (file,) = {Path(one["filename"]).parent for one in catalogue.products.cache_files}
+    assert file.name.startswith("mmfusion-") or file.parent.name.startswith("mmfusion-")
+    assert sorted(path for path in tmp_path.rglob("*")) == before
