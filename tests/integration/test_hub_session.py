@@ -1,4 +1,4 @@
-"""The session of the README, as it is written there: train, publish, load by name where mmfusion is not installed."""
+"""The session of docs/hub.md, as it is written there: train, publish, load by name where mmfusion is not installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from bare_environment import build_bare_environment, run_bare
-from commands import main_of
 from loopback_hub.server import LoopbackHub
 from markdown_snippets import python_snippets
 from processes import started
@@ -21,7 +20,7 @@ from published_model import QUERIES, embed, products
 from safetensors.torch import load as load_tensors
 
 from mmfusion import MMFusionModel, MMFusionProcessor
-from mmfusion.commands import run_command
+from mmfusion.commands import load_command, run_command
 from mmfusion.hub import load_card
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -41,22 +40,21 @@ torch.save({name: globals()[name] for name in names}, sys.argv[1])
 
 
 def commands(markdown: str) -> list[list[str]]:
-    """The recipes of the session in a text, each as its words after `python`."""
-    (block,) = re.findall(r"```bash\n(python recipes/stage1\.py.*?--repo org/mm-ecom\n)```", markdown, re.DOTALL)
+    """The commands of the session in a text, each as its words after `mmfusion`."""
+    (block,) = re.findall(r"```bash\n(mmfusion stage1 .*?--repo org/mm-ecom\n)```", markdown, re.DOTALL)
     return [shlex.split(line)[1:] for line in block.splitlines()]
 
 
-def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs a recipe as its command line does, but in this process."""
-    name = Path(words[0]).stem
-    monkeypatch.setattr("sys.argv", [*words, *shlex.split(SHORTER[name])])
-    run_command(main_of(name))
+def run(words: list[str]) -> None:
+    """Runs a command as its command line does, but in this process."""
+    name, *flags = words
+    run_command(load_command(name), [*flags, *shlex.split(SHORTER[name])])
 
 
 def kill_in_the_middle(hub: LoopbackHub, words: list[str], folder: Path) -> None:
     """Starts a push, and kills it while a file of weights is half on its way."""
     held = hub.hold_after(100_000, "/storage/", method="PUT")
-    command = [sys.executable, str(CHECKOUT / words[0]), *words[1:]]
+    command = [sys.executable, "-m", "mmfusion", *words]
     # What a killed process leaves behind is to go with the folder.
     environment = {**hub.environment(folder / "killed_home"), "TMPDIR": str(folder)}
     try:
@@ -83,7 +81,7 @@ def product_only(folder: Path) -> set[str]:
 def in_this_process(code: str) -> dict[str, Any]:
     """What a snippet computes where mmfusion is installed."""
     values: dict[str, Any] = {}
-    exec(compile(code, "README.md", "exec"), values)
+    exec(compile(code, "hub.md", "exec"), values)
     return values
 
 
@@ -91,7 +89,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_session_of_the_readme(
+def test_the_session_of_the_page(
     hub: LoopbackHub,
     hub_client_environment: Path,
     tmp_path: Path,
@@ -100,15 +98,15 @@ def test_the_session_of_the_readme(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    readme = (CHECKOUT / "README.md").read_text("utf-8")
+    page = (CHECKOUT / "docs" / "hub.md").read_text("utf-8")
     monkeypatch.chdir(tmp_path)
-    session = commands(readme)
+    session = commands(page)
     for words in session:
-        run(words, monkeypatch)
+        run(words)
     said = "".join(capfd.readouterr()) + caplog.text
     assert f"published: {hub.endpoint}/{REPO}/commit/" in said
 
-    # The card has the same commands, and the snippets of the README with the revision pinned.
+    # The card has the same commands, and the snippets of the page with the revision pinned.
     card = load_card(REPO)
     assert commands(card.text) == session
     snippets = {snippet.heading: snippet.code for snippet in python_snippets(card.text)}
@@ -117,7 +115,7 @@ def test_the_session_of_the_readme(
     head = f'repo, revision = "{REPO}", "{tag}"'
     for code in (whole, query):
         assert head in code
-        assert f"```python\n{code.replace(tag, 'main')}```" in readme
+        assert f"```python\n{code.replace(tag, 'main')}```" in page
 
     # Where mmfusion is not installed: identical vectors, and of the query tower its share of the bytes.
     python, model = build_bare_environment(tmp_path / "bare"), tmp_path / "outputs" / "session2"
@@ -147,11 +145,11 @@ def test_the_session_of_the_readme(
 
     # A push that is killed in the middle leaves the version before; the next one arrives.
     before = hub.repo(REPO).commit().oid
-    newer = [*session[-1], "--model", "outputs/session1"]
+    newer = [*session[-1], "--base", "outputs/session1"]
     kill_in_the_middle(hub, newer, tmp_path)
     assert hub.repo(REPO).commit().oid == before and hub.repo(REPO).files() == files
     assert all(map(torch.equal, embed(*load(REPO)), embed(*load(model))))
-    run(newer, monkeypatch)
+    run(newer)
     assert all(map(torch.equal, embed(*load(REPO)), embed(*load(tmp_path / "outputs" / "session1"))))
 
     # Nothing that was said or written holds the token.
