@@ -24,20 +24,11 @@ from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.model.errors import MMFusionError
 from mmfusion.training.full_disk import DiskFullError
 from mmfusion.training.output_lock import RunError
+from mmfusion.training.run import list_checkpoints
 
 log = logging.getLogger(__name__)
 
 _KEPT = 2
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints in a folder, that with the most steps last."""
-    return sorted(folder.glob("step=*.ckpt"), key=step_of)
-
-
-def step_of(checkpoint: Path) -> int:
-    """Optimizer steps that a checkpoint was written after."""
-    return int(checkpoint.stem.split("=")[1])
 
 
 def last_good_checkpoint(folder: Path, *, rename_damaged: bool) -> Path | None:

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from mmfusion.stages import Stage
 from mmfusion.stages.optimization import part_of
-from mmfusion.training.checkpoints import step_of
 from mmfusion.training.hardware import Hardware
 from mmfusion.training.largest_batch import Contents, Epoch
 from mmfusion.training.memory import in_words
-from mmfusion.training.run import Run
+from mmfusion.training.run import Run, step_of
 
 # Checkpoints that are kept, and the one that is being written.
 _CHECKPOINTS = 3

@@ -28,7 +28,11 @@ def full_disk_ends(folder: Path, then: str = "resume from the last checkpoint") 
     except DiskFullError:
         raise
     except Exception as error:
-        if not _is_full(error):
+        # datasets and tables wrap what they could not write.
+        cause: BaseException | None = error
+        while cause is not None and not _is_full(cause):
+            cause = cause.__cause__
+        if cause is None:
             raise
         raise DiskFullError(
             f"{folder} cannot be written, as its disk or your quota is full; make room, and run the same command to "
@@ -36,12 +40,7 @@ def full_disk_ends(folder: Path, then: str = "resume from the last checkpoint") 
         ) from error
 
 
-def _is_full(error: BaseException | None) -> bool:
-    if error is None:
-        return False
-    if getattr(error, "errno", None) in _FULL:
-        return True
-    # safetensors writes from Rust and FAISS from C++, and have it in their texts only.
-    signs = [sign for number in _FULL for sign in (f"(os error {number})", os.strerror(number))]
-    # datasets and tables wrap what they could not write.
-    return any(sign in str(error) for sign in signs) or _is_full(error.__cause__)
+def _is_full(error: BaseException) -> bool:
+    # safetensors writes from Rust and FAISS from C++, and have it in their messages only.
+    signs = (sign for number in _FULL for sign in (f"(os error {number})", os.strerror(number)))
+    return getattr(error, "errno", None) in _FULL or any(sign in str(error) for sign in signs)

@@ -20,8 +20,7 @@ from mmfusion.data.toy_record import RECORD_NAME
 from mmfusion.files import HUB_ID, is_hub_id, link_or_copy
 from mmfusion.model.errors import HubError, explain
 from mmfusion.training.background_push import BackgroundPush, Snapshot
-from mmfusion.training.checkpoints import step_of
-from mmfusion.training.run import Run
+from mmfusion.training.run import Run, step_of
 
 log = logging.getLogger(__name__)
 

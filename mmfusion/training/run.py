@@ -55,9 +55,6 @@ class Run:
 
     def latest_checkpoint(self) -> Path | None:
         """The checkpoint with the most steps, or None; see `last_good_checkpoint` for one to resume from."""
-        # Checkpoints need Lightning, which is slow to import, and a search only reads records.
-        from mmfusion.training.checkpoints import list_checkpoints
-
         found = list_checkpoints(self.checkpoints)
         return found[-1] if found else None
 
@@ -73,6 +70,16 @@ class Run:
         self.note(complete=True, seconds_since_start=seconds, **facts)
         if self.lock is not None:
             self.lock.release()
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, that with the most steps last."""
+    return sorted(folder.glob("step=*.ckpt"), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Optimizer steps that a checkpoint was written after."""
+    return int(checkpoint.stem.split("=")[1])
 
 
 def recorded_arguments(config: Any) -> dict[str, Any]:

@@ -22,13 +22,12 @@ from mmfusion.training.checkpoints import (
     check_fits,
     last_good_checkpoint,
     save_whole,
-    step_of,
 )
 from mmfusion.training.full_disk import full_disk_ends
 from mmfusion.training.hardware import Hardware, PrepareModel, lightning_strategy
 from mmfusion.training.hub_checkpoints import HubCheckpoints, PushCheckpoints
 from mmfusion.training.monitoring import InBatchAccuracy, StepProgress, StepStatistics, draw_curves
-from mmfusion.training.run import Run, is_first_rank
+from mmfusion.training.run import Run, is_first_rank, step_of
 from mmfusion.training.stop_on_signal import StopOnSignal
 
 # Lightning and torch warn of what is meant to be so here: frozen parts in evaluation mode, few workers, short epochs,
