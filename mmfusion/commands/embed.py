@@ -1,17 +1,15 @@
 """Embed the products of a catalogue into shards that an index, or any other engine, is built from."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import lightning as L
 
-from mmfusion.data.catalogue import Catalogue
 from mmfusion.embedding import EmbeddedCatalogue, EmbeddingJob, EmbeddingSettings, VectorType
 from mmfusion.embedding.engine_lightning import embed_with_lightning
 from mmfusion.embedding.engine_ray import ACCELERATORS, embed_with_ray
-from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.training import Hardware, load_base, load_catalogue, open_run
 from mmfusion.training.full_disk import full_disk_ends
 from mmfusion.training.hardware import compile_blocks
@@ -70,47 +68,45 @@ def main(config: Config) -> None:
     vectors = {"base": config.base, "split": config.split, "vector_type": config.vector_type}
     run = open_run(config.output, "embed", {**vectors, "dim": config.truncate_dim})
     with full_disk_ends(run.folder, "go on"):
-        model, processor, catalogue = load_to_embed(config.base, config.catalogue, run.folder, hardware.compile)
-        job = EmbeddingJob(
-            run.folder,
-            model,
-            processor,
-            catalogue,
-            catalogue.product_rows(config.split),
-            EmbeddingSettings(
-                config.vector_type,
-                config.truncate_dim,
-                config.shard_size,
-                config.batch_size,
-                hardware.num_workers,
-                config.allow_untrained_width,
-            ),
-            precision=hardware.precision,
-            model_name=config.base,
-            split=config.split,
-        )
-        base, source = _absolute(config.base), _absolute(catalogue.source)
+        job = load_job(config, run.folder)
+        base, source = _absolute(config.base), job.catalogue.source
         embedded: EmbeddedCatalogue | None
         if config.engine == "ray":
-            load = partial(load_to_embed, base, source, run.folder, hardware.compile)
+            load = partial(load_job, replace(config, base=base, catalogue=_absolute(source)), run.folder)
             embedded = embed_with_ray(job, load, workers=hardware.devices, accelerator=hardware.accelerator)
         else:
             with expected_warnings_ignored():
                 embedded = embed_with_lightning(job, _trainer(job, hardware))
     if embedded is not None:
-        forget_other_tables(catalogue, run.folder)
-        run.finish(base=base, catalogue=catalogue.source, products=len(embedded))
+        forget_other_tables(job.catalogue, run.folder)
+        run.finish(base=base, catalogue=source, products=len(embedded))
         print(f"{len(embedded):,} products in {run.folder}; next: mmfusion index --embeddings {config.output}")
 
 
-def load_to_embed(
-    base: str, catalogue: str | None, folder: Path, compile_model: bool = False
-) -> tuple[MMFusionModel, MMFusionProcessor, Catalogue]:
-    """The model, its processor, and the products of a catalogue, loaded in the same way here and in Ray's workers."""
-    model, processor = load_base(base)
-    if compile_model:
+def load_job(config: Config, folder: Path) -> EmbeddingJob:
+    """The job with its model and the products of its catalogue, the same here and in Ray's workers."""
+    model, processor = load_base(config.base)
+    if config.hardware.compile:
         compile_blocks(model)
-    return model, processor, load_catalogue(catalogue, base, folder, products_only=True)
+    catalogue = load_catalogue(config.catalogue, config.base, folder, products_only=True)
+    return EmbeddingJob(
+        folder,
+        model,
+        processor,
+        catalogue,
+        catalogue.product_rows(config.split),
+        EmbeddingSettings(
+            config.vector_type,
+            config.truncate_dim,
+            config.shard_size,
+            config.batch_size,
+            config.hardware.num_workers,
+            config.allow_untrained_width,
+        ),
+        precision=config.hardware.precision,
+        model_name=config.base,
+        split=config.split,
+    )
 
 
 def _check_hardware(hardware: Hardware, engine: str) -> None:

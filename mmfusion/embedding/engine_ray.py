@@ -21,26 +21,13 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from mmfusion.data.catalogue import Catalogue
-from mmfusion.data.tables import ProductTable, text_lengths
-from mmfusion.embedding.job import (
-    EmbeddingJob,
-    EmbeddingSettings,
-    NewShard,
-    describe,
-    embed_batch,
-    product_loader,
-    shard_batches,
-    write_batches,
-)
+from mmfusion.embedding.job import EmbeddingJob, NewShard, embed_batch, product_loader, shard_batches, write_batches
 from mmfusion.embedding.shards import EmbeddedCatalogue, MadeOf, ShardError, shard_name
-from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.model.errors import MMFusionError
 
 log = logging.getLogger(__name__)
 
 ACCELERATORS = ("auto", "cpu", "gpu")
-Load = Callable[[], tuple[MMFusionModel, MMFusionProcessor, Catalogue]]
 # A shard over which as many workers died is taken for the cause; Ray would try without end.
 MOST_TRIES = 4
 # The fewest characters that a system allows for the path of a socket; and the path of Ray's own below its folder.
@@ -56,7 +43,9 @@ class RayJobError(MMFusionError):
     """A job on Ray cannot begin, or cannot go on."""
 
 
-def embed_with_ray(job: EmbeddingJob, load: Load, *, workers: int, accelerator: str = "auto") -> EmbeddedCatalogue:
+def embed_with_ray(
+    job: EmbeddingJob, load: Callable[[], EmbeddingJob], *, workers: int, accelerator: str = "auto"
+) -> EmbeddedCatalogue:
     """Embeds what is missing, drops what is gone, and writes the manifest.
 
     Vectors are those of Lightning, bit for bit, on the same kind of processor and, on CPUs, with the same number of
@@ -64,7 +53,7 @@ def embed_with_ray(job: EmbeddingJob, load: Load, *, workers: int, accelerator: 
 
     Args:
         job: What to embed.
-        load: Loads the job's model, processor and catalogue again, in each worker.
+        load: Makes the same job again, in each worker.
         workers: Number of them, in the whole cluster.
         accelerator: `cpu`, `gpu` (one for each worker), or `auto`: GPUs if the cluster has one.
 
@@ -83,8 +72,7 @@ def embed_with_ray(job: EmbeddingJob, load: Load, *, workers: int, accelerator: 
         with ray_cluster(cpus) as ray:
             kind = _accelerator(ray, accelerator, workers, job.made_of.precision)
             _warn_of_waiting(ray, kind.upper(), workers if kind == "gpu" else cpus)
-            worker = (load, job.folder, job.made_of, job.settings, job.table.photos, kind, threads)
-            _compute(ray, job, shards, worker, workers)
+            _compute(ray, job, shards, (load, job.folder, job.made_of, kind, threads), workers)
     return job.finish()
 
 
@@ -115,9 +103,12 @@ def _compute(ray: Any, job: EmbeddingJob, shards: list[NewShard], worker: tuple[
     # A block for each shard, as Ray hands out blocks and begins them anew.
     items = ray.data.from_items([as_item(job, shard) for shard in shards], override_num_blocks=len(shards))
     *_, accelerator, threads = worker
-    needs = {"num_gpus": 1} if accelerator == "gpu" else {"num_cpus": threads + job.settings.num_workers}
-    pool = ray.data.ActorPoolStrategy(size=workers)
-    results = items.map(ShardWorker, fn_constructor_args=worker, compute=pool, **needs)
+    results = items.map(
+        ShardWorker,
+        fn_constructor_args=worker,
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        **({"num_gpus": 1} if accelerator == "gpu" else {"num_cpus": threads + job.settings.num_workers}),
+    )
     total = sum(len(shard.places) for shard in shards)
     # Results come a shard at a time, so that the mean of the whole job tells more than the last of them.
     try:
@@ -152,74 +143,66 @@ class ShardWorker:
     restart a worker that raises, and wraps its errors in several others.
 
     Attributes:
-        load: Loads the model, its processor and the catalogue, wherever the worker is.
-        folder: Where shards go, on a file system that all workers share.
+        load: Makes the job, wherever the worker is.
+        folder: Folder of the job, on a file system that all workers share.
         made_of: What the vectors depend on, as the driver found it.
-        settings: Sizes and types.
-        photos: Whether the model looks at photos.
         accelerator: `cpu` or `gpu`.
         threads: Threads of the forward pass.
     """
 
-    load: Load
+    load: Callable[[], EmbeddingJob]
     folder: Path
     made_of: MadeOf
-    settings: EmbeddingSettings
-    photos: bool
     accelerator: str
     threads: int
-    fabric: Fabric | None = None
+    job: EmbeddingJob | None = None
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         error_text = ""
         try:
             _note_try(self.folder, item["name"])
-            self.fabric = self.fabric or self._prepared()
-            self._embed(self.fabric, item)
+            self.job = self.job or self._prepare()
+            self._embed(self.job, item)
         except (ValueError, OSError) as error:
             error_text = f"{type(error).__name__} on {socket.gethostname()}: {error}"
         return {"products": len(item["rows"]) // 8, "error": error_text}
 
-    def _prepared(self) -> Fabric:
+    def _prepare(self) -> EmbeddingJob:
         # Bad photos are logged; that each worker reads the catalogue is not.
         logging.basicConfig(format="%(message)s")
         disable_progress_bar()
         torch.set_num_threads(self.threads)
-        model, processor, self.catalogue = self.load()
-        found = describe(model, processor, self.settings, self.made_of.precision)
-        if found != self.made_of:
+        job = self.load()
+        if job.made_of != self.made_of:
             raise ShardError(
-                f"the model, or what prepares photos, differs here ({found}) from that on the driver ({self.made_of}); "
-                "have the same files and packages on all machines"
+                f"the model, or what prepares photos, differs here ({job.made_of}) from that on the driver "
+                f"({self.made_of}); have the same files and packages on all machines"
             )
-        self.lengths = text_lengths(self.catalogue, processor.template_columns)
-        self.table = ProductTable(self.catalogue, processor)
-        self.table.photos &= self.photos
         # An environment of its own, as schedulers such as SLURM describe the cluster rather than this one device.
-        fabric = Fabric(
+        self.fabric = Fabric(
             accelerator=self.accelerator,
             devices=1,
             precision=self.made_of.precision,  # type: ignore[arg-type]
             plugins=[LightningEnvironment()],
         )
-        self.model = fabric.to_device(model.eval())
-        return fabric
+        self.model = self.fabric.to_device(job.model)
+        return job
 
-    def _embed(self, fabric: Fabric, item: dict[str, Any]) -> None:
+    def _embed(self, job: EmbeddingJob, item: dict[str, Any]) -> None:
         rows = np.frombuffer(item["rows"], np.int64)
         contents = np.frombuffer(item["contents"], np.uint64).reshape(len(rows), 2)
-        ids = self.catalogue.product_ids[rows].tolist() if rows[-1] < len(self.catalogue.products) else []
-        if shard_name(self.made_of, ids, contents) != item["name"]:
+        ids = job.catalogue.product_ids[rows].tolist() if rows[-1] < len(job.catalogue.products) else []
+        if shard_name(job.made_of, ids, contents) != item["name"]:
             raise ShardError(
-                f"the products of {self.catalogue.source} differ from those on the driver; run the same command again, "
+                f"the products of {job.catalogue.source} differ from those on the driver; run the same command again, "
                 "which follows the change"
             )
         done = []
-        batches = shard_batches(rows, self.lengths, self.settings.batch_size)
-        for batch in product_loader(self.table, batches, self.settings.num_workers):
-            with torch.inference_mode(), fabric.autocast():
-                done.append(embed_batch(self.model, fabric.to_device(batch), self.settings.truncate_dim))
-        write_batches(self.folder / item["name"], self.made_of, ids, contents, done)
+        batches = shard_batches(rows, job.lengths, job.settings.batch_size)
+        for batch in product_loader(job.table, batches, job.settings.num_workers):
+            with torch.inference_mode(), self.fabric.autocast():
+                done.append(embed_batch(self.model, self.fabric.to_device(batch), job.settings.truncate_dim))
+        write_batches(job.folder / item["name"], job.made_of, ids, contents, done)
 
 
 def forget_tries(folder: Path) -> None:
@@ -229,16 +212,13 @@ def forget_tries(folder: Path) -> None:
 
 
 def _note_try(folder: Path, name: str) -> None:
-    # A byte for each try, as two workers never have the same shard at a time.
     tries = folder / "cache" / "tries" / name
-    try:
-        with tries.open("ab") as file:
-            before = file.tell()
-            file.write(b".")
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"there is no folder {tries.parent}; give an --output that all machines share"
-        ) from error
+    if not tries.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {tries.parent}; give an --output that all machines share")
+    # A byte for each try, as two workers never have the same shard at a time.
+    with tries.open("ab") as file:
+        before = file.tell()
+        file.write(b".")
     if before >= MOST_TRIES:
         raise RayJobError(
             f"{before} workers died over the shard {name}; look for memory that ran out in what Ray says of them, give "

@@ -269,8 +269,8 @@ def test_binary_vectors_fill_bytes() -> None:
 @pytest.mark.parametrize(
     ("hardware", "refusal"),
     [
-        (Hardware(strategy="fsdp"), r"strategy is fsdp, .*embed with auto or ddp"),
-        (Hardware(activation_checkpointing=True), r"activation_checkpointing is true, .*leave it out"),
+        (Hardware(strategy="fsdp"), r"strategy is fsdp: .*embed with auto or ddp"),
+        (Hardware(activation_checkpointing=True), r"activation_checkpointing is True: .*leave it out"),
     ],
 )
 def test_what_only_trainings_do_is_no_way_to_embed(

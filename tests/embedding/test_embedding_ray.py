@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +19,9 @@ import processes
 import pytest
 from processes import run_to_end
 
-from mmfusion.commands.embed import Config, load_to_embed, main
+from mmfusion.commands.embed import Config, load_job, main
 from mmfusion.data.toy_catalogue import write_toy_catalogue
-from mmfusion.embedding import EmbeddingJob, EmbeddingSettings
+from mmfusion.embedding import EmbeddingJob
 from mmfusion.embedding.engine_ray import (
     MOST_TRIES,
     RayJobError,
@@ -193,16 +194,13 @@ def test_a_killed_driver_leaves_no_process_and_is_followed(place: Path, finished
 @pytest.fixture
 def worker(place: Path, tmp_path: Path) -> tuple[ShardWorker, dict[str, Any]]:
     """A worker as Ray has it, in this process, and an item for it."""
-    base = str(place / "toy_base")
     output = tmp_path / "embeddings"
     output.mkdir()
-    model, processor, catalogue = load_to_embed(base, str(place / "catalogue"), output)
-    settings = EmbeddingSettings(shard_size=SHARD, batch_size=2)
-    job = EmbeddingJob(output, model, processor, catalogue, catalogue.product_rows(None), settings)
+    sources = {"catalogue": str(place / "catalogue"), "base": str(place / "toy_base")}
+    job = load_job(Config(**sources, shard_size=SHARD, batch_size=2), output)
     (item,) = [as_item(job, shard) for shard in job.find()[:1]]
     forget_tries(output)
-    worker = ShardWorker(lambda: (model, processor, catalogue), output, job.made_of, settings, True, "cpu", 1)
-    return worker, item
+    return ShardWorker(lambda: job, output, job.made_of, "cpu", 1), item
 
 
 def test_a_shard_that_kills_workers_is_given_up(worker: tuple[ShardWorker, dict[str, Any]]) -> None:
@@ -221,8 +219,7 @@ def test_a_machine_without_the_output_folder_is_told(worker: tuple[ShardWorker, 
 
 def test_a_machine_with_another_model_is_told(worker: tuple[ShardWorker, dict[str, Any]]) -> None:
     embeds, item = worker
-    model = embeds.load()[0]
-    model.logit_scale.data += 1
+    embeds.made_of = replace(embeds.made_of, model_fingerprint="other")
     assert "the model, or what prepares photos, differs here" in embeds(item)["error"]
 
 
@@ -236,10 +233,10 @@ def test_a_catalogue_that_changes_meanwhile_is_told(worker: tuple[ShardWorker, d
 @pytest.mark.parametrize(
     ("hardware", "refusal"),
     [
-        (Hardware(strategy="ddp"), r"hardware\.strategy is ddp, but --engine ray has no ranks"),
-        (Hardware(num_nodes=2), r"hardware\.num_nodes is 2, .*workers of the whole cluster"),
-        (Hardware(devices=0), r"hardware\.devices is 0; .*at least 1"),
-        (Hardware(accelerator="mps"), r"hardware\.accelerator is mps; .*auto, cpu, gpu"),
+        (Hardware(strategy="ddp"), r"hardware\.strategy is ddp: --engine ray has no ranks"),
+        (Hardware(num_nodes=2), r"hardware\.num_nodes is 2: .*workers of the whole cluster"),
+        (Hardware(devices=0), r"hardware\.devices is 0: .*at least 1"),
+        (Hardware(accelerator="mps"), r"hardware\.accelerator is mps: .*auto, cpu, gpu"),
     ],
 )
 def test_what_ray_has_no_place_for(place: Path, tmp_path: Path, hardware: Hardware, refusal: str) -> None:
