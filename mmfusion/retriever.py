@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mmfusion.allocator import keep_freed_memory
 from mmfusion.data.photos import PhotoError, decode_photo
 from mmfusion.model import VIEWS, MMFusionModel, MMFusionProcessor
 from mmfusion.model.photos import upright_rgb
@@ -48,6 +49,7 @@ class Retriever:
     def __init__(
         self, model: MMFusionModel, processor: MMFusionProcessor, *, photo_loader: PhotoLoader | None = None
     ) -> None:
+        keep_freed_memory()
         self.model = model.eval()
         self.processor = processor
         self.photo_loader = photo_loader

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from mmfusion.allocator import keep_freed_memory
 from mmfusion.data.photos import newest_decoder
 from mmfusion.files import replace_text, whole_file
 from mmfusion.model import MMFusionModel
@@ -180,6 +181,7 @@ def build_feature_cache(
 
     @torch.no_grad()
     def blocks() -> Iterator[Block]:
+        keep_freed_memory()
         with tqdm(total=len(rows), desc="caching frozen vision features", unit="product") as bar:
             for own, pixels in loader:
                 activations = None if pixels is None else model.get_vision_activations(pixels.to(model.device))

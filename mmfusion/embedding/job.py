@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from mmfusion.allocator import keep_freed_memory
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.loaders import WorkersLoader
 from mmfusion.data.tables import ProductTable, Rows, log_cut_texts, text_lengths
@@ -304,6 +305,7 @@ EmbeddedBatch = tuple[Rows, FloatArray, FloatArray]
 def embed_batch(model: MMFusionModel, batch: dict[str, Any], truncate_dim: int | None) -> EmbeddedBatch:
     """Vectors of a batch of a `ProductTable`, on the CPU; the same for every engine."""
     rows = batch.pop("product_rows")
+    keep_freed_memory()
     output = model(**batch)
     vectors = model.shorten(output.product_embeds.float(), truncate_dim)
     return rows.cpu().numpy(), vectors.cpu().numpy(), output.modality_weights.float().cpu().numpy()

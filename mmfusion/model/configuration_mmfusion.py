@@ -49,8 +49,9 @@ class MMFusionConfig(PreTrainedConfig):
             class tokens and registers. `MMFusionModel.from_backbones` gives both poolings the values that the encoders
             were trained with.
         vision_feature_layers: Blocks of the vision encoder, from 0, whose output states reach the product tower beside
-            the pooled top: colour and pattern live below the top. Finer grids are averaged down to the coarsest of
-            them. Empty: the top states alone.
+            the pooled top: colour and pattern live below the top. transformers' `hidden_states` begin with the output
+            of the embeddings, so that block `i` is `hidden_states[i + 1]` of a ViT. Finer grids are averaged down to
+            the coarsest of them. Empty: the top states alone.
         neck_hidden_size: Width of the learned pooling of those states, > 0.
         neck_heads: Slots that it pools them into, > 0.
         projection_hidden_size: Width of a perceptron beside each projection into the embedding space; 0: none. It is

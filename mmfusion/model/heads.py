@@ -124,33 +124,30 @@ class Projected(NamedTuple):
 
 
 @torch.no_grad()
-def as_head(projection: nn.Module | None) -> Projected:
-    """Takes a projection apart; one of an unknown kind is left out, and the log says so."""
+def as_head(projection: nn.Module | None, half: str) -> Projected:
+    """Takes a projection apart, of texts where need be; one of another kind is left out, and the log says so."""
     if projection is None or isinstance(projection, nn.Linear):
         return Projected([], {}, projection)
     layers: tuple[Any, ...] = tuple(projection.children()) if isinstance(projection, nn.Sequential) else ()
-    if tuple(map(type, layers)) == (nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear):
-        return _of_groupvit(*layers)
+    if half == "text" and tuple(map(type, layers)) == (nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear):
+        first, norm, _, last = layers
+        # GroupViT's. In evaluation mode, the norm scales and shifts what the layer before it gives.
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        weights = {
+            "0.0.weight": first.weight * scale.unsqueeze(1),
+            "0.0.bias": (first.bias - norm.running_mean) * scale + norm.bias,
+        }
+        return Projected(
+            [{"kind": "dense", "size": first.out_features, "bias": True, "activation": "relu"}], weights, last
+        )
     logger.warning(
-        "The text projection is a %s, and ours are linear maps: text vectors start in no common space with the photos' "
-        "of this checkpoint, and training has to align them.",
+        "The %s projection is a %s, and ours are linear maps: %s vectors start in no common space with those of the "
+        "other half of this checkpoint, and training has to align them.",
+        half,
         type(projection).__name__,
+        half,
     )
     return Projected([], {}, None)
-
-
-def _of_groupvit(first: Any, norm: Any, activation: Any, last: Any) -> Projected:
-    # In evaluation mode, the norm scales and shifts what the layer before it gives.
-    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-    weights = {
-        "0.0.weight": first.weight * scale.unsqueeze(1),
-        "0.0.bias": (first.bias - norm.running_mean) * scale + norm.bias,
-    }
-    return Projected([_dense(first.out_features, "relu")], weights, last)
-
-
-def _dense(size: int, activation: str) -> dict[str, Any]:
-    return {"kind": "dense", "size": size, "bias": True, "activation": activation}
 
 
 def head_size(layers: Sequence[Mapping[str, Any]], width: int) -> int:

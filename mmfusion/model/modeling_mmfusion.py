@@ -211,6 +211,8 @@ class MMFusionModel(MMFusionPreTrainedModel):
     fusion: Fusion
     # Whether training shows the vision encoder a blank photo where a batch has none, so that it runs in every step.
     blank_photos: bool
+    # Texts that a text encoder reads together, those of similar length; None: all of a batch.
+    texts_at_once: int | None
 
     def __init__(self, config: MMFusionConfig) -> None:
         super().__init__(config)
@@ -242,6 +244,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale_init)))
         self.frozen_vision_blocks = 0
         self.blank_photos = False
+        self.texts_at_once = None
         self.post_init()
         for encoder in (self.text_model, self.query_model):
             if encoder is not None:
@@ -296,28 +299,20 @@ class MMFusionModel(MMFusionPreTrainedModel):
         """
         if config.get("query_only"):
             raise ValueError("A model is assembled whole; drop query_only=True, and take the query tower out later.")
-        text_source = load_text(text, dtype, config, trust_remote_code=trust_remote_code)
+        text_half, config = load_text(text, dtype, config, trust_remote_code=trust_remote_code)
         vision_half = load_half(vision, "vision", dtype, trust_remote_code=trust_remote_code)
-        text_half, config = text_source.half, dict(text_source.fields)
-        projection = text_half.projection
-        config.setdefault("embedding_dim", text_source.size if projection is None else projection.out_features)
         if vision_half.pooling is not None:
             config.setdefault("image_pooling", vision_half.pooling)
-        configs = {
-            "text_config": _portable(text_half.encoder.config),
-            "vision_config": _portable(vision_half.encoder.config),
-        }
-        model = cls(MMFusionConfig(**configs, **config)).to(dtype)  # type: ignore[arg-type]
-        encoders = [(text, text_half, model.text_model), (vision, vision_half, model.vision_model)]
-        if model.query_model is not None:
-            encoders.append((text, text_half, model.query_model))
-        for source, half, encoder in encoders:
-            absent = copy_weights(encoder, half.encoder)
-            check_complete(source, encoder, half.missing | absent)
+        config["text_config"] = _portable(text_half.encoder.config)
+        config["vision_config"] = _portable(vision_half.encoder.config)
+        model = cls(MMFusionConfig(**config)).to(dtype)  # type: ignore[arg-type]
+        for encoder in model.encoders():
+            source, half = (vision, vision_half) if encoder is model.vision_model else (text, text_half)
+            check_complete(source, encoder, half.missing | copy_weights(encoder, half.encoder))
         check_repeats(model.vision_model, model.config.image_pooling)
         for head in filter(None, (model.text_head, model.query_head)):
-            if text_source.head_weights:
-                head.load_state_dict(text_source.head_weights)
+            if model.config.text_head == text_half.head.layers:
+                head.load_state_dict(text_half.head.weights)
         _start_projection(model.query_projection, text_half.projection)
         _start_projection(model.text_projection, text_half.projection)
         _start_projection(model.image_projection, vision_half.projection)
@@ -484,7 +479,6 @@ class MMFusionModel(MMFusionPreTrainedModel):
             input_ids, attention_mask, text_states: As in [`get_query_features`].
             views_only: Leaves the router out.
         """
-        check_mask(input_ids, attention_mask)
         pooled = self._encode_text(input_ids, attention_mask, text_states, "query").pooled
         embeds = F.normalize(self.query_projection(pooled), dim=-1)
         weights = None if self.query_router is None or views_only else self.query_router(pooled)
@@ -518,7 +512,6 @@ class MMFusionModel(MMFusionPreTrainedModel):
         A product with neither text nor photo is embedded as the empty text, with weight 1 on text.
         """
         self._needs_products("embedding products")
-        check_mask(input_ids, attention_mask)
         photos = (pixel_values, photo_mask, vision_activations)
         views = self._views((input_ids, attention_mask, text_states), photos, views_only)
         fused = None if views_only else self.fusion(views)
@@ -555,9 +548,13 @@ class MMFusionModel(MMFusionPreTrainedModel):
             [`MMFusionOutput`], or its values without the Nones as a tuple if `return_dict` is False.
         """
         output, queries = MMFusionOutput(), MMFusionOutput()
-        if product_input_ids is not None:
-            if product_attention_mask is None:
-                raise ValueError("product_input_ids came without product_attention_mask; give both.")
+        for side, ids, mask in (
+            ("product", product_input_ids, product_attention_mask),
+            ("query", query_input_ids, query_attention_mask),
+        ):
+            if ids is not None and mask is None:
+                raise ValueError(f"{side}_input_ids came without {side}_attention_mask; give both.")
+        if product_input_ids is not None and product_attention_mask is not None:
             output = self.forward_products(
                 product_input_ids,
                 product_attention_mask,
@@ -567,9 +564,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
                 product_text_states,
                 views_only,
             )
-        if query_input_ids is not None:
-            if query_attention_mask is None:
-                raise ValueError("query_input_ids came without query_attention_mask; give both.")
+        if query_input_ids is not None and query_attention_mask is not None:
             queries = self.forward_queries(query_input_ids, query_attention_mask, query_text_states, views_only)
         output = MMFusionOutput(**queries, **output)
         return output if return_dict else output.to_tuple()
@@ -590,9 +585,8 @@ class MMFusionModel(MMFusionPreTrainedModel):
     def _views(self, texts: _Texts, photos: _Photos, all_views: bool) -> ProductViews:
         input_ids, attention_mask, states = texts
         pixel_values, photo_mask, activations = photos
-        check_photos(pixel_values, photo_mask, activations, self.frozen_vision_blocks)
         has_text = attention_mask.any(1)
-        photo_mask = mask_of_photos(pixel_values if activations is None else activations, photo_mask, input_ids)
+        photo_mask = _photo_mask(pixel_values, activations, photo_mask, self.frozen_vision_blocks, input_ids)
         has_image = photo_mask.any(1)
         present = torch.stack([has_text | ~has_image, has_image], dim=1)
         if not all_views and self.fusion.reads == (TEXT,):
@@ -616,10 +610,14 @@ class MMFusionModel(MMFusionPreTrainedModel):
         self, input_ids: Tensor, attention_mask: Tensor, states: Tensor | None, role: Literal["query", "product"]
     ) -> Encoded:
         pooling = self.config.text_pooling
+        if attention_mask.shape != input_ids.shape:
+            shapes = tuple(attention_mask.shape), tuple(input_ids.shape)
+            raise ValueError(f"attention_mask has shape {shapes[0]}; input_ids {shapes[1]}.")
         if states is not None:
             encoded = encoded_text(states.to(self.dtype), attention_mask, pooling)
         else:
-            encoded = encode_text(self.text_encoder(role), input_ids, attention_mask, pooling, self._role(role))
+            role_embedding, at_once = self._role(role), self.texts_at_once
+            encoded = encode_text(self.text_encoder(role), input_ids, attention_mask, pooling, role_embedding, at_once)
         head = self.text_head if role == "product" or self.query_head is None else self.query_head
         return encoded if head is None else encoded._replace(pooled=head(encoded.pooled))
 
@@ -628,13 +626,10 @@ class MMFusionModel(MMFusionPreTrainedModel):
     ) -> tuple[Encoded, Tensor]:
         """Encodes the photos that are there; a product's photos become one token sequence and one pooled mean."""
         products, photos = photo_mask.shape
-        if not photo_mask.any():
+        given = pixel_values if activations is None else activations
+        if given is None or not photo_mask.any():
             return self._no_photos(products)
-        if activations is not None:
-            encoded = self._encode_activations(activations[photo_mask].to(self.dtype))
-        else:
-            assert pixel_values is not None
-            encoded = self._encode_pixels(pixel_values[photo_mask].to(self.dtype))
+        encoded = self._encode_vision(given[photo_mask].to(self.dtype), activations is not None)
         if self.vision_neck is not None:
             encoded = self.vision_neck(encoded)
         length, width = encoded.tokens.shape[1:]
@@ -645,39 +640,32 @@ class MMFusionModel(MMFusionPreTrainedModel):
         mean = pooled.sum(1) / photo_mask.sum(1, keepdim=True).clamp_min(1)
         return Encoded(tokens.flatten(1, 2), mean), photo_mask.repeat_interleave(length, dim=1)
 
-    def _encode_pixels(self, photos: Tensor) -> Encoded:
+    def _encode_vision(self, photos: Tensor, are_activations: bool) -> Encoded:
+        """States of photos (photos, channels, height, width), or of what the frozen blocks made of them."""
         pooling, layers = self.config.image_pooling, self.config.vision_feature_layers
+        if are_activations:
+            frozen = self.frozen_vision_blocks
+            return encode_photos_from(self.vision_model, photos, frozen, pooling, layers, self.photo_sizes)
         return encode_photos(self.vision_model, photos, pooling, layers)
-
-    def _encode_activations(self, activations: Tensor) -> Encoded:
-        pooling, layers = self.config.image_pooling, self.config.vision_feature_layers
-        return encode_photos_from(
-            self.vision_model, activations, self.frozen_vision_blocks, pooling, layers, self.photo_sizes
-        )
 
     def _no_photos(self, products: int) -> tuple[Encoded, Tensor]:
         weight = self.image_projection.weight
         width = self.photo_sizes.states if self.vision_neck is None else self.config.neck_hidden_size
         tokens, pooled = weight.new_zeros(products, 1, width), weight.new_zeros(products, weight.shape[1])
         if self.blank_photos and self.training:
-            nothing = 0.0 * self._encode_blank().tokens.sum()
+            photo, frozen = blank_photo(self.vision_model), bool(self.frozen_vision_blocks)
+            blank = self._encode_vision(self.get_vision_activations(photo) if frozen else photo, frozen)
+            nothing = 0.0 * blank.tokens.sum()
             tokens, pooled = tokens + nothing, pooled + nothing
         return Encoded(tokens, pooled), torch.zeros(products, 1, dtype=torch.bool, device=weight.device)
-
-    def _encode_blank(self) -> Encoded:
-        photo = blank_photo(self.vision_model)
-        if self.frozen_vision_blocks:
-            return self._encode_activations(self.get_vision_activations(photo))
-        return self._encode_pixels(photo)
 
 
 def _single_device(device_map: Any) -> torch.device | None:
     """The device of a `device_map` that names one for the whole model; None for all others."""
     if isinstance(device_map, dict) and list(device_map) == [""]:
         device_map = device_map[""]
-    if device_map is None or isinstance(device_map, dict) or device_map in _PLACED_BY_ACCELERATE:
-        return None
-    return torch.device(device_map)
+    many = device_map is None or isinstance(device_map, dict) or device_map in _PLACED_BY_ACCELERATE
+    return None if many else torch.device(device_map)
 
 
 _PLACED_BY_ACCELERATE = ("auto", "balanced", "balanced_low_0", "sequential", "disk")
@@ -703,45 +691,33 @@ def _start_projection(projection: nn.Linear, pretrained: nn.Linear | None) -> No
         projection.weight.copy_(torch.eye(projection.in_features))
 
 
-def check_mask(input_ids: Tensor, attention_mask: Tensor) -> None:
-    """Raises a ValueError if ids and mask, (rows, length) each, differ in shape."""
-    if attention_mask.shape != input_ids.shape:
-        raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}; input_ids {tuple(input_ids.shape)}.")
-
-
-def check_photos(
-    pixel_values: Tensor | None, photo_mask: Tensor | None, activations: Tensor | None, frozen_blocks: int
-) -> None:
-    """Raises a ValueError for promised photos that are missing, activations of no frozen block, or a wrong shape."""
-    if pixel_values is None and activations is None and photo_mask is not None and photo_mask.any():
-        raise ValueError("photo_mask says that there are photos, but there are none; give pixel_values or no mask.")
-    if activations is not None and not frozen_blocks:
-        raise ValueError("vision_activations replace what a frozen prefix computes; call freeze_vision(blocks) first.")
-    if activations is None and pixel_values is not None and pixel_values.ndim != 5:
-        raise ValueError(
-            f"pixel_values has shape {tuple(pixel_values.shape)}; products need (P, photos, channels, height, width), "
-            "with one photo each pixel_values.unsqueeze(1)."
-        )
-
-
-def mask_of_photos(photos: Tensor | None, mask: Tensor | None, like: Tensor) -> Tensor:
+def _photo_mask(
+    pixel_values: Tensor | None, activations: Tensor | None, mask: Tensor | None, frozen: int, like: Tensor
+) -> Tensor:
     """(P, photos) bool, True where there is a photo; (P, 1) False if there are none.
 
     Raises:
-        ValueError: Photos, mask and the P product texts `like` do not fit together.
+        ValueError: Photos, their mask, the frozen blocks and the P product texts `like` do not fit together.
     """
-    products = len(like)
+    photos = pixel_values if activations is None else activations
     if photos is None:
-        return torch.zeros(products, 1, dtype=torch.bool, device=like.device)
-    if len(photos) != products:
+        if mask is not None and mask.any():
+            raise ValueError("photo_mask says that there are photos, but there are none; give pixel_values or no mask.")
+        return torch.zeros(len(like), 1, dtype=torch.bool, device=like.device)
+    if activations is not None and not frozen:
+        raise ValueError("vision_activations replace what a frozen prefix computes; call freeze_vision(blocks) first.")
+    if activations is None and photos.ndim != 5:
         raise ValueError(
-            f"There are {products} product texts but photos of {len(photos)} products; give one row for each."
+            f"pixel_values has shape {tuple(photos.shape)}; products need (P, photos, channels, height, width), "
+            "with one photo each pixel_values.unsqueeze(1)."
         )
-    if mask is None:
-        return torch.ones(photos.shape[:2], dtype=torch.bool, device=photos.device)
-    if mask.shape != photos.shape[:2]:
+    if len(photos) != len(like):
+        raise ValueError(
+            f"There are {len(like)} product texts but photos of {len(photos)} products; give one row for each."
+        )
+    if mask is not None and mask.shape != photos.shape[:2]:
         raise ValueError(f"photo_mask has shape {tuple(mask.shape)}; the photos need {tuple(photos.shape[:2])}.")
-    return mask.bool()
+    return torch.ones(photos.shape[:2], dtype=torch.bool, device=photos.device) if mask is None else mask.bool()
 
 
 keep_module(__name__)

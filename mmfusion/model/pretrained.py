@@ -4,7 +4,8 @@ import copy
 import inspect
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -38,8 +39,33 @@ from .text_encoders import encode_text
 from .text_tokenizers import end_token
 from .weights import check_timm, fetch_weights, read_config, read_weights, refuse_adapter
 
+logger = logging.getLogger(__name__)
+
 # A class with something on top of an encoder: BertForMaskedLM, GPT2LMHeadModel …
 _ON_TOP = re.compile(r"For[A-Z]\w*$|LMHeadModel$|DoubleHeadsModel$")
+# Classes with weights of a half that the class chosen by AutoModel drops, or without the other half.
+_READ_WHOLE = {
+    "text": ("TextModelWithProjection", "ForImageTextRetrieval"),
+    "vision": ("VisionModelWithProjection", "ForImageClassification", "ForImageTextRetrieval"),
+}
+# Where the text half is not called `text_model`.
+_TEXT_PARTS = {"EmbeddingGemma2Model": "language_model", "BlipForImageTextRetrieval": "text_encoder"}
+_VISION_PARTS = ("vision_model", "image_model", "vision_tower")
+_PROJECTIONS = {
+    "text": ("text_projection", "text_proj"),
+    "vision": ("visual_projection", "image_projection", "vision_projection", "vision_proj"),
+}
+# What encoders call the layers that they apply to their pooled output alone.
+_POOLERS = ("pooler", "head")
+# BLIP's texts look at photos where they are told of them, and tokens of Longformer at all others: here they never are.
+_NEVER_RUN = {"blip_text_model": ".crossattention.", "longformer": "_global."}
+# Text encoders that project every token state, and the field that says how wide.
+_OWN_PROJECTION = {"altclip_text_model": "project_dim", "embedding_gemma2_text": "embedding_dim"}
+# 1 - cosine of vectors of one text; rounding alone stays far below.
+_TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-5}
+_HALF_TOLERANCE = 1e-2
+
+HalfName = Literal["text", "vision"]
 
 
 class Part(NamedTuple):
@@ -56,13 +82,15 @@ class Part(NamedTuple):
     projection: nn.Module | None
 
 
-def class_of_text(config: PreTrainedConfig) -> Any:
-    """The class whose `from_pretrained` loads a text encoder with its projection; None: `AutoModel` finds it."""
+def class_to_load(config: PreTrainedConfig, half: HalfName) -> Any:
+    """The class whose `from_pretrained` loads a half with its projection; None: `AutoModel` finds it."""
     saved_as = (config.architectures or [""])[0]
-    if saved_as.endswith(("TextModelWithProjection", "ForImageTextRetrieval")) and hasattr(transformers, saved_as):
-        return getattr(transformers, saved_as)
+    if saved_as.endswith(_READ_WHOLE[half]) and not saved_as.startswith("TimmWrapper"):
+        found = getattr(transformers, saved_as, None)
+        if found is not None or half == "vision":
+            return found
     # Code that comes with the weights is for `AutoModel` to find.
-    return encoder_class(config) if is_known(config.model_type) else None
+    return encoder_class(config) if half == "text" and is_known(config.model_type) else None
 
 
 def encoder_class(config: PreTrainedConfig) -> Any:
@@ -99,10 +127,6 @@ def without_decoder(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
-# Where the text half is not called `text_model`.
-_TEXT_PARTS = {"EmbeddingGemma2Model": "language_model", "BlipForImageTextRetrieval": "text_encoder"}
-
-
 def text_part(model: PreTrainedModel) -> Part:
     """The encoder of texts in a model: its half of a dual encoder, what is below a head, or the model itself.
 
@@ -112,15 +136,42 @@ def text_part(model: PreTrainedModel) -> Part:
     prefix, below = "", model.base_model
     if _ON_TOP.search(type(model).__name__) and isinstance(below, PreTrainedModel) and below is not model:
         prefix, model = f"{model.base_model_prefix}.", below
-    projection = getattr(model, "text_projection", getattr(model, "text_proj", None))
-    projection = projection if isinstance(projection, nn.Module) else None
-    name = _TEXT_PARTS.get(type(model).__name__, "text_model")
-    part = getattr(model, name, None)
-    if not isinstance(part, nn.Module) or not hasattr(part, "config") or isinstance(model, own_class(part)):
-        return Part(_encoder_alone(model), prefix, projection)
-    if isinstance(part, own_class(part)):
-        return Part(_encoder_alone(part), f"{prefix}{name}.", projection)
-    return Part(with_own_class(part, name), prefix, projection)
+    part = _part_of(model, "text", [_TEXT_PARTS.get(type(model).__name__, "text_model")])
+    return part._replace(encoder=_encoder_alone(part.encoder), prefix=prefix + part.prefix)
+
+
+def vision_part(model: PreTrainedModel) -> Part:
+    """The vision encoder in a model: its half of a dual encoder, what is below a head, or the model itself."""
+    part = _part_of(model, "vision", _VISION_PARTS)
+    if part.encoder is not model:
+        return part
+    # Of some base models the prefix names a part of themselves.
+    known: Any = transformers.MODEL_MAPPING.get(type(model.config), ())
+    base = model if isinstance(model, known) else model.base_model
+    if base is model or not isinstance(base, PreTrainedModel):
+        return Part(model, "", None)
+    below = vision_part(base)
+    return below._replace(prefix=f"{model.base_model_prefix}.{below.prefix}")
+
+
+def _part_of(model: PreTrainedModel, half: HalfName, names: Sequence[str]) -> Part:
+    layers = (getattr(model, name, None) for name in _PROJECTIONS[half])
+    projection = next((layer for layer in layers if isinstance(layer, nn.Module)), None)
+    for name in names:
+        part: Any = getattr(model, name, None)
+        if not isinstance(part, nn.Module) or not hasattr(part, "config"):
+            continue
+        # The class of a half by itself may hold the part of a whole model, as in GroupViT and OWL-ViT.
+        own: Any = getattr(transformers, type(part.config).__name__.removesuffix("Config") + "Model", type(part))
+        if isinstance(model, own):
+            continue
+        if isinstance(part, own):
+            return Part(part, f"{name}.", projection)  # type: ignore[arg-type]
+        with torch.device("meta"):
+            encoder = own._from_config(part.config)
+        setattr(encoder, name, part)
+        return Part(encoder, "", projection)
+    return Part(model, "", projection)
 
 
 def _encoder_alone(model: PreTrainedModel) -> PreTrainedModel:
@@ -132,69 +183,6 @@ def _encoder_alone(model: PreTrainedModel) -> PreTrainedModel:
     state = model.state_dict()
     encoder.load_state_dict({name: state[name] for name in encoder.state_dict()})
     return encoder.train(model.training)
-
-
-def own_class(part: nn.Module) -> Any:
-    """The class of a half by itself; it may hold the part of a whole model, as in GroupViT and OWL-ViT."""
-    name = type(part.config).__name__.removesuffix("Config") + "Model"
-    return getattr(transformers, name, type(part))
-
-
-def with_own_class(part: nn.Module, name: str) -> PreTrainedModel:
-    """The class of a half by itself around the part of a whole model, which it calls `name`."""
-    with torch.device("meta"):
-        encoder: PreTrainedModel = own_class(part)._from_config(part.config)
-    setattr(encoder, name, part)
-    return encoder
-
-
-logger = logging.getLogger(__name__)
-
-# What holds weights of a vision half that the class chosen by AutoModel drops, or lacks the other half.
-_READ_WHOLE = ("VisionModelWithProjection", "ForImageClassification", "ForImageTextRetrieval")
-_VISION_PARTS = ("vision_model", "image_model", "vision_tower")
-_PROJECTIONS = ("visual_projection", "image_projection", "vision_projection", "vision_proj")
-
-
-def class_to_load(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
-    """The class of transformers that a checkpoint of a vision encoder was saved from; None: the one of `AutoModel`."""
-    name = (config.architectures or [""])[0]
-    if not name.endswith(_READ_WHOLE) or name.startswith("TimmWrapper"):
-        return None
-    return getattr(transformers, name, None)
-
-
-def vision_part(model: PreTrainedModel) -> Part:
-    """The vision encoder in a model: its half of a dual encoder, what is below a head, or the model itself."""
-    projections = [getattr(model, name) for name in _PROJECTIONS if getattr(model, name, None) is not None]
-    projection = projections[0] if projections else None
-    for name in _VISION_PARTS:
-        part = getattr(model, name, None)
-        if not isinstance(part, nn.Module) or isinstance(model, own_class(part)):
-            continue
-        if isinstance(part, own_class(part)):
-            return Part(part, f"{name}.", projection)
-        return Part(with_own_class(part, name), "", projection)
-    # Of some base models the prefix names a part of themselves.
-    known: Any = transformers.MODEL_MAPPING.get(type(model.config), ())
-    base = model if isinstance(model, known) else model.base_model
-    if base is model or not isinstance(base, PreTrainedModel):
-        return Part(model, "", None)
-    below = vision_part(base)
-    return below._replace(prefix=f"{model.base_model_prefix}.{below.prefix}")
-
-
-def linear_projection(part: Part) -> nn.Linear | None:
-    """The projection of a vision encoder, if ours can start as it; a warning is logged if it is of another kind."""
-    if part.projection is None or isinstance(part.projection, nn.Linear):
-        return part.projection
-    logger.warning(
-        "The projection of %s is a %s, and ours are linear maps: its image vectors start in no common space with its "
-        "texts, and training has to align them.",
-        type(part.encoder).__name__,
-        type(part.projection).__name__,
-    )
-    return None
 
 
 class Half(NamedTuple):
@@ -218,13 +206,9 @@ class Half(NamedTuple):
 
 
 def load_half(
-    source: str | PreTrainedModel,
-    half: Literal["text", "vision"],
-    dtype: torch.dtype,
-    *,
-    trust_remote_code: bool = False,
+    source: str | PreTrainedModel, half: HalfName, dtype: torch.dtype, *, trust_remote_code: bool = False
 ) -> Half:
-    """Loads an encoder, or the named half of a dual encoder such as CLIP, SigLIP or SigLIP 2.
+    """Loads an encoder, or the named half of a dual encoder such as CLIP, SigLIP or SigLIP 2, from safetensors.
 
     Args:
         source: Local folder, Hub id, or a model already in memory (its own modules are returned, not copies).
@@ -233,97 +217,52 @@ def load_half(
         trust_remote_code: Whether code that comes with the weights may run.
 
     Raises:
-        HubError: As for [`read_model`].
+        HubError: There is no such model, it holds pickles or an adapter, it is damaged or incomplete, or it needs code
+            that is not trusted.
         ValueError: A text half would be an encoder-decoder, or transformers has no class for it.
     """
-    model, missing = source, frozenset[str]()
-    if isinstance(model, PreTrainedModel) and is_blip2(model.config):
-        return _blip2_half(type(model).__name__, model.config, model.state_dict(), half, dtype)
-    if not isinstance(model, PreTrainedModel):
-        config = read_config(model, trust_remote_code=trust_remote_code)
+    if isinstance(source, PreTrainedModel):
+        model, missing = source, frozenset[str]()
+        if is_blip2(model.config):
+            return _blip2_half(type(model).__name__, model.config, model.state_dict(), half, dtype)
+    else:
+        config = read_config(source, trust_remote_code=trust_remote_code)
         if is_blip2(config):
             # A language model beside them may be a hundred times as large.
-            weights = read_weights(model, lambda name: is_read(name, half))
-            return _blip2_half(model, config, weights, half, dtype)
-        own = class_to_load(config) if half == "vision" else class_of_text(config)
+            return _blip2_half(source, config, read_weights(source, lambda name: is_read(name, half)), half, dtype)
+        own = class_to_load(config, half)
         if own is not None and own.__name__.endswith("EncoderModel"):
             config = without_decoder(config)
-        options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "model_class": own or AutoModel}
-        model, missing = read_model(model, dtype, config=config, **options)
-    return _vision_half(model, missing) if half == "vision" else _text_half(source, model, missing)
+        options: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": True}
+        if own is None:
+            options["trust_remote_code"] = trust_remote_code and not is_known(config.model_type)
+        with explained(source):
+            refuse_adapter(source, {})
+            fetch_weights(source, {})
+            model, info = (own or AutoModel).from_pretrained(source, output_loading_info=True, **options)
+        missing = frozenset(info["missing_keys"])
+    part = text_part(model) if half == "text" else vision_part(model)
+    absent = frozenset(name.removeprefix(part.prefix) for name in missing if name.startswith(part.prefix))
+    if half == "text":
+        if any(name.startswith("text_projection.") for name in missing):
+            raise HubError(f"{source} lacks the weights of its text_projection; fetch or copy the checkpoint again.")
+        # Its vectors are those that its loss compares with photos, unlike those of a `BlipModel`.
+        pooling = "cls" if type(model).__name__ == "BlipForImageTextRetrieval" else None
+    else:
+        names = {name for name, module in model.named_modules() if module is part.projection}
+        if any(name.rpartition(".")[0] in names for name in missing):
+            part = part._replace(projection=None)
+        pooling = trained_pooling(model, part.encoder, part.projection is not None, absent)
+    head = as_head(part.projection, half)
+    return Half(part.encoder, head.linear, model.config.model_type, absent, pooling, head)
 
 
 def _blip2_half(
-    source: str, config: PreTrainedConfig, weights: Mapping[str, Tensor], half: Literal["text", "vision"], dtype: Any
+    source: str, config: PreTrainedConfig, weights: Mapping[str, Tensor], half: HalfName, dtype: torch.dtype
 ) -> Half:
     encoder, projection, missing = blip2_half(source, config, weights, half, dtype)
     pooling = trained_pooling(encoder, encoder, projection is not None, missing) if half == "vision" else None
     return Half(encoder, projection, config.model_type, missing, pooling)
-
-
-def _text_half(source: str | PreTrainedModel, model: PreTrainedModel, missing: Collection[str]) -> Half:
-    part = text_part(model)
-    if any(name.startswith("text_projection.") for name in missing):
-        raise HubError(f"{source} lacks the weights of its text_projection; fetch or copy the checkpoint again.")
-    # Its vectors are those that its loss compares with photos, unlike those of a `BlipModel`.
-    pooling = "cls" if type(model).__name__ == "BlipForImageTextRetrieval" else None
-    head, own = as_head(part.projection), _below(missing, part.prefix)
-    return Half(part.encoder, head.linear, model.config.model_type, own, pooling, head)
-
-
-def _vision_half(model: PreTrainedModel, missing: Collection[str]) -> Half:
-    part = vision_part(model)
-    names = {name for name, module in model.named_modules() if module is part.projection}
-    if any(name.rpartition(".")[0] in names for name in missing):
-        part = part._replace(projection=None)
-    own = _below(missing, part.prefix)
-    pooling = trained_pooling(model, part.encoder, part.projection is not None, own)
-    return Half(part.encoder, linear_projection(part), model.config.model_type, own, pooling)
-
-
-def _below(names: Collection[str], prefix: str) -> frozenset[str]:
-    return frozenset(name.removeprefix(prefix) for name in names if name.startswith(prefix))
-
-
-def read_model(
-    source: str,
-    dtype: torch.dtype,
-    *,
-    trust_remote_code: bool = False,
-    model_class: type[Any] = AutoModel,
-    config: PreTrainedConfig | None = None,
-) -> tuple[PreTrainedModel, frozenset[str]]:
-    """Loads a pretrained model from safetensors.
-
-    Args:
-        source: Local folder or Hub id.
-        dtype: Floating-point type of the weights.
-        trust_remote_code: Whether code that comes with the weights may run.
-        model_class: Class to load, if it is not the one that `AutoModel` chooses.
-        config: Config to load it with, if it is not the one beside the weights.
-
-    Returns:
-        The model, and the names of its weights that the checkpoint lacks.
-
-    Raises:
-        HubError: There is no such model, it holds pickles or an adapter, it is damaged or incomplete, or it needs code
-            that is not trusted.
-    """
-    with explained(source):
-        refuse_adapter(source, {})
-        config = config or read_config(source, trust_remote_code=trust_remote_code)
-        fetch_weights(source, {})
-        trusts = trust_remote_code and not is_known(config.model_type)
-        loaded: Any = model_class.from_pretrained(
-            source,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            **({"trust_remote_code": trusts} if model_class is AutoModel else {}),
-        )
-    model, info = loaded
-    return model, frozenset(info["missing_keys"])
 
 
 def check_complete(source: str | PreTrainedModel, encoder: PreTrainedModel, missing: Collection[str]) -> None:
@@ -382,8 +321,7 @@ def new_encoder(config: PreTrainedConfig, pooler: bool = False) -> PreTrainedMod
         config = copy.deepcopy(config)
     kind = encoder_class(config)
     if kind is not None:
-        encoder: PreTrainedModel = kind._from_config(config)
-        return encoder
+        return kind._from_config(config)  # type: ignore[no-any-return]
     chosen: Any = transformers.MODEL_MAPPING[type(config)]
     options: dict[str, Any] = {"trust_remote_code": False}
     if pooler and "add_pooling_layer" in inspect.signature(getattr(chosen, "__init__", chosen)).parameters:
@@ -394,21 +332,10 @@ def new_encoder(config: PreTrainedConfig, pooler: bool = False) -> PreTrainedMod
 def freeze_unread(encoder: PreTrainedModel, pooling: str) -> None:
     """Turns gradients off in what no output of ours depends on: it never gets one, which DDP treats as an error."""
     unread = () if pooling == "pooler" else (*_POOLERS, *vision_family(encoder.config).pooled_only)
+    never_run = _NEVER_RUN.get(encoder.config.model_type, "/")
     for name, value in encoder.named_parameters():
-        if _is_mask(name) or name.split(".")[0] in unread or _is_never_run(encoder, name):
+        if _is_mask(name) or name.split(".")[0] in unread or never_run in name:
             value.requires_grad_(False)
-
-
-# What encoders call the layers that they apply to their pooled output alone.
-_POOLERS = ("pooler", "head")
-
-
-# BLIP's texts look at photos where they are told of them, and tokens of Longformer at all others: here they never are.
-_NEVER_RUN = {"blip_text_model": ".crossattention.", "longformer": "_global."}
-
-
-def _is_never_run(encoder: PreTrainedModel, name: str) -> bool:
-    return _NEVER_RUN.get(encoder.config.model_type, "/") in name
 
 
 def _is_mask(name: str) -> bool:
@@ -429,33 +356,9 @@ def hidden_size(config: PreTrainedConfig) -> int:
     )
 
 
-# Text encoders that project every token state, and the field that says how wide.
-_OWN_PROJECTION = {"altclip_text_model": "project_dim", "embedding_gemma2_text": "embedding_dim"}
-
-# 1 - cosine of vectors of one text; rounding alone stays far below.
-_TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-5}
-_HALF_TOLERANCE = 1e-2
-
-
-class TextSource(NamedTuple):
-    """A text encoder and what goes with it.
-
-    Attributes:
-        half: The encoder and its projection.
-        fields: Fields of the configuration that follow from the checkpoint.
-        head_weights: Weights of `text_head`.
-        size: Width of the vector before our projection.
-    """
-
-    half: Half
-    fields: dict[str, Any]
-    head_weights: dict[str, Tensor]
-    size: int
-
-
 def load_text(
     source: str | PreTrainedModel, dtype: torch.dtype, given: Mapping[str, Any], *, trust_remote_code: bool = False
-) -> TextSource:
+) -> tuple[Half, dict[str, Any]]:
     """Loads a text encoder, and finds out how its checkpoint pools, projects and prompts.
 
     Args:
@@ -464,53 +367,48 @@ def load_text(
         given: Fields of the configuration that are decided already.
         trust_remote_code: Whether code that comes with the encoder may run.
 
+    Returns:
+        The encoder, and the given fields with those that follow from the checkpoint.
+
     Raises:
         ValueError: The encoder cannot be a tower: it is an encoder-decoder, its vectors change from call to call or
             with the batch, or its folder says what has no counterpart here.
     """
     said = None if isinstance(source, PreTrainedModel) else read_sentence_encoder(source)
-    half = load_half(source if said is None else said.folder, "text", dtype, trust_remote_code=trust_remote_code)
-    if isinstance(source, str) and is_legacy_end(half.encoder.config):
-        _correct_end(half.encoder, source if said is None else said.folder, trust_remote_code)
-    fields: dict[str, Any] = {}
+    folder = source if said is None else said.folder
+    half = load_half(folder, "text", dtype, trust_remote_code=trust_remote_code)
+    encoder, config = half.encoder, half.encoder.config
+    if isinstance(folder, str) and is_legacy_end(config):
+        # With the wrong one, a token that was added to the tokenizer would be taken for the end of a text.
+        end = end_token(folder, trust_remote_code=trust_remote_code)
+        if end is not None:
+            encoder.eos_token_id = config.eos_token_id = end
+    fields: dict[str, Any] = {"text_head": half.head.layers} if half.head.layers else {}
     if said is not None:
         fields = {"query_prompt": said.query_prompt, "product_prompt": said.product_prompt, "text_head": said.head}
-        if said.pooling is not None:
-            fields["text_pooling"] = said.pooling
-    own_head, own_weights = (half.head.layers, half.head.weights) if said is None else (said.head, said.weights)
-    if own_head:
-        fields["text_head"] = own_head
+        # The checkpoint's own layers come in place of another projection.
+        linear = None if said.head else half.projection
+        head = Projected(said.head, said.weights, linear)
+        half = half._replace(pooling=said.pooling or half.pooling, projection=linear, head=head)
     fields |= given
     if "text_pooling" not in fields:
-        fields["text_pooling"] = default_pooling(half)
-    pooling, head = fields["text_pooling"], fields.get("text_head", [])
-    if pooling in TEXT_POOLINGS:
-        check_text_encoder(half.encoder, pooling)
-    size = head_size(head, pooled_size(half.encoder.config, pooling, hidden_size(half.encoder.config)))
-    weights = own_weights if head == own_head else {}
-    if said is not None and said.head:
-        # The checkpoint's own layers come in place of another projection.
-        half = half._replace(projection=None)
-    return TextSource(half, fields, weights, size)
+        fields["text_pooling"] = _trained_text_pooling(half)
+    if fields["text_pooling"] in TEXT_POOLINGS:
+        check_text_encoder(encoder, fields["text_pooling"])
+    width = head_size(fields.get("text_head", []), pooled_size(config, fields["text_pooling"], hidden_size(config)))
+    fields.setdefault("embedding_dim", width if half.projection is None else half.projection.out_features)
+    return half, fields
 
 
-def _correct_end(encoder: PreTrainedModel, source: str, trust_remote_code: bool) -> None:
-    # With the wrong one, a token that was added to the tokenizer would be taken for the end of a text.
-    found = end_token(source, trust_remote_code=trust_remote_code)
-    if found is not None:
-        encoder.config.eos_token_id = found
-        encoder.eos_token_id = found  # type: ignore[assignment]
-
-
-def default_pooling(half: Half) -> str:
+def _trained_text_pooling(half: Half) -> str:
     """The pooling that a checkpoint was trained with; where it does not say, `mean`, with a warning."""
     if half.pooling is not None:
         return half.pooling
     config = half.encoder.config
     family = text_family(half.model_type, config.model_type)
     if family is None:
-        with evaluating(half.encoder):
-            last = _attempted(half.encoder, lambda: is_left_to_right(half.encoder))
+        with _one_line_errors(half.encoder), evaluating(half.encoder):
+            last = is_left_to_right(half.encoder)
         family = LEFT_TO_RIGHT if last else BOTH_WAYS if is_decoder(config) else UNKNOWN
     if family is UNKNOWN:
         logger.warning(
@@ -529,10 +427,10 @@ def check_text_encoder(encoder: PreTrainedModel, pooling: str) -> None:
     Raises:
         ValueError: The vectors differ by more than rounding, or the encoder cannot embed token ids at all.
     """
-    alone, beside = _attempted(encoder, lambda: _probes(encoder))
-    with evaluating(encoder):
-        first, again = (_attempted(encoder, lambda: _embed(encoder, alone, pooling)) for _ in range(2))
-        padded = _attempted(encoder, lambda: _embed(encoder, beside, pooling))
+    with _one_line_errors(encoder), evaluating(encoder):
+        alone, beside = _probes(encoder)
+        first, again = (_embed(encoder, alone, pooling) for _ in range(2))
+        padded = _embed(encoder, beside, pooling)
     tolerance = _TOLERANCES.get(encoder.dtype, _HALF_TOLERANCE)
     for other, when in ((again, "from call to call"), (padded[:1], "with the texts beside it, and so with padding")):
         distance = float(1 - F.cosine_similarity(first.double(), other.double()).min())
@@ -567,9 +465,10 @@ def _probes(encoder: PreTrainedModel) -> tuple[list[list[int]], list[list[int]]]
     return [short + ends], [short + ends, long + ends]
 
 
-def _attempted(encoder: PreTrainedModel, act: Any) -> Any:
+@contextmanager
+def _one_line_errors(encoder: PreTrainedModel) -> Iterator[None]:
     try:
-        return act()
+        yield
     except Exception as error:  # Each family has its own.
         line = str(error).partition("\n")[0]
         raise ValueError(

@@ -13,7 +13,12 @@ from .heads import Encoded, pool_text
 
 
 def encode_text(
-    encoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, pooling: str, role: Tensor | None
+    encoder: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    pooling: str,
+    role: Tensor | None,
+    at_once: int | None = None,
 ) -> Encoded:
     """Token states and a pooled vector of a batch of texts.
 
@@ -23,11 +28,21 @@ def encode_text(
         attention_mask: (batch, length) int64 or bool, at least one 1 in each row.
         pooling: One of `TEXT_POOLINGS`.
         role: (hidden,) vector added to every token embedding, or None.
+        at_once: Texts that run together, those of similar length without the padding that they share; None: all.
+            States of padding are zero then.
     """
-    if _better_by_length(encoder, input_ids):
-        return _encode_by_length(encoder, input_ids, attention_mask, pooling, role)
+    if at_once is not None and len(input_ids) > at_once and not pads_to_full_length(encoder.config):
+        ends = (attention_mask.bool() * torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)).amax(1)
+        order = ends.argsort()
+        parts = []
+        for rows in order.split(at_once):
+            end = int(ends[rows].max())
+            part = encode_text(encoder, input_ids[rows, :end], attention_mask[rows, :end], pooling, role)
+            parts.append(Encoded(F.pad(part.tokens, (0, 0, 0, input_ids.shape[1] - end)), part.pooled))
+        tokens, pooled = (torch.cat(states)[order.argsort()] for states in zip(*parts, strict=True))
+        return Encoded(tokens, pooled)
     inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
-    if _unmasked(encoder):
+    if pads_to_full_length(encoder.config):
         # SigLIP was trained on texts padded to full length and without a mask.
         del inputs["attention_mask"]
     if encoder.config.model_type == "aimv2_text_model":
@@ -45,37 +60,6 @@ def _causal(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
     places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     seen = attention_mask.bool()[:, None, None, :] & (places[:, None] >= places)
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
-
-
-# Few rows share a length, many keep the cores busy; a batch of 128 titles has half as many tokens without its padding.
-_CPU_TEXTS = 32
-
-
-def _better_by_length(encoder: PreTrainedModel, input_ids: Tensor) -> bool:
-    # An exported program serves batches of any size, so that none may decide what it does.
-    exporting = torch.compiler.is_exporting()
-    return not exporting and input_ids.device.type == "cpu" and len(input_ids) > _CPU_TEXTS and not _unmasked(encoder)
-
-
-def _unmasked(encoder: PreTrainedModel) -> bool:
-    return pads_to_full_length(encoder.config)
-
-
-def _encode_by_length(
-    encoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, pooling: str, role: Tensor | None
-) -> Encoded:
-    """The same in groups of similar length without the padding that they share; states of padding are zero."""
-    places = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
-    ends = (attention_mask.bool() * places).amax(1)
-    order = ends.argsort()
-    parts = []
-    for rows in order.split(_CPU_TEXTS):
-        end = int(ends[rows].max())
-        part = encode_text(encoder, input_ids[rows, :end], attention_mask[rows, :end], pooling, role)
-        parts.append(Encoded(F.pad(part.tokens, (0, 0, 0, input_ids.shape[1] - end)), part.pooled))
-    back = order.argsort()
-    tokens, pooled = (torch.cat(states)[back] for states in zip(*parts, strict=True))
-    return Encoded(tokens, pooled)
 
 
 def encoded_text(states: Tensor, attention_mask: Tensor, pooling: str) -> Encoded:

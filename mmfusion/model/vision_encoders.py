@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .errors import MMFusionError
 from .families import prefix_tokens
 from .heads import Encoded, UnsuitedError, evaluating, pool
 from .pretrained import new_encoder
@@ -20,23 +20,15 @@ from .pretrained import new_encoder
 def encode_photos(encoder: PreTrainedModel, pixel_values: Tensor, pooling: str, layers: Sequence[int] = ()) -> Encoded:
     """Token states and a pooled vector of photos (count, channels, height, width); feature maps become tokens.
 
-    With `layers`, the tokens are the output states of these blocks, side by side, instead of the top's.
+    With `layers`, the tokens are the output states of these blocks, side by side, instead of the top's. Blocks count
+    from 0, as in `vision_feature_layers`.
     """
-    if _better_in_chunks(pixel_values):
-        parts = [encode_photos(encoder, chunk, pooling, layers) for chunk in pixel_values.split(_CPU_CHUNK)]
-        return Encoded(torch.cat([part.tokens for part in parts]), torch.cat([part.pooled for part in parts]))
+    # Hooks rather than output_hidden_states: of Swin, ConvNeXt, MobileNetV2, timm … that has other states than the
+    # blocks', or none, and where it has the same ones transformers collects them by hooks, too.
     with _captured(encoder, layers) as states:
         output = encoder(**_vision_inputs(encoder, pixel_values), return_dict=True)
     size = (pixel_values.shape[-2], pixel_values.shape[-1])
     return _encoded_photos(encoder, output, pooling, [states[layer] for layer in layers], size)
-
-
-# Feature maps of more photos exceed what malloc keeps: fresh pages for each layer then cost more than the convolutions.
-_CPU_CHUNK = 4
-
-
-def _better_in_chunks(pixel_values: Tensor) -> bool:
-    return not torch.is_grad_enabled() and pixel_values.device.type == "cpu" and len(pixel_values) > _CPU_CHUNK
 
 
 class PhotoSizes(NamedTuple):
@@ -100,37 +92,44 @@ def photo_sizes(config: PreTrainedConfig, pooling: str, layers: Sequence[int] = 
     width = getattr(config, "hidden_size", None)
     if width and not layers and config.model_type != "timm_wrapper":
         return PhotoSizes(int(width), int(width))
+    try:
+        return _measured_sizes("meta", config, pooling, layers)
+    except _NoPhotosError:
+        # Where shapes depend on values, there have to be some.
+        return _measured_sizes("cpu", config, pooling, layers)
+
+
+def _measured_sizes(device: str, config: PreTrainedConfig, pooling: str, layers: Sequence[int]) -> PhotoSizes:
     # An encoder of its own: some keep in evaluation mode what they computed from the weights of that moment.
-    for device in ("meta", "cpu"):
-        with torch.device(device), torch.no_grad(), torch.random.fork_rng(devices=()):
-            encoder = new_encoder(config, pooler=pooling == "pooler").eval()
-            _check_layers(encoder, layers)
-            try:
-                encoded = encode_photos(encoder, blank_photo(encoder), pooling, layers)
-                return PhotoSizes(encoded.pooled.shape[-1], encoded.tokens.shape[-1])
-            except UnsuitedError:
-                raise
-            except (RuntimeError, TypeError, AttributeError, IndexError, ValueError) as error:
-                # Where shapes depend on values, there have to be some.
-                problem = error
-    raise ValueError(_takes_no_photo(config, problem)) from problem
+    with torch.device(device), torch.no_grad(), torch.random.fork_rng(devices=()):
+        encoder = new_encoder(config, pooler=pooling == "pooler").eval()
+        count = len(vision_blocks(encoder)) if layers else 0
+        if layers and max(layers) >= count:
+            raise ValueError(
+                f"vision_feature_layers names block {max(layers)}, and {type(encoder).__name__} has {count}; "
+                f"give numbers from 0 to {count - 1}."
+            )
+        with _takes_photos(config):
+            encoded = encode_photos(encoder, blank_photo(encoder), pooling, layers)
+        return PhotoSizes(encoded.pooled.shape[-1], encoded.tokens.shape[-1])
 
 
-def _takes_no_photo(config: PreTrainedConfig, problem: Exception) -> str:
-    said = (str(problem).splitlines() or [""])[0][:120]
-    return (
-        f"A blank photo does not pass through a {config.model_type!r} encoder ({type(problem).__name__}: {said}); use "
-        "one that takes photos as pixel_values, or correct its config."
-    )
+class _NoPhotosError(MMFusionError):
+    """A photo does not pass through an encoder."""
 
 
-def _check_layers(encoder: PreTrainedModel, layers: Sequence[int]) -> None:
-    count = len(vision_blocks(encoder)) if layers else 0
-    if layers and max(layers) >= count:
-        raise ValueError(
-            f"vision_feature_layers names block {max(layers)}, and {type(encoder).__name__} has {count}; "
-            f"give numbers from 0 to {count - 1}."
-        )
+@contextmanager
+def _takes_photos(config: PreTrainedConfig) -> Iterator[None]:
+    try:
+        yield
+    except UnsuitedError:
+        raise
+    except (RuntimeError, TypeError, AttributeError, IndexError, ValueError) as error:
+        said = (str(error).splitlines() or [""])[0][:120]
+        raise _NoPhotosError(
+            f"A blank photo does not pass through a {config.model_type!r} encoder ({type(error).__name__}: {said}); "
+            "use one that takes photos as pixel_values, or correct its config."
+        ) from error
 
 
 @torch.no_grad()
@@ -143,14 +142,9 @@ def check_repeats(encoder: PreTrainedModel, pooling: str) -> None:
     """
     blank = blank_photo(encoder)
     noise = torch.rand(blank.shape, generator=torch.Generator().manual_seed(0)).to(blank)
-    with evaluating(encoder):
-        try:
-            beside = encode_photos(encoder, torch.cat([blank, noise]), pooling).pooled[1]
-            alone, again = (encode_photos(encoder, noise, pooling).pooled[0] for _ in range(2))
-        except UnsuitedError:
-            raise
-        except (RuntimeError, TypeError, AttributeError, IndexError, ValueError) as error:
-            raise ValueError(_takes_no_photo(encoder.config, error)) from error
+    with evaluating(encoder), _takes_photos(encoder.config):
+        beside = encode_photos(encoder, torch.cat([blank, noise]), pooling).pooled[1]
+        alone, again = (encode_photos(encoder, noise, pooling).pooled[0] for _ in range(2))
     name, tolerance = type(encoder).__name__, 1e-3 if encoder.dtype.itemsize >= 4 else 5e-2
     if (share := _difference(alone, again)) > tolerance:
         raise ValueError(
@@ -204,29 +198,36 @@ def vision_activations(
         ValueError: The blocks are told the size of the photo beside their input (as by rotary positions), and it is
             not the encoder's own, which [`encode_photos_from`] assumes.
     """
-    if _better_in_chunks(pixel_values):
-        chunks = pixel_values.split(_CPU_CHUNK)
-        return torch.cat([vision_activations(encoder, chunk, block, pooling, layers) for chunk in chunks])
     if block == len(vision_blocks(encoder)):
         encoded = encode_photos(encoder, pixel_values, pooling, layers)
         return torch.cat([encoded.pooled, encoded.tokens.flatten(1)], dim=1)
     captured: list[Tensor] = []
+    count = len(pixel_values)
 
-    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         first, *others = [*args, *kwargs.values()]
         if _tells_size(others):
             _check_photo_size(encoder, pixel_values)
         captured.append(first)
-        raise _PrefixDone
+        # Nobody reads what runs above, so it gets a single photo.
+        return _first_rows(args, count), {name: _first_rows(value, count) for name, value in kwargs.items()}
 
-    handle = _modules(vision_blocks(encoder)[block])[0].register_forward_pre_hook(stop, with_kwargs=True)
+    handle = _modules(vision_blocks(encoder)[block])[0].register_forward_pre_hook(keep, with_kwargs=True)
     try:
         encoder(**_vision_inputs(encoder, pixel_values), return_dict=True)
-    except _PrefixDone:
-        return captured[0]
     finally:
         handle.remove()
-    raise ValueError(f"Block {block} of {type(encoder).__name__} was never run; its forward does not visit its blocks.")
+    if not captured:
+        name = type(encoder).__name__
+        raise ValueError(f"Block {block} of {name} was never run; its forward does not visit its blocks.")
+    return captured[0]
+
+
+def _first_rows(value: Any, count: int) -> Any:
+    """The first row of a tensor of `count` rows, of each in a tuple or list; other values as they are."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(_first_rows(one, count) for one in value)
+    return value[:1] if isinstance(value, Tensor) and value.ndim and len(value) == count else value
 
 
 def vision_blocks(encoder: nn.Module) -> nn.ModuleList:
@@ -286,10 +287,6 @@ def _before(encoder: nn.Module, sequence: nn.Module) -> list[nn.Module]:
                 break
             found.append(child)
     return found
-
-
-class _PrefixDone(Exception):  # noqa: N818 (no error: it leaves a forward pass)
-    """Leaves a forward pass once the activations that were asked for are known."""
 
 
 def _block_lists(encoder: nn.Module) -> list[nn.ModuleList]:
@@ -508,6 +505,20 @@ Checkpoint = Callable[..., Any]
 _HOOKS_STAY_OUTSIDE = "__call__" not in vars(GradientCheckpointingLayer)
 
 
+class _Checkpointed(nn.Module):
+    """Mixed into the class of a block: computes its activations again in the backward pass.
+
+    As in transformers, this is for training mode alone; hooks of the block stay outside, and names of parameters stay.
+    """
+
+    checkpoint: Checkpoint | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.checkpoint is None or not self.training or not torch.is_grad_enabled():
+            return super().forward(*args, **kwargs)
+        return self.checkpoint(super().forward, *args, **kwargs)
+
+
 def has_checkpointing(module: nn.Module, *, hooked: bool = False) -> bool:
     """Whether transformers can checkpoint a part of this module; `hooked`: although hooks change what goes into it."""
     if hooked and not _HOOKS_STAY_OUTSIDE:
@@ -516,26 +527,15 @@ def has_checkpointing(module: nn.Module, *, hooked: bool = False) -> bool:
 
 
 def checkpoint_blocks(encoder: nn.Module, function: Checkpoint | None) -> None:
-    """Has each block of an encoder compute its activations again in the backward pass; None: keep them again.
-
-    As in transformers, this is for training mode alone, and hooks of a block stay outside.
-    """
+    """Has each block of an encoder compute its activations again in the backward pass; None: keep them again."""
     for part in encoder.modules():
         if hasattr(part, "gradient_checkpointing"):
             part.gradient_checkpointing = False  # type: ignore[assignment]
     for block in blocks_of(encoder):
-        if function is None:
-            block.__dict__.pop("forward", None)
-        else:
-            # Of an instance, so that neither its class nor the names of its parameters change.
-            block.forward = partial(_run, block, function)
-
-
-def _run(block: nn.Module, function: Checkpoint, *args: Any, **kwargs: Any) -> Any:
-    forward = partial(type(block).forward, block)
-    if block.training and torch.is_grad_enabled():
-        return function(forward, *args, **kwargs)
-    return forward(*args, **kwargs)
+        if not isinstance(block, _Checkpointed):
+            # Of this block alone, as FSDP2 does it.
+            block.__class__ = type(type(block).__name__, (_Checkpointed, type(block)), {})
+        block.checkpoint = function  # type: ignore[assignment]
 
 
 def check_no_statistics(model: nn.Module) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from mmfusion.allocator import keep_freed_memory
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.feature_cache import FeatureCache
 from mmfusion.data.sampler import RowSampler
@@ -76,6 +77,7 @@ def embed_products(
         photo_of: Row whose photo each product shows; the control that shuffles photos.
         rewrite: Applied to the product texts; a product whose text it makes empty has none.
     """
+    keep_freed_memory()
     embeds = np.zeros((len(rows), model.config.vector_dim), dtype=np.float32)
     weights = np.zeros((len(rows), 2), dtype=np.float32)
     table = ProductTable(catalogue, processor, cache=cache, photos=photos, photo_of=photo_of, rewrite=rewrite)

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
+from mmfusion.allocator import keep_freed_memory
 from mmfusion.data.batch import TrainBatch
 from mmfusion.distributed import all_reduce_sum, world_size
 from mmfusion.distributed.shards import clip_gradients, complete_gradients, gathered, is_sharded
@@ -133,6 +134,11 @@ class Stage(L.LightningModule):
         logged["train/logit_scale"] = self.model.logit_scale.detach().exp()
         self.log_dict(logged, batch_size=len(batch["query_rows"]))
         return loss + self._anchor()
+
+    def on_train_start(self) -> None:
+        keep_freed_memory()
+        # On a CPU half of the tokens of a batch would be padding; fewer texts together would not keep the cores busy.
+        self.model.texts_at_once = 32 if self.device.type == "cpu" else None
 
     def on_after_backward(self) -> None:
         self._embedded = None
