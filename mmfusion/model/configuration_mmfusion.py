@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -190,61 +191,42 @@ class MMFusionConfig(PreTrainedConfig):
 
     def check(self) -> None:
         """Raises a ValueError for the first value that is out of range; call it after changing a field."""
-        self._check_fusion()
-        _one_of("text_pooling", self.text_pooling, TEXT_POOLINGS)
+        self._check_schema()
+        for names, is_valid, wanted in _VALID:
+            for name in names:
+                value = getattr(self, name)
+                if not is_valid(value):
+                    raise ValueError(f"MMFusionConfig.{name} is {value!r}; give {wanted}.")
         check_head(self.text_head)
-        _one_of("image_pooling", self.image_pooling, IMAGE_POOLINGS)
-        for name in (*_FUSION_SIZES, "embedding_dim", "neck_hidden_size", "neck_heads"):
-            _check(name, getattr(self, name), _is_count(getattr(self, name), 1), "an integer of at least 1")
-        hidden = self.projection_hidden_size
-        _check("projection_hidden_size", hidden, _is_count(hidden, 0), "an integer of at least 0")
-        layers = self.vision_feature_layers
-        valid = isinstance(layers, (list, tuple)) and all(_is_count(layer, 0) for layer in layers)
-        _check("vision_feature_layers", layers, valid and len(set(layers)) == len(layers), "different blocks from 0")
+        if self.fusion in FUSIONS:
+            check_fusion_kwargs(self.fusion, self.fusion_kwargs)
+        elif fusion_reference(self.fusion) not in (getattr(self, "auto_map", None) or {}):
+            raise ValueError(
+                f"MMFusionConfig.fusion is {self.fusion!r}; give one of {', '.join(FUSIONS)}, or import the file that "
+                "registers it."
+            )
         if self.fusion_hidden_size % self.fusion_heads:
             raise ValueError(
                 f"MMFusionConfig.fusion_hidden_size {self.fusion_hidden_size!r} is not a multiple of "
                 f"fusion_heads {self.fusion_heads}; change one of them."
             )
-        for name in ("fusion_dropout", "projection_dropout"):
-            value = getattr(self, name)
-            _check(name, value, _is_number(value) and 0.0 <= value < 1.0, "a number in [0, 1)")
-        weight, balance = self.fusion_text_weight, self.fusion_balance_weight
-        _check("fusion_text_weight", weight, _is_number(weight) and 0.0 < weight < 1.0, "a number in (0, 1)")
-        _check("fusion_balance_weight", balance, _is_number(balance) and balance >= 0.0, "a number of at least 0")
-        for name in ("logit_scale_init", "initializer_range"):
-            value = getattr(self, name)
-            _check(name, value, _is_number(value) and value > 0.0, "a finite number above 0")
-        for name in _SWITCHES:
-            _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "True or False")
-        for name in ("query_prompt", "product_prompt", "product_template", "query_tower_of"):
-            _check(name, getattr(self, name), isinstance(getattr(self, name), str), "a string")
-        self._check_vectors()
-
-    def _check_fusion(self) -> None:
-        if self.fusion in FUSIONS:
-            check_fusion_kwargs(self.fusion, self.fusion_kwargs)
-        elif fusion_reference(self.fusion) not in (getattr(self, "auto_map", None) or {}):
-            _check("fusion", self.fusion, False, f"one of {', '.join(FUSIONS)}, or import the file that registers it")
-
-    def _check_schema(self) -> None:
-        version = self.schema_version
-        _check("schema_version", version, _is_count(version, 1), "an integer of at least 1")
-        if version > SCHEMA_VERSION:
-            raise HubError(
-                f"The config has schema_version {version}, and this mmfusion reads up to {SCHEMA_VERSION}: a newer "
-                "mmfusion wrote it; upgrade mmfusion, or load a revision of that time."
+        if any(dim >= self.embedding_dim for dim in self.matryoshka_dims):
+            raise ValueError(
+                f"MMFusionConfig.matryoshka_dims is {self.matryoshka_dims!r}; give different widths from 1 to below "
+                f"embedding_dim {self.embedding_dim}."
             )
-
-    def _check_vectors(self) -> None:
-        dims = self.matryoshka_dims
-        valid = isinstance(dims, (list, tuple)) and all(_is_count(dim, 1) and dim < self.embedding_dim for dim in dims)
-        wanted = f"different widths from 1 to below embedding_dim {self.embedding_dim}"
-        _check("matryoshka_dims", dims, valid and len(set(dims)) == len(dims), wanted)
         if self.query_router and self.fusion in ("text_only", "image_only"):
             raise ValueError(
                 f"MMFusionConfig.query_router is True, but fusion {self.fusion!r} has a single view, so there is "
                 "nothing to weigh; choose another fusion, or leave the router out."
+            )
+
+    def _check_schema(self) -> None:
+        version = self.schema_version
+        if _is_count(version) and version > SCHEMA_VERSION:
+            raise HubError(
+                f"The config has schema_version {version}, and this mmfusion reads up to {SCHEMA_VERSION}: a newer "
+                "mmfusion wrote it; upgrade mmfusion, or load a revision of that time."
             )
 
     @property
@@ -260,11 +242,60 @@ class MMFusionConfig(PreTrainedConfig):
         return self.text_config
 
 
-_FUSION_SIZES = ("fusion_hidden_size", "fusion_layers", "fusion_heads", "fusion_latents", "fusion_experts")
+def _is_count(value: Any, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
-_SWITCHES = (
-    *("share_text_encoder", "role_embedding", "freeze_batch_norm", "query_router", "query_only"),
-    "fusion_learned_weights",
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_different(values: Any, least: int) -> bool:
+    counts = isinstance(values, (list, tuple)) and all(_is_count(value, least) for value in values)
+    return counts and len(set(values)) == len(values)
+
+
+# Fields, whether a value is one of theirs, and what is.
+_VALID: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (
+        (
+            *("fusion_hidden_size", "fusion_layers", "fusion_heads", "fusion_latents", "fusion_experts"),
+            *("embedding_dim", "neck_hidden_size", "neck_heads", "schema_version"),
+        ),
+        _is_count,
+        "an integer of at least 1",
+    ),
+    (("projection_hidden_size",), lambda value: _is_count(value, 0), "an integer of at least 0"),
+    (
+        ("fusion_dropout", "projection_dropout"),
+        lambda value: _is_number(value) and 0.0 <= value < 1.0,
+        "a number in [0, 1)",
+    ),
+    (("fusion_text_weight",), lambda value: _is_number(value) and 0.0 < value < 1.0, "a number in (0, 1)"),
+    (("fusion_balance_weight",), lambda value: _is_number(value) and value >= 0.0, "a number of at least 0"),
+    (
+        ("logit_scale_init", "initializer_range"),
+        lambda value: _is_number(value) and value > 0.0,
+        "a finite number above 0",
+    ),
+    (
+        (
+            *("share_text_encoder", "role_embedding", "freeze_batch_norm", "query_router", "query_only"),
+            "fusion_learned_weights",
+        ),
+        lambda value: isinstance(value, bool),
+        "True or False",
+    ),
+    (
+        ("fusion", "query_prompt", "product_prompt", "product_template", "query_tower_of"),
+        lambda value: isinstance(value, str),
+        "a string",
+    ),
+    (("fusion_kwargs",), lambda value: isinstance(value, dict), "a dict of parameters of the fusion"),
+    (("vision_feature_layers",), lambda value: _are_different(value, 0), "different blocks from 0"),
+    (("matryoshka_dims",), lambda value: _are_different(value, 1), "different widths from 1 to below embedding_dim"),
+    (("text_pooling",), TEXT_POOLINGS.__contains__, f"one of {', '.join(TEXT_POOLINGS)}"),
+    (("image_pooling",), IMAGE_POOLINGS.__contains__, f"one of {', '.join(IMAGE_POOLINGS)}"),
 )
 
 # Keys that transformers writes into a config beside its fields, and needs when it reads one.
@@ -303,36 +334,14 @@ def field_defaults() -> dict[str, Any]:
 
 
 def _sub_config(value: Any, default_type: str) -> PreTrainedConfig:
-    if value is None:
-        return AutoConfig.for_model(default_type)
-    if isinstance(value, dict):
-        fields = dict(value)
-        if "model_type" not in fields:
-            raise ValueError(
-                f"A nested encoder config lacks model_type (it has {sorted(fields)[:5]}…); name the encoder."
-            )
-        if not is_known(fields["model_type"]):
-            return remote_class(fields, "AutoConfig")(**fields)
-        return AutoConfig.for_model(fields.pop("model_type"), **fields)
-    return value
-
-
-def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check(name: str, value: Any, valid: bool, wanted: str) -> None:
-    if not valid:
-        raise ValueError(f"MMFusionConfig.{name} is {value!r}; give {wanted}.")
-
-
-def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"MMFusionConfig.{name} is {value!r}; it must be one of {', '.join(known)}.")
+    if not isinstance(value, dict):
+        return AutoConfig.for_model(default_type) if value is None else value
+    fields = dict(value)
+    if "model_type" not in fields:
+        raise ValueError(f"A nested encoder config lacks model_type (it has {sorted(fields)[:5]}…); name the encoder.")
+    if not is_known(fields["model_type"]):
+        return remote_class(fields, "AutoConfig")(**fields)
+    return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 
 keep_module(__name__)
