@@ -1,4 +1,4 @@
-"""One line for whatever goes wrong between this machine and the Hub: which it is, and what to do."""
+"""Errors of mmfusion, and one line for whatever goes wrong between this machine and the Hub."""
 
 import sys
 from collections.abc import Iterator
@@ -31,6 +31,10 @@ class HubError(MMFusionError, OSError):
     """
 
 
+class UnsuitedError(MMFusionError):
+    """An encoder lacks what is asked of it: a pooled state of its own, or blocks whose states go together."""
+
+
 def explain(error: BaseException, repo: str, revision: str | None = None) -> HubError:
     """The error as one line, with `error` itself for its cause.
 
@@ -45,8 +49,7 @@ def explain(error: BaseException, repo: str, revision: str | None = None) -> Hub
     """  # noqa: E501 (a doctest is one line)
     if isinstance(error, HubError):
         return error
-    text = recognise(error, repo, revision)
-    explained = HubError(text or f"{repo}: {_first_line(error)}")
+    explained = HubError(_recognise(error, repo, revision) or f"{repo}: {_first_line(error)}")
     explained.__cause__ = error
     return explained
 
@@ -60,126 +63,119 @@ def explained(repo: Any, revision: str | None = None) -> Iterator[None]:
     except HubError:
         raise
     except Exception as error:
-        text = recognise(error, str(repo), revision, until=handled)
+        text = _recognise(error, str(repo), revision, until=handled)
         if text is None:
             raise
         raise HubError(text) from error
 
 
-def recognise(
-    error: BaseException, repo: str, revision: str | None = None, until: BaseException | None = None
-) -> str | None:
-    """The line of [`explain`] if the error, or what caused it, is one that has such a line; otherwise None.
+def _recognise(error: BaseException, repo: str, revision: str | None, until: BaseException | None = None) -> str | None:
+    """The line for an error, or for what it was raised from; None: there is none.
 
-    Args:
-        error, repo, revision: As for [`explain`].
-        until: An error that was being handled before the failing call began, and did not cause it.
+    `until` is an error that was being handled before the failing call began, and did not cause this one.
     """
-    causes = list(_causes(error, until))
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause is not until and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    names = {"repo": repo, "revision": revision or "main", "hub": constants.ENDPOINT}
     for describe in (_of_the_hub, _of_the_connection, _of_the_files):
-        for cause in causes:
-            text = describe(cause, repo, revision)
+        for one in causes:
+            text = describe(one)
             if text is not None:
-                return text
+                return text.format(**names, said=_first_line(one))
     return None
 
 
-def _causes(error: BaseException | None, until: BaseException | None) -> Iterator[BaseException]:
-    """The error, and what it was raised from, outermost first."""
-    seen: set[int] = set()
-    while error is not None and error is not until and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
+# The first row whose class an error is.
+_OF_THE_HUB: tuple[tuple[type[Exception], str], ...] = (
+    (
+        GatedRepoError,
+        "{repo} is gated; ask for access at {hub}/{repo}, then log in with `hf auth login` or pass token=….",
+    ),
+    (DisabledRepoError, "{repo} was disabled by its owner or by the Hub; see {hub}/{repo}."),
+    (
+        RevisionNotFoundError,
+        "{repo} has no revision {revision!r}; see its branches and tags at {hub}/{repo}/tree/main.",
+    ),
+    (
+        HFValidationError,
+        "{repo!r} is no folder on this machine and no name of a repository; give a folder, or org/name.",
+    ),
+)
+_OF_A_STATUS = {
+    401: "The Hub does not know the token that was sent for {repo}; log in anew with `hf auth login`.",
+    403: "The token may not do this to {repo}%s; use one with write access to it.",
+    409: "{repo} was changed by somebody else at the same time%s; try again.",
+    412: "{repo} was changed by somebody else at the same time%s; try again.",
+    429: "The Hub refuses more requests for now (429) for {repo}; wait some minutes and try again.",
+}
 
 
-def _of_the_hub(error: BaseException, repo: str, revision: str | None) -> str | None:
-    page = f"{constants.ENDPOINT}/{repo}"
-    if isinstance(error, GatedRepoError):
-        return f"{repo} is gated; ask for access at {page}, then log in with `hf auth login` or pass token=…."
-    if isinstance(error, DisabledRepoError):
-        return f"{repo} was disabled by its owner or by the Hub; see {page}."
+def _of_the_hub(error: BaseException) -> str | None:
+    response: Any = getattr(error, "response", None)
+    for kind, text in _OF_THE_HUB:
+        if isinstance(error, kind):
+            return text
     if isinstance(error, RepositoryNotFoundError):
-        if _sent_a_token(error):
-            return (
-                f"{repo} does not exist at {constants.ENDPOINT}, or it is private and your token may not read it; "
-                "check the spelling, and that the token belongs to a member with access."
-            )
+        sent = "authorization" in getattr(getattr(response, "request", None), "headers", {})
+        why = "your token may not read it" if sent else "no token was sent"
         return (
-            f"{repo} does not exist at {constants.ENDPOINT}, or it is private, and no token was sent; check the "
-            "spelling, and for a private repository log in with `hf auth login` or pass token=…."
+            "{repo} does not exist at {hub}, or it is private, and " + why + "; check the spelling, and for a private "
+            "repository log in with `hf auth login` as a member with access, or pass token=…."
         )
-    if isinstance(error, RevisionNotFoundError):
-        return f"{repo} has no revision {revision or 'main'!r}; see its branches and tags at {page}/tree/main."
-    if isinstance(error, HFValidationError):
-        return f"{repo!r} is no folder on this machine and no name of a repository; give a folder, or org/name."
     if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-        return f"{repo} (revision {revision or 'main'}) lacks a file that was asked for: {_file_of(error)}."
-    if isinstance(error, HfHubHTTPError):
-        return _of_status(error, repo)
-    return None
-
-
-def _of_status(error: HfHubHTTPError, repo: str) -> str:
-    status = error.response.status_code
-    said = str(error.server_message or "").strip().splitlines()
-    reason = f" ({said[0]})" if said else ""
-    if status == 401:
-        return f"The Hub does not know the token that was sent for {repo}; log in anew with `hf auth login`."
-    if status == 403:
-        return f"The token may not do this to {repo}{reason}; use one with write access to it."
-    if status in (409, 412):
-        return f"{repo} was changed by somebody else at the same time{reason}; try again."
-    if status == 429:
-        return f"The Hub refuses more requests for now (429) for {repo}; wait some minutes and try again."
+        file = str(getattr(response, "url", "")).partition("/resolve/")[2].partition("/")[2]
+        return "{repo} (revision {revision}) lacks a file that was asked for: " + (_escaped(file) or "{said}") + "."
+    if not isinstance(error, HfHubHTTPError):
+        return None
+    status, said = response.status_code, str(error.server_message or "").strip().splitlines()
+    reason = f" ({_escaped(said[0])})" if said else ""
+    if status in _OF_A_STATUS:
+        return _OF_A_STATUS[status].replace("%s", reason)
     if status >= 500:
-        return f"The Hub at {constants.ENDPOINT} has a fault of its own ({status}) at {repo}; try again later."
-    return f"The Hub refuses the request for {repo} ({status}){reason}."
+        return f"The Hub at {{hub}} has a fault of its own ({status}) at {{repo}}; try again later."
+    return f"The Hub refuses the request for {{repo}} ({status}){reason}."
 
 
-def _of_the_connection(error: BaseException, repo: str, revision: str | None) -> str | None:
+def _of_the_connection(error: BaseException) -> str | None:
     # The HTTP library is httpx in one supported version of huggingface_hub and httpx2 in another, hence the names.
     broken = is_a(error, "RemoteProtocolError", "ReadError", "WriteError")
     if broken or "Consistency check failed" in str(error):
-        return f"The transfer of {repo} broke off before its end; run it again, what has arrived is kept."
+        return "The transfer of {repo} broke off before its end; run it again, what has arrived is kept."
     absent = isinstance(error, LocalEntryNotFoundError)
     if isinstance(error, OfflineModeIsEnabled) or (absent and constants.is_offline_mode()):
         return (
-            f"{repo} is not in the cache and HF_HUB_OFFLINE=1 forbids to fetch it; load it once online, or unset the "
+            "{repo} is not in the cache and HF_HUB_OFFLINE=1 forbids to fetch it; load it once online, or unset the "
             "variable."
         )
     if absent or isinstance(error, ConnectionError) or is_a(error, "TransportError"):
-        missing = f", and {repo} is not in the cache" if absent else ""
-        return f"The Hub at {constants.ENDPOINT} cannot be reached{missing}; check the network and try again."
+        missing = ", and {repo} is not in the cache" if absent else ""
+        return "The Hub at {hub} cannot be reached" + missing + "; check the network and try again."
     return None
 
 
-def _of_the_files(error: BaseException, repo: str, revision: str | None) -> str | None:
+def _of_the_files(error: BaseException) -> str | None:
     if is_a(error, "SafetensorError"):
         return (
-            f"The weights of {repo} are truncated or damaged ({_first_line(error)}); fetch them again with "
-            "force_download=True, or copy the folder again."
+            "The weights of {repo} are truncated or damaged ({said}); fetch them again with force_download=True, or "
+            "copy the folder again."
         )
     if isinstance(error, JSONDecodeError) or "is not a valid JSON file" in str(error):
-        return f"A file of {repo} is truncated or damaged ({_first_line(error)}); fetch it again (force_download=True)."
+        return "A file of {repo} is truncated or damaged ({said}); fetch it again (force_download=True)."
     if "does not appear to have a file named config.json" in str(error):
-        return f"{repo} (revision {revision or 'main'}) holds no model: it has no config.json."
+        return "{repo} (revision {revision}) holds no model: it has no config.json."
     return None
-
-
-def _sent_a_token(error: HfHubHTTPError) -> bool:
-    request: Any = getattr(error.response, "request", None)
-    return "authorization" in getattr(request, "headers", {})
-
-
-def _file_of(error: BaseException) -> str:
-    url: Any = getattr(getattr(error, "response", None), "url", None)
-    return str(url).partition("/resolve/")[2].partition("/")[2] or _first_line(error)
 
 
 def is_a(error: BaseException, *names: str) -> bool:
     """Whether the class of an error, or one that it comes from, has one of these names."""
     return any(base.__name__ in names for base in type(error).__mro__)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 def _first_line(error: BaseException) -> str:

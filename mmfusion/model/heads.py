@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from .errors import MMFusionError
+from .errors import UnsuitedError
 
 
 class Encoded(NamedTuple):
@@ -18,10 +18,6 @@ class Encoded(NamedTuple):
 
     tokens: Tensor
     pooled: Tensor
-
-
-class UnsuitedError(MMFusionError):
-    """An encoder lacks what is asked of it: a pooled state of its own, or blocks whose states go together."""
 
 
 def pool(output: Any, tokens: Tensor, mask: Tensor | None, pooling: str, prefix: int = 0) -> Tensor:
