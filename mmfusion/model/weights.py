@@ -4,10 +4,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi
@@ -49,23 +49,25 @@ def fetch_weights(
     """
     if arguments.get("use_safetensors") is False:
         raise HubError("use_safetensors=False would read pickles, which can run code; leave it out.")
-    variant = arguments.get("variant")
-    names = [_variant(name, variant) for name in (WEIGHTS, INDEX)]
-
-    def find(name: str) -> Path | None:
-        return _find(source, name, arguments)
-
-    whole = find(names[0])
-    if whole is not None:
-        return [whole]
-    index = find(names[1])
-    if index is None:
-        _refuse(source, arguments)
+    middle = f"model.{arguments['variant']}." if arguments.get("variant") else "model."
+    whole, index = (name.replace("model.", middle, 1) for name in (WEIGHTS, INDEX))
+    found = _find(source, whole, arguments)
+    if found is not None:
+        return [found]
+    table = _find(source, index, arguments)
+    if table is None:
+        where, pickles = _names(source, arguments)
+        if pickles:
+            raise HubError(
+                f"{where} holds its weights as {pickles[0]} and not as safetensors; a pickle can run code when it is "
+                "read, so it is not read; ask its author for safetensors (model.save_pretrained writes them)."
+            )
+        raise HubError(f"{where} holds no weights: neither {whole} nor {index}; check the revision and the subfolder.")
     files = []
-    for shard in shards(index, wanted):
-        found = find(shard)
+    for shard in shards(table, wanted):
+        found = _find(source, shard, arguments)
         if found is None:
-            raise HubError(f"{source} lacks {shard}, which its {names[1]} names; the upload or copy is not whole.")
+            raise HubError(f"{source} lacks {shard}, which its {index} names; the upload or copy is not whole.")
         files.append(found)
     return files
 
@@ -91,7 +93,7 @@ def read_weights(source: str, wanted: Callable[[str], bool]) -> dict[str, torch.
 
 
 def refuse_adapter(source: str | os.PathLike[str], arguments: Mapping[str, Any]) -> None:
-    """Refuses a PEFT adapter, by itself or beside a model.
+    """Raises an error for a PEFT adapter, by itself or beside a model.
 
     Where peft is installed, transformers would apply it, from a pickle if need be; elsewhere it would leave it out
     without a word, and vectors would be others.
@@ -108,12 +110,12 @@ def refuse_adapter(source: str | os.PathLike[str], arguments: Mapping[str, Any])
     # Where the Hub cannot be asked, what is in the cache is loaded, or its absence explained, by what comes next.
     if named is None and _find(source, ADAPTER, arguments, _raise_exceptions_for_connection_errors=False) is None:
         return
-    source = named or source
-    pickles = [name for name in pickles_among(_names(source, arguments)) if name.startswith("adapter_")]
+    where, pickles = _names(named or source, arguments)
+    pickles = [name for name in pickles if name.startswith("adapter_")]
     reason = f" in a pickle ({pickles[0]}), and reading one can run code that came with it" if pickles else ""
     raise HubError(
-        f"{_where(source, arguments)} holds a PEFT adapter{reason}; adapters are not applied here. Apply it to its "
-        "base with peft, merge it (merge_and_unload) and load what save_pretrained writes then."
+        f"{where} holds a PEFT adapter{reason}; adapters are not applied here. Apply it to its base with peft, merge "
+        "it (merge_and_unload) and load what save_pretrained writes then."
     )
 
 
@@ -149,39 +151,21 @@ def check_name(name: Any, where: str) -> str:
     return str(name)
 
 
-def pickles_among(names: Iterable[str]) -> list[str]:
-    """Those of the names that are no safe format for weights."""
-    return sorted(name for name in names if name.lower().endswith(PICKLES))
-
-
-def _variant(name: str, variant: str | None) -> str:
-    return name if variant is None else name.replace("model.", f"model.{variant}.", 1)
-
-
 def _find(source: str | os.PathLike[str], name: str, arguments: Mapping[str, Any], **options: Any) -> Path | None:
     given = {key: arguments[key] for key in HUB_ARGUMENTS if arguments.get(key) is not None} | options
 
-    def look(**more: Any) -> str | None:
-        found: str | None = cached_file(
-            source, name, **{**given, "_raise_exceptions_for_missing_entries": False, **more}
-        )
-        return found
+    def look(**more: Any) -> Path | None:
+        found = cached_file(source, name, **{**given, "_raise_exceptions_for_missing_entries": False, **more})
+        return None if found is None else Path(found)
 
     if Path(source).is_dir():
-        return _path(look())
-    before = _known(look) if not given.get("force_download") else None
-    path = _path(look())
+        return look()
+    cached = {"local_files_only": True, "_raise_exceptions_for_connection_errors": False}
+    before = None if given.get("force_download") else look(**cached)
+    path = look()
     if path is not None and path != before:
         _check_digest(source, path)
     return path
-
-
-def _known(look: Callable[..., str | None]) -> Path | None:
-    return _path(look(local_files_only=True, _raise_exceptions_for_connection_errors=False))
-
-
-def _path(found: str | None) -> Path | None:
-    return None if found is None else Path(found)
 
 
 def _check_digest(source: str | os.PathLike[str], path: Path) -> None:
@@ -201,29 +185,17 @@ def _check_digest(source: str | os.PathLike[str], path: Path) -> None:
         )
 
 
-def _refuse(source: str | os.PathLike[str], arguments: Mapping[str, Any]) -> NoReturn:
-    where, found = _where(source, arguments), pickles_among(_names(source, arguments))
-    if found:
-        raise HubError(
-            f"{where} holds its weights as {found[0]} and not as safetensors; reading a pickle can run code that came "
-            "with it, so it is refused; ask its author for safetensors (model.save_pretrained writes them)."
-        )
-    raise HubError(f"{where} holds no weights: neither {WEIGHTS} nor {INDEX}; check the revision and the subfolder.")
-
-
-def _where(source: str | os.PathLike[str], arguments: Mapping[str, Any]) -> str:
-    folder = arguments.get("subfolder")
-    return f"{source}/{folder}" if folder else f"{source}"
-
-
-def _names(source: str | os.PathLike[str], arguments: Mapping[str, Any]) -> list[str]:
-    """Names of the files beside the weights, cached or not."""
+def _names(source: str | os.PathLike[str], arguments: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """Where the weights are looked for, and the names there that are no safe format for weights."""
     folder = arguments.get("subfolder") or ""
     if Path(source).is_dir():
-        return os.listdir(Path(source) / folder)
-    names = HfApi(token=arguments.get("token")).list_repo_files(str(source), revision=arguments.get("revision"))
-    prefix = f"{folder}/" if folder else ""
-    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+        names = os.listdir(Path(source) / folder)
+    else:
+        names = HfApi(token=arguments.get("token")).list_repo_files(str(source), revision=arguments.get("revision"))
+        prefix = f"{folder}/" if folder else ""
+        names = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    pickles = sorted(name for name in names if name.lower().endswith(PICKLES))
+    return f"{source}/{folder}" if folder else f"{source}", pickles
 
 
 @torch.no_grad()
