@@ -96,6 +96,10 @@ def save_encoder_code(encoder: PreTrainedModel, folder: str | os.PathLike[str]) 
     references = (getattr(encoder.config, "auto_map", None) or {}).values()
     if type(encoder).__module__.startswith("transformers_modules.") and not any("--" in str(one) for one in references):
         for one in (encoder, encoder.config):
+            file = Path(str(sys.modules[type(one).__module__].__file__))
+            for name in (file, *map(Path, get_relative_import_files(file))):
+                if (Path(__file__).parent / name.name).exists():
+                    raise ValueError(f"{name} would replace a file of mmfusion beside the weights; rename it.")
             custom_object_save(one, Path(folder))
 
 
@@ -143,9 +147,14 @@ def portable_source(file: Path) -> str:
     imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.Import, ast.ImportFrom))]
     for node in sorted(imports, key=lambda node: node.lineno, reverse=True):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+        allowed = True
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(_PACKAGE):
             lines[node.lineno - 1 : node.end_lineno] = _relative(node)
-        elif getattr(node, "level", 0) == 0 and not {name.partition(".")[0] for name in names} <= _PORTABLE:
+        elif getattr(node, "level", 0):
+            allowed = (Path(__file__).parent / f"{names[0]}.py").exists()
+        else:
+            allowed = {name.partition(".")[0] for name in names} <= _PORTABLE
+        if not allowed:
             raise ValueError(
                 f"{file}, line {node.lineno}, imports {', '.join(names)}; a file that is saved beside the weights may "
                 f"import only torch, transformers, the standard library, and names `from {_PACKAGE}`."

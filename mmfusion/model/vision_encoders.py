@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -63,7 +64,8 @@ def encode_photos_from(
     """
     blocks = vision_blocks(encoder)
     if block == len(blocks):
-        return _unpacked(activations, sizes or photo_sizes(encoder.config, pooling, layers))
+        pooled, states = sizes or photo_sizes(encoder.config, pooling, layers)
+        return Encoded(activations[:, pooled:].unflatten(1, (-1, states)), activations[:, :pooled])
     with _captured(encoder, layers) as states, _resumed(encoder, block, activations) as inputs:
         output = encoder(**inputs, return_dict=True)
     # What a blank photo gave below is nobody's, but the last frozen output is what the next block was given.
@@ -74,11 +76,6 @@ def encode_photos_from(
             f"of block {block - 1} is kept; freeze at most {min(layers) + 1} blocks, or all {len(blocks)}."
         )
     return _encoded_photos(encoder, output, pooling, [known[layer] for layer in layers], _photo_size(encoder))
-
-
-def hidden_size(config: PreTrainedConfig) -> int:
-    """Width of a vision encoder's token states, also where its config has no field for it."""
-    return photo_sizes(config, "mean").states
 
 
 def photo_sizes(config: PreTrainedConfig, pooling: str, layers: Sequence[int] = ()) -> PhotoSizes:
@@ -202,7 +199,8 @@ def vision_activations(
         encoded = encode_photos(encoder, pixel_values, pooling, layers)
         return torch.cat([encoded.pooled, encoded.tokens.flatten(1)], dim=1)
     captured: list[Tensor] = []
-    count = len(pixel_values)
+    # Encoders that count the photos at their input need as many to the end.
+    count = None if encoder.config.model_type in _COUNTS_PHOTOS else len(pixel_values)
 
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         first, *others = [*args, *kwargs.values()]
@@ -212,18 +210,26 @@ def vision_activations(
         # Nobody reads what runs above, so it gets a single photo.
         return _first_rows(args, count), {name: _first_rows(value, count) for name, value in kwargs.items()}
 
-    handle = _modules(vision_blocks(encoder)[block])[0].register_forward_pre_hook(keep, with_kwargs=True)
-    try:
+    first_of_block = _modules(vision_blocks(encoder)[block])[0]
+    with _hooks(first_of_block.register_forward_pre_hook(keep, with_kwargs=True)):
         encoder(**_vision_inputs(encoder, pixel_values), return_dict=True)
-    finally:
-        handle.remove()
     if not captured:
         name = type(encoder).__name__
         raise ValueError(f"Block {block} of {name} was never run; its forward does not visit its blocks.")
     return captured[0]
 
 
-def _first_rows(value: Any, count: int) -> Any:
+@contextmanager
+def _hooks(*handles: RemovableHandle) -> Iterator[None]:
+    """Removes hooks when the block ends."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _first_rows(value: Any, count: int | None) -> Any:
     """The first row of a tensor of `count` rows, of each in a tuple or list; other values as they are."""
     if isinstance(value, (tuple, list)):
         return type(value)(_first_rows(one, count) for one in value)
@@ -325,11 +331,8 @@ def _resumed(encoder: PreTrainedModel, block: int, activations: Tensor) -> Itera
         for frozen in (module for one in blocks[:block] for module in _modules(one)):
             handles.append(frozen.register_forward_pre_hook(lambda module, args: (args[0][:1], *args[1:])))
             handles.append(frozen.register_forward_hook(lambda module, args, output: _repeated(output, count)))
-    try:
+    with _hooks(*handles):
         yield inputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _repeated(output: Any, count: int) -> Any:
@@ -387,22 +390,17 @@ def _check_photo_size(encoder: PreTrainedModel, pixel_values: Tensor) -> None:
 
 def _blank_inputs(encoder: PreTrainedModel, activations: Tensor) -> dict[str, Tensor]:
     """Inputs of one blank photo, whose way to the first block is discarded."""
-    height, width = _photo_size(encoder)
+    size = None
     if encoder.config.model_type == "siglip2_vision_model":
         # Its blocks are given a mask over the patches, so the blank photo needs as many.
-        height, width = encoder.config.patch_size, encoder.config.patch_size * activations.shape[1]
-    return _vision_inputs(encoder, activations.new_zeros(1, _channels(encoder), height, width))
+        size = (encoder.config.patch_size, encoder.config.patch_size * activations.shape[1])
+    return _vision_inputs(encoder, blank_photo(encoder, size).to(activations))
 
 
-def blank_photo(encoder: PreTrainedModel) -> Tensor:
-    """One photo (1, channels, height, width) of the encoder's own size, all zeros."""
-    height, width = _photo_size(encoder)
-    weight = next(encoder.parameters())
-    return torch.zeros(1, _channels(encoder), height, width, dtype=encoder.dtype, device=weight.device)
-
-
-def _channels(encoder: PreTrainedModel) -> int:
-    return int(getattr(_of_pixels(encoder), "num_channels", 3))
+def blank_photo(encoder: PreTrainedModel, size: tuple[int, int] | None = None) -> Tensor:
+    """One photo (1, channels, height, width), all zeros, of this height and width or of the encoder's own."""
+    channels, device = getattr(_of_pixels(encoder), "num_channels", 3), next(encoder.parameters()).device
+    return torch.zeros(1, int(channels), *(size or _photo_size(encoder)), dtype=encoder.dtype, device=device)
 
 
 def _of_pixels(encoder: PreTrainedModel) -> PreTrainedConfig:
@@ -485,16 +483,8 @@ def _captured(encoder: PreTrainedModel, layers: Sequence[int]) -> Iterator[dict[
         _modules(blocks[layer])[-1].register_forward_hook(lambda module, args, output, layer=layer: keep(layer, output))
         for layer in layers
     ]
-    try:
+    with _hooks(*handles):
         yield states
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _unpacked(activations: Tensor, sizes: PhotoSizes) -> Encoded:
-    pooled, tokens = activations[:, : sizes.pooled], activations[:, sizes.pooled :]
-    return Encoded(tokens.unflatten(1, (-1, sizes.states)), pooled)
 
 
 # `torch.utils.checkpoint.checkpoint`, or the same with options: called with a function and its arguments.

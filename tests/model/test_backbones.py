@@ -70,7 +70,7 @@ def test_mobilenet_width_follows_its_config(multiplier: float, finegrained: bool
         model = MobileNetV2Model(config)
     width = model.conv_1x1.convolution.out_channels
     assert backbones.photo_sizes(config, "pooler") == (width, width)
-    assert backbones.hidden_size(config) == width
+    assert backbones.photo_sizes(config, "mean").states == width
 
 
 def test_width_of_an_unknown_encoder_is_an_error() -> None:
