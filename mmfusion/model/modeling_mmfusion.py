@@ -640,7 +640,7 @@ class MMFusionModel(MMFusionPreTrainedModel):
         mean = pooled.sum(1) / photo_mask.sum(1, keepdim=True).clamp_min(1)
         return Encoded(tokens.flatten(1, 2), mean), photo_mask.repeat_interleave(length, dim=1)
 
-    def _encode_vision(self, photos: Tensor, are_activations: bool) -> Encoded:
+    def _encode_vision(self, photos: Tensor, are_activations: bool = False) -> Encoded:
         """States of photos (photos, channels, height, width), or of what the frozen blocks made of them."""
         pooling, layers = self.config.image_pooling, self.config.vision_feature_layers
         if are_activations:

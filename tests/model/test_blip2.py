@@ -59,7 +59,7 @@ def test_halves_give_what_the_contrastive_loss_of_blip2_compares(from_folder: bo
     text = texts([5, 3, 4])
     with torch.no_grad():
         expected = own(pixel_values=pixels(), **text)
-        encoded = model._encode_pixels(pixels())
+        encoded = model._encode_vision(pixels())
         queries = F.normalize(model.image_projection(encoded.tokens), dim=-1)
         assert encoded.tokens.shape == (3, 4, 32)
         assert torch.allclose(queries, expected.image_embeds, atol=1e-5)

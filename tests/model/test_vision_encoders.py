@@ -40,7 +40,7 @@ def pixels_for(model: PreTrainedModel, count: int = 5) -> Tensor:
 
 def projected(model: MMFusionModel, pixels: Tensor, width: int) -> Tensor:
     """Vectors of photos in the model; through its projection where the encoder brought one."""
-    pooled = model._encode_vision(pixels, False).pooled
+    pooled = model._encode_vision(pixels).pooled
     return model.image_projection(pooled) if pooled.shape[1] != width else pooled
 
 
@@ -52,7 +52,7 @@ def test_photos_are_pooled_as_their_encoder_was_trained(name: str, caplog: pytes
     with torch.no_grad(), caplog.at_level(logging.WARNING, "mmfusion"):
         own = own_vectors(source, pixels)
         model = assemble(source, embedding_dim=20)
-        encoded, ours = model._encode_vision(pixels, False), projected(model, pixels, own.shape[1])
+        encoded, ours = model._encode_vision(pixels), projected(model, pixels, own.shape[1])
         alone = torch.cat([projected(model, one, own.shape[1]) for one in pixels.split(1)])
     assert model.config.image_pooling == pooling
     assert not [record for record in caplog.records if record.name.startswith("mmfusion")]
@@ -73,7 +73,7 @@ def test_a_saved_model_gives_the_same_bits_and_trains(name: str, tmp_path: Path)
     model.save_pretrained(tmp_path)
     loaded = MMFusionModel.from_pretrained(tmp_path).eval()
     with torch.no_grad():
-        before, after = model._encode_vision(pixels, False), loaded._encode_pixels(pixels)
+        before, after = model._encode_vision(pixels), loaded._encode_vision(pixels)
     assert torch.equal(before.pooled, after.pooled) and torch.equal(before.tokens, after.tokens)
     loaded.config.save_pretrained(tmp_path / "again")
     first, again = (json.loads((path / "config.json").read_text()) for path in (tmp_path, tmp_path / "again"))
@@ -110,7 +110,7 @@ def test_a_checkpoint_without_the_weights_of_a_pooler_is_pooled_without_it(tmp_p
     model = assemble(str(tmp_path))
     with torch.no_grad():
         own = encoder(pixels).last_hidden_state.mean(1)
-        assert F.cosine_similarity(model._encode_vision(pixels, False).pooled, own).min() >= 0.9999
+        assert F.cosine_similarity(model._encode_vision(pixels).pooled, own).min() >= 0.9999
     with pytest.raises(ValueError, match=r"lacks 2 weights.*pooler\.layernorm"):
         assemble(str(tmp_path), image_pooling="pooler")
 
@@ -144,7 +144,7 @@ def test_the_mean_over_patches_leaves_out_class_tokens_and_registers() -> None:
     model = assemble(source, image_pooling="patches")
     with torch.no_grad():
         own = source(pixels).last_hidden_state[:, 5:].mean(1)
-        assert torch.allclose(model._encode_vision(pixels, False).pooled, own, atol=1e-6)
+        assert torch.allclose(model._encode_vision(pixels).pooled, own, atol=1e-6)
 
 
 # Those that end in another grid than they begin with, and others whose blocks are told more than their input.
