@@ -17,7 +17,6 @@ from transformers import (
     Blip2QFormerConfig,
     Blip2QFormerModel,
     Blip2VisionModel,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -102,11 +101,6 @@ HALVES: dict[str, type[PreTrainedModel]] = {"blip-2": Blip2Photos, "blip_2_qform
 """The class of a half by the `model_type` of its config."""
 
 
-def is_blip2(config: PreTrainedConfig) -> bool:
-    """Whether a config is that of a whole BLIP-2."""
-    return config.model_type == "blip-2"
-
-
 def is_read(name: str, half: Literal["text", "vision"]) -> bool:
     """Whether a half reads the weight of this name in a checkpoint."""
     part = _IN_BLOCK.match(name)
@@ -144,25 +138,18 @@ def blip2_half(
         )
     encoder: Any = Blip2Photos(config) if half == "vision" else Blip2Texts(config.qformer_config)
     encoder.to(dtype)
-    own = {_own_name(name): value for name, value in weights.items() if is_read(name, half)}
-    if "query_tokens.weight" in own:
-        own["query_tokens.weight"] = own["query_tokens.weight"].squeeze(0)
+    own = {name.removeprefix("embeddings."): value for name, value in weights.items() if is_read(name, half)}
+    if "query_tokens" in own:
+        own["query_tokens.weight"] = own.pop("query_tokens").squeeze(0)
     name = f"{half}_projection"
     projection = {key: own.pop(f"{name}.{key}", None) for key in ("weight", "bias")}
     missing = frozenset(encoder.load_state_dict(own, strict=False).missing_keys)
-    return encoder.eval(), _linear(**projection), missing
-
-
-def _own_name(name: str) -> str:
-    return "query_tokens.weight" if name == "query_tokens" else name.removeprefix("embeddings.")
-
-
-def _linear(weight: Tensor | None, bias: Tensor | None) -> nn.Linear | None:
-    if weight is None:
-        return None
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    layer.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})
-    return layer
+    weight, bias = projection["weight"], projection["bias"]
+    linear = None
+    if weight is not None:
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+        linear.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})
+    return encoder.eval(), linear, missing
 
 
 def _drop(block: nn.Module, names: tuple[str, ...]) -> None:

@@ -91,7 +91,7 @@ class Fusion(nn.Module):
     """
 
     reads: ClassVar[tuple[int, ...]] = (TEXT, IMAGE)
-    zero_start: ClassVar[tuple[str, ...]] = ()
+    zero_start: tuple[str, ...] = ()
 
     def __init__(self, config: MMFusionConfig, sizes: FusionSizes) -> None:
         super().__init__()
@@ -407,13 +407,8 @@ class MixtureOfExperts(Fusion):
             Expert(3 * width, width, 2 + config.embedding_dim, config.fusion_dropout)
             for _ in range(config.fusion_experts)
         )
+        self.zero_start = tuple(f"experts.{number}.output" for number in range(config.fusion_experts))
         self.dropout = nn.Dropout(config.fusion_dropout)
-
-    def init_weights(self, std: float) -> None:
-        for expert in self.experts:
-            assert isinstance(expert, Expert)
-            init.zeros_(expert.output.weight)
-            init.zeros_(expert.output.bias)
 
     def forward(self, views: ProductViews) -> Fused:
         text = self.moe_text(views.text_pooled, views.present[:, TEXT])

@@ -226,10 +226,8 @@ class Residual(nn.Sequential):
         )
 
     def init_weights(self) -> None:
-        output = self[-1]
-        assert isinstance(output, nn.Linear)
-        init.zeros_(output.weight)
-        init.zeros_(output.bias)
+        init.zeros_(self[-1].weight)  # type: ignore[arg-type]
+        init.zeros_(self[-1].bias)  # type: ignore[arg-type]
 
 
 VIEWS = ("fused", "text", "image")

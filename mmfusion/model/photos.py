@@ -4,12 +4,12 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import BytesIO
 from itertools import product
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from PIL import Image, ImageChops, ImageCms
 
@@ -200,38 +200,29 @@ def _grey16(photo: Image.Image) -> Image.Image:
     keyed = photo.info.get("transparency")
     if isinstance(keyed, int):
         lower = Image.frombytes("L", photo.size, values[0::2])
-        same = [_equals(half, value) for half, value in ((grey, keyed >> 8), (lower, keyed & 255))]
+        halves = (grey, keyed >> 8), (lower, keyed & 255)
+        same = [half.point([255 * (level == value) for level in range(256)]) for half, value in halves]
         grey.putalpha(ImageChops.invert(ImageChops.darker(*same)))
     grey.info["icc_profile"] = photo.info.get("icc_profile")
     return grey
 
 
-def _equals(grey: Image.Image, value: int) -> Image.Image:
-    return grey.point([255 if level == value else 0 for level in range(256)])
+Conversion = Callable[[Image.Image], Image.Image]
 
 
-class _Colours(NamedTuple):
-    """From pixels in `mode` to sRGB; `transform` is that of LittleCMS, which several threads may use at once."""
-
-    mode: str
-    transform: ImageCms.ImageCmsTransform
-
-    def __call__(self, photo: Image.Image) -> Image.Image:
-        converted = ImageCms.applyTransform(photo.convert(self.mode), self.transform)
-        assert converted is not None
-        return converted
+def _by_transform(mode: str, transform: ImageCms.ImageCmsTransform, photo: Image.Image) -> Image.Image:
+    # Several threads may use a transform of LittleCMS at once.
+    converted = ImageCms.applyTransform(photo.convert(mode), transform)
+    assert converted is not None
+    return converted
 
 
-class _Greys(NamedTuple):
-    """From grey pixels to sRGB; `levels` has the value that each of 256 becomes."""
-
-    levels: list[int]
-
-    def __call__(self, photo: Image.Image) -> Image.Image:
-        return photo.convert("L").point(self.levels).convert("RGB")
+def _by_levels(levels: list[int], photo: Image.Image) -> Image.Image:
+    """Grey pixels to sRGB by the value that each of 256 becomes."""
+    return photo.convert("L").point(levels).convert("RGB")
 
 
-def _conversion(photo: Image.Image) -> _Colours | _Greys | None:
+def _conversion(photo: Image.Image) -> Conversion | None:
     """How the colours of a photo become sRGB; None where they are, or where nothing usable says what they are.
 
     Colours are converted as they come from the decoder, a JPEG's at the size to which it was decoded.
@@ -256,7 +247,7 @@ def _of_another_frame(photo: Image.Image) -> bool:
 
 
 @lru_cache(maxsize=_MAX_PROFILES)
-def _from_profile(profile: bytes, kind: str) -> _Colours | _Greys | None:
+def _from_profile(profile: bytes, kind: str) -> Conversion | None:
     """The conversion of photos of a kind (L, RGB or CMYK) with a profile; None if they need none.
 
     The intent is relative colorimetric with black point compensation: white stays white, what sRGB can show is exact,
@@ -269,7 +260,7 @@ def _from_profile(profile: bytes, kind: str) -> _Colours | _Greys | None:
         # Grey pixels with the profile of an RGB space are equal shares of its red, green and blue.
         if mode is None or (mode != kind and (mode, kind) != ("RGB", "L")):
             return _ignored(len(profile), f"it is of class {device!r} for {space} while the pixels are {kind}")
-        conversion = _greys(source, mode) if kind == "L" else _Colours(mode, _transform(source, mode))
+        conversion = _greys(source, mode) if kind == "L" else partial(_by_transform, mode, _transform(source, mode))
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
         return _ignored(len(profile), str(error))
     whitest = Image.new("CMYK", (1, 1)) if kind == "CMYK" else Image.new(kind, (1, 1), "white")
@@ -279,7 +270,7 @@ def _from_profile(profile: bytes, kind: str) -> _Colours | _Greys | None:
     return conversion if kind == "CMYK" or _changes(conversion, kind) else None
 
 
-def _changes(conversion: _Colours | _Greys, kind: str) -> bool:
+def _changes(conversion: Conversion, kind: str) -> bool:
     """Whether a conversion changes any colour, of a grid, by more than rounding."""
     levels = range(256) if kind == "L" else [min(16 * step, 255) for step in range(17)]
     values = bytes(value for colour in product(levels, repeat=len(kind)) for value in colour)
@@ -288,17 +279,18 @@ def _changes(conversion: _Colours | _Greys, kind: str) -> bool:
     return max(difference.tobytes()) > _SAME
 
 
-def _greys(source: Any, mode: str) -> _Greys:
+def _greys(source: Any, mode: str) -> Conversion:
     # LittleCMS would interpolate the curve between a few points; all that there are can be looked up as well.
     ramp = Image.frombytes("L", (256, 1), bytes(range(256)))
-    exact = _Colours(mode, _transform(source, mode, ImageCms.Flags.NOOPTIMIZE))
-    return _Greys(list(exact(ramp).getchannel("G").tobytes()))
+    exact = _by_transform(mode, _transform(source, mode, ImageCms.Flags.NOOPTIMIZE), ramp)
+    return partial(_by_levels, list(exact.getchannel("G").tobytes()))
 
 
 @lru_cache(maxsize=1)
-def _from_lab() -> _Colours:
+def _from_lab() -> Conversion:
     # Exact, as what LittleCMS would interpolate instead is off by 16 of 255 at the edge of sRGB.
-    return _Colours("LAB", _transform(ImageCms.createProfile("LAB"), "LAB", ImageCms.Flags.NOOPTIMIZE))
+    exact = _transform(ImageCms.createProfile("LAB"), "LAB", ImageCms.Flags.NOOPTIMIZE)
+    return partial(_by_transform, "LAB", exact)
 
 
 def _transform(source: Any, mode: str, flags: int = 0) -> ImageCms.ImageCmsTransform:

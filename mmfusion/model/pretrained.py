@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from .blip2 import HALVES, blip2_half, is_blip2, is_read
+from .blip2 import HALVES, blip2_half, is_read
 from .configuration_mmfusion import TEXT_POOLINGS
 from .errors import HubError, explained
 from .families import (
@@ -223,11 +223,11 @@ def load_half(
     """
     if isinstance(source, PreTrainedModel):
         model, missing = source, frozenset[str]()
-        if is_blip2(model.config):
+        if model.config.model_type == "blip-2":
             return _blip2_half(type(model).__name__, model.config, model.state_dict(), half, dtype)
     else:
         config = read_config(source, trust_remote_code=trust_remote_code)
-        if is_blip2(config):
+        if config.model_type == "blip-2":
             # A language model beside them may be a hundred times as large.
             return _blip2_half(source, config, read_weights(source, lambda name: is_read(name, half)), half, dtype)
         own = class_to_load(config, half)

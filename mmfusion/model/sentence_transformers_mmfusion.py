@@ -7,7 +7,7 @@ import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -149,10 +149,10 @@ class MMFusionTowers(InputModule):
         # A SentenceTransformer made of modules, not loaded from a folder, knows nothing of our prompts.
         assembled = model.module_kwargs is None
         own = {QUERY: self.processor.query_prompt, DOCUMENT: self.processor.product_prompt}
-        kinds: tuple[type[_Prompt], ...] = (_QueryPrompt, _DocumentPrompt)
-        for kind in kinds:
-            given = model.prompts.get(kind.task) or ""
-            model.prompts[kind.task] = kind(own[kind.task] if assembled and not given else given)
+        for task, prompt in own.items():
+            given = model.prompts.get(task) or ""
+            model.prompts[task] = _Prompt(prompt if assembled and not given else given)
+            model.prompts[task].task = task
 
     @property
     def modalities(self) -> list[Any]:
@@ -334,18 +334,7 @@ class _Features(dict[str, Any]):
 class _Prompt(str):
     """A prompt that says whose it is: where it is empty, as it often is, nothing else does."""
 
-    __slots__ = ()
-    task: ClassVar[str]
-
-
-class _QueryPrompt(_Prompt):
-    __slots__ = ()
-    task = QUERY
-
-
-class _DocumentPrompt(_Prompt):
-    __slots__ = ()
-    task = DOCUMENT
+    task: str
 
 
 def _query(item: Any) -> str:
