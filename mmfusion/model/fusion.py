@@ -171,7 +171,7 @@ def refer_to_code(config: MMFusionConfig, kind: type[Fusion]) -> None:
     module = kind.__module__.rpartition(".")[2]
     if module != "fusion" and source_file(kind) is not None:
         named = {fusion_reference(config.fusion): f"{module}.{kind.__name__}"}
-        config.auto_map = {**(getattr(config, "auto_map", None) or {}), **named}  # type: ignore[attr-defined]
+        config.auto_map = {**(getattr(config, "auto_map", None) or {}), **named}
 
 
 def check_fusion_kwargs(fusion: str, given: Mapping[str, Any]) -> None:

@@ -166,7 +166,7 @@ def _part_of(model: PreTrainedModel, half: HalfName, names: Sequence[str]) -> Pa
         if isinstance(model, own):
             continue
         if isinstance(part, own):
-            return Part(part, f"{name}.", projection)  # type: ignore[arg-type]
+            return Part(part, f"{name}.", projection)
         with torch.device("meta"):
             encoder = own._from_config(part.config)
         setattr(encoder, name, part)
@@ -321,7 +321,7 @@ def new_encoder(config: PreTrainedConfig, pooler: bool = False) -> PreTrainedMod
         config = copy.deepcopy(config)
     kind = encoder_class(config)
     if kind is not None:
-        return kind._from_config(config)  # type: ignore[no-any-return]
+        return kind._from_config(config)
     chosen: Any = transformers.MODEL_MAPPING[type(config)]
     options: dict[str, Any] = {"trust_remote_code": False}
     if pooler and "add_pooling_layer" in inspect.signature(getattr(chosen, "__init__", chosen)).parameters:
@@ -382,7 +382,8 @@ def load_text(
         # With the wrong one, a token that was added to the tokenizer would be taken for the end of a text.
         end = end_token(folder, trust_remote_code=trust_remote_code)
         if end is not None:
-            encoder.eos_token_id = config.eos_token_id = end
+            config.eos_token_id = end
+            encoder.eos_token_id = end  # type: ignore[assignment]
     fields: dict[str, Any] = {"text_head": half.head.layers} if half.head.layers else {}
     if said is not None:
         fields = {"query_prompt": said.query_prompt, "product_prompt": said.product_prompt, "text_head": said.head}

@@ -64,8 +64,9 @@ def encode_photos_from(
     """
     blocks = vision_blocks(encoder)
     if block == len(blocks):
-        pooled, states = sizes or photo_sizes(encoder.config, pooling, layers)
-        return Encoded(activations[:, pooled:].unflatten(1, (-1, states)), activations[:, :pooled])
+        sizes = sizes or photo_sizes(encoder.config, pooling, layers)
+        tokens = activations[:, sizes.pooled :].unflatten(1, (-1, sizes.states))
+        return Encoded(tokens, activations[:, : sizes.pooled])
     with _captured(encoder, layers) as states, _resumed(encoder, block, activations) as inputs:
         output = encoder(**inputs, return_dict=True)
     # What a blank photo gave below is nobody's, but the last frozen output is what the next block was given.
@@ -233,7 +234,9 @@ def _first_rows(value: Any, count: int | None) -> Any:
     """The first row of a tensor of `count` rows, of each in a tuple or list; other values as they are."""
     if isinstance(value, (tuple, list)):
         return type(value)(_first_rows(one, count) for one in value)
-    return value[:1] if isinstance(value, Tensor) and value.ndim and len(value) == count else value
+    # Rotary positions (patches, width) may be as many as the photos.
+    is_batch = isinstance(value, Tensor) and value.ndim >= 3 and len(value) == count
+    return value[:1] if is_batch else value
 
 
 def vision_blocks(encoder: nn.Module) -> nn.ModuleList:
