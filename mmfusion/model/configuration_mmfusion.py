@@ -210,7 +210,7 @@ class MMFusionConfig(PreTrainedConfig):
                 f"MMFusionConfig.fusion_hidden_size {self.fusion_hidden_size!r} is not a multiple of "
                 f"fusion_heads {self.fusion_heads}; change one of them."
             )
-        if any(dim >= self.embedding_dim for dim in self.matryoshka_dims):
+        if not _are_different(self.matryoshka_dims, 1) or max(self.matryoshka_dims, default=0) >= self.embedding_dim:
             raise ValueError(
                 f"MMFusionConfig.matryoshka_dims is {self.matryoshka_dims!r}; give different widths from 1 to below "
                 f"embedding_dim {self.embedding_dim}."
@@ -293,7 +293,6 @@ _VALID: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     ),
     (("fusion_kwargs",), lambda value: isinstance(value, dict), "a dict of parameters of the fusion"),
     (("vision_feature_layers",), lambda value: _are_different(value, 0), "different blocks from 0"),
-    (("matryoshka_dims",), lambda value: _are_different(value, 1), "different widths from 1 to below embedding_dim"),
     (("text_pooling",), TEXT_POOLINGS.__contains__, f"one of {', '.join(TEXT_POOLINGS)}"),
     (("image_pooling",), IMAGE_POOLINGS.__contains__, f"one of {', '.join(IMAGE_POOLINGS)}"),
 )
