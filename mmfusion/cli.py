@@ -141,11 +141,8 @@ def _asks_for_help(words: Sequence[str]) -> bool:
 
 
 def _find_sdk_command() -> metadata.EntryPoint | None:
-    try:
-        entry_points = metadata.distribution("lightning-sdk").entry_points
-    except metadata.PackageNotFoundError:
-        return None
-    return next((e for e in entry_points if e.group == "console_scripts" and e.name == "lightning"), None)
+    found = metadata.entry_points(group="console_scripts", name="lightning")
+    return next((e for e in found if e.dist is not None and e.dist.name.replace("_", "-") == "lightning-sdk"), None)
 
 
 def _hand_over(entry_point: metadata.EntryPoint, arguments: list[str]) -> NoReturn:

@@ -29,6 +29,11 @@ def is_hub_id(source: object) -> bool:
     )
 
 
+def absolute_place(source: str) -> str:
+    """A file or folder of this machine as an absolute path; a URL or Hub id as it is."""
+    return str(Path(source).absolute()) if Path(source).exists() else source
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 (hex) of a file, read block by block."""
     with path.open("rb") as file:

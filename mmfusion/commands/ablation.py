@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from mmfusion.ablation import AblationSettings, run_ablation, with_bases
 from mmfusion.evaluation.perturb import Perturbation
+from mmfusion.files import absolute_place
 from mmfusion.stages import Optimization
 
 
@@ -44,22 +46,14 @@ def main(config: Config) -> None:
 
     Each variant is trained and evaluated by other commands, as processes whose logs are beside their folders.
     """
-    settings = replace(
-        config,
-        output=config.output.absolute(),
-        catalogue=_absolute(config.catalogue),
-        base=_absolute(config.base),
-        larger_base=_absolute(config.larger_base),
-        feature_cache=None if config.feature_cache is None else config.feature_cache.absolute(),
-    )
+    places = {name: getattr(config, name) for name in ("catalogue", "base", "larger_base")}
+    absolute: dict[str, Any] = {name: absolute_place(place) for name, place in places.items() if place is not None}
+    if config.feature_cache is not None:
+        absolute["feature_cache"] = config.feature_cache.absolute()
+    settings = replace(config, output=config.output.absolute(), **absolute)
     run_ablation(
         with_bases(settings),
         keep_working_files=config.keep_working_files,
         dry_run=config.dry_run,
         table_only=config.table_only,
     )
-
-
-def _absolute(source: str | None) -> str | None:
-    """A folder as an absolute path, so that the commands are the same in any folder; a URL or Hub id as it is."""
-    return str(Path(source).absolute()) if source is not None and Path(source).exists() else source

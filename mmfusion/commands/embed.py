@@ -10,6 +10,7 @@ import lightning as L
 from mmfusion.embedding import EmbeddedCatalogue, EmbeddingJob, EmbeddingSettings, VectorType
 from mmfusion.embedding.engine_lightning import embed_with_lightning
 from mmfusion.embedding.engine_ray import ACCELERATORS, embed_with_ray
+from mmfusion.files import absolute_place
 from mmfusion.training import Hardware, load_base, load_catalogue, open_run
 from mmfusion.training.full_disk import full_disk_ends
 from mmfusion.training.hardware import compile_blocks
@@ -69,10 +70,10 @@ def main(config: Config) -> None:
     run = open_run(config.output, "embed", {**vectors, "dim": config.truncate_dim})
     with full_disk_ends(run.folder, "go on"):
         job = load_job(config, run.folder)
-        base, source = _absolute(config.base), job.catalogue.source
+        base, source = absolute_place(config.base), job.catalogue.source
         embedded: EmbeddedCatalogue | None
         if config.engine == "ray":
-            load = partial(load_job, replace(config, base=base, catalogue=_absolute(source)), run.folder)
+            load = partial(load_job, replace(config, base=base, catalogue=absolute_place(source)), run.folder)
             embedded = embed_with_ray(job, load, workers=hardware.devices, accelerator=hardware.accelerator)
         else:
             with expected_warnings_ignored():
@@ -127,10 +128,6 @@ def _check_hardware(hardware: Hardware, engine: str) -> None:
     ):
         if wrong:
             raise ValueError(f"hardware.{name} is {getattr(hardware, name)}: {reason}.")
-
-
-def _absolute(place: str) -> str:
-    return str(Path(place).absolute()) if Path(place).exists() else place
 
 
 def _trainer(job: EmbeddingJob, hardware: Hardware) -> L.Trainer:

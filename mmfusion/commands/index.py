@@ -15,7 +15,7 @@ from mmfusion.retrieval.choose import physical_memory
 from mmfusion.retrieval.products import take_rows
 from mmfusion.retrieval.vectors import TRAIN_SIZE
 from mmfusion.training.full_disk import full_disk_ends
-from mmfusion.training.run import Run, RunError, open_run, read_record
+from mmfusion.training.run import Run, finished_record, open_run
 from mmfusion.training.sources import forget_other_tables
 
 
@@ -61,16 +61,13 @@ def main(config: Config) -> None:
     It is a folder with a FAISS index, or, with `milvus_uri`, a collection in Milvus; an upload that was cut off goes on
     when it is run again. The token of a server is taken from the environment variable MILVUS_TOKEN.
     """
-    record = read_record(config.embeddings)
-    if record is None or not record["complete"]:
-        raise RunError(
-            f"{config.embeddings!r} holds no finished embeddings; make them with `mmfusion embed --output "
-            f"{config.embeddings}`."
-        )
+    record = finished_record(config.embeddings, "embeddings", "embed")
     _check_flags(config)
     embedded = EmbeddedCatalogue.open(config.embeddings)
     embedded.check()
-    uri = config.milvus_uri if "://" in (config.milvus_uri or "") else _absolute(config.milvus_uri)
+    uri = config.milvus_uri
+    if uri is not None and "://" not in uri:
+        uri = str(Path(uri).absolute())
     if uri is None:
         arguments = {"embeddings": config.embeddings, "factory": config.factory}
         chosen = _choose(embedded, config)
@@ -106,10 +103,6 @@ def _check_flags(config: Config) -> None:
         raise ValueError(
             f"search_parameters {config.search_parameters!r} belong to a kind of index; give --factory too."
         )
-
-
-def _absolute(path: str | None) -> str | None:
-    return None if path is None else str(Path(path).absolute())
 
 
 def _build_with_faiss(run: Run, embedded: EmbeddedCatalogue, metadata: pa.Table, chosen: Choice) -> str:

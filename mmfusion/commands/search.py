@@ -1,11 +1,14 @@
 """Search an index by text."""
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
-from mmfusion.retrieval import Searcher, TorchQueryEncoder
+from mmfusion.retrieval import MilvusIndex, ProductIndex, Searcher, TorchQueryEncoder
 from mmfusion.retrieval.query_tower import load_query_tower
-from mmfusion.training.built_index import index_record, open_built_index
+from mmfusion.training.run import RunError, finished_record
 
 
 @dataclass
@@ -36,9 +39,9 @@ class Config:
 
 def main(config: Config) -> None:
     """Prints the k best products with score, modality weights and title."""
-    record = index_record(config.index)
+    record = finished_record(config.index, "index", "index")
     model, processor = load_query_tower(config.base or record["base"])
-    index = open_built_index(config.index, record, verify=config.verify)
+    index = open_index(config.index, record, verify=config.verify)
     hits = Searcher(TorchQueryEncoder(model, processor), index).search(config.query, config.k, filter=config.filter)
     print(f"{'rank':>4}  {'score':>6}  {'text':>5} {'photo':>5}  product")
     for hit in hits:
@@ -46,3 +49,23 @@ def main(config: Config) -> None:
         shares = " ".join(f"{weights.get(name, float('nan')):5.2f}" for name in ("text", "image"))
         title = hit.metadata.get("title") or "(no title)"
         print(f"{hit.rank:>4}  {hit.score:6.3f}  {shares}  {hit.product_id}  {title}")
+
+
+def open_index(folder: str, record: Mapping[str, Any], *, verify: bool) -> ProductIndex | MilvusIndex:
+    """Opens the index in a folder, or the collection that was built instead of one.
+
+    Args:
+        folder: Output folder of `mmfusion index`.
+        record: Its record. The token of a Milvus server is in the environment variable `MILVUS_TOKEN`.
+        verify: Compares all bytes of the files with their checksums, see [`ProductIndex.load`].
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: The index is damaged, or Milvus cannot be reached, or is to be verified.
+    """
+    uri = record.get("milvus_uri")
+    if uri is None:
+        return ProductIndex.load(Path(folder) / "index", verify=verify)
+    if verify:
+        raise RunError(f"verify is true, but {folder!r} is an index in Milvus, with files of its own; leave it out.")
+    return MilvusIndex.connect(uri, record["collection"], token=os.environ.get("MILVUS_TOKEN"))

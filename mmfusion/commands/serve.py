@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmfusion.commands.search import open_index
 from mmfusion.retrieval import ProductIndex, QueryEncoder, Searcher, TorchQueryEncoder
 from mmfusion.retrieval.query_tower import load_query_tower
 from mmfusion.serving import ServiceLimits, check_installed
-from mmfusion.training.built_index import index_record, open_built_index
+from mmfusion.training.run import finished_record
 
 if TYPE_CHECKING:
     from mmfusion.serving.app import SearchService
@@ -54,7 +55,7 @@ def main(config: Config) -> None:
     from mmfusion.serving.server import bind, log_as_json, run_server
 
     log_as_json()
-    record = index_record(config.index)
+    record = finished_record(config.index, "index", "index")
     bound = bind(config.host, config.port)
     # Only the service holds the index, so that it is freed when another one replaces it.
     service = _load_service(config, record, _load_encoder(config.base or record["base"], config.onnx))
@@ -70,7 +71,7 @@ def _load_service(
     encoder, tower = loaded
     folder = Path(config.index) / "index"
     version = version_of(folder)
-    opened = open_built_index(config.index, record, verify=config.verify)
+    opened = open_index(config.index, record, verify=config.verify)
     followed = None
     if isinstance(opened, ProductIndex):
         opened.prepare_ids()

@@ -147,6 +147,23 @@ def read_record(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     return record
 
 
+def finished_record(folder: str | os.PathLike[str], what: str, command: str) -> dict[str, Any]:
+    """The record of a run folder that is complete.
+
+    Args:
+        folder: Output folder of a command.
+        what: What the command writes, for the error.
+        command: The command.
+
+    Raises:
+        RunError: There is no such run, or it is not complete.
+    """
+    record = read_record(folder)
+    if record is None or not record["complete"]:
+        raise RunError(f"{str(folder)!r} holds no finished {what}; run `mmfusion {command} --output {folder}` first.")
+    return record
+
+
 def is_first_rank() -> bool:
     """Whether this process is the one that writes, as the launcher's environment tells before torch does."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"))

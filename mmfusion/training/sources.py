@@ -1,9 +1,8 @@
-"""Where a recipe gets its base model and its catalogue from."""
+"""Where a command gets its base model and its catalogue from."""
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.streamed_catalogue import StreamedCatalogue
 from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.data.toy_encoders import write_toy_encoders
-from mmfusion.files import is_hub_id
+from mmfusion.files import absolute_place, is_hub_id
 from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
 from mmfusion.model.configuration_mmfusion import own_fields
 from mmfusion.model.errors import explain
@@ -83,9 +82,7 @@ def note_catalogue(run: Run, catalogue: Catalogue) -> None:
             f"The catalogue {catalogue.source!r} is not the one that this run began with: ids, splits or judgements "
             "differ; give the same --catalogue, or another --output to begin anew."
         )
-    source = Path(catalogue.source)
-    place = str(source.absolute()) if source.exists() else catalogue.source
-    run.note(catalogue=place, catalogue_contents=contents)
+    run.note(catalogue=absolute_place(catalogue.source), catalogue_contents=contents)
 
 
 def starting_base(base: str | None, folder: Path) -> str:
@@ -130,45 +127,45 @@ def load_base(
     """
     _check_is_ours(base)
     config = MMFusionConfig.from_pretrained(base)
-    renewed = []
-    if _set_fusion(config, {**({} if fusion is None else {"fusion": fusion}), **_fusion_fields(fusion_config or {})}):
-        renewed.append("fusion.")
-    if query_router is not None and query_router != config.query_router:
-        config.query_router = query_router
-        renewed.append("query_router.")
+    known = [name for name in own_fields() if name.startswith("fusion_")]
+    unknown = [name for name in fusion_config or {} if name not in known]
+    if unknown:
+        raise RunError(f"fusion_config names {unknown[0]!r}; the fields of fusion networks are {', '.join(known)}.")
+    given = {name: value for name, value in (("fusion", fusion), ("query_router", query_router)) if value is not None}
+    changed = {
+        name: value for name, value in {**given, **(fusion_config or {})}.items() if getattr(config, name) != value
+    }
+    for name, value in changed.items():
+        setattr(config, name, value)
     config.check()
-    # With output_loading_info the result is a pair, which transformers' types do not say.
-    with _quiet_transformers():
+    renewed = {"query_router." if name == "query_router" else "fusion." for name in changed}
+    before = transformers_logging.get_verbosity()
+    # transformers reports new and unused weights as a table of warnings; _check_leftovers says it in a line, or raises.
+    transformers_logging.set_verbosity_error()
+    try:
+        # With output_loading_info the result is a pair, which transformers' types do not say.
         loaded: Any = MMFusionModel.from_pretrained(
             base, config=config, output_loading_info=True, ignore_mismatched_sizes=bool(renewed)
         )
+    finally:
+        transformers_logging.set_verbosity(before)
     model, info = loaded
     _check_leftovers(base, info, tuple(renewed))
     processor = MMFusionProcessor.from_pretrained(base)
-    _check_same_text(base, model.config, processor)
+    for name in ("product_template", "query_prompt", "product_prompt"):
+        in_model, in_processor = getattr(model.config, name), getattr(processor, name)
+        if in_model != in_processor:
+            raise RunError(
+                f"--base {base!r}: {name} is {in_model!r} in config.json but {in_processor!r} in "
+                "processor_config.json; make them equal, as training and indexing must render the same text."
+            )
     return model, processor
-
-
-def _fusion_fields(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    known = [name for name in own_fields() if name.startswith("fusion_")]
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        raise RunError(f"fusion_config names {unknown[0]!r}; the fields of fusion networks are {', '.join(known)}.")
-    return given
-
-
-def _set_fusion(config: MMFusionConfig, values: Mapping[str, Any]) -> bool:
-    """Sets fields, and says whether one of them was another."""
-    changed = {name: value for name, value in values.items() if getattr(config, name) != value}
-    for name, value in changed.items():
-        setattr(config, name, value)
-    return bool(changed)
 
 
 def _check_is_ours(base: str) -> None:
     if not is_hub_id(base) and not (Path(base) / "config.json").is_file():
         raise RunError(
-            f"--base {base!r} is not a model folder (no config.json); run the recipe before this one, or give a "
+            f"--base {base!r} is not a model folder (no config.json); run the command before this one, or give a "
             "folder or a Hub id (org/name) of an mmfusion model."
         )
     try:
@@ -182,35 +179,14 @@ def _check_is_ours(base: str) -> None:
         )
 
 
-def _check_same_text(base: str, config: MMFusionConfig, processor: MMFusionProcessor) -> None:
-    for name in ("product_template", "query_prompt", "product_prompt"):
-        if getattr(config, name) != getattr(processor, name):
-            raise RunError(
-                f"--base {base!r}: {name} is {getattr(config, name)!r} in config.json but {getattr(processor, name)!r} "
-                "in processor_config.json; make them equal, as training and indexing must render the same text."
-            )
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    # Its report of new and unused weights is a table of warnings; _check_leftovers says the same in a line, or raises.
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)
-
-
 def _check_leftovers(base: str, info: dict[str, Any], may_differ: tuple[str, ...]) -> None:
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         # Keys of another shape come with both shapes.
         keys = sorted(key if isinstance(key, str) else str(key[0]) for key in info.get(kind) or ())
-        allowed = [key for key in keys if key.startswith(may_differ)]
-        if kind == "missing_keys" and allowed:
-            log.info("new weights, initialised: %s", ", ".join(allowed))
-        if len(allowed) < len(keys):
-            wrong = [key for key in keys if key not in allowed]
+        wrong = [key for key in keys if not key.startswith(may_differ)]
+        if wrong:
             raise RunError(
                 f"--base {base!r} has {kind.replace('_', ' ')}: {', '.join(wrong[:5])}; the checkpoint is not whole."
             )
+        if kind == "missing_keys" and keys:
+            log.info("new weights, initialised: %s", ", ".join(keys))
