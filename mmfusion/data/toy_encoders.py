@@ -16,8 +16,8 @@ from tokenizers.models import WordPiece
 from transformers import BertConfig, BertModel, ConvNextConfig, ConvNextModel, PreTrainedTokenizerFast
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from mmfusion.data.toy_catalogue import begin_folder, end_folder
 from mmfusion.data.toy_photos import PHOTO_SIZE
-from mmfusion.data.toy_record import is_complete, write_record
 from mmfusion.data.toy_words import all_words
 from mmfusion.files import whole_folder
 
@@ -59,15 +59,11 @@ def write_toy_encoders(folder: str | os.PathLike[str], *, seed: int = 0) -> ToyE
         FileExistsError: The folder holds encoders that were not written by this function.
         NotADirectoryError: ``folder`` is a file.
     """
-    if seed < 0:
-        raise ValueError(f"seed is {seed}; give an integer of 0 or more")
     folder = Path(folder)
     backbones = ToyEncoders(folder / "text", folder / "vision")
     arguments = {"embedded_backbones": _VERSION, "seed": seed}
-    if is_complete(folder, arguments, ("text", "vision")):
+    if begin_folder(folder, arguments, ("text", "vision")):
         return backbones
-    folder.mkdir(parents=True, exist_ok=True)
-    write_record(folder, arguments, complete=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         with whole_folder(backbones.text, files=None, overwrite=True) as new:
@@ -75,7 +71,7 @@ def write_toy_encoders(folder: str | os.PathLike[str], *, seed: int = 0) -> ToyE
         torch.manual_seed(seed + 1)
         with whole_folder(backbones.vision, files=None, overwrite=True) as new:
             _save_vision_encoder(new)
-    write_record(folder, arguments, complete=True)
+    end_folder(folder, arguments)
     return backbones
 
 

@@ -16,7 +16,7 @@ import lightning as L
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from transformers.utils import logging as transformers_logging
 
-from mmfusion.data.toy_record import RECORD_NAME
+from mmfusion.data.toy_catalogue import RECORD_NAME
 from mmfusion.files import HUB_ID, is_hub_id, link_or_copy
 from mmfusion.model.errors import HubError, explain
 from mmfusion.training.background_push import BackgroundPush, Snapshot

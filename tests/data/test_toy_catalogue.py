@@ -21,12 +21,17 @@ from PIL import Image
 from transformers import AutoModel, AutoTokenizer
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from mmfusion.data import toy_queries as queries_module
-from mmfusion.data.toy_catalogue import write_toy_catalogue
+from mmfusion.data import toy_catalogue
+from mmfusion.data.toy_catalogue import (
+    assign_splits,
+    combination,
+    judge,
+    make_product,
+    make_queries,
+    write_toy_catalogue,
+)
 from mmfusion.data.toy_encoders import MAX_TOKENS, ToyEncoders, write_toy_encoders
 from mmfusion.data.toy_photos import COLOUR_RANGES, PAINTERS, PHOTO_SIZE, SHAPES, draw_photo
-from mmfusion.data.toy_products import assign_splits, make_product
-from mmfusion.data.toy_queries import combination, judge, make_queries
 from mmfusion.data.toy_words import (
     BRANDS,
     COLOURS,
@@ -81,7 +86,14 @@ import sys, types
 for name in ("mmfusion", "mmfusion.data"):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [name.replace(".", "/")]
-from mmfusion.data.toy_catalogue import write_toy_catalogue
+from mmfusion.data.toy_catalogue import (
+    assign_splits,
+    combination,
+    judge,
+    make_product,
+    make_queries,
+    write_toy_catalogue,
+)
 write_toy_catalogue(sys.argv[1], num_products=300, seed=3)
 """
     for hash_seed in ("1", "2"):
@@ -169,10 +181,10 @@ def test_too_many_near_misses_are_cut_but_no_full_match(monkeypatch: pytest.Monk
     splits = assign_splits(400, 0)
     queries = make_queries(products, splits, 0)
     whole = judge(queries, products, splits, 0)
-    monkeypatch.setattr(queries_module, "MAX_NEAR_MISSES", 2)
+    monkeypatch.setattr(toy_catalogue, "MAX_NEAR_MISSES", 2)
     cut = judge(queries, products, splits, 0)
-    pairs = {(q, p): g for q, p, g in zip(whole.query, whole.product, whole.grade, strict=True)}
-    kept = {(q, p): g for q, p, g in zip(cut.query, cut.product, cut.grade, strict=True)}
+    pairs = {(q, p): g for q, p, g in zip(*whole, strict=True)}
+    kept = {(q, p): g for q, p, g in zip(*cut, strict=True)}
     assert kept.items() <= pairs.items()
     assert {k for k, g in kept.items() if g == 3} == {k for k, g in pairs.items() if g == 3}
     per_query = Counter(q for (q, _), g in pairs.items() if g == 1)
