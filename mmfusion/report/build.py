@@ -1,33 +1,84 @@
-"""Puts the parts of a report together."""
+"""Puts the parts of a report together: one HTML file that fetches nothing and runs nothing."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from mmfusion.evaluation import Evaluation
-from mmfusion.report.ablation import ablation_table, climb
-from mmfusion.report.bars import plots
-from mmfusion.report.cards import Cards
-from mmfusion.report.choice import MAX_KINDS, Kind
-from mmfusion.report.conditions import facts, introduction
-from mmfusion.report.heat_map import heat_map, legend
-from mmfusion.report.html import Html, foreign, join, tag
-from mmfusion.report.page import Section, build_page
-from mmfusion.report.ranking import Questions, Ranking
-from mmfusion.report.results import METRICS
+from mmfusion.evaluation import METRICS, Evaluation, Slice
+from mmfusion.evaluation.comparison import compare_in_order
+from mmfusion.evaluation.evaluation import check_alike
+from mmfusion.evaluation.tables import all_parts, points, template_environment
+from mmfusion.files import replace_text
+from mmfusion.report.bars import gain_bars, value_bars
+from mmfusion.report.queries import MAX_KINDS, PLACES, Kind, Questions, Ranking
+from mmfusion.report.tiles import Cards
+
+FILE_NAME = "report.html"
+SHADES = 5
+_ENDING = ".per_query.parquet"
+_FOLDER = Path(__file__).parent
+_GENERATOR = '<meta name="generator" content="mmfusion report">'
+# A run's arguments fit; their seed comes last.
+_LONGEST = 4000
+# Browsers replace or reject these, and none of them is text: C0 and C1 controls (but tab and line ends), surrogates.
+_NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+def load_variants(folder: str | Path, order: Sequence[str] | None) -> list[Evaluation]:
+    """The evaluations of a folder, first variant first, each under the name of its file.
+
+    Args:
+        folder: Where `Evaluation.save` wrote.
+        order: Names of the variants; None takes all in the order in which they were written.
+
+    Raises:
+        FileNotFoundError: The folder holds no evaluation, or not the one that is named.
+        ValueError: A name comes twice, a metric is missing, or results cannot stand in one table.
+    """
+    folder = Path(folder)
+    if order is None:
+        paths = sorted(folder.glob(f"*{_ENDING}"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+        names = [path.name.removesuffix(_ENDING) for path in paths]
+        names = [name for name in names if folder.joinpath(f"{name}.json").is_file()]
+        if not names:
+            raise FileNotFoundError(f"{folder} holds no evaluation; run mmfusion evaluate --output {folder}")
+    else:
+        names = list(order)
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None or not names:
+            problem = f"names {twice!r} twice; name each result once" if names else "names no result; name at least one"
+            raise ValueError(f"--order {problem}, or leave it out for all")
+    variants = [replace(Evaluation.load(folder, name), name=name) for name in names]
+    try:
+        check_alike(variants)
+        for variant in variants:
+            if missing := [metric for metric in METRICS if metric not in variant.means]:
+                raise ValueError(f"{variant.name!r} has no metric {missing[0]!r}")
+    except ValueError as error:
+        raise ValueError(f"results in {folder}: {error}; or name with --order those that are shown") from None
+    return variants
 
 
 def build_report(
-    variants: list[Evaluation],
+    variants: Sequence[Evaluation],
     questions: Questions,
     baseline: Ranking,
     fusion: Ranking,
-    kinds: list[Kind],
+    kinds: Sequence[Kind],
     *,
     queries_per_kind: int,
     seed: int,
     arguments: Mapping[str, Any],
     records: Mapping[str, Mapping[str, Any] | None],
-) -> Html:
+) -> str:
     """The page.
 
     Args:
@@ -41,84 +92,119 @@ def build_report(
         arguments: Of the command that makes the page.
         records: What each model's folder says about its training, by name; None where it says nothing.
     """
-    ablations = {metric: climb(variants, metric, seed=seed) for metric in METRICS}
-    sections = [
-        Section(
-            "ablation",
-            "The ablation",
-            join(ablation_table(ablations), _about_intervals(ablations, seed), plots(ablations)),
-        ),
-        Section("slices", "Slices", _slices(variants)),
-        Section(
-            "queries",
-            "Queries, model beside model",
-            _queries(questions, baseline, fusion, kinds, variants, queries_per_kind, seed),
-        ),
-        Section("made", "How this page was made", _made(variants, arguments, records)),
-    ]
-    return build_page("Ablation of product towers", introduction(variants, questions.split), sections)
-
-
-def _about_intervals(ablations: Mapping[str, Any], seed: int) -> Html:
-    found = next((step.before for steps in ablations.values() for step in steps if step.before is not None), None)
-    if found is None:
-        return tag("p", "A single result has nothing to be compared with.")
-    return tag(
-        "p",
-        f"Paired bootstrap over {found.num_queries:,} queries, {found.num_resamples:,} samples, seed {seed}; bold "
-        "where the interval excludes zero. It speaks of other queries of this kind, not of another training seed.",
+    names = [variant.name for variant in variants]
+    compared = {metric: compare_in_order(variants, metric, seed=seed) for metric in METRICS}
+    figures = []
+    for found in compared.values():
+        figures += [value_bars(names, found)] + ([gain_bars(names, found)] if len(found) > 1 else [])
+    cards = Cards(questions, [baseline, fusion])
+    css = (_FOLDER / "page.css").read_text("utf-8")
+    environment = template_environment(_FOLDER, html=True)
+    environment.finalize = _without_controls
+    environment.filters.update(shorten=shorten, points=lambda number: points(number).replace("-", "−"))
+    return environment.get_template("page.html").render(
+        css=css,
+        css_digest=base64.b64encode(hashlib.sha256(css.encode("utf-8")).digest()).decode("ascii"),
+        generator=_GENERATOR,
+        split=questions.split,
+        # The labels have a line of their own.
+        measured=variants[0].conditions().split("; labels: ")[0],
+        labels="; ".join(dict.fromkeys(variant.label_source for variant in variants if variant.label_source)),
+        partly=not all(variant.label_source for variant in variants),
+        variants=variants,
+        rows=list(zip(names, zip(*compared.values(), strict=True), strict=True)),
+        metrics=METRICS,
+        figures=figures,
+        heat_maps={metric: _heat_map(variants, metric) for metric in METRICS},
+        shades=[_shade(number) for number in range(-SHADES, SHADES + 1)],
+        models=[
+            (role, found, [v.name for v in variants if v.provenance.get("model") == found.fingerprint])
+            for role, found in (("Baseline", baseline), ("Fusion", fusion))
+        ],
+        kinds=[(kind, [cards.card(choice) for choice in kind.chosen]) for kind in kinds],
+        queries_per_kind=queries_per_kind,
+        seed=seed,
+        max_kinds=MAX_KINDS,
+        places=PLACES,
+        facts=[
+            ("Arguments of mmfusion report", _facts(arguments)),
+            *((f"Training of {name}", _facts(record or {})) for name, record in records.items()),
+            *((f"Result {variant.name}", _facts(variant.provenance)) for variant in variants),
+        ],
     )
 
 
-def _slices(variants: list[Evaluation]) -> Html:
-    note = (
-        "Each cell: the value, and its difference to the first variant in points. A product slice is Recall over each "
-        "query's relevant products with that value; nDCG has no such parts."
-    )
-    return join(tag("p", note), legend(), *(heat_map(variants, metric) for metric in METRICS))
+def write_page(folder: str | os.PathLike[str], page: str) -> Path:
+    """Writes the page as `report.html`, whole or not at all; an older report is replaced.
+
+    Args:
+        folder: Output folder; made if missing.
+        page: The document.
+
+    Raises:
+        FileExistsError: The folder holds a file of that name that is no report.
+    """
+    path = Path(folder) / FILE_NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and _GENERATOR not in path.read_text("utf-8", errors="replace")[:4000]:
+        raise FileExistsError(f"{path} is not a report of mmfusion; move it away or give another --output")
+    replace_text(path, page)
+    return path
 
 
-def _queries(
-    questions: Questions,
-    baseline: Ranking,
-    fusion: Ranking,
-    kinds: list[Kind],
-    variants: list[Evaluation],
-    queries_per_kind: int,
-    seed: int,
-) -> Html:
-    models = [("Baseline", baseline), ("Fusion", fusion)]
-    chosen = (
-        f"{queries_per_kind} of each kind were chosen: a third with the largest gain of nDCG@10 from baseline to "
-        f"fusion, a third with the largest loss, and the rest drawn at random (seed {seed}) from the others; where too "
-        f"few gain or lose, more are drawn. They are examples, not a sample: the extremes are the most unlike. At most "
-        f"{MAX_KINDS} kinds, those with the most queries."
-    )
-    weights = (
-        "Below each photo: its grade, its title, how much the product vector draws on photo (blue) and text (sand) as "
-        "the model reports it, its id, and the score. A product that nobody judged counts as grade 0."
-    )
-    cards = Cards(questions, [(f"{role}: {found.name}", found) for role, found in models])
-    return join(
-        tag("ul", *(tag("li", f"{role}: ", *_identity(found, variants)) for role, found in models)),
-        tag("p", chosen),
-        tag("p", weights),
-        *(cards.section(kind) for kind in kinds),
-    )
+def shorten(text: str, limit: int = 300) -> str:
+    """A text that a catalogue brought, in one line, cut after so many characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else f"{line[:limit]}…"
 
 
-def _identity(found: Ranking, variants: list[Evaluation]) -> list[Html]:
-    same = [variant.name for variant in variants if variant.provenance.get("model") == found.fingerprint]
-    names = [join(", " if place else "", foreign(name)) for place, name in enumerate(same)]
-    where = join("the model of ", *names) if same else "which no result of the ablation carries"
-    return [foreign(found.name), join(f" (fingerprint {found.fingerprint[:12]}, ", where, ")")]
+def shorten_paths(value: Any) -> Any:
+    """The value with each absolute path in it cut to "…/name": a page is passed on, a machine's folders are not."""
+    if isinstance(value, Mapping):
+        return {name: shorten_paths(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [shorten_paths(inner) for inner in value]
+    if isinstance(value, str) and os.path.isabs(value):
+        return f"…/{os.path.basename(value.rstrip('/'))}"
+    return value
 
 
-def _made(
-    variants: list[Evaluation], arguments: Mapping[str, Any], records: Mapping[str, Mapping[str, Any] | None]
-) -> Html:
-    return join(
-        facts("Arguments of mmfusion report", arguments, opened=True),
-        *(facts(f"Training of {name}", record or {}) for name, record in records.items()),
-        *(facts(f"Result {variant.name}", variant.provenance) for variant in variants),
-    )
+def _facts(recorded: Mapping[str, Any]) -> dict[str, str]:
+    """JSON-like values by name as texts; absolute paths are cut to their last part, nested values are JSON."""
+    plain = {name: shorten_paths(value) for name, value in recorded.items()}
+    texts = {n: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str) for n, v in plain.items()}
+    return {name: text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…" for name, text in texts.items()}
+
+
+def _heat_map(variants: Sequence[Evaluation], metric: str) -> list[dict[str, Any]]:
+    """Rows of all queries, query slices and product slices that define the metric; cells are variants.
+
+    A cell holds the value and its difference to the first variant; its shade is that difference in proportion to the
+    largest one of the table.
+    """
+    slices: dict[tuple[str, str, str], Slice] = {}
+    for part in (part for variant in variants for part in all_parts(variant)):
+        slices.setdefault((part.table, part.column, part.value), part)
+    rows: list[dict[str, Any]] = []
+    for key, part in slices.items():
+        same = [{(p.table, p.column, p.value): p.metrics for p in all_parts(v)}.get(key, {}) for v in variants]
+        values = [metrics.get(metric) for metrics in same]
+        if any(value is not None for value in values):
+            name = f"{part.column} = {part.value}"
+            rows.append({"kind": part.table, "name": name, "count": part.num_queries, "values": values})
+    for row in rows:
+        first = row["values"][0]
+        row["gains"] = [None if None in (value, first) else value - first for value in row["values"]]
+    largest = max((abs(gain) for row in rows for gain in row["gains"] if gain is not None), default=0.0) or 1.0
+    for row in rows:
+        row["shades"] = [None if gain is None else _shade(round(SHADES * gain / largest)) for gain in row["gains"]]
+    return rows
+
+
+def _shade(number: int) -> str:
+    return "even" if number == 0 else f"{'up' if number > 0 else 'down'}{abs(number)}"
+
+
+def _without_controls(value: Any) -> Any:
+    """Applied to all that is filled in; what is markup already was made of such texts."""
+    return _NOT_TEXT.sub("\ufffd", value) if isinstance(value, str) and not hasattr(value, "__html__") else value

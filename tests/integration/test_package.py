@@ -15,6 +15,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+TEMPLATES = ("hub/card.md", "report/page.css", "report/page.html")
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -45,7 +46,7 @@ def test_wheel_holds_the_package_and_nothing_else(built_wheel: Path) -> None:
     held = {name for name in names if ".dist-info/" not in name}
     package = CHECKOUT / "mmfusion"
     sources = {path.relative_to(CHECKOUT).as_posix() for path in package.rglob("*.py")}
-    assert held == sources | {"mmfusion/py.typed", "mmfusion/hub/card.md"}
+    assert held == sources | {"mmfusion/py.typed", *(f"mmfusion/{name}" for name in TEMPLATES)}
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 

@@ -1,4 +1,6 @@
-"""What a model finds for the queries of a split: its first ten products, with weights and metrics by query."""
+"""Which queries a report shows, and what two models find for them."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +12,14 @@ from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.feature_cache import FeatureCache
 from mmfusion.data.tables import Rows
 from mmfusion.evaluation import Evaluation, evaluate_rankings, rank
+from mmfusion.evaluation.evaluate import default_slices
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.retrieval.embedding import embed_products, embed_queries
 from mmfusion.retrieval.fingerprint import model_fingerprint
 
 PLACES = 10
+METRIC = "ndcg@10"
+MAX_KINDS = 12
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Questions:
     relevant_grade: int
 
     @classmethod
-    def like(cls, evaluation: Evaluation, catalogue: Catalogue, split: str | None) -> "Questions":
+    def like(cls, evaluation: Evaluation, catalogue: Catalogue, split: str | None) -> Questions:
         """The judged queries of a split, over the kind of pool and with the relevant grade of an evaluation.
 
         Args:
@@ -86,6 +91,33 @@ class Ranking:
     per_query: dict[str, list[Any]]
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """One chosen query: its place in the rankings, and why it was chosen."""
+
+    place: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The queries of one kind.
+
+    Attributes:
+        name: Value of the column `kind`; "all" where the catalogue has none.
+        better: Queries whose nDCG@10 is higher with the second model.
+        equal: Queries where it is the same.
+        worse: Queries where it is lower.
+        chosen: The queries to show, those with the largest gain first, then the largest loss, then random ones.
+    """
+
+    name: str
+    better: int
+    equal: int
+    worse: int
+    chosen: list[Chosen]
+
+
 def rank_with(
     model: MMFusionModel,
     processor: MMFusionProcessor,
@@ -110,7 +142,7 @@ def rank_with(
         product_rows=pool,
         relevant_grade=questions.relevant_grade,
         pool=questions.pool,
-        query_slices=["kind"] if "kind" in catalogue.queries.column_names else [],
+        query_slices=default_slices(catalogue),
         recall_at=(PLACES,),
         ndcg_at=(PLACES,),
     )
@@ -123,3 +155,49 @@ def rank_with(
         text_name="title" if processor.template_columns == ["title"] else "text",
         per_query=evaluation.per_query.to_pydict(),
     )
+
+
+def choose(first: Ranking, second: Ranking, queries_per_kind: int, *, seed: int) -> list[Kind]:
+    """Chooses queries of each kind by the difference of nDCG@10, second model minus first.
+
+    A third of the places (rounded up) goes to the largest gains, a third to the largest losses, the rest to queries
+    drawn from the others; a place for which there is no gain or no loss is drawn too. Equal differences are ordered
+    by query id. Only queries that have something to find are considered. Kinds are in alphabetical order; beyond
+    `MAX_KINDS`, those with the most queries are kept.
+
+    Args:
+        first: The baseline.
+        second: The fusion model, over the same queries.
+        queries_per_kind: At least 0.
+        seed: Of the random queries.
+
+    Raises:
+        ValueError: `queries_per_kind` is negative.
+    """
+    if queries_per_kind < 0:
+        raise ValueError(f"queries_per_kind is {queries_per_kind}; give 0 (no queries) or more")
+    pairs = zip(first.per_query[METRIC], second.per_query[METRIC], strict=True)
+    gains = {place: pair[1] - pair[0] for place, pair in enumerate(pairs) if None not in pair}
+    kinds: dict[str, list[int]] = {}
+    for place in sorted(gains, key=lambda place: first.per_query["query_id"][place]):
+        kind = str(first.per_query["kind"][place]) if "kind" in first.per_query else "all"
+        kinds.setdefault(kind, []).append(place)
+    kept = sorted(kinds, key=lambda name: (-len(kinds[name]), name))[:MAX_KINDS]
+    return [
+        _choose(name, kinds[name], gains, queries_per_kind, [seed, number]) for number, name in enumerate(sorted(kept))
+    ]
+
+
+def _choose(name: str, places: list[int], gains: dict[int, float], count: int, seed: list[int]) -> Kind:
+    by_gain = sorted(places, key=lambda place: -gains[place])
+    up = [place for place in by_gain if gains[place] > 0]
+    down = [place for place in reversed(by_gain) if gains[place] < 0]
+    share = -(-count // 3)
+    chosen = [Chosen(place, "largest gain") for place in up[:share]]
+    chosen += [Chosen(place, "largest loss") for place in down[: min(share, count - share)]]
+    taken = {choice.place for choice in chosen}
+    others = [place for place in places if place not in taken]
+    size = min(count - len(chosen), len(others))
+    drawn = np.random.default_rng(seed).choice(others, size=size, replace=False).tolist() if size else []
+    chosen += [Chosen(int(place), "drawn at random") for place in drawn]
+    return Kind(name, len(up), len(places) - len(up) - len(down), len(down), chosen)
