@@ -1,8 +1,6 @@
 """The query tower without PyTorch: as a graph for ONNX Runtime, with its tokenizer."""
 
-from mmfusion.onnx.description import OnnxDescription
 from mmfusion.onnx.export import export_query_tower
-from mmfusion.onnx.extra import OnnxError
-from mmfusion.onnx.query_tower import OnnxQueryTower
+from mmfusion.onnx.query_tower import OnnxDescription, OnnxError, OnnxQueryTower
 
 __all__ = ["OnnxDescription", "OnnxError", "OnnxQueryTower", "export_query_tower"]

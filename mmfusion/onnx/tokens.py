@@ -4,15 +4,12 @@ import re
 import string
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import SiglipTokenizer
 
 from mmfusion.model import MMFusionProcessor
 from mmfusion.model.processing_mmfusion import query_texts
-from mmfusion.onnx.extra import OnnxError, library
-
-IntArray = npt.NDArray[np.int64]
+from mmfusion.onnx.query_tower import OnnxError, library, tokenize
 
 
 def query_tokenizer(processor: MMFusionProcessor) -> Tokenizer:
@@ -75,15 +72,6 @@ def max_length(tokenizer: Tokenizer) -> int:
     """Tokens that it cuts longer queries to."""
     assert tokenizer.truncation is not None
     return int(tokenizer.truncation["max_length"])
-
-
-def tokenize(tokenizer: Tokenizer, texts: list[str]) -> dict[str, IntArray]:
-    """`input_ids` and `attention_mask`, both (Q, length) int64, of texts with their prompt."""
-    encoded = tokenizer.encode_batch(texts)
-    return {
-        "input_ids": np.array([one.ids for one in encoded], dtype=np.int64),
-        "attention_mask": np.array([one.attention_mask for one in encoded], dtype=np.int64),
-    }
 
 
 def check_tokens(tokenizer: Tokenizer, processor: MMFusionProcessor, texts: list[str]) -> None:
