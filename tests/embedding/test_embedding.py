@@ -162,7 +162,7 @@ def test_kills_neither_lose_nor_duplicate_a_product(place: Path, finished: Path,
             deadline = time.monotonic() + 300
             while process.poll() is None and len(list(output.glob("shard-*"))) == before:
                 assert time.monotonic() < deadline
-                time.sleep(0.001)
+                time.sleep(0.01)
             time.sleep(draw.uniform(0, 0.05))
             killed += process.poll() is None
             # What is still running at the end of the block is killed, workers and all.

@@ -106,7 +106,9 @@ def ray_processes(ancestor: int) -> dict[int, str]:
     def is_below(pid: int) -> bool:
         return pid in parents and (parents[pid] == ancestor or is_below(parents[pid]))
 
-    return {pid: commands[pid] for pid in parents if "ray" in commands[pid] and is_below(pid)}
+    # By Ray's own names: a fork of this process has its command line, which may name this file.
+    names = re.compile(r"ray::|\S*/ray/|\S*(raylet|gcs_server)\b|\S*python\S* .*/ray/")
+    return {pid: commands[pid] for pid in parents if names.match(commands[pid]) and is_below(pid)}
 
 
 def workers(ancestor: int) -> list[int]:
@@ -126,16 +128,13 @@ def until(done: Callable[[], bool], seconds: float = 600) -> bool:
     while not done():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.002)
+        time.sleep(0.01)
     return True
 
 
-def test_two_workers_give_the_bits_of_lightning(started: None, place: Path, finished: Path, tmp_path: Path) -> None:
-    embed_by_ray(place, tmp_path / "embeddings")
-    assert manifest(tmp_path / "embeddings") == manifest(finished)
-
-
-def test_a_killed_worker_costs_nothing(started: None, place: Path, finished: Path, tmp_path: Path) -> None:
+def test_two_workers_give_the_bits_of_lightning_though_one_is_killed(
+    started: None, place: Path, finished: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "embeddings"
     found: dict[str, int] = {}
 
