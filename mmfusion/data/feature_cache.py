@@ -177,7 +177,10 @@ def build_feature_cache(
     """
     rows = np.unique(rows)
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    loader = DataLoader(_Pixels(table, crop), batch_size=None, sampler=batches, num_workers=num_workers)
+    # Without a generator, a loader draws from the global one: dropout would depend on whether a cache was there.
+    loader = DataLoader(
+        _Pixels(table, crop), batch_size=None, sampler=batches, num_workers=num_workers, generator=torch.Generator()
+    )
 
     @torch.no_grad()
     def blocks() -> Iterator[Block]:

@@ -156,8 +156,11 @@ def test_a_cache_of_another_model_photo_or_processor_is_refused(
     model, processor = build_model(folder / "backbones")
     model.freeze_vision(1)
     table, rows = ProductTable(catalogue, processor), catalogue.product_rows("val")
+    before = torch.get_rng_state()
     cache = build_feature_cache(tmp_path / "cache", model, table, rows)
     found = build_feature_cache(tmp_path / "cache", model, table, rows)[rows]
+    # Training goes the same way whether a cache had to be built or not.
+    assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(found["vision_activations"], cache[rows]["vision_activations"])
     with pytest.raises(FeatureCacheError, match="not in the feature cache"):
         cache[catalogue.product_rows("test")[:1]]
