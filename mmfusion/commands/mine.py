@@ -11,7 +11,7 @@ from mmfusion.data.hard_negatives import write_hard_negatives
 from mmfusion.retrieval import ProductIndex
 from mmfusion.retrieval.embedding import embed_products, embed_queries
 from mmfusion.retrieval.fingerprint import model_fingerprint
-from mmfusion.retrieval.mining import MiningSettings, MiningShards, embed_in_shards, with_ids
+from mmfusion.retrieval.mining import MiningSettings, MiningShards, embed_in_shards
 from mmfusion.training.run import open_run, recorded_arguments
 from mmfusion.training.sources import load_base, load_catalogue, note_catalogue
 
@@ -89,20 +89,22 @@ def main(config: Config) -> None:
             search_parameters=config.search_parameters,
         )
         index.save(work / "index")
-    shards = MiningShards(work, query_rows, product_rows, qrels, settings, config.shard_size)
+    shards = MiningShards(
+        work, query_rows, products.query_ids[query_rows], product_rows, qrels, settings, config.shard_size
+    )
     shards.mine(config.num_workers)
 
     mined = shards.read()
     counts = {
         "products": len(product_rows),
         "queries": len(query_rows),
-        "queries_without": len(query_rows) - len(np.unique(mined.query)),
+        "queries_without": len(query_rows) - len(mined.column("query_id").unique()),
     }
     facts = {"model_fingerprint": fingerprint, "settings": {**asdict(settings), "factory": config.factory}}
-    manifest = write_hard_negatives(run.folder, with_ids(mined, products), products, **facts, counts=counts)
+    manifest = write_hard_negatives(run.folder, mined, products, **facts, counts=counts)
     run.finish(**manifest["counts"])
     shutil.rmtree(work)
     print(
-        f"{len(mined.query):,} negatives of {len(query_rows):,} queries ({counts['queries_without']:,} have none) in "
+        f"{len(mined):,} negatives of {len(query_rows):,} queries ({counts['queries_without']:,} have none) in "
         f"{run.folder}; next: mmfusion stage2 --hard_negatives {config.output}"
     )

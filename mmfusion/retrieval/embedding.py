@@ -40,10 +40,9 @@ def embed_queries(
     out = np.zeros((len(rows), model.config.vector_dim), dtype=np.float32)
     table, lengths = QueryTable(catalogue, processor, rewrite=rewrite), text_lengths(catalogue, ["query"], "queries")
     log_cut_texts(table, rows)
-    order = np.argsort(rows)
-    for batch in _batches(model, table, rows, lengths, batch_size, 0, "query"):
+    for places, batch in _batches(model, table, rows, lengths, batch_size, 0, "query"):
         features = model.get_query_features(batch["query_input_ids"], batch["query_attention_mask"])
-        out[_places(rows, order, batch["query_rows"])] = features.float().cpu().numpy()
+        out[places] = features.float().cpu().numpy()
     return out
 
 
@@ -84,9 +83,7 @@ def embed_products(
     log_cut_texts(table, rows)
     lengths = _text_lengths(table, rows)
     table.photos &= looks_at_photos(model, lengths[rows])
-    order = np.argsort(rows)
-    for batch in _batches(model, table, rows, lengths, batch_size, num_workers, "product"):
-        places = _places(rows, order, batch.pop("product_rows"))
+    for places, batch in _batches(model, table, rows, lengths, batch_size, num_workers, "product"):
         output = model(**batch)
         embeds[places] = output.product_embeds.float().cpu().numpy()
         weights[places] = output.modality_weights.float().cpu().numpy()
@@ -139,16 +136,15 @@ def _batches(
     batch_size: int,
     num_workers: int,
     unit: str,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[tuple[npt.NDArray[np.int64], dict[str, Any]]]:
+    """Batches on the model's device, each with the places of its rows in `rows`."""
+    order = np.argsort(rows)
     sampler = RowSampler(rows, lengths, batch_size=batch_size)
     loader = DataLoader(table, batch_size=None, sampler=sampler, num_workers=num_workers)
     # Below another bar, this one vanishes when it is full.
     with tqdm(total=len(rows), desc="embedding", unit=unit, leave=None) as bar:
         for batch in loader:
-            yield {name: value.to(model.device, non_blocking=True) for name, value in batch.items()}
-            bar.update(len(next(iter(batch.values()))))
-
-
-def _places(rows: Rows, order: npt.NDArray[np.int64], found: torch.Tensor) -> npt.NDArray[np.int64]:
-    """Where each found row stands in `rows`, which `order` sorts."""
-    return order[np.searchsorted(rows, found.cpu().numpy(), sorter=order)]
+            found = batch.pop(f"{unit}_rows").numpy()
+            inputs = {name: value.to(model.device, non_blocking=True) for name, value in batch.items()}
+            yield order[np.searchsorted(rows, found, sorter=order)], inputs
+            bar.update(len(found))

@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,27 +25,23 @@ def model_fingerprint(model: MMFusionModel, processor: MMFusionProcessor) -> str
     return _digest(sorted(model.state_dict().items()), model.config, processor)
 
 
-def stored_fingerprint(files: Sequence[Path], config: MMFusionConfig, processor: MMFusionProcessor) -> str:
+def stored_fingerprint(
+    files: Sequence[Path], names: Set[str], config: MMFusionConfig, processor: MMFusionProcessor
+) -> str | None:
     """The `model_fingerprint` of a model in safetensors files, tensor by tensor: no module of it is made.
 
     Args:
-        files: The file with the weights, or all of its shards, under the names that the model in memory gives them.
+        files: The file with the weights, or all of its shards.
+        names: Of the weights in memory. None is returned where the files have others.
         config: The model's.
         processor: The model's.
     """
     with ExitStack() as stack:
         opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
         places = {name: one for one in opened for name in one.keys()}  # noqa: SIM118 (no dict)
+        if places.keys() != names:
+            return None
         return _digest(((name, places[name].get_tensor(name)) for name in sorted(places)), config, processor)
-
-
-def stored_names(files: Sequence[Path]) -> set[str]:
-    """Names of all tensors in safetensors files."""
-    names: set[str] = set()
-    for file in files:
-        with safe_open(file, framework="pt") as opened:
-            names.update(opened.keys())
-    return names
 
 
 def _digest(weights: Iterable[tuple[str, torch.Tensor]], config: MMFusionConfig, processor: MMFusionProcessor) -> str:

@@ -111,9 +111,7 @@ class ProductIndex(SearchIndex):
             sample = spread_rows(embeds, train_size)
         # Exact search would only find that an exact index is exact.
         recall = None if factory == "Flat" else RecallMeter(sample)
-        index = build_faiss(embeds, factory, train_size, sample, search_parameters, recall)
-        if index.ntotal != len(products):
-            raise ValueError(f"{index.ntotal} product embeddings for {len(products)} product ids; pass one each")
+        index = build_faiss(embeds, len(products), factory, train_size, sample, search_parameters, recall)
         description = IndexDescription(
             schema_version=SCHEMA_VERSION,
             dimension=index.d,
@@ -271,7 +269,8 @@ class ProductIndex(SearchIndex):
             # The small one is made anew, as searches may be going on in the one that is there.
             kept = [block for one in rest for block in one.live_blocks()]
             products = pa.concat_tables([*(one.live_products() for one in rest), like(table, base.products)])
-            self._replace((base, Segment(build_faiss([*kept, vectors], "Flat"), products.combine_chunks())))
+            index = build_faiss([*kept, vectors], len(products), "Flat")
+            self._replace((base, Segment(index, products.combine_chunks())))
 
     def delete(self, product_ids: Ids) -> None:
         """Take products away.

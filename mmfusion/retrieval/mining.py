@@ -4,11 +4,11 @@ They are mined in pieces, by several processes, and from where it stopped.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import faiss
 import numpy as np
@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.hard_negatives import SCHEMA
 from mmfusion.data.qrels import Qrels
 from mmfusion.files import whole_file
@@ -75,24 +74,6 @@ class MiningSettings:
         return positive - max(self.absolute_margin or 0.0, (self.relative_margin or 0.0) * abs(positive))
 
 
-class MinedNegatives(NamedTuple):
-    """Negatives of some queries, in the order of the queries, hardest first; all (n,).
-
-    Attributes:
-        query: int64 query rows.
-        product: int64 product rows.
-        rank: int32 places among all train products, from 1.
-        score: float32 inner products.
-        positive_score: float32, what the margin was measured from.
-    """
-
-    query: IntArray
-    product: IntArray
-    rank: npt.NDArray[np.int32]
-    score: FloatArray
-    positive_score: FloatArray
-
-
 class Miner:
     """Ranks train products for train queries and picks negatives."""
 
@@ -110,11 +91,20 @@ class Miner:
         """
         self._index, self._embeds, self._product_rows = index, embeds, product_rows
         self._qrels, self._settings = qrels, settings
-        by_id = np.argsort(np.asarray(index.product_ids, dtype=object), kind="stable")
-        self._place_of_id = np.argsort(by_id)
+        self._names = np.asarray(index.product_ids, dtype=object)
+        self._place_of_id = np.argsort(np.argsort(self._names, kind="stable"))
 
-    def mine(self, query_embeds: FloatArray, query_rows: IntArray) -> MinedNegatives:
-        """Negatives of queries with embeddings (Q, D) and rows (Q,), each with at least one relevant product."""
+    def mine(self, query_embeds: FloatArray, query_rows: IntArray, query_ids: Sequence[str]) -> pa.Table:
+        """Negatives of queries, each of which has at least one relevant product.
+
+        Args:
+            query_embeds: (Q, D) their embeddings.
+            query_rows: (Q,) their rows in the judgements.
+            query_ids: Their names.
+
+        Returns:
+            A table of hard negatives, in the order of the queries, hardest first.
+        """
         # In one thread, so that as many processes as there are give the same bits; they are what uses the cores.
         threads = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(1)
@@ -122,26 +112,26 @@ class Miner:
             _, found = self._index.search_rows(query_embeds, self._settings.last_rank + _SPARE)
         finally:
             faiss.omp_set_num_threads(threads)
-        parts = [self._of_query(*one) for one in zip(query_embeds, query_rows, found, strict=True)]
-        return MinedNegatives(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        parts = [self._of_query(*one) for one in zip(query_embeds, query_rows, query_ids, found, strict=True)]
+        return pa.concat_tables(parts).combine_chunks()
 
-    def _of_query(self, embed: FloatArray, query: int, found: IntArray) -> MinedNegatives:
+    def _of_query(self, embed: FloatArray, query: int, query_id: str, found: IntArray) -> pa.Table:
         settings = self._settings
         places, scores = self._ranked(embed, found[found >= 0])
-        products = self._product_rows[places]
         best, positive = self._positive(embed, query)
-        grades = self._qrels.grades_of([query], products[None])[0]
+        grades = self._qrels.grades_of([query], self._product_rows[places][None])[0]
         ranks = np.arange(1, len(places) + 1, dtype=np.int32)
         fits = (ranks >= settings.first_rank) & (grades <= settings.max_negative_grade) & (grades < best)
         fits &= scores <= settings.highest_score(positive)
         kept = np.flatnonzero(fits)[: settings.num_negatives]
-        return MinedNegatives(
-            query=np.full(len(kept), query),
-            product=products[kept],
-            rank=ranks[kept],
-            score=scores[kept],
-            positive_score=np.full(len(kept), positive, dtype=np.float32),
-        )
+        columns = {
+            "query_id": [query_id] * len(kept),
+            "product_id": self._names[places[kept]],
+            "rank": ranks[kept],
+            "score": scores[kept],
+            "positive_score": np.full(len(kept), positive, dtype=np.float32),
+        }
+        return pa.table(columns, schema=SCHEMA)
 
     def _ranked(self, embed: FloatArray, found: IntArray) -> tuple[IntArray, FloatArray]:
         """Found products and exact scores in the order of evaluation: equal scores by product id, descending."""
@@ -195,6 +185,7 @@ class MiningShards(Dataset[int]):
     Attributes:
         folder: Holds `index` (of the train products), `products.npy` and `queries.npy`; the shards go there.
         query_rows: (Q,) train queries.
+        query_ids: Their names.
         product_rows: (P,) train products.
         qrels: Judgements between them.
         settings: What is taken.
@@ -204,6 +195,7 @@ class MiningShards(Dataset[int]):
 
     folder: Path
     query_rows: IntArray
+    query_ids: Sequence[str]
     product_rows: IntArray
     qrels: Qrels
     settings: MiningSettings
@@ -220,9 +212,9 @@ class MiningShards(Dataset[int]):
         """Mines a shard, writes it, and returns its number of queries."""
         own = slice(shard * self.size, (shard + 1) * self.size)
         embeds = np.asarray(np.load(self.folder / "queries.npy", mmap_mode="r")[own])
-        mined = self._miner.mine(embeds, self.query_rows[own])
+        mined = self._miner.mine(embeds, self.query_rows[own], self.query_ids[own])
         with whole_file(self.path(shard)) as file:
-            pq.write_table(pa.table(mined._asdict()), file)
+            pq.write_table(mined, file)
         return len(embeds)
 
     @cached_property
@@ -244,15 +236,6 @@ class MiningShards(Dataset[int]):
             for queries in loader:
                 bar.update(int(queries))
 
-    def read(self) -> MinedNegatives:
+    def read(self) -> pa.Table:
         """All shards, in order."""
-        table = pa.concat_tables([pq.read_table(self.path(shard)) for shard in range(len(self))])
-        return MinedNegatives(*(table.column(name).to_numpy() for name in MinedNegatives._fields))
-
-
-def with_ids(mined: MinedNegatives, catalogue: Catalogue) -> pa.Table:
-    """Negatives as a table of ids, in the schema of hard negatives."""
-    ids = {"query_id": catalogue.query_ids[mined.query], "product_id": catalogue.product_ids[mined.product]}
-    columns = {name: pa.array(values.tolist(), pa.string()) for name, values in ids.items()}
-    numbers = {"rank": mined.rank, "score": mined.score, "positive_score": mined.positive_score}
-    return pa.table({**columns, **numbers}, schema=SCHEMA)
+        return pa.concat_tables([pq.read_table(self.path(shard)) for shard in range(len(self))]).combine_chunks()

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
 from mmfusion.model.errors import HubError, explained
 from mmfusion.model.weights import fetch_weights
-from mmfusion.retrieval.fingerprint import model_fingerprint, stored_fingerprint, stored_names
+from mmfusion.retrieval.fingerprint import model_fingerprint, stored_fingerprint
 
 # Where mmfusion publish puts the query tower beside the whole model.
 PUBLISHED = "query"
@@ -99,12 +99,10 @@ def _publishes_tower(base: str | os.PathLike[str], hub: dict[str, Any]) -> bool:
 def _fingerprint(
     base: str | os.PathLike[str], config: MMFusionConfig, processor: MMFusionProcessor, hub: dict[str, Any]
 ) -> str:
-    files = fetch_weights(base, hub)
     with torch.device("meta"):
         names = MMFusionModel(copy.deepcopy(config)).state_dict().keys()
-    if stored_names(files) == set(names):
-        return stored_fingerprint(files, config, processor)
-    return model_fingerprint(MMFusionModel.from_pretrained(base, **hub), processor)
+    stored = stored_fingerprint(fetch_weights(base, hub), names, config, processor)
+    return stored or model_fingerprint(MMFusionModel.from_pretrained(base, **hub), processor)
 
 
 def _load(base: str | os.PathLike[str], config: MMFusionConfig, hub: dict[str, Any]) -> MMFusionModel:

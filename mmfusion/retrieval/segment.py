@@ -177,7 +177,8 @@ def merged(segments: tuple[Segment, ...], factory: str, train_size: int) -> Segm
     if index is None and not len(products):
         index = make_faiss(segments[0].index.d, factory)
     elif index is None:
-        index = build_faiss((block for one in segments for block in one.live_blocks()), factory, train_size)
+        blocks = (block for one in segments for block in one.live_blocks())
+        index = build_faiss(blocks, len(products), factory, train_size)
     else:
         for one in segments[1:]:
             for block in one.live_blocks():

@@ -50,17 +50,18 @@ def as_float32(block: Any, *, what: str, rows: Sequence[int] | np.ndarray | None
     return block
 
 
-def checked_blocks(embeds: Any) -> Iterator[np.ndarray]:
-    """Blocks of vectors.
+def checked_blocks(embeds: Any, count: int) -> Iterator[np.ndarray]:
+    """Blocks of the vectors of so many products.
 
     Args:
-        embeds: float [N, D], or an iterable of blocks [n, D].
+        embeds: float [count, D], or an iterable of blocks [n, D].
+        count: number of products.
 
     Returns:
         float32 [n, D] with the same D and n > 0.
 
     Raises:
-        ValueError: as of [`as_float32`], or blocks of different dimensions, or none.
+        ValueError: as of [`as_float32`], or blocks of different dimensions, no vector, or another number of them.
     """
     blocks = embeds
     if hasattr(embeds, "ndim"):
@@ -71,6 +72,8 @@ def checked_blocks(embeds: Any) -> Iterator[np.ndarray]:
     for block in blocks:
         checked = as_float32(block, what="product embeddings", rows=range(row, sys.maxsize))
         row += len(checked)
+        if row > count:
+            break
         if len(checked):
             dimension = dimension or checked.shape[1]
             if checked.shape[1] != dimension:
@@ -79,6 +82,9 @@ def checked_blocks(embeds: Any) -> Iterator[np.ndarray]:
                     f"{dimension}; embed all products with one model"
                 )
             yield checked
+    if row != count:
+        rows = getattr(embeds, "shape", [row])[0]
+        raise ValueError(f"{rows} product embeddings for {count} product ids; pass one each")
     if not row:
         raise ValueError("no product embedding to index; check that the catalogue is not empty")
 
@@ -91,6 +97,7 @@ def spread_rows(embeds: Any, count: int) -> np.ndarray:
 
 def build_faiss(
     embeds: Any,
+    count: int,
     factory: str,
     train_size: int = TRAIN_SIZE,
     sample: np.ndarray | None = None,
@@ -100,7 +107,8 @@ def build_faiss(
     """Trains, if needed, and fills an inner-product index.
 
     Args:
-        embeds: float [N, D], or an iterable of blocks [n, D].
+        embeds: float [count, D], or an iterable of blocks [n, D].
+        count: number of products.
         factory: FAISS factory string.
         train_size: vectors to train on at most, where there is no sample: the first ones.
         sample: float32 [M, D], vectors to train on.
@@ -111,9 +119,9 @@ def build_faiss(
         The FAISS index; its entry i is the i-th vector.
 
     Raises:
-        ValueError: FAISS cannot make, train or fill such an index; no vector; or blocks of different dimensions.
+        ValueError: FAISS cannot make, train or fill such an index; or as of [`checked_blocks`].
     """
-    blocks = checked_blocks(embeds)
+    blocks = checked_blocks(embeds, count)
     held = [next(blocks)]
     index = make_faiss(held[0].shape[1], factory)
     if search_parameters:

@@ -154,11 +154,12 @@ def test_windows_margins_grades_and_caps_are_those_of_a_slow_twin(settings: dict
     qrels = Qrels(*(np.array(column) for column in zip(*judged, strict=True)))
     index = ProductIndex.build(products, names, model_fingerprint="m", factory=factory)
     chosen = MiningSettings(**settings)
-    mined = Miner(index, products, rows, qrels, chosen).mine(queries, np.arange(9))
+    mined = Miner(index, products, rows, qrels, chosen).mine(queries, np.arange(9), list("012345678"))
     exact = (queries.astype(np.float64) @ products.astype(np.float64).T).astype(np.float32)
     scores = {(q, 100 + p): float(exact[q, p]) for q in range(9) for p in range(40)}
     expected = twin(scores, dict(zip(rows.tolist(), names, strict=True)), qrels, chosen)
-    assert list(zip(mined.query.tolist(), mined.product.tolist(), mined.rank.tolist(), strict=True)) == expected
+    found = zip(*(mined.column(name).to_pylist() for name in ("query_id", "product_id", "rank")), strict=True)
+    assert list(found) == [(str(query), names[product - 100], rank) for query, product, rank in expected]
     assert expected
 
 

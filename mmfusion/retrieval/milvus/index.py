@@ -84,11 +84,7 @@ class MilvusIndex(SearchIndex):
             ImportError, MilvusError: as of `upload`.
             ValueError: as of [`ProductIndex.build`] and of `upload`.
         """
-        table = products_table(product_ids, metadata, modality_weights)
-        shape = getattr(embeds, "shape", None)
-        if shape and shape[0] != len(table):
-            raise ValueError(f"{shape[0]} product embeddings for {len(table)} product ids; pass one each")
-        return cls.upload(embeds, table, **options)
+        return cls.upload(embeds, products_table(product_ids, metadata, modality_weights), **options)
 
     @classmethod
     def upload(
@@ -135,7 +131,7 @@ class MilvusIndex(SearchIndex):
             raise ValueError("model_fingerprint is empty; pass the fingerprint of the model that made the embeddings")
         columns = columns_of(products.schema)
         check_values(products, columns)
-        blocks = checked_blocks(embeds)
+        blocks = checked_blocks(embeds, len(products))
         first = next(blocks)
         wanted = CollectionDescription(
             schema_version=SCHEMA_VERSION,

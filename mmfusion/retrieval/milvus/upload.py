@@ -120,7 +120,7 @@ def upload(
 
     Args:
         connection: To the collection.
-        blocks: Vectors (n, D) float32, of N rows in all.
+        blocks: Vectors (n, D) float32, of N rows in all, as [`checked_blocks`] gives them.
         table: Products, N rows.
         columns: Its columns.
         wanted: What the collection will say about itself; what concerns the upload is filled in here.
@@ -132,30 +132,22 @@ def upload(
 
     Raises:
         MilvusError: There is another one that must not be replaced, or Milvus refuses.
-        ValueError: There are more or fewer vectors than products.
     """
     # So many products that the digests of all parts stay short.
     part_rows = max(_PART_ROWS, -(-len(table) // _MAX_PARTS))
     wanted = replace(wanted, source=_digest_of(table), part_rows=part_rows)
     description = _begun(connection, wanted, columns, index_params, overwrite)
-    parts, start = list(description.parts), 0
+    parts = list(description.parts)
     with tqdm(total=len(table), desc=f"uploading to {connection.collection}", unit="product") as bar:
         for number, part in enumerate(_regrouped(blocks, description.part_rows)):
-            rows = table.slice(start, len(part))
-            if len(rows) < len(part):
-                raise ValueError(
-                    f"more than {len(table)} product embeddings for {len(table)} product ids; pass one each"
-                )
+            start = number * description.part_rows
             digest = hashlib.sha256(part.tobytes()).hexdigest()[:16]
             if parts[number : number + 1] != [digest]:
-                upsert(connection, part, rows, columns, bar.update)
+                upsert(connection, part, table.slice(start, len(part)), columns, bar.update)
                 parts[number : number + 1] = [digest]
                 properties = replace(description, parts=tuple(parts)).as_properties()
                 connection.ask("alter_collection_properties", properties=properties)
-            start += len(part)
-            bar.update(start - bar.n)
-    if start != len(table):
-        raise ValueError(f"{start} product embeddings for {len(table)} product ids; pass one each")
+            bar.update(start + len(part) - bar.n)
     connection.ask("flush")
     # Of an upload that went on, nobody has loaded it since.
     connection.ask("load_collection", timeout=_LOAD_TIMEOUT)
