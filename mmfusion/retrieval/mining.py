@@ -94,7 +94,7 @@ class Miner:
         self._names = np.asarray(index.product_ids, dtype=object)
         self._place_of_id = np.argsort(np.argsort(self._names, kind="stable"))
 
-    def mine(self, query_embeds: FloatArray, query_rows: IntArray, query_ids: Sequence[str]) -> pa.Table:
+    def mine(self, query_embeds: FloatArray, query_rows: IntArray, query_ids: Sequence[str] | np.ndarray) -> pa.Table:
         """Negatives of queries, each of which has at least one relevant product.
 
         Args:
@@ -195,7 +195,7 @@ class MiningShards(Dataset[int]):
 
     folder: Path
     query_rows: IntArray
-    query_ids: Sequence[str]
+    query_ids: Sequence[str] | np.ndarray
     product_rows: IntArray
     qrels: Qrels
     settings: MiningSettings
