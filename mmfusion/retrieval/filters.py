@@ -124,12 +124,9 @@ def _compare(column: Any, operator: str, value: Any) -> Any:
     if isinstance(compared, bool):
         return pc.and_(there, compared)
     operator, value = compared
-    return pc.and_(there, _COMPARE[operator](stored, _scalar(value, stored.type)))
-
-
-def _scalar(value: Any, kind: pa.DataType) -> Any:
     # 49.995 is no value of a column of two decimal places, and yet below 50.
-    return value if isinstance(value, Decimal) else pa.scalar(value, kind)
+    bound = value if isinstance(value, Decimal) else pa.scalar(value, stored.type)
+    return pc.and_(there, _COMPARE[operator](stored, bound))
 
 
 def values_of(kind: pa.DataType, values: Iterable[Any]) -> list[Any]:

@@ -67,8 +67,8 @@ Stamp = tuple[int, int, int, int]
 Sums = Mapping[str, Mapping[str, Any]]
 
 
-def stamp_of(path: Path | int) -> Stamp | None:
-    """What tells a file (or folder, or descriptor) from another one that takes its place; None if there is none."""
+def stamp_of(path: Path) -> Stamp | None:
+    """What tells a file or folder from another one that takes its place; None if there is none."""
     try:
         found = os.stat(path)
     except OSError:
@@ -102,7 +102,8 @@ class Origin:
         """
         for name, stamp in self.stamps.items():
             # The same file, even if it has been written to.
-            if name in self.sums and stamp is not None and _place(self.folder / name) == stamp[:2]:
+            now = stamp_of(self.folder / name)
+            if name in self.sums and stamp is not None and now is not None and now[:2] == stamp[:2]:
                 _check_sums(self.folder / name, self.sums[name], whole=True)
 
 
@@ -150,35 +151,18 @@ def read_files(folder: Path, memory_map: bool, verify: bool) -> tuple[tuple[Segm
         ValueError: a file is damaged, of a later layout or of another index.
     """
     while True:
-        with _held(folder) as before:
-            try:
-                segments, description, sums = _read_files(folder, memory_map, verify)
-                stamps = {name: stamp_of(folder / name) for name in SEGMENTS[0]}
-                found = segments, description, Origin(folder, stamps, sums)
-            except (OSError, ValueError):
-                if _place(folder) == before:
-                    raise
-            else:
-                if _place(folder) == before:
-                    return found
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[tuple[int, ...]]:
-    """The place of a folder, which none that comes after it is given before the end of the block; (): no folder."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # On Windows, of every folder.
-        yield _place(folder)
-        return
-    try:
-        yield _place(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _place(path: Path | int) -> tuple[int, ...]:
-    return (stamp_of(path) or ())[:2]
+        # A folder is put into its place as a whole: what is in it does not change, and its own time does not.
+        before = stamp_of(folder)
+        try:
+            segments, description, sums = _read_files(folder, memory_map, verify)
+            stamps = {name: stamp_of(folder / name) for name in SEGMENTS[0]}
+            found = segments, description, Origin(folder, stamps, sums)
+        except (OSError, ValueError):
+            if stamp_of(folder) == before:
+                raise
+        else:
+            if stamp_of(folder) == before:
+                return found
 
 
 def _read_files(folder: Path, memory_map: bool, verify: bool) -> tuple[tuple[Segment, ...], IndexDescription, Sums]:

@@ -163,16 +163,13 @@ def embed_in_shards(path: Path, rows: IntArray, size: int, embed: Callable[[IntA
     if not path.exists():
         folder = path.with_suffix("")
         folder.mkdir(parents=True, exist_ok=True)
-        parts = []
-        with tqdm(total=len(rows), desc=f"embedding {path.stem}", unit="row") as bar:
-            for start in range(0, len(rows), size):
-                parts.append(folder / f"{start:012d}.npy")
-                if not parts[-1].exists():
-                    with whole_file(parts[-1]) as file:
-                        np.save(file, embed(rows[start : start + size]))
-                bar.update(len(rows[start : start + size]))
+        parts = {start: folder / f"{start:012d}.npy" for start in range(0, len(rows), size)}
+        for start, part in tqdm(parts.items(), desc=f"embedding {path.stem}", unit="shard"):
+            if not part.exists():
+                with whole_file(part) as file:
+                    np.save(file, embed(rows[start : start + size]))
         with whole_file(path) as file:
-            np.save(file, np.concatenate([np.load(part) for part in parts]))
+            np.save(file, np.concatenate([np.load(part) for part in parts.values()]))
         shutil.rmtree(folder)
     mapped: FloatArray = np.load(path, mmap_mode="r")
     return mapped
@@ -209,13 +206,13 @@ class MiningShards(Dataset[int]):
         return self.folder / f"shard-{shard:06d}.parquet"
 
     def __getitem__(self, shard: int) -> int:
-        """Mines a shard, writes it, and returns its number of queries."""
+        """Mines a shard, writes it, and returns its number."""
         own = slice(shard * self.size, (shard + 1) * self.size)
         embeds = np.asarray(np.load(self.folder / "queries.npy", mmap_mode="r")[own])
         mined = self._miner.mine(embeds, self.query_rows[own], self.query_ids[own])
         with whole_file(self.path(shard)) as file:
             pq.write_table(mined, file)
-        return len(embeds)
+        return shard
 
     @cached_property
     def _miner(self) -> Miner:
@@ -231,10 +228,8 @@ class MiningShards(Dataset[int]):
         loader = DataLoader(
             self, batch_size=None, sampler=missing, num_workers=num_workers, multiprocessing_context=context
         )
-        done = len(self.query_rows) - sum(len(self.query_rows[s * self.size : (s + 1) * self.size]) for s in missing)
-        with tqdm(total=len(self.query_rows), initial=done, desc="mining", unit="query") as bar:
-            for queries in loader:
-                bar.update(int(queries))
+        for _ in tqdm(loader, total=len(self), initial=len(self) - len(missing), desc="mining", unit="shard"):
+            pass
 
     def read(self) -> pa.Table:
         """All shards, in order."""

@@ -132,11 +132,11 @@ def build_faiss(
             while sum(map(len, held)) < train_size and (block := next(blocks, None)) is not None:
                 held.append(block)
             sample = np.concatenate(held)[:train_size]
-        remedy = (
+        with _explained(
+            f"{len(sample)} vectors are too few to train an index {factory!r}",
             "index more products, raise train_size, use fewer clusters (the number after IVF), or 'Flat', which needs "
-            "no training"
-        )
-        with _explained(f"{len(sample)} vectors are too few to train an index {factory!r}", remedy):
+            "no training",
+        ):
             index.train(sample)
         sample = None
     while held:
@@ -156,8 +156,10 @@ def make_faiss(dimension: int, factory: str) -> Any:
     Raises:
         ValueError: FAISS cannot make one.
     """
-    remedy = "pass a factory string such as 'Flat', 'HNSW32' or 'IVF256,PQ32' (PQ32 needs a dimension divisible by 32)"
-    with _explained(f"FAISS cannot make an inner-product index {factory!r} of dimension {dimension}", remedy):
+    with _explained(
+        f"FAISS cannot make an inner-product index {factory!r} of dimension {dimension}",
+        "pass a factory string such as 'Flat', 'HNSW32' or 'IVF256,PQ32' (PQ32 needs a dimension divisible by 32)",
+    ):
         return faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
 
 
@@ -171,11 +173,11 @@ def set_search_parameters(index: Any, parameters: str) -> None:
     for name, value in re.findall(r"\b(nprobe|efSearch|k_factor_rf)\s*=\s*([^,]*)", parameters):
         if not re.fullmatch(r"0*[1-9]\d*(\.\d*)?\s*", value):
             raise ValueError(f"search parameters {parameters!r}: {name} is {value!r}; give a number of at least 1")
-    remedy = (
+    with _explained(
+        f"search parameters {parameters!r} do not fit this index",
         "pass for example 'nprobe=16' for an IVF index, 'efSearch=64' for an HNSW index or 'k_factor_rf=4' for one "
-        "with rescoring (RFlat)"
-    )
-    with _explained(f"search parameters {parameters!r} do not fit this index", remedy):
+        "with rescoring (RFlat)",
+    ):
         faiss.ParameterSpace().set_index_parameters(index, parameters)
 
 

@@ -33,7 +33,7 @@ from mmfusion.retrieval.products import BLOCK
 ID_FIELD, VECTOR_FIELD = "product_id", "embedding"
 # Limits of Milvus.
 MAX_BYTES, MAX_FIELDS = 65_535, 64
-# Fields of Milvus by the Arrow type of their values; lists and structs, for which there is None, are JSON.
+# Fields of Milvus by the Arrow type of their values; lists and structs are JSON.
 FIELD_TYPES = {
     pa.bool_(): "BOOL",
     pa.int8(): "INT8",
@@ -43,7 +43,6 @@ FIELD_TYPES = {
     pa.float32(): "FLOAT",
     pa.float64(): "DOUBLE",
     pa.string(): "VARCHAR",
-    None: "JSON",
 }
 # Types that Milvus has no field for, and those that hold all their values.
 _WIDER = {
@@ -82,34 +81,31 @@ class Column:
         name: Its name there.
         type: Its Arrow type, which values come back with.
         field: Name of the field in Milvus; None where there are only nulls.
-        storage: Arrow type of the values that Milvus holds; None for JSON, into which filters look for `contains` only.
+        storage: Arrow type of the values that Milvus holds. Lists are the only item of a struct, as JSON is an object.
     """
 
     struct: str
     name: str
     type: pa.DataType
     field: str | None
-    storage: pa.DataType | None
-
-    def stored(self, values: pa.Array) -> Any:
-        """Values of the column as Milvus takes them."""
-        if self.storage is not None:
-            return values.cast(self.storage).to_pylist()
-        wrapped = not pa.types.is_struct(self.type)
-        return [{"items": value} if wrapped and value is not None else value for value in values.to_pylist()]
-
-    def restored(self, values: list[Any]) -> list[Any]:
-        """Values as the table had them."""
-        if self.storage is not None:
-            return pa.array(values, self.storage).cast(self.type).to_pylist()
-        if not pa.types.is_struct(self.type):
-            values = [value if value is None else value["items"] for value in values]
-        return pa.array(values, self.type).to_pylist()
+    storage: pa.DataType
 
     def of(self, table: pa.Table) -> pa.Array:
         """The column of a table."""
         struct = table.column(self.struct).combine_chunks()
         return pc.struct_field(struct, [struct.type.get_field_index(self.name)])
+
+    def stored(self, table: pa.Table) -> list[Any]:
+        """Values of the column of a table as Milvus takes them."""
+        values = self.of(table)
+        if is_list(self.type):
+            return pa.StructArray.from_arrays([values], ["items"], mask=values.is_null()).to_pylist()
+        return values.cast(self.storage).to_pylist()
+
+    def restored(self, values: list[Any]) -> list[Any]:
+        """Values of Milvus as the table had them."""
+        held = pa.array(values, self.storage)
+        return (pc.struct_field(held, "items") if is_list(self.type) else held.cast(self.type)).to_pylist()
 
 
 def columns_of(schema: pa.Schema) -> tuple[Column, ...]:
@@ -137,14 +133,14 @@ def columns_of(schema: pa.Schema) -> tuple[Column, ...]:
     return tuple(found)
 
 
-def _storage(field: pa.Field) -> pa.DataType | None:
+def _storage(field: pa.Field) -> pa.DataType:
     kind = _WIDER.get(field.type, field.type)
     if kind in FIELD_TYPES or pa.types.is_null(kind):
         return kind
     if is_moment(kind):
         return number_type(kind)
     if pa.types.is_nested(kind) and _fits_json(kind):
-        return None
+        return pa.struct([("items", kind)]) if is_list(kind) else kind
     raise ValueError(
         f"the metadata column {field.name!r} is {kind}, which Milvus has no field for; convert it (decimals to "
         "float64, bytes to text) or leave it out"
@@ -180,8 +176,8 @@ def _faults(rows: pa.Table, columns: Sequence[Column]) -> Iterator[tuple[str, pa
     yield "product id", pc.greater(pc.binary_length(rows.column(ID_FIELD)), MAX_BYTES), _LENGTH
     for column in columns:
         values, what = column.of(rows), f"column {column.name!r}"
-        if column.storage is None:
-            faults = pa.array(list(map(_fault, column.stored(values))), pa.string())
+        if pa.types.is_nested(column.storage):
+            faults = pa.array(list(map(_fault, column.stored(rows))), pa.string())
             for fault in faults.unique().drop_null().to_pylist():
                 yield what, pc.equal(faults, fault), fault
         elif pa.types.is_uint64(values.type):

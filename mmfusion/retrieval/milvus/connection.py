@@ -13,8 +13,6 @@ from typing import Any
 
 from mmfusion.model.errors import MMFusionError
 
-LITE_SUFFIX = ".db"
-
 # Embedded servers of this process by path, and how many connections each has.
 _embedded: Counter[str] = Counter()
 _counting = threading.Lock()
@@ -67,12 +65,9 @@ class Connection:
             )
         library, remedy = pymilvus(), "start the server, or see that address and token are right"
         if is_file(self.uri):
-            remedy = "see that no other process has the file open, and that Milvus Lite made it"
-            if not self.uri.endswith(LITE_SUFFIX):
-                raise MilvusError(
-                    f"{self.uri!r} is no address of Milvus; give a file that ends in {LITE_SUFFIX}, or a server such "
-                    "as http://localhost:19530"
-                )
+            remedy = (
+                "see that its name ends in .db, that no other process has the file open, and that Milvus Lite made it"
+            )
             folder = Path(self.uri).parent.resolve()
             folder.mkdir(parents=True, exist_ok=True)
             # One name for the file, wherever this process goes later, as its users are counted by name.

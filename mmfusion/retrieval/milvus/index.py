@@ -4,6 +4,7 @@ import base64
 import itertools
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ _HITS_PER_REQUEST = 16_384
 TIMEOUT = 60.0
 
 
-class MilvusIndex(SearchIndex):
+class MilvusIndex(SearchIndex, AbstractContextManager["MilvusIndex"]):
     """Product embeddings with their ids, modality weights and metadata in a collection of Milvus.
 
     Make one with `build` or [`ProductIndex.to`], or `connect` to one that is there. Close it, or use it in a `with`
@@ -187,9 +188,6 @@ class MilvusIndex(SearchIndex):
     def close(self) -> None:
         """Closes the connection, and with the last one the embedded file."""
         self._connection.close()
-
-    def __enter__(self) -> "MilvusIndex":
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()

@@ -174,7 +174,7 @@ def upsert(
         rows = table.slice(start, BATCH_ROWS)
         named: dict[str, Any] = {ID_FIELD: rows.column(ID_FIELD).to_pylist()}
         named[VECTOR_FIELD] = list(vectors[start : start + BATCH_ROWS])
-        named.update({one.field: one.stored(one.of(rows)) for one in columns if one.field is not None})
+        named.update({one.field: one.stored(rows) for one in columns if one.field is not None})
         data = [dict(zip(named, values, strict=True)) for values in zip(*named.values(), strict=True)]
         connection.change("upsert", data=data)
         observe(len(rows))
@@ -213,7 +213,7 @@ def _begun(
     schema.add_field(VECTOR_FIELD, library.DataType.FLOAT_VECTOR, dim=wanted.dimension)
     for column in columns:
         if column.field is not None:
-            kind = library.DataType[FIELD_TYPES[column.storage]]
+            kind = library.DataType[FIELD_TYPES.get(column.storage, "JSON")]
             length = {"max_length": MAX_BYTES} if kind == library.DataType.VARCHAR else {}
             told = f"{column.struct}: {column.name}"
             schema.add_field(column.field, kind, nullable=True, description=told, **length)
