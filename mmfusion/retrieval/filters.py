@@ -154,7 +154,7 @@ def comparison(kind: pa.DataType, operator: str, value: Any) -> tuple[str, Any] 
         all that is not null, False where for nothing.
 
     Raises:
-        TypeError, ValueError: The value is none that a moment is compared with.
+        TypeError, ValueError: The value cannot be compared with a moment.
     """
     operator = "==" if operator == "=" else operator
     if is_moment(kind):
@@ -206,7 +206,7 @@ def _nanoseconds(kind: pa.DataType, value: Any) -> int:
         value: A date, datetime, time or timedelta, of Python, NumPy or pandas; or an ISO 8601 text, but for durations.
 
     Raises:
-        TypeError, ValueError: It is none that the column is compared with.
+        TypeError, ValueError: The value cannot be compared with the column.
     """
     finer = getattr(value, "nanosecond", getattr(value, "nanoseconds", 0))
     if isinstance(value, str) and not pa.types.is_duration(kind):

@@ -18,7 +18,7 @@ from mmfusion.model.configuration_mmfusion import field_defaults
 def model_fingerprint(model: MMFusionModel, processor: MMFusionProcessor) -> str:
     """SHA-256 (hex) of weights, config and preprocessing: equal if and only if vectors are comparable.
 
-    That of a query tower by itself is that of the model that it was taken from.
+    A query tower has the fingerprint of the model that it was taken from.
     """
     if model.config.query_only and model.config.query_tower_of:
         return model.config.query_tower_of

@@ -40,8 +40,8 @@ from mmfusion.retrieval.vectors import (
 class ProductIndex(SearchIndex):
     """Product embeddings with their ids, modality weights and metadata. Make one with `build` or `load`.
 
-    The base that was built never changes. What `update` adds goes to a small exact index beside it, and what `delete`
-    takes away is passed over in each search, until `compact` makes a new base of both. Searches may run in several
+    The base that was built never changes. What `update` adds goes to a small exact index beside it, and searches skip
+    what `delete` removed, until `compact` makes a new base of both. Searches may run in several
     threads, also while another one updates: each sees the index before a change or after it.
     """
 
@@ -81,7 +81,7 @@ class ProductIndex(SearchIndex):
         train_size: int = TRAIN_SIZE,
         sample: Any | None = None,
     ) -> "ProductIndex":
-        """Index product embeddings for search by inner product.
+        """Indexes product embeddings for search by inner product.
 
         Args:
             embeds: float [N, D] (numpy, memory-mapped or tensor), or an iterable of blocks [n, D] of N rows in all.
@@ -90,7 +90,7 @@ class ProductIndex(SearchIndex):
             metadata: N rows, any columns (title …); returned with each hit, and what filters look at.
             modality_weights: float [N, 2], shares of text and image; returned with each hit.
             factory: FAISS factory string: "Flat" is exact, "HNSW32" fast, "IVF256,PQ32" small; see [`choose_index`].
-                With "Refine(SQ8)" or "RFlat" behind a comma, candidates are scored again with vectors on disk.
+                With "Refine(SQ8)" or "RFlat" after a comma, candidates are scored again with vectors on disk.
             search_parameters: FAISS run-time parameters, for example "nprobe=16" (an IVF index looks into a single
                 cluster otherwise), "efSearch=64", or "nprobe=16,k_factor_rf=4" (with rescoring, 4 k candidates).
             train_size: vectors that an index in need of training is trained on at most, where there is no sample:
@@ -127,7 +127,7 @@ class ProductIndex(SearchIndex):
         return cls((Segment(index, products),), description)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write `index.faiss`, `products.arrow` and `index.json` into a folder, as a whole or not at all.
+        """Writes `index.faiss`, `products.arrow` and `index.json` into a folder: all of them or none.
 
         The files are written into a hidden folder beside it, which then takes its place. Of an index that was loaded,
         files that have not changed get a second name where the file system can do that.
@@ -156,7 +156,7 @@ class ProductIndex(SearchIndex):
         memory_map: bool = True,
         verify: bool = False,
     ) -> "ProductIndex":
-        """Read what `save` wrote, and compare it with its checksums.
+        """Reads what `save` wrote, and compares it with its checksums.
 
         Args:
             folder: the folder.
@@ -190,7 +190,7 @@ class ProductIndex(SearchIndex):
         ]
 
     def search_rows(self, query_embeds: Any, k: int) -> tuple[npt.NDArray[np.float32], IntArray]:
-        """Find products as `search` does, but by their place in the index: for many queries and many hits.
+        """Finds products as `search` does, but by their place in the index: for many queries and many hits.
 
         Args:
             query_embeds: float [Q, D], numpy or tensor.
@@ -256,7 +256,7 @@ class ProductIndex(SearchIndex):
         metadata: pa.Table | None = None,
         modality_weights: np.ndarray | None = None,
     ) -> None:
-        """Add products, or replace those that have the same ids; arguments as of `build`.
+        """Adds products, or replaces those that have the same ids; arguments as of `build`.
 
         Raises:
             ValueError: as of `build`; or embeddings of another model or dimension, or other columns than the index has.
@@ -266,17 +266,17 @@ class ProductIndex(SearchIndex):
             return
         with self._changing:
             base, *rest = self._without(table.column("product_id"))
-            # The small one is made anew, as searches may be going on in the one that is there.
+            # A new small index, as searches may be running in the present one.
             kept = [block for one in rest for block in one.live_blocks()]
             products = pa.concat_tables([*(one.live_products() for one in rest), like(table, base.products)])
             index = build_faiss([*kept, vectors], len(products), "Flat")
             self._replace((base, Segment(index, products.combine_chunks())))
 
     def delete(self, product_ids: Ids) -> None:
-        """Take products away.
+        """Removes products.
 
         Raises:
-            ValueError: the index has no such product; none is taken away then.
+            ValueError: the index has no such product; none is removed then.
         """
         ids = ids_column(product_ids)
         with self._changing:
@@ -290,7 +290,7 @@ class ProductIndex(SearchIndex):
     def compact(self, *, train_size: int = TRAIN_SIZE) -> "ProductIndex":
         """A new index whose base holds what this one finds; see [`merge`].
 
-        The recall that was measured stays beside it, as clusters and codes do; build anew when much has changed.
+        The measured recall stays as it was, as clusters and codes do; build the index again when much has changed.
 
         Raises:
             ValueError: a file that this index was loaded from is damaged.
@@ -327,7 +327,7 @@ class ProductIndex(SearchIndex):
         return MilvusIndex.upload(blocks, products, model_fingerprint=self._built.model_fingerprint, **options)
 
     def _verify_base(self) -> None:
-        # What is read whole and written anew would get checksums that a damaged byte agrees with.
+        # Otherwise a damaged byte would be copied and get a checksum that agrees with it.
         if self._origin is not None:
             self._origin.verify()
 

@@ -68,7 +68,7 @@ Sums = Mapping[str, Mapping[str, Any]]
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """What tells a file or folder from another one that takes its place; None if there is none."""
+    """Tells a file or folder from another one that replaces it; None if there is none."""
     try:
         found = os.stat(path)
     except OSError:
@@ -138,7 +138,7 @@ def write_files(
 
 
 def read_files(folder: Path, memory_map: bool, verify: bool) -> tuple[tuple[Segment, ...], IndexDescription, Origin]:
-    """Reads an index; if another one takes its place meanwhile, that one.
+    """Reads an index; if another one replaces it meanwhile, reads that one.
 
     Args:
         folder: the folder.
@@ -151,7 +151,7 @@ def read_files(folder: Path, memory_map: bool, verify: bool) -> tuple[tuple[Segm
         ValueError: a file is damaged, of a later layout or of another index.
     """
     while True:
-        # A folder is put into its place as a whole: what is in it does not change, and its own time does not.
+        # Saving replaces the whole folder, so that the time of a folder never changes once it is there.
         before = stamp_of(folder)
         try:
             segments, description, sums = _read_files(folder, memory_map, verify)

@@ -1,6 +1,6 @@
 """Hard negatives of train queries: products that a model ranks high although nobody judged them the best.
 
-They are mined in pieces, by several processes, and from where it stopped.
+Several processes mine them in shards; a command that was stopped goes on with the shards that are missing.
 """
 
 import shutil

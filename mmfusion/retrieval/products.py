@@ -96,10 +96,10 @@ def like(table: pa.Table, other: pa.Table) -> pa.Table:
         # Arrow cannot cast a slice of structs with a column of nulls, not even to what it is.
         return chosen if chosen.schema.equals(other.schema) else chosen.cast(other.schema)
     except (pa.ArrowNotImplementedError, ValueError) as error:
-        told = ["; ".join(f"{field.name}: {field.type}" for field in one.schema) for one in (table, other)]
+        columns = ["; ".join(f"{field.name}: {field.type}" for field in one.schema) for one in (table, other)]
         raise ValueError(
-            f"products to add have the columns {told[0]}, the index has {told[1]}; give the same metadata and weights "
-            "as when the index was built"
+            f"products to add have the columns {columns[0]}, the index has {columns[1]}; give the same metadata and "
+            "weights as when the index was built"
         ) from error
 
 
@@ -177,7 +177,7 @@ def _plain(metadata: pa.Table) -> pa.Table:
         values = metadata.column(place)
         if pa.types.is_dictionary(field.type):
             values = values.cast(field.type.value_type)
-        # A name of a struct's field that looks like a type costs time only.
+        # A field of a struct that is called like a type only takes time.
         if re.search("float|double", str(values.type)):
             values = _nan_as_null(values)
         metadata = metadata.set_column(place, field.with_type(values.type), values)

@@ -1,6 +1,6 @@
-"""The query tower of a model by itself, for a search front end: made of a whole model, written, and loaded.
+"""The query tower of a model alone, for a search front end: taken from a whole model, saved, and loaded.
 
-Where it is loaded, neither the vision encoder nor the fusion network is ever made.
+Loading it builds neither the vision encoder nor the fusion network.
 """
 
 import copy

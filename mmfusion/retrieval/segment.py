@@ -1,4 +1,4 @@
-"""A FAISS index with its products, of which some may be deleted: what an index over a catalogue is made of."""
+"""A FAISS index with its products, of which some may be deleted; search and compaction of it."""
 
 import copy
 import math
@@ -19,10 +19,10 @@ from mmfusion.retrieval.vectors import BLOCK, build_faiss, make_faiss
 # Its types leave out what kinds of index can do, selectors, and the arguments of search parameters.
 faiss: Any = faiss_module
 
-# Below so many allowed rows, comparing all of them costs less than an approximate search that passes most of them over,
+# Below so many allowed rows, comparing all of them costs less than an approximate search that skips most of them,
 # and finds them all.
 _EXACT_BELOW = 20_000
-# A product that a search in a graph looks at costs about as much as so many that are compared one after the other.
+# Looking at one product in a graph takes as long as comparing about so many one after the other.
 _SCANNED_PER_STEP = 16
 # Up to so many ids are looked up one by one; for more it pays to hash all that there are.
 _FEW_IDS = 10_000
@@ -37,7 +37,7 @@ class Segment:
     Args:
         index: FAISS index; its entry i is row i.
         products: Table of N rows with the column `product_id`.
-        live: (N,) bool; rows that are not are passed over in each search. None: all are live.
+        live: (N,) bool; searches skip the other rows. None: all are live.
 
     Attributes:
         index, products, live: As given.
@@ -126,7 +126,7 @@ class Segment:
             faiss.write_index(self.index, str(path))
 
     def copied_codes(self) -> Any:
-        """A FAISS index, which may be changed, with the live vectors, numbered anew; None if codes cannot be copied."""
+        """A copy of the FAISS index with the live vectors, numbered from 0; None if its codes cannot be copied."""
         # Codes for fast scans of 32 at a time lie interleaved; a graph has its rows in its links.
         kinds = (faiss.IndexRefine, faiss.IndexPreTransform, faiss.IndexIVF, faiss.IndexFlatCodes)
         sources = parts_of(self.index)
@@ -163,14 +163,14 @@ def merged(segments: tuple[Segment, ...], factory: str, train_size: int) -> Segm
     """One segment of the live rows of several.
 
     An index without links keeps what it was trained to, clusters too, and the codes of vectors that it held: they are
-    copied, not computed again, as a lossy code decoded and coded once more can become another one. HNSW is built anew
+    copied, not computed again, as a lossy code decoded and coded once more can become another one. HNSW is built again
     from the vectors that the index holds, and so are codes for fast scans (of the vectors that are scored again, if
     there are such).
 
     Args:
         segments: the base first.
         factory: FAISS factory string.
-        train_size: vectors to train on at most, where an index is built anew.
+        train_size: vectors to train on at most, where an index is built again.
     """
     products = pa.concat_tables([one.live_products() for one in segments])
     index = segments[0].copied_codes()
@@ -229,8 +229,8 @@ def search_selected(index: Any, queries: npt.NDArray[np.float32], k: int, wanted
     """The k best selected rows of each query: scores and rows (Q, k), row -1 for none.
 
     The fewer rows are selected, the more clusters are looked into and the more of a graph is walked, so that about as
-    many vectors are compared as without a selection. Where that does not find k, all clusters or all vectors are gone
-    through: what is selected may lie far from the query.
+    many vectors are compared as without a selection. Where that does not find k, all clusters or all vectors are
+    searched: what is selected may lie far from the query.
 
     Args:
         index: FAISS index.
@@ -266,13 +266,13 @@ def search_selected(index: Any, queries: npt.NDArray[np.float32], k: int, wanted
 
 
 def _behind_graph(index: Any) -> Any:
-    """The vectors whose scores count, as an index that goes through all of them; None if it is not of such a kind."""
+    """The vectors whose scores count, as an index that compares all of them; None if it is of another kind."""
     vectors = faiss.downcast_index(index.refine_index if isinstance(index, faiss.IndexRefine) else index.storage)
     return vectors if isinstance(vectors, (faiss.IndexFlat, faiss.IndexScalarQuantizer)) else None
 
 
 def _parameters(index: Any, selector: Any, k: int, share: float) -> Any:
-    """Search parameters that pass over all but the selected rows; None: there are none.
+    """Search parameters that skip all but the selected rows; None if the index has none.
 
     Args:
         index: FAISS index, whose own parameters hold otherwise.

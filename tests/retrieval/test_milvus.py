@@ -438,7 +438,7 @@ def test_a_file_has_the_kind_of_index_that_is_asked_for(tmp_path: Path, kind: st
 
 def test_a_kind_of_index_that_files_do_not_have_is_refused_before_anything_is_replaced(tmp_path: Path) -> None:
     in_milvus(tmp_path).close()
-    with pytest.raises(ValueError, match=r"index_type 'DISKANN' is none .*give one of FLAT, HNSW"):
+    with pytest.raises(ValueError, match=r"index_type 'DISKANN' is not supported .*give one of FLAT, HNSW"):
         in_milvus(tmp_path, index_type="DISKANN", overwrite=True)
     with MilvusIndex.connect(tmp_path / "index.db") as index:
         assert len(index) == 60

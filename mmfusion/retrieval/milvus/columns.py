@@ -44,7 +44,7 @@ FIELD_TYPES = {
     pa.float64(): "DOUBLE",
     pa.string(): "VARCHAR",
 }
-# Types that Milvus has no field for, and those that hold all their values.
+# Types that Milvus has no field for, and types that hold all their values.
 _WIDER = {
     pa.uint8(): pa.int16(),
     pa.uint16(): pa.int32(),
@@ -156,7 +156,7 @@ def _fits_json(kind: pa.DataType) -> bool:
 
 
 def check_values(table: pa.Table, columns: Sequence[Column]) -> None:
-    """Finds what Milvus would refuse in the middle of an upload, or give back as something else.
+    """Raises an error for what Milvus would reject in the middle of an upload, or return as something else.
 
     Raises:
         ValueError: A text or list is too long, a number infinite or too large; names product and column.

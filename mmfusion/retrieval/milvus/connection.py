@@ -21,7 +21,7 @@ _torn_logs: set[tuple[str, str]] = set()
 
 
 class MilvusError(MMFusionError):
-    """Milvus cannot be reached, or refuses what it is asked."""
+    """Milvus cannot be reached, or rejects a request."""
 
 
 def pymilvus() -> Any:
@@ -53,7 +53,7 @@ class Connection:
 
     Raises:
         ImportError: pymilvus is not installed.
-        MilvusError: There is no such server, the file is open elsewhere, or the name is none.
+        MilvusError: There is no such server, the file is open elsewhere, or the name is not valid.
     """
 
     def __init__(self, uri: str | os.PathLike[str], collection: str, token: str | None, timeout: float) -> None:
@@ -72,7 +72,7 @@ class Connection:
             folder.mkdir(parents=True, exist_ok=True)
             # One name for the file, wherever this process goes later, as its users are counted by name.
             self.uri = str(folder / Path(self.uri).name)
-        # Before there is a client, or who closes the last one meanwhile would close the file under it.
+        # Before there is a client: closing the last one meanwhile would otherwise close the file for this one.
         self._count(1)
         try:
             with self._asking("cannot be reached", remedy):
@@ -96,7 +96,7 @@ class Connection:
             arguments: Its arguments.
 
         Raises:
-            MilvusError: Milvus refuses, or cannot be reached.
+            MilvusError: Milvus rejects the request, or cannot be reached.
         """
         if not self._open:
             raise MilvusError(f"the connection to {self.place} is closed; connect again")
@@ -107,8 +107,8 @@ class Connection:
     def change(self, method: str, **arguments: Any) -> None:
         """Calls a method that changes products, as `ask` does.
 
-        Of the log of Milvus Lite, a kill takes what is behind a write that failed, as on a full disk. So the next one
-        is not left to the log alone.
+        After a write to its log that failed, as on a full disk, Milvus Lite loses what follows in the log when the
+        process is killed. So the next change is flushed.
         """
         log = self.uri, self.collection
         try:

@@ -1,4 +1,4 @@
-"""An index of product embeddings in Milvus, which searches, changes and refuses as a [`ProductIndex`] does."""
+"""An index of product embeddings in Milvus, which searches and changes as a [`ProductIndex`] does."""
 
 import base64
 import itertools
@@ -105,7 +105,7 @@ class MilvusIndex(SearchIndex, AbstractContextManager["MilvusIndex"]):
     ) -> "MilvusIndex":
         """Uploads product embeddings with a table of their ids, weights and metadata into a new collection.
 
-        An upload that is cut off leaves a collection that `connect` refuses; with the same arguments it goes on.
+        After an upload that was cut off, `connect` raises an error; the same call goes on with the upload.
 
         Args:
             embeds: as of `build`.
@@ -124,7 +124,7 @@ class MilvusIndex(SearchIndex, AbstractContextManager["MilvusIndex"]):
 
         Raises:
             ImportError: pymilvus is not installed.
-            MilvusError: there is such a collection, or Milvus refuses or cannot be reached.
+            MilvusError: there is such a collection, or Milvus rejects the request or cannot be reached.
             ValueError: there is no fingerprint; or a column, id or value that Milvus cannot hold, or a kind of index
                 that Milvus Lite does not have.
         """
@@ -200,7 +200,7 @@ class MilvusIndex(SearchIndex, AbstractContextManager["MilvusIndex"]):
 
         Raises:
             ValueError: as of [`SearchIndex.search`], or k is more than Milvus finds.
-            MilvusError: Milvus refuses or cannot be reached.
+            MilvusError: Milvus rejects the request or cannot be reached.
         """
         queries = self._checked(query_embeds)
         if k < 1:
@@ -240,7 +240,7 @@ class MilvusIndex(SearchIndex, AbstractContextManager["MilvusIndex"]):
 
         Raises:
             KeyError: there is no such product.
-            MilvusError: Milvus refuses or cannot be reached.
+            MilvusError: Milvus rejects the request or cannot be reached.
         """
         fields = [ID_FIELD, VECTOR_FIELD, *self._fields]
         found = self._connection.ask("query", filter=among(ID_FIELD, [product_id]), output_fields=fields)
@@ -264,7 +264,7 @@ class MilvusIndex(SearchIndex, AbstractContextManager["MilvusIndex"]):
 
         Raises:
             ValueError: as of `build`; or embeddings of another model or dimension, or other columns than the index has.
-            MilvusError: Milvus refuses or cannot be reached.
+            MilvusError: Milvus rejects the request or cannot be reached.
         """
         vectors, table = self._checked_products(embeds, product_ids, model_fingerprint, metadata, modality_weights)
         table = like(table, self._nothing)
@@ -272,11 +272,11 @@ class MilvusIndex(SearchIndex, AbstractContextManager["MilvusIndex"]):
         upsert(self._connection, vectors, table, self._columns)
 
     def delete(self, product_ids: Ids) -> None:
-        """Takes products away.
+        """Removes products.
 
         Raises:
-            ValueError: the index has no such product, or an id is no string; none is taken away then.
-            MilvusError: Milvus refuses or cannot be reached.
+            ValueError: the index has no such product, or an id is no string; none is removed then.
+            MilvusError: Milvus rejects the request or cannot be reached.
         """
         ids = ids_column(product_ids).to_pylist()
         groups = [among(ID_FIELD, ids[start : start + BATCH_ROWS]) for start in range(0, len(ids), BATCH_ROWS)]

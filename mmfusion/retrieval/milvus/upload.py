@@ -101,8 +101,8 @@ def kind_of_index(uri: str, wanted: str | None) -> str:
     """
     if is_file(uri) and wanted not in (None, *_KINDS_IN_FILES):
         raise ValueError(
-            f"index_type {wanted!r} is none that a file of Milvus Lite has; give one of {', '.join(_KINDS_IN_FILES)}, "
-            "or the address of a server"
+            f"index_type {wanted!r} is not supported in a file of Milvus Lite; give one of "
+            f"{', '.join(_KINDS_IN_FILES)}, or the address of a server"
         )
     return wanted or ("FLAT" if is_file(uri) else "AUTOINDEX")
 
@@ -131,7 +131,7 @@ def upload(
         The description of the whole collection.
 
     Raises:
-        MilvusError: There is another one that must not be replaced, or Milvus refuses.
+        MilvusError: There is another one that must not be replaced, or Milvus rejects a request.
     """
     # So many products that the digests of all parts stay short.
     part_rows = max(_PART_ROWS, -(-len(table) // _MAX_PARTS))
@@ -169,7 +169,7 @@ def upsert(
     columns: Sequence[Column],
     observe: Callable[[int], Any] = lambda count: None,
 ) -> None:
-    """Adds products, or replaces those that have the same ids; `observe` is told the number of each request."""
+    """Adds products, or replaces those that have the same ids; `observe` gets the size of each request."""
     for start in range(0, len(table), BATCH_ROWS):
         rows = table.slice(start, BATCH_ROWS)
         named: dict[str, Any] = {ID_FIELD: rows.column(ID_FIELD).to_pylist()}
@@ -198,7 +198,7 @@ def _begun(
         same = not found.complete and replace(found, parts=(), created_by="") == replace(wanted, created_by="")
         if same and found.parts:
             return found
-        # One without parts is made anew, as it may have been cut off before it had its vector index.
+        # One without parts is created again, as it may have been cut off before it had its vector index.
         if not overwrite and not same:
             held = "an index" if found.complete else "what was uploaded of other products or of another model"
             raise MilvusError(
@@ -215,8 +215,7 @@ def _begun(
         if column.field is not None:
             kind = library.DataType[FIELD_TYPES.get(column.storage, "JSON")]
             length = {"max_length": MAX_BYTES} if kind == library.DataType.VARCHAR else {}
-            told = f"{column.struct}: {column.name}"
-            schema.add_field(column.field, kind, nullable=True, description=told, **length)
+            schema.add_field(column.field, kind, nullable=True, description=f"{column.struct}: {column.name}", **length)
     index = library.MilvusClient.prepare_index_params()
     index.add_index(VECTOR_FIELD, index_type=wanted.index_type, metric_type="IP", params=dict(index_params))
     connection.ask(
