@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
@@ -15,8 +14,7 @@ from mmfusion.data.feature_cache import FeatureCache
 from mmfusion.data.sampler import RowSampler
 from mmfusion.data.tables import ProductTable, QueryTable, Rewrite, Rows, log_cut_texts, text_lengths
 from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
-
-FloatArray = npt.NDArray[np.float32]
+from mmfusion.retrieval.vectors import FloatArray, IntArray
 
 
 class EmbeddedProducts(NamedTuple):
@@ -113,13 +111,13 @@ def check_width(config: MMFusionConfig, truncate_dim: int | None, allow_untraine
         )
 
 
-def looks_at_photos(model: MMFusionModel, lengths: npt.NDArray[np.int64]) -> bool:
+def looks_at_photos(model: MMFusionModel, lengths: IntArray) -> bool:
     """Whether photos have a part in the vectors of products whose texts have these lengths (P,)."""
     # A tower of texts shows the photo of a product that has none.
     return model.config.fusion != "text_only" or bool((lengths == 0).any())
 
 
-def _text_lengths(table: ProductTable, rows: Rows) -> npt.NDArray[np.int64]:
+def _text_lengths(table: ProductTable, rows: Rows) -> IntArray:
     if table.rewrite is None:
         return text_lengths(table.catalogue, table.processor.template_columns)
     # Which texts are empty decides whether photos are read at all, so the rewritten ones are what counts.
@@ -132,11 +130,11 @@ def _batches(
     model: MMFusionModel,
     table: Dataset[Any],
     rows: Rows,
-    lengths: npt.NDArray[np.int64],
+    lengths: IntArray,
     batch_size: int,
     num_workers: int,
     unit: str,
-) -> Iterator[tuple[npt.NDArray[np.int64], dict[str, Any]]]:
+) -> Iterator[tuple[IntArray, dict[str, Any]]]:
     """Batches on the model's device, each with the places of its rows in `rows`."""
     order = np.argsort(rows)
     sampler = RowSampler(rows, lengths, batch_size=batch_size)

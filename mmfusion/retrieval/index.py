@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from mmfusion.files import whole_folder
@@ -23,11 +22,13 @@ from mmfusion.retrieval.index_files import (
     write_files,
 )
 from mmfusion.retrieval.milvus import MilvusIndex
-from mmfusion.retrieval.products import Ids, IntArray, ids_column, like, products_table, read_rows
+from mmfusion.retrieval.products import Ids, ids_column, like, products_table, read_rows
 from mmfusion.retrieval.search import Hit, SearchIndex, StoredProduct, ranked
 from mmfusion.retrieval.segment import Segment, merged
 from mmfusion.retrieval.vectors import (
     TRAIN_SIZE,
+    FloatArray,
+    IntArray,
     RecallMeter,
     as_float32,
     build_faiss,
@@ -189,7 +190,7 @@ class ProductIndex(SearchIndex):
             for one, there in zip(scores, found, strict=True)
         ]
 
-    def search_rows(self, query_embeds: Any, k: int) -> tuple[npt.NDArray[np.float32], IntArray]:
+    def search_rows(self, query_embeds: Any, k: int) -> tuple[FloatArray, IntArray]:
         """Finds products as `search` does, but by their place in the index: for many queries and many hits.
 
         Args:
@@ -207,7 +208,7 @@ class ProductIndex(SearchIndex):
 
     def _search(
         self, segments: tuple[Segment, ...], query_embeds: Any, k: int, filter: Filter | None
-    ) -> tuple[npt.NDArray[np.float32], IntArray]:
+    ) -> tuple[FloatArray, IntArray]:
         k = operator.index(k)
         if k < 1:
             raise ValueError(f"k={k}: ask for at least one hit")

@@ -12,7 +12,6 @@ from typing import Literal
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from torch.utils.data import DataLoader, Dataset
@@ -22,9 +21,7 @@ from mmfusion.data.hard_negatives import SCHEMA
 from mmfusion.data.qrels import Qrels
 from mmfusion.files import whole_file
 from mmfusion.retrieval.index import ProductIndex
-from mmfusion.retrieval.products import IntArray
-
-FloatArray = npt.NDArray[np.float32]
+from mmfusion.retrieval.vectors import FloatArray, IntArray
 
 # Scores of FAISS differ in their last digits from exact ones, so that places may change at the end of the window.
 _SPARE = 16

@@ -8,18 +8,14 @@ from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmfusion.retrieval.vectors import as_float32
+from mmfusion.retrieval.vectors import BLOCK, IntArray, as_float32
 
 MODALITIES = ("text", "image")
-# Rows that are handled at a time: far from 2 GiB of text.
-BLOCK = 65_536
 # Arrow arrays spare a Python object for each of millions of ids.
 Ids: TypeAlias = Sequence[str] | np.ndarray | pa.Array | pa.ChunkedArray
-IntArray: TypeAlias = npt.NDArray[np.int64]
 
 
 def products_table(product_ids: Ids, metadata: pa.Table | None, modality_weights: np.ndarray | None) -> pa.Table:

@@ -7,7 +7,6 @@ from threading import Lock
 from typing import Any, Generic, Protocol, TypeVar, overload
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 
@@ -16,7 +15,7 @@ from mmfusion.model.heads import shorten
 from mmfusion.retrieval.filters import Filter
 from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.retrieval.products import Ids, products_table
-from mmfusion.retrieval.vectors import as_float32
+from mmfusion.retrieval.vectors import FloatArray, as_float32
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class StoredProduct:
     """
 
     product_id: str
-    vector: npt.NDArray[np.float32]
+    vector: FloatArray
     modality_weights: dict[str, float] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -127,7 +126,7 @@ class SearchIndex(ABC):
                 f"from model {model_fingerprint!r}; load the index's model or build the index again with this one"
             )
 
-    def _checked(self, embeds: Any, what: str = "query embeddings") -> npt.NDArray[np.float32]:
+    def _checked(self, embeds: Any, what: str = "query embeddings") -> FloatArray:
         vectors = as_float32(embeds, what=what)
         if vectors.shape[1] != self.description.dimension:
             raise ValueError(
@@ -143,7 +142,7 @@ class SearchIndex(ABC):
         model_fingerprint: str,
         metadata: pa.Table | None,
         modality_weights: np.ndarray | None,
-    ) -> tuple[npt.NDArray[np.float32], pa.Table]:
+    ) -> tuple[FloatArray, pa.Table]:
         """Vectors and table of products that are to be added."""
         self.check_model(model_fingerprint)
         vectors = self._checked(embeds, "product embeddings")
@@ -168,7 +167,7 @@ class QueryEncoder(Protocol):
     def views(self) -> int:
         """Number of views side by side in a vector: 3 with a query router, otherwise 1."""
 
-    def encode_queries(self, queries: Sequence[str], /) -> npt.NDArray[np.float32]:
+    def encode_queries(self, queries: Sequence[str], /) -> FloatArray:
         """Embeds texts.
 
         Args:
@@ -197,7 +196,7 @@ class TorchQueryEncoder:
         self._model, self._processor = model.eval(), processor
         self._tokenizing = Lock()
 
-    def encode_queries(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
+    def encode_queries(self, queries: Sequence[str]) -> FloatArray:
         """As [`QueryEncoder.encode_queries`]; all texts together in one batch."""
         # A tokenizer of transformers is set to the lengths of each call, which fails while another thread reads it.
         with self._tokenizing:
@@ -239,7 +238,7 @@ class Searcher(Generic[Index]):
         self.encoder = encoder
         self.index = index
 
-    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    def embed(self, texts: Sequence[str]) -> FloatArray:
         """Vectors to search the index with.
 
         Args:

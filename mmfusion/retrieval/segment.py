@@ -7,17 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import faiss as faiss_module
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmfusion.retrieval.products import IdLookup, IntArray
-from mmfusion.retrieval.vectors import BLOCK, build_faiss, make_faiss
-
-# Its types leave out what kinds of index can do, selectors, and the arguments of search parameters.
-faiss: Any = faiss_module
+from mmfusion.retrieval.products import IdLookup
+from mmfusion.retrieval.vectors import BLOCK, BoolArray, FloatArray, IntArray, build_faiss, faiss, make_faiss
 
 # Below so many allowed rows, comparing all of them costs less than an approximate search that skips most of them,
 # and finds them all.
@@ -27,8 +22,7 @@ _SCANNED_PER_STEP = 16
 # Up to so many ids are looked up one by one; for more it pays to hash all that there are.
 _FEW_IDS = 10_000
 
-BoolArray = npt.NDArray[np.bool_]
-Found = tuple[npt.NDArray[np.float32], IntArray]
+Found = tuple[FloatArray, IntArray]
 
 
 class Segment:
@@ -81,13 +75,13 @@ class Segment:
         """The products that are not deleted."""
         return self.products.filter(pa.array(self.live))
 
-    def live_blocks(self) -> Iterator[npt.NDArray[np.float32]]:
+    def live_blocks(self) -> Iterator[FloatArray]:
         """Vectors of the rows that are not deleted, block by block."""
         rows = np.flatnonzero(self.live)
         for start in range(0, len(rows), BLOCK):
             yield self.vectors(rows[start : start + BLOCK])
 
-    def search(self, queries: npt.NDArray[np.float32], k: int, allowed: BoolArray | None) -> Found:
+    def search(self, queries: FloatArray, k: int, allowed: BoolArray | None) -> Found:
         """The best live rows of each query, among the allowed ones.
 
         Args:
@@ -109,10 +103,10 @@ class Segment:
             return scores, rows[places]
         return search_selected(self.index, queries, k, None if count == len(self) else wanted)
 
-    def vectors(self, rows: IntArray) -> npt.NDArray[np.float32]:
+    def vectors(self, rows: IntArray) -> FloatArray:
         """Vectors (n, D) of rows, as the index holds them; with rescoring, those that it scores again."""
         self._map_rows()
-        found: npt.NDArray[np.float32] = self.index.reconstruct_batch(rows)
+        found: FloatArray = self.index.reconstruct_batch(rows)
         return found
 
     def holds_exact_vectors(self) -> bool:
@@ -225,7 +219,7 @@ def parts_of(index: Any) -> list[Any]:
     return [index, *(part for one in inside for part in parts_of(one))]
 
 
-def search_selected(index: Any, queries: npt.NDArray[np.float32], k: int, wanted: BoolArray | None) -> Found:
+def search_selected(index: Any, queries: FloatArray, k: int, wanted: BoolArray | None) -> Found:
     """The k best selected rows of each query: scores and rows (Q, k), row -1 for none.
 
     The fewer rows are selected, the more clusters are looked into and the more of a graph is walked, so that about as
@@ -299,7 +293,7 @@ def _parameters(index: Any, selector: Any, k: int, share: float) -> Any:
     return None
 
 
-def _search_beyond(index: Any, queries: npt.NDArray[np.float32], k: int, wanted: BoolArray) -> Found:
+def _search_beyond(index: Any, queries: FloatArray, k: int, wanted: BoolArray) -> Found:
     """Searches for more and more, until k of them are selected: for kinds of index that take no selector."""
     fetched = k
     while True:

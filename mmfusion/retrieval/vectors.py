@@ -9,11 +9,16 @@ from typing import Any
 
 import faiss as faiss_module
 import numpy as np
+import numpy.typing as npt
 
 # Its types leave out most of what is used here.
 faiss: Any = faiss_module
 
-# Rows that are handled at a time.
+BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+# Rows that are handled at a time: far from 2 GiB of text.
 BLOCK = 65_536
 TRAIN_SIZE = 262_144
 # Queries that recall is measured with, and places that are looked at.

@@ -7,9 +7,8 @@ versions of the server.
 
 import json
 import math
-import operator
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,14 +60,6 @@ _TAKEN = frozenset(
     "json_contains_any text_match phrase_match random_sample".split()
 )
 _LENGTH = f"takes more than {MAX_BYTES:,} bytes; shorten it or leave the column out"
-_COMPARE: dict[str, Callable[[Any, Any], Any]] = {
-    "==": operator.eq,
-    "!=": operator.ne,
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
 
@@ -244,10 +235,11 @@ def _condition(column: Column, given: str, value: Any) -> str | None:
         inner = column.type.value_type
         held = _finite(pa.array(values_of(inner, [value]), inner))
         return f'json_contains({field}["items"], {_literal(held[0])})' if held else None
+    if column.storage == pa.bool_():
+        allowed = _fulfilling(column, (column.name, given, value), [False, True])
+        return there if len(allowed) == 2 else f"{field} == {_literal(allowed[0])}" if allowed else None
     if given in ("in", "not in"):
         values = _finite(_as_compared(column, values_of(column.type, value)))
-        if column.storage == pa.bool_():
-            return _one_of(field, {one for one in (False, True) if (one in values) == (given == "in")})
         if given == "in":
             return among(field, values) if values else None
         # Of a null, Milvus says that it is not in a list.
@@ -255,12 +247,16 @@ def _condition(column: Column, given: str, value: Any) -> str | None:
     compared = comparison(column.type, given, value)
     if isinstance(compared, bool):
         return there if compared else None
-    given, bound = compared[0], _as_compared(column, [compared[1]])[0].as_py()
-    if isinstance(bound, bool):
-        return _one_of(field, {one for one in (False, True) if _COMPARE[given](one, bound)})
-    if isinstance(bound, float) and not math.isfinite(bound):
-        return there if _COMPARE[given](0.0, bound) else None
-    return f"{there} and {field} {given} {_literal(bound)}"
+    bound = _as_compared(column, [compared[1]])
+    if not _finite(bound):
+        return there if _fulfilling(column, (column.name, given, value), [0.0]) else None
+    return f"{there} and {field} {compared[0]} {_literal(bound[0].as_py())}"
+
+
+def _fulfilling(column: Column, condition: tuple[str, str, Any], values: list[Any]) -> list[Any]:
+    """Which values of a column fulfil a condition."""
+    table = pa.StructArray.from_arrays([pa.array(values, column.type)], [column.name])
+    return pa.array(values).filter(pa.array(filter_rows(table, [condition]))).to_pylist()
 
 
 def _as_compared(column: Column, values: list[Any]) -> pa.Array:
@@ -270,9 +266,3 @@ def _as_compared(column: Column, values: list[Any]) -> pa.Array:
 
 def _finite(values: pa.Array) -> list[Any]:
     return [one for one in values.to_pylist() if not isinstance(one, float) or math.isfinite(one)]
-
-
-def _one_of(field: str, allowed: set[bool]) -> str | None:
-    if len(allowed) == 2:
-        return f"{field} is not null"
-    return f"{field} == {_literal(allowed.pop())}" if allowed else None
