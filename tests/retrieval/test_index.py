@@ -235,7 +235,7 @@ def test_search_parameters_are_applied_kept_and_checked(tmp_path: Path) -> None:
 
 def test_wrong_search_parameters_are_told_before_the_rest_is_read() -> None:
     def blocks() -> Iterator[np.ndarray]:
-        yield vectors(20)
+        yield vectors(4)
         raise AssertionError("read further")
 
     with pytest.raises(ValueError, match="'nprob=3'"):
