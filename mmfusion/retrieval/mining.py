@@ -207,7 +207,8 @@ class MiningShards(Dataset[int]):
         own = slice(shard * self.size, (shard + 1) * self.size)
         embeds = np.asarray(np.load(self.folder / "queries.npy", mmap_mode="r")[own])
         mined = self._miner.mine(embeds, self.query_rows[own], self.query_ids[own])
-        with whole_file(self.path(shard)) as file:
+        # A process of a killed run may still be writing the same shard.
+        with whole_file(self.path(shard), concurrent=True) as file:
             pq.write_table(mined, file)
         return shard
 

@@ -2,7 +2,6 @@
 
 import bisect
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -57,11 +56,10 @@ def ids_column(product_ids: Ids) -> pa.Array | pa.ChunkedArray:
     if isinstance(product_ids, str):
         raise ValueError(f"product_ids is the text {product_ids!r}; give a list of ids")
     ids: Any = product_ids
-    if isinstance(ids, (pa.Array, pa.ChunkedArray)):
-        if not ids.null_count and ids.type in (pa.string(), pa.large_string()):
-            return ids.cast(pa.string())
-        ids = ids.to_pylist()
-    ids = list(ids)
+    in_arrow = isinstance(ids, (pa.Array, pa.ChunkedArray))
+    if in_arrow and not ids.null_count and ids.type in (pa.string(), pa.large_string()):
+        return ids.cast(pa.string())
+    ids = ids.to_pylist() if in_arrow else list(ids)
     for row, product_id in enumerate(ids):
         if not isinstance(product_id, str):
             raise ValueError(f"product id {product_id!r} in row {row} is no string; convert ids before indexing")
@@ -166,9 +164,10 @@ def _plain(metadata: pa.Table) -> pa.Table:
 
     NaN, which stands for a missing value in tables of pandas, becomes null.
     """
-    name, times = Counter(metadata.column_names).most_common(1)[0]
-    if times > 1:
-        raise ValueError(f"{times} columns of the metadata are called {name!r}; rename or remove them")
+    names = metadata.column_names
+    again = [name for name in names if names.count(name) > 1]
+    if again:
+        raise ValueError(f"{names.count(again[0])} columns of the metadata are called {again[0]!r}; rename all but one")
     for place, field in enumerate(metadata.schema):
         values = metadata.column(place)
         if pa.types.is_dictionary(field.type):

@@ -68,16 +68,13 @@ def checked_blocks(embeds: Any, count: int) -> Iterator[np.ndarray]:
     Raises:
         ValueError: as of [`as_float32`], or blocks of different dimensions, no vector, or another number of them.
     """
-    blocks = embeds
-    if hasattr(embeds, "ndim"):
-        if embeds.ndim != 2:
-            raise ValueError(f"product embeddings have shape {tuple(embeds.shape)}; pass [products, dimension]")
-        blocks = (embeds[start : start + BLOCK] for start in range(0, embeds.shape[0], BLOCK))
+    shape = getattr(embeds, "shape", None)
+    blocks = embeds if shape is None else (embeds[start : start + BLOCK] for start in range(0, shape[0], BLOCK))
     row = dimension = 0
     for block in blocks:
         checked = as_float32(block, what="product embeddings", rows=range(row, sys.maxsize))
         row += len(checked)
-        if row > count:
+        if row > count or (shape is not None and shape[0] != count):
             break
         if len(checked):
             dimension = dimension or checked.shape[1]
@@ -87,11 +84,9 @@ def checked_blocks(embeds: Any, count: int) -> Iterator[np.ndarray]:
                     f"{dimension}; embed all products with one model"
                 )
             yield checked
-    if row != count:
-        rows = getattr(embeds, "shape", [row])[0]
-        raise ValueError(f"{rows} product embeddings for {count} product ids; pass one each")
-    if not row:
-        raise ValueError("no product embedding to index; check that the catalogue is not empty")
+    if row != count or not row:
+        rows = row if shape is None else shape[0]
+        raise ValueError(f"{rows} product embeddings for {count} product ids; pass one each, and at least one")
 
 
 def spread_rows(embeds: Any, count: int) -> np.ndarray:

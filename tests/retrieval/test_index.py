@@ -198,8 +198,8 @@ def test_an_index_needs_a_fingerprint() -> None:
         ({"modality_weights": np.ones((3, 3))}, "have 3 columns"),
         ({"modality_weights": np.full((3, 2), np.nan)}, "modality weights: row 0"),
         ({"embeds": [vectors(2), vectors(1, 17)]}, "dimension 17 after blocks of dimension 16"),
-        ({"embeds": [], "product_ids": []}, "no product embedding"),
-        ({"embeds": vectors(3)[0]}, r"shape \(16,\)"),
+        ({"embeds": [], "product_ids": []}, "0 product embeddings for 0 product ids"),
+        ({"embeds": vectors(3)[0]}, r"product embeddings are float32 \(16,\)"),
     ],
 )
 def test_rows_that_do_not_fit_are_refused(arguments: dict[str, Any], message: str) -> None:

@@ -358,7 +358,7 @@ def test_metadata_that_milvus_cannot_hold_is_named_before_anything_is_made(
         ),
         ({"embeds": vectors(3) * np.nan}, "row 0 holds a NaN"),
         ({"embeds": iter([vectors(2), vectors(1)[:, :5]])}, "dimension 5 after blocks of dimension 16"),
-        ({"embeds": [], "product_ids": []}, "no product embedding"),
+        ({"embeds": [], "product_ids": []}, "0 product embeddings for 0 product ids"),
         ({"model_fingerprint": ""}, "model_fingerprint is empty"),
         ({"collection": "my shop"}, "'my shop' has no name that Milvus takes"),
         ({"embeds": iter([vectors(2)])}, "2 product embeddings for 3 product ids"),
