@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -129,7 +129,8 @@ class _Planner:
 
     def __init__(self, settings: AblationSettings, variant: PlannedVariant, seed: int | None) -> None:
         self.settings, self.variant, self.seed = settings, variant, seed
-        self.base = _untrained(settings.base_source, "frozen_vision", settings.vision_blocks)
+        blocks = settings.vision_blocks
+        self.base = _Trained(settings.base_source, "frozen_vision", blocks, blocks)
 
     def steps(self) -> Iterator[AblationStep]:
         if self.settings.base is None:
@@ -152,13 +153,14 @@ class _Planner:
                 return
             case "text_only":
                 blind = replace(first, vision_learning_rate=0.0), replace(second, vision_learning_rate=0.0)
-                yield (aligned := self._stage1(self.base, "stage1_text", blind[0], NO_PHOTO_TERMS))
-                yield self._stage2(aligned[0], name, name, blind[1], settings.stage2_steps, NO_SINGLE_VIEWS)
+                yield (aligned := self._train("stage1", self.base, "stage1_text", blind[0], NO_PHOTO_TERMS))
+                yield self._train("stage2", aligned[0], name, blind[1], {**NO_SINGLE_VIEWS, "fusion": name})
             case "naive_concat" | "larger_generic":
                 larger = str(settings.larger_base), "larger_frozen_vision", settings.larger_vision_blocks
-                base = self.base if name == "naive_concat" else _untrained(*larger)
+                base = self.base if name == "naive_concat" else _Trained(*larger, settings.larger_vision_blocks)
                 frozen = replace(second, text_learning_rate=0.0, vision_learning_rate=0.0)
-                yield self._stage2(base, name, "concat", frozen, settings.all_steps, NO_SINGLE_VIEWS)
+                whole = {"fusion": "concat", "steps": settings.all_steps}
+                yield self._train("stage2", base, name, frozen, {**NO_SINGLE_VIEWS, **whole})
             case "one_stage":
                 # The encoders get as much as in the staged run: a rate that only one of its stages has counts as well.
                 rates = replace(
@@ -167,29 +169,15 @@ class _Planner:
                     vision_learning_rate=max(first.vision_learning_rate, second.vision_learning_rate),
                 )
                 # Batches of stage 2 are large because frozen encoders are cached; here they are trained, as in stage 1.
-                small = {"batch_size": settings.batch_size, "extra_products": 0}
-                yield self._stage2(self.base, name, default, rates, settings.all_steps, small)
+                small = {"fusion": default, "batch_size": settings.batch_size, "extra_products": 0}
+                yield self._train("stage2", self.base, name, rates, {**small, "steps": settings.all_steps})
             case _:
                 routed = name in (ROUTED, ROUTED_EQUAL_BYTES)
                 config = dict(self.variant.fusion_config)
                 own: dict[str, Any] = {"query_router": True} if routed else {"fusion_config": config} if config else {}
                 folder, fusion = (ROUTED, default) if routed else (name, self.variant.fusion or name)
-                yield (aligned := self._stage1(self.base, "stage1", first, {}))
-                yield self._stage2(aligned[0], folder, fusion, second, settings.stage2_steps, own)
-
-    def _stage1(
-        self, base: _Trained, name: str, optimization: Optimization, own: dict[str, Any]
-    ) -> tuple[_Trained, AblationStep]:
-        budget = {"steps": self.settings.stage1_steps, "batch_size": self.settings.batch_size}
-        return self._train("stage1", base, name, optimization, budget, {**self.settings.stage1_options, **own})
-
-    def _stage2(
-        self, base: _Trained, name: str, fusion: str, optimization: Optimization, steps: int, own: dict[str, Any]
-    ) -> tuple[_Trained, AblationStep]:
-        sizes = {"batch_size": self.settings.stage2_batch_size, "extra_products": self.settings.extra_products}
-        budget = {"fusion": fusion, "steps": steps, **sizes}
-        options = {**self.settings.stage2_options, **own}
-        return self._train("stage2", base, name, optimization, budget, options)
+                yield (aligned := self._train("stage1", self.base, "stage1", first, {}))
+                yield self._train("stage2", aligned[0], folder, second, {**own, "fusion": fusion})
 
     def _train(
         self,
@@ -197,11 +185,25 @@ class _Planner:
         base: _Trained,
         name: str,
         optimization: Optimization,
-        budget: dict[str, Any],
-        options: dict[str, Any],
+        own: Mapping[str, Any],
     ) -> tuple[_Trained, AblationStep]:
         settings, folder = self.settings, self.settings.output / f"seed{self.seed}" / name
-        trained = self._trained(base, folder, optimization)
+        if recipe == "stage1":
+            options = settings.stage1_options
+            budget: dict[str, Any] = {"steps": settings.stage1_steps, "batch_size": settings.batch_size}
+        else:
+            options = settings.stage2_options
+            budget = {"fusion": "", "steps": settings.stage2_steps, "batch_size": settings.stage2_batch_size}
+            budget["extra_products"] = settings.extra_products
+        # A cache refuses the features of another encoder, so that each state of the encoder needs a folder of its own.
+        if optimization.vision_learning_rate > 0:
+            lower = settings.freeze_vision_blocks
+            cache, blocks = (f"lower_{lower}_blocks", lower) if lower else (None, None)
+            trained = replace(base, folder=str(folder), cache=cache, blocks=blocks, moved=True)
+        else:
+            # What stage 1 has trained is frozen whole in stage 2: features that the later runs of this seed share.
+            cache = "_".join(Path(base.folder).parts[-2:]) if base.moved else base.cache
+            trained = replace(base, folder=str(folder), cache=cache, blocks=base.all_blocks)
         flags = {
             "catalogue": settings.catalogue_source,
             "base": base.folder,
@@ -216,19 +218,10 @@ class _Planner:
             "validate_every": settings.validate_every,
             **_dotted("hardware", settings.hardware),
             **options,
+            **own,
             "seed": self.seed,
         }
         return trained, AblationStep(recipe, _flags(flags), self.variant.name, self.seed, folder, model=base.folder)
-
-    def _trained(self, base: _Trained, folder: Path, optimization: Optimization) -> _Trained:
-        # A cache refuses the features of another encoder, so that each state of the encoder needs a folder of its own.
-        if optimization.vision_learning_rate > 0:
-            lower = self.settings.freeze_vision_blocks
-            cache, blocks = (f"lower_{lower}_blocks", lower) if lower else (None, None)
-            return replace(base, folder=str(folder), cache=cache, blocks=blocks, moved=True)
-        # What stage 1 has trained is frozen whole in stage 2: features that the later runs of this seed share.
-        cache = "_".join(Path(base.folder).parts[-2:]) if base.moved else base.cache
-        return replace(base, folder=str(folder), cache=cache, blocks=base.all_blocks)
 
     def _evaluation(self, trained: _Trained, perturbation: Perturbation) -> AblationStep:
         settings = self.settings
@@ -243,10 +236,8 @@ class _Planner:
             "perturb": perturbation,
             "seed": self.seed or 0,
         }
-        if settings.product_slices:
-            flags["product_slices"] = list(settings.product_slices)
-        if settings.label_source:
-            flags["label_source"] = settings.label_source
+        optional = {"product_slices": list(settings.product_slices), "label_source": settings.label_source}
+        flags |= {name: value for name, value in optional.items() if value}
         if self.variant.name == ROUTED_EQUAL_BYTES and settings.embedding_dim is not None:
             # What an equal number of bytes costs is the question, whether or not the model was trained for it.
             flags |= {"truncate_dim": settings.embedding_dim // len(VIEWS), "allow_untrained_width": True}
@@ -265,10 +256,6 @@ class _Planner:
             model=trained.folder,
             perturbation=perturbation,
         )
-
-
-def _untrained(base: str, cache: str, blocks: int | None) -> _Trained:
-    return _Trained(base, cache, blocks, blocks)
 
 
 def _dotted(prefix: str, settings: Any) -> dict[str, Any]:

@@ -108,8 +108,7 @@ def model_digest(model: str | None) -> str:
     for path in sorted([*Path(model).glob("*.safetensors"), *Path(model).glob("*config.json")]):
         digest.update(path.name.encode())
         with path.open("rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
-                digest.update(block)
+            hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()
 
 

@@ -9,7 +9,7 @@ import regex
 import torch
 from torch import Tensor
 
-from mmfusion.evaluation.ranking import TieOrder
+from mmfusion.evaluation.ranking import TieOrder, check_sizes
 
 _QUERY_CHUNK_SCORES = 8_000_000
 
@@ -148,8 +148,7 @@ def rank_bm25(
     order = TieOrder(product_ids)
     if len(order) != len(product_texts):
         raise ValueError(f"{len(product_texts)} product texts for {len(order)} product ids; pass one each")
-    if k < 1:
-        raise ValueError(f"k={k}: must be at least 1")
+    check_sizes(k=k)
     product_words = [tokenize(text) for text in product_texts]
     scores = torch.full((len(queries), k), -torch.inf)
     columns = torch.full((len(queries), k), -1, dtype=torch.int64)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 GAIN = "linear (gain = grade, an unjudged product has grade 0)"
+PER_QUERY = ".per_query.parquet"
 METRICS = ("recall@100", "ndcg@10")
 """The two metrics of every table and comparison."""
 
@@ -136,15 +137,20 @@ class Evaluation:
         Raises:
             FileNotFoundError: The folder holds no evaluation of that name.
         """
-        numbers, per_query = _paths(folder, name)
-        if not numbers.is_file():
-            raise FileNotFoundError(
-                f"no evaluation {name!r} in {folder}: {numbers.name} is missing; run the evaluation"
-            )
+        numbers, per_query = paths = _paths(folder, name)
+        if missing := [path.name for path in paths if not path.is_file()]:
+            raise FileNotFoundError(f"no evaluation {name!r} in {folder}: {missing[0]} is missing; evaluate first")
         fields = json.loads(numbers.read_text("utf-8"))
         fields["judgements_by_grade"] = {int(grade): n for grade, n in fields["judgements_by_grade"].items()}
         fields["slices"] = [Slice(**part) for part in fields["slices"]]
         return cls(**fields, per_query=pq.read_table(per_query))
+
+
+def saved_evaluations(folder: str | Path) -> list[str]:
+    """Names of the evaluations in a folder, oldest first."""
+    paths = sorted(Path(folder).glob(f"*{PER_QUERY}"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    names = [path.name.removesuffix(PER_QUERY) for path in paths]
+    return [name for name in names if (Path(folder) / f"{name}.json").is_file()]
 
 
 def check_alike(evaluations: Sequence[Evaluation], names: Sequence[str] = CONDITIONS) -> None:
@@ -168,4 +174,4 @@ def check_alike(evaluations: Sequence[Evaluation], names: Sequence[str] = CONDIT
 def _paths(folder: str | Path, name: str) -> list[Path]:
     if not name or name in (".", "..") or any(character in name for character in "/\\\0"):
         raise ValueError(f"evaluation name {name!r} cannot name a file; pass save(folder, name) a plain file name")
-    return [Path(folder) / f"{name}{ending}" for ending in (".json", ".per_query.parquet")]
+    return [Path(folder) / f"{name}{ending}" for ending in (".json", PER_QUERY)]

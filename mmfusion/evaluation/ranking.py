@@ -48,16 +48,13 @@ def rank(
     >>> rank(queries, products, k=3, product_ids=["10", "9", "1"])[1]
     tensor([[2, 1, 0]])
     """
+    check_sizes(k=k, query_chunk=query_chunk, product_chunk=product_chunk)
     _check_embeds(query_embeds, product_embeds)
     order = TieOrder(product_ids)
     if len(order) != product_embeds.shape[0]:
         raise ValueError(f"{len(order)} product ids for {product_embeds.shape[0]} product embeddings; pass one each")
     num_queries, num_products = query_embeds.shape[0], product_embeds.shape[0]
-    keys = torch.empty(num_queries, min(_at_least_one(k, "k"), num_products), dtype=torch.int64)
-    query_chunk, product_chunk = (
-        _at_least_one(query_chunk, "query_chunk"),
-        _at_least_one(product_chunk, "product_chunk"),
-    )
+    keys = torch.empty(num_queries, min(k, num_products), dtype=torch.int64)
     for first in range(0, num_queries, query_chunk):
         queries = _chunk(query_embeds, first, query_chunk, device, "query")
         best = torch.empty(queries.shape[0], 0, dtype=torch.int64, device=device)
@@ -134,18 +131,19 @@ class TieOrder:
             raise ValueError(f"scores for {scores.shape[1]} products, but there are {len(self)} product ids")
         if bool(scores.isnan().any()):
             raise ValueError(f"row {int(scores.isnan().any(dim=1).nonzero()[0, 0])} of the scores holds a NaN")
-        keys = self.largest_keys(scores, _at_least_one(k, "k"))
-        return self.unpack(_largest(keys, k).cpu(), k)
+        check_sizes(k=k)
+        return self.unpack(_largest(self.largest_keys(scores, k), k).cpu(), k)
 
 
 def _largest(keys: Tensor, k: int) -> Tensor:
     return keys.topk(min(k, keys.shape[1]), dim=1).values
 
 
-def _at_least_one(value: int, name: str) -> int:
-    if value < 1:
-        raise ValueError(f"{name}={value}: must be at least 1")
-    return value
+def check_sizes(**sizes: int) -> None:
+    """Raises a ValueError for a size below 1."""
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1")
 
 
 def _check_embeds(query_embeds: Embeds, product_embeds: Embeds) -> None:

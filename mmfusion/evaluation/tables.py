@@ -298,22 +298,17 @@ def ablation_csv(rows: Sequence[Row], perturbed: Sequence[dict[str, Any]]) -> st
         for found in row.compared:
             cells = [row.name, "none", found.column, found.value, found.metric]
             wrong = not found.column and found.metric in row.out_of_order()
-            intervals = [_number(x) for gain in (found.before, found.reference) for x in _ends(gain)]
+            gains = (found.before, found.reference)
+            intervals = [
+                number for gain in gains for number in ((gain.difference, gain.low, gain.high) if gain else [None] * 3)
+            ]
             status = "out of order" if wrong else "run"
-            table.append([*cells, "mean", _number(found.mean), status, row.before, *intervals])
-            table += [[*cells, seed, _number(value), "run"] for seed, value in found.by_seed.items()]
+            table.append([*cells, "mean", found.mean, status, row.before, *intervals])
+            table += [[*cells, seed, value, "run"] for seed, value in found.by_seed.items()]
     for part in perturbed:
         cells = [part["variant"], part["perturbation"], "", ""]
-        table += [[*cells, metric, "mean", _number(value), "run"] for metric, value in part["means"].items()]
-    return csv_text(table)
-
-
-def _ends(found: PairedDifference | None) -> tuple[float | None, ...]:
-    return (None, None, None) if found is None else (found.difference, found.low, found.high)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.6f}"
+        table += [[*cells, metric, "mean", value, "run"] for metric, value in part["means"].items()]
+    return csv_text([f"{cell:.6f}" if isinstance(cell, float) else cell for cell in row] for row in table)
 
 
 # ---------------------------------------------------------------- pages

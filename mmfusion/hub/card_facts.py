@@ -120,7 +120,10 @@ def read_facts(folder: str | Path) -> ModelFacts:
     if not columns or not all(name.isidentifier() for name in columns):
         place = f"{folder / 'processor_config.json'}, field 'product_template'"
         raise CardError(f"the value is {template!r}", place, "use plain column names")
-    return ModelFacts(config, sum(_numbers_in(path) for path in _weights(folder)), columns)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise CardError("there are no weights (*.safetensors) in it", str(folder), _REMEDY)
+    return ModelFacts(config, sum(_numbers_in(path) for path in weights), columns)
 
 
 def weights_tag(fingerprint: str) -> str:
@@ -205,13 +208,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         nested = isinstance(value, dict) and not name.endswith("_config")
         found.update(_flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value})
     return found
-
-
-def _weights(folder: Path) -> list[Path]:
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise CardError("there are no weights (*.safetensors) in it", str(folder), _REMEDY)
-    return files
 
 
 def _numbers_in(path: Path) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ import pyarrow.compute as pc
 
 from mmfusion.evaluation import METRICS, Evaluation, ModalityAgreement, PairedDifference, paired_bootstrap
 from mmfusion.evaluation.comparison import Ablation
-from mmfusion.evaluation.evaluation import CONDITIONS
+from mmfusion.evaluation.evaluation import CONDITIONS, PER_QUERY, saved_evaluations
 from mmfusion.evaluation.tables import (
     Cell,
     differences_table,
@@ -27,10 +26,7 @@ from mmfusion.evaluation.tables import (
 )
 from mmfusion.hub.private import CardError
 
-_OPTIONAL = {"gain", "label_source", "provenance", "per_query"}
-_REQUIRED = tuple(field.name for field in dataclasses.fields(Evaluation) if field.name not in _OPTIONAL)
 _AGAIN = "write it again with `mmfusion evaluate`"
-_ENDING = ".per_query.parquet"
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,12 +96,6 @@ class Measured:
     own: Result
     others: tuple[Result, ...]
     changed: tuple[Result, ...]
-
-    def perturbed(self) -> list[Result]:
-        return [result for result in self.changed if result.perturbation != "none"]
-
-    def shortened(self) -> list[Result]:
-        return [result for result in self.changed if result.perturbation == "none"]
 
     def results_table(self) -> str:
         """This model beside the others, with intervals."""
@@ -264,9 +254,8 @@ def check_number(value: Any, low: float, high: float, place: str, remedy: str) -
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        found = [p.with_name(f"{p.name.removesuffix(_ENDING)}.json") for p in path.glob(f"*{_ENDING}")]
-        if files := sorted((file for file in found if file.is_file()), key=lambda f: (f.stat().st_mtime_ns, f.name)):
-            return files
+        if names := saved_evaluations(path):
+            return [path / f"{name}.json" for name in names]
         raise CardError("this folder holds no evaluation", str(path), f"run `mmfusion evaluate --output {path}`")
     if not path.is_file():
         raise CardError("there is no such file or folder", str(path), "give a result file (NAME.json) or its folder")
@@ -276,13 +265,6 @@ def _files(path: Path) -> list[Path]:
 
 
 def _read(path: Path, dataset: str | None) -> Result:
-    fields = read_json(path, _AGAIN)
-    per_query = path.with_name(f"{path.stem}{_ENDING}")
-    if missing := [name for name in _REQUIRED if name not in fields]:
-        raise CardError("the field is missing", f"{path}, field {missing[0]!r}", _AGAIN)
-    if not per_query.is_file():
-        problem = f"{per_query.name} is missing beside it"
-        raise CardError(problem, str(path), "copy it there; intervals need its queries")
     try:
         evaluation = Evaluation.load(path.parent, path.stem)
     except (TypeError, KeyError, ValueError, AttributeError, OSError) as error:
@@ -327,7 +309,7 @@ def _check_numbers(evaluation: Evaluation, path: Path) -> None:
         found = pc.mean(evaluation.per_query[metric]).as_py() if known else None
         # A number that was typed into the JSON file is not a measured one.
         if said is not None and (found is None or abs(found - said) > 1e-6):
-            problems[f"means.{metric}"] = f"says {said}, but the mean of {path.stem}{_ENDING} is {found}"
+            problems[f"means.{metric}"] = f"says {said}, but the mean of {path.stem}{PER_QUERY} is {found}"
     for field, problem in problems.items():
         raise CardError(problem, f"{path}, field {field!r}", _AGAIN)
 
