@@ -16,6 +16,9 @@ from mmfusion.evaluation.metrics import ndcg_at_k, recall_at_k
 from mmfusion.evaluation.ranking import rank
 from mmfusion.model.processing_mmfusion import is_missing
 
+Pool = Literal["split", "all"]
+"""Products that compete: those of the queries' split, or the whole catalogue."""
+
 PLACES = 100
 """Of a ranking: the largest cut-off of the metrics."""
 _NOT_RETRIEVED = np.iinfo(np.int64).max
@@ -36,7 +39,7 @@ def evaluate(
     catalogue: Catalogue,
     split: str = "test",
     *,
-    pool: Literal["split", "all"] = "split",
+    pool: Pool = "split",
     batch_size: int = 1_024,
     **options: Any,
 ) -> Evaluation:
@@ -72,7 +75,7 @@ def evaluate_pool(
     catalogue: Catalogue,
     split: str = "test",
     *,
-    pool: Literal["split", "all"] = "split",
+    pool: Pool = "split",
     relevant_grade: int | None = None,
     query_slices: Sequence[str] | None = None,
     product_slices: Sequence[str] = (),
