@@ -109,7 +109,7 @@ def _build_with_faiss(run: Run, embedded: EmbeddedCatalogue, metadata: pa.Table,
     index = ProductIndex.build(
         embedded.vectors(),
         embedded.column("product_id"),
-        model_fingerprint=embedded.manifest.made_of.model_fingerprint,
+        model_fingerprint=embedded.manifest.provenance.model_fingerprint,
         metadata=metadata,
         modality_weights=embedded.modality_weights(),
         factory=chosen.factory,
@@ -126,7 +126,7 @@ def _build_with_faiss(run: Run, embedded: EmbeddedCatalogue, metadata: pa.Table,
 def _sample(embedded: EmbeddedCatalogue) -> np.ndarray:
     """Vectors (M, D) float32 from all over the catalogue, which often is sorted by category."""
     step = -(-len(embedded) // TRAIN_SIZE)
-    sample = np.empty((-(-len(embedded) // step), embedded.manifest.made_of.dimension), np.float32)
+    sample = np.empty((-(-len(embedded) // step), embedded.manifest.provenance.dimension), np.float32)
     first = filled = 0
     for block in embedded.vectors():
         some = block[-first % step :: step]
@@ -139,7 +139,7 @@ def _build_in_milvus(embedded: EmbeddedCatalogue, metadata: pa.Table, uri: str, 
     with MilvusIndex.build(
         embedded.vectors(),
         embedded.column("product_id"),
-        model_fingerprint=embedded.manifest.made_of.model_fingerprint,
+        model_fingerprint=embedded.manifest.provenance.model_fingerprint,
         uri=uri,
         collection=config.collection,
         token=os.environ.get("MILVUS_TOKEN"),
@@ -155,9 +155,9 @@ def _choose(embedded: EmbeddedCatalogue, config: Config) -> Choice:
     if config.factory is not None:
         return Choice(config.factory, config.search_parameters or "", 0)
     budget = physical_memory() // 2 if config.memory_gib is None else int(config.memory_gib * 2**30)
-    made_of = embedded.manifest.made_of
-    bits = {"binary": 1, "int8": 8}.get(made_of.vector_type, 32)
-    return choose_index(len(embedded), made_of.dimension, budget, bits=bits)
+    provenance = embedded.manifest.provenance
+    bits = {"binary": 1, "int8": 8}.get(provenance.vector_type, 32)
+    return choose_index(len(embedded), provenance.dimension, budget, bits=bits)
 
 
 def _metadata(catalogue: Catalogue, embedded: EmbeddedCatalogue) -> pa.Table:

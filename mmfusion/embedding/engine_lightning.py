@@ -39,10 +39,10 @@ def embed_with_lightning(job: EmbeddingJob, trainer: L.Trainer) -> EmbeddedCatal
     Raises:
         ValueError: The trainer has another precision than the job.
     """
-    if trainer.precision != job.made_of.precision:
+    if trainer.precision != job.provenance.precision:
         # Lightning takes another one and says so in a warning only.
         raise ValueError(
-            f"hardware.precision is {job.made_of.precision}, which {type(trainer.accelerator).__name__} does not "
+            f"hardware.precision is {job.provenance.precision}, which {type(trainer.accelerator).__name__} does not "
             f"support; give {trainer.precision}."
         )
     trainer.predict(ProductEmbedder(job), return_predictions=False)
@@ -95,7 +95,7 @@ class ProductEmbedder(L.LightningModule):
         self._done.append(embed_batch(self.model, batch, job.settings.truncate_dim))
         if sum(len(rows) for rows, _, _ in self._done) == len(shard.places):
             ids, contents = job.ids(shard.places).to_pylist(), job.contents[shard.places]
-            write_batches(job.folder / shard.name, job.made_of, ids, contents, self._done)
+            write_batches(job.folder / shard.name, job.provenance, ids, contents, self._done)
             self._done = []
         self._bar.update(len(self._batches[batch_idx][1]))
         return len(self._batches[batch_idx][1])

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from mmfusion.embedding.job import EmbeddingJob, NewShard, embed_batch, product_loader, shard_batches, write_batches
-from mmfusion.embedding.shards import EmbeddedCatalogue, MadeOf, ShardError, shard_name
+from mmfusion.embedding.shards import EmbeddedCatalogue, Provenance, ShardError, shard_name
 from mmfusion.model.errors import MMFusionError
 
 log = logging.getLogger(__name__)
@@ -70,9 +70,9 @@ def embed_with_ray(
     if shards:
         cpus = workers * (threads + job.settings.num_workers)
         with ray_cluster(cpus) as ray:
-            kind = _accelerator(ray, accelerator, workers, job.made_of.precision)
+            kind = _accelerator(ray, accelerator, workers, job.provenance.precision)
             _warn_of_waiting(ray, kind.upper(), workers if kind == "gpu" else cpus)
-            _compute(ray, job, shards, (load, job.folder, job.made_of, kind, threads), workers)
+            _compute(ray, job, shards, (load, job.folder, job.provenance, kind, threads), workers)
     return job.finish()
 
 
@@ -145,14 +145,14 @@ class ShardWorker:
     Attributes:
         load: Makes the job, wherever the worker is.
         folder: Folder of the job, on a file system that all workers share.
-        made_of: What the vectors depend on, as the driver found it.
+        provenance: What the vectors depend on, as the driver found it.
         accelerator: `cpu` or `gpu`.
         threads: Threads of the forward pass.
     """
 
     load: Callable[[], EmbeddingJob]
     folder: Path
-    made_of: MadeOf
+    provenance: Provenance
     accelerator: str
     threads: int
     job: EmbeddingJob | None = None
@@ -173,16 +173,16 @@ class ShardWorker:
         disable_progress_bar()
         torch.set_num_threads(self.threads)
         job = self.load()
-        if job.made_of != self.made_of:
+        if job.provenance != self.provenance:
             raise ShardError(
-                f"the model, or what prepares photos, differs here ({job.made_of}) from that on the driver "
-                f"({self.made_of}); have the same files and packages on all machines"
+                f"the model, or what prepares photos, differs here ({job.provenance}) from that on the driver "
+                f"({self.provenance}); have the same files and packages on all machines"
             )
         # An environment of its own, as schedulers such as SLURM describe the cluster rather than this one device.
         self.fabric = Fabric(
             accelerator=self.accelerator,
             devices=1,
-            precision=self.made_of.precision,  # type: ignore[arg-type]
+            precision=self.provenance.precision,  # type: ignore[arg-type]
             plugins=[LightningEnvironment()],
         )
         self.model = self.fabric.to_device(job.model)
@@ -192,7 +192,7 @@ class ShardWorker:
         rows = np.frombuffer(item["rows"], np.int64)
         contents = np.frombuffer(item["contents"], np.uint64).reshape(len(rows), 2)
         ids = job.catalogue.product_ids[rows].tolist() if rows[-1] < len(job.catalogue.products) else []
-        if shard_name(job.made_of, ids, contents) != item["name"]:
+        if shard_name(job.provenance, ids, contents) != item["name"]:
             raise ShardError(
                 f"the products of {job.catalogue.source} differ from those on the driver; run the same command again, "
                 "which follows the change"
@@ -202,7 +202,7 @@ class ShardWorker:
         for batch in product_loader(job.table, batches, job.settings.num_workers):
             with torch.inference_mode(), self.fabric.autocast():
                 done.append(embed_batch(self.model, self.fabric.to_device(batch), job.settings.truncate_dim))
-        write_batches(job.folder / item["name"], job.made_of, ids, contents, done)
+        write_batches(job.folder / item["name"], job.provenance, ids, contents, done)
 
 
 def forget_tries(folder: Path) -> None:

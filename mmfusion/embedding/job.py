@@ -22,8 +22,8 @@ from mmfusion.embedding.shards import (
     SCHEMA_VERSION,
     EmbeddedCatalogue,
     FloatArray,
-    MadeOf,
     Manifest,
+    Provenance,
     ShardError,
     VectorType,
     check_binary,
@@ -88,7 +88,7 @@ class EmbeddingJob:
     """Brings a folder of embedded products up to date with a catalogue: `find`, then an engine, then `finish`.
 
     Attributes:
-        made_of: What the vectors depend on beside the products.
+        provenance: What the vectors depend on beside the products.
         contents: (P, 2) digests of what the products show; set by `find`, or by an engine on other ranks.
     """
 
@@ -135,7 +135,7 @@ class EmbeddingJob:
         self.table = ProductTable(catalogue, processor)
         self.lengths = text_lengths(catalogue, processor.template_columns)
         self.table.photos &= looks_at_photos(model, self.lengths[rows])
-        self.made_of = describe(model, processor, settings, precision)
+        self.provenance = describe(model, processor, settings, precision)
 
     def ids(self, places: npt.NDArray[np.int64] | slice = slice(None)) -> pa.ChunkedArray:
         """Ids of the products at some places of the job, in Arrow: Python objects would take ten times the bytes."""
@@ -182,7 +182,7 @@ class EmbeddingJob:
         entries = tuple(self._checked.get(path.name) or entry_of(path) for path in shards)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
-            made_of=self.made_of,
+            provenance=self.provenance,
             model=self.model_name,
             model_revision=getattr(self.model.config, "_commit_hash", None),
             catalogue=self.catalogue.name,
@@ -218,16 +218,16 @@ class EmbeddingJob:
             for start in range(0, len(missing), self.settings.shard_size)
         ]
         return old, [
-            NewShard(shard_name(self.made_of, self.ids(cut).to_pylist(), self.contents[cut]), cut) for cut in cuts
+            NewShard(shard_name(self.provenance, self.ids(cut).to_pylist(), self.contents[cut]), cut) for cut in cuts
         ]
 
     def _found_again(self) -> list[tuple[Path, npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
         """Shards; for each row, the place of its product in the job (0: none), and whether it is there, unchanged."""
         paths, ids, contents = sorted(self.folder.glob("shard-*.parquet")), [], []
         for path in paths:
-            made_of, table = read_shard(path, ["product_id", "content"])
-            if made_of != self.made_of:
-                pairs = ((name, getattr(made_of, name), value) for name, value in vars(self.made_of).items())
+            provenance, table = read_shard(path, ["product_id", "content"])
+            if provenance != self.provenance:
+                pairs = ((name, getattr(provenance, name), value) for name, value in vars(self.provenance).items())
                 changed = ", ".join(f"{name} was {old!r}, now {new!r}" for name, old, new in pairs if old != new)
                 raise ShardError(
                     f"{self.folder} holds vectors that were made otherwise ({changed}), and queries fit one model "
@@ -249,13 +249,15 @@ class EmbeddingJob:
         if shard.keep.all():
             return shard.path
         table = read_shard(shard.path)[1].filter(pa.array(shard.keep))
-        name = shard_name(self.made_of, table.column("product_id").to_pylist(), read_contents(table))
+        name = shard_name(self.provenance, table.column("product_id").to_pylist(), read_contents(table))
         if not (self.folder / name).exists():
             write_table(self.folder / name, table)
         return self.folder / name
 
 
-def describe(model: MMFusionModel, processor: MMFusionProcessor, settings: EmbeddingSettings, precision: str) -> MadeOf:
+def describe(
+    model: MMFusionModel, processor: MMFusionProcessor, settings: EmbeddingSettings, precision: str
+) -> Provenance:
     """What vectors depend on beside the products; `precision` is that of the forward pass, as Lightning names it."""
     config = model.config
     check_width(config, settings.truncate_dim, settings.allow_untrained_width)
@@ -267,7 +269,7 @@ def describe(model: MMFusionModel, processor: MMFusionProcessor, settings: Embed
                 "their lengths; use int8, or a model without a router."
             )
         check_binary(dimension)
-    return MadeOf(
+    return Provenance(
         model_fingerprint=model_fingerprint(model, processor),
         image_backend=type(processor.image_processor).__name__,
         precision=precision,
@@ -312,9 +314,9 @@ def embed_batch(model: MMFusionModel, batch: dict[str, Any], truncate_dim: int |
 
 
 def write_batches(
-    path: Path, made_of: MadeOf, ids: list[str], contents: Digests, batches: Sequence[EmbeddedBatch]
+    path: Path, provenance: Provenance, ids: list[str], contents: Digests, batches: Sequence[EmbeddedBatch]
 ) -> None:
     """Writes a shard from all of its batches, whole or not at all; errors are those of `write_shard`."""
     rows, vectors, weights = (np.concatenate(part) for part in zip(*batches, strict=True))
     order = np.argsort(rows)
-    write_shard(path, made_of, ids, contents, vectors[order], weights[order])
+    write_shard(path, provenance, ids, contents, vectors[order], weights[order])

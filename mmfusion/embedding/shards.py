@@ -19,7 +19,7 @@ from mmfusion.retrieval.products import MODALITIES, weights_column
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-_MADE_OF = b"mmfusion.made_of"
+_PROVENANCE = b"mmfusion.made_of"
 _ARROW_TYPES = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "binary": pa.uint8()}
 
 VectorType = Literal["float32", "float16", "int8", "binary"]
@@ -76,8 +76,8 @@ def check_binary(dimension: int) -> None:
 
 
 @dataclass(frozen=True)
-class MadeOf:
-    """What vectors depend on beside the product. A folder holds vectors of one `MadeOf` only.
+class Provenance:
+    """What vectors depend on beside the product. A folder holds vectors of one `Provenance` only.
 
     Attributes:
         model_fingerprint: Of weights, config and preprocessing.
@@ -94,24 +94,24 @@ class MadeOf:
     vector_type: VectorType
 
 
-def shard_name(made_of: MadeOf, ids: Sequence[str], contents: Digests) -> str:
+def shard_name(provenance: Provenance, ids: Sequence[str], contents: Digests) -> str:
     """File name of a shard: a hash of all that its vectors depend on, except the batches they were computed in."""
-    digest = hashlib.sha256(json.dumps([asdict(made_of), list(ids)]).encode())
+    digest = hashlib.sha256(json.dumps([asdict(provenance), list(ids)]).encode())
     digest.update(np.ascontiguousarray(contents).tobytes())
     return f"shard-{digest.hexdigest()[:24]}.parquet"
 
 
 def write_shard(
-    path: Path, made_of: MadeOf, ids: Sequence[str], contents: Digests, vectors: FloatArray, weights: FloatArray
+    path: Path, provenance: Provenance, ids: Sequence[str], contents: Digests, vectors: FloatArray, weights: FloatArray
 ) -> None:
     """Writes a shard, whole or not at all.
 
     Args:
         path: The file.
-        made_of: What the vectors depend on.
+        provenance: What the vectors depend on.
         ids: N product ids.
         contents: (N, 2) uint64 digests.
-        vectors: (N, D) float32, packed as `made_of` says.
+        vectors: (N, D) float32, packed as `provenance` says.
         weights: (N, 2) float32, shares of text and photo.
 
     Raises:
@@ -123,8 +123,8 @@ def write_shard(
             f"the vector of product {ids[int(finite.argmin())]!r} holds a NaN or an infinite number; check the "
             "model and this product, or embed with --hardware.precision 32-true"
         )
-    packed = pack(vectors, made_of.vector_type)
-    flat = pa.array(packed.values.reshape(-1), _ARROW_TYPES[made_of.vector_type])
+    packed = pack(vectors, provenance.vector_type)
+    flat = pa.array(packed.values.reshape(-1), _ARROW_TYPES[provenance.vector_type])
     columns = {
         "product_id": pa.array(list(ids), pa.string()),
         "content": pa.array([row.tobytes() for row in contents], pa.binary(16)),
@@ -133,7 +133,7 @@ def write_shard(
     if packed.scale is not None:
         columns["scale"] = pa.array(packed.scale)
     columns["modality_weights"] = weights_column(weights)
-    write_table(path, pa.table(columns).replace_schema_metadata({_MADE_OF: json.dumps(asdict(made_of)).encode()}))
+    write_table(path, pa.table(columns).replace_schema_metadata({_PROVENANCE: json.dumps(asdict(provenance)).encode()}))
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -143,7 +143,7 @@ def write_table(path: Path, table: pa.Table) -> None:
         pq.write_table(table, file, compression="none", use_dictionary=False)
 
 
-def read_shard(path: Path, columns: list[str] | None = None) -> tuple[MadeOf, pa.Table]:
+def read_shard(path: Path, columns: list[str] | None = None) -> tuple[Provenance, pa.Table]:
     """What the vectors of a shard depend on, and its columns.
 
     Raises:
@@ -151,7 +151,7 @@ def read_shard(path: Path, columns: list[str] | None = None) -> tuple[MadeOf, pa
     """
     try:
         table = pq.read_table(path, columns=columns)
-        return MadeOf(**json.loads(table.schema.metadata[_MADE_OF])), table
+        return Provenance(**json.loads(table.schema.metadata[_PROVENANCE])), table
     except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
         raise ShardError(
             f"{path} is damaged, or no shard of embedded products ({error}); remove it and run mmfusion embed again"
@@ -184,7 +184,7 @@ class Manifest:
 
     Attributes:
         schema_version: Version of the folder's layout.
-        made_of: What the vectors depend on beside the products.
+        provenance: What the vectors depend on beside the products.
         model: Folder name or Hub id of the model.
         model_revision: Commit of the model on the Hub, or None.
         catalogue: Folder name or Hub id of the catalogue.
@@ -196,7 +196,7 @@ class Manifest:
     """
 
     schema_version: int
-    made_of: MadeOf
+    provenance: Provenance
     model: str
     model_revision: str | None
     catalogue: str
@@ -208,7 +208,8 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Replaces the manifest of a folder."""
-        replace_text(folder / MANIFEST, json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
+        fields = {"made_of" if name == "provenance" else name: value for name, value in asdict(self).items()}
+        replace_text(folder / MANIFEST, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
 
 
 class EmbeddedCatalogue:
@@ -234,7 +235,7 @@ class EmbeddedCatalogue:
             version = fields["schema_version"]
             if version == SCHEMA_VERSION:
                 shards = tuple(ShardEntry(**entry) for entry in fields.pop("shards"))
-                manifest = Manifest(made_of=MadeOf(**fields.pop("made_of")), shards=shards, **fields)
+                manifest = Manifest(provenance=Provenance(**fields.pop("made_of")), shards=shards, **fields)
                 return cls(Path(folder), manifest)
         except (ValueError, KeyError, TypeError) as error:
             raise ShardError(f"{path} is damaged ({error!r}); remove it and run mmfusion embed again") from error
@@ -268,7 +269,7 @@ class EmbeddedCatalogue:
 
     def vectors(self) -> Iterator[FloatArray]:
         """Vectors (n, D) float32, shard by shard."""
-        kind = self.manifest.made_of.vector_type
+        kind = self.manifest.provenance.vector_type
         for table in self.shards(["vector", "scale"] if kind == "int8" else ["vector"]):
             values = table.column("vector").combine_chunks().flatten().to_numpy(zero_copy_only=False)
             scale = table.column("scale").to_numpy() if kind == "int8" else None

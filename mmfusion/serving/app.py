@@ -95,7 +95,7 @@ class SearchService:
             middleware=[Middleware(Observed, metrics=self.metrics)],
             exception_handlers=dict.fromkeys(
                 (HTTPException, ValidationError, ClientDisconnect, MilvusError, QueueFullError, TimeoutError),
-                self._refuse,
+                self._explain,
             ),
             lifespan=self._lifespan,
         )
@@ -178,7 +178,7 @@ class SearchService:
         except MilvusError:
             return float("nan")
 
-    async def _refuse(self, request: Request, error: Exception) -> Response:
+    async def _explain(self, request: Request, error: Exception) -> Response:
         headers: Mapping[str, str] | None = None
         match error:
             case HTTPException():

@@ -78,9 +78,9 @@ def prepare(arguments: argparse.Namespace) -> dict[str, Any]:
         "noise": arguments.noise,
         "seed": arguments.seed,
         "queries": arguments.queries,
-        "dimension": arguments.dimension or embedded.manifest.made_of.dimension,
+        "dimension": arguments.dimension or embedded.manifest.provenance.dimension,
         "asked": "queries of the catalogue" if arguments.catalogue else "products that were held out and perturbed",
-        "model_fingerprint": embedded.manifest.made_of.model_fingerprint,
+        "model_fingerprint": embedded.manifest.provenance.model_fingerprint,
     }
     noted = arguments.output / "settings.json"
     if noted.exists():

@@ -89,7 +89,7 @@ def main() -> None:
     table = metadata(arguments.catalogue, embedded, arguments.columns)
     ids = embedded.column("product_id").to_pylist()
     options: dict[str, Any] = {
-        "model_fingerprint": embedded.manifest.made_of.model_fingerprint,
+        "model_fingerprint": embedded.manifest.provenance.model_fingerprint,
         "metadata": table,
         "modality_weights": embedded.modality_weights(),
     }

@@ -97,7 +97,7 @@ def build_index(
         stored = EmbeddedCatalogue.open(embeddings)
         ids = products.column("product_id").combine_chunks()
         products = products.take(pc.index_in(stored.column("product_id"), value_set=ids))
-        fingerprint, weights = stored.manifest.made_of.model_fingerprint, stored.modality_weights()
+        fingerprint, weights = stored.manifest.provenance.model_fingerprint, stored.modality_weights()
         vectors = stored.vectors()
     return ProductIndex.build(
         vectors,

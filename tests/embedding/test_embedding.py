@@ -27,7 +27,7 @@ from mmfusion.commands import run_command
 from mmfusion.commands.embed import Config, main
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.toy_catalogue import write_toy_catalogue
-from mmfusion.embedding import EmbeddedCatalogue, MadeOf, ShardError, engine_lightning
+from mmfusion.embedding import EmbeddedCatalogue, Provenance, ShardError, engine_lightning
 from mmfusion.embedding.job import write_batches
 from mmfusion.embedding.shards import VECTOR_TYPES, pack, unpack, write_shard
 from mmfusion.model import MMFusionModel, MMFusionProcessor
@@ -218,10 +218,10 @@ def test_damage_is_found_and_mended(place: Path, finished: Path, tmp_path: Path)
 def test_vectors_of_two_models_are_never_in_one_folder(place: Path, finished: Path, tmp_path: Path) -> None:
     output = tmp_path / "embeddings"
     shutil.copytree(finished, output)
-    made_of = json.loads((output / "manifest.json").read_text())["made_of"]
+    provenance = json.loads((output / "manifest.json").read_text())["made_of"]
     (output / "manifest.json").unlink()
     # As if the model behind the same path had been trained again since.
-    other = json.dumps({**made_of, "model_fingerprint": "other"})
+    other = json.dumps({**provenance, "model_fingerprint": "other"})
     for path in output.glob("shard-*"):
         pq.write_table(pq.read_table(path).replace_schema_metadata({"mmfusion.made_of": other}), path)
     with pytest.raises(ShardError, match=r"model_fingerprint was 'other', now .*another --output"):
@@ -229,11 +229,11 @@ def test_vectors_of_two_models_are_never_in_one_folder(place: Path, finished: Pa
 
 
 def test_a_vector_that_is_no_number_is_refused_by_name(tmp_path: Path) -> None:
-    made_of = MadeOf("model", "Processor", "32-true", 2, "float16")
+    provenance = Provenance("model", "Processor", "32-true", 2, "float16")
     vectors = np.array([[1.0, 0.0], [np.nan, 0.0]], dtype=np.float32)
     contents, weights = np.zeros((2, 2), dtype=np.uint64), np.zeros((2, 2), dtype=np.float32)
     with pytest.raises(ShardError, match="product 'b'"):
-        write_shard(tmp_path / "shard-0.parquet", made_of, ["a", "b"], contents, vectors, weights)
+        write_shard(tmp_path / "shard-0.parquet", provenance, ["a", "b"], contents, vectors, weights)
     assert not list(tmp_path.iterdir())
 
 

@@ -199,7 +199,7 @@ def worker(place: Path, tmp_path: Path) -> tuple[ShardWorker, dict[str, Any]]:
     job = load_job(Config(**sources, shard_size=SHARD, batch_size=2), output)
     (item,) = [as_item(job, shard) for shard in job.find()[:1]]
     forget_tries(output)
-    return ShardWorker(lambda: job, output, job.made_of, "cpu", 1), item
+    return ShardWorker(lambda: job, output, job.provenance, "cpu", 1), item
 
 
 def test_a_shard_that_kills_workers_is_given_up(worker: tuple[ShardWorker, dict[str, Any]]) -> None:
@@ -218,7 +218,7 @@ def test_a_machine_without_the_output_folder_is_told(worker: tuple[ShardWorker, 
 
 def test_a_machine_with_another_model_is_told(worker: tuple[ShardWorker, dict[str, Any]]) -> None:
     embeds, item = worker
-    embeds.made_of = replace(embeds.made_of, model_fingerprint="other")
+    embeds.provenance = replace(embeds.provenance, model_fingerprint="other")
     assert "the model, or what prepares photos, differs here" in embeds(item)["error"]
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mmfusion.commands.index as index_command
-from mmfusion.embedding import EmbeddedCatalogue, MadeOf, Manifest
+from mmfusion.embedding import EmbeddedCatalogue, Manifest, Provenance
 from mmfusion.embedding.shards import entry_of, write_shard
 from mmfusion.retrieval import FilterError, ProductIndex, choose, choose_index, segment
 from mmfusion.retrieval.choose import physical_memory
@@ -377,15 +377,15 @@ def test_recall_is_measured_when_an_index_is_built() -> None:
 def test_the_recipe_samples_all_shards(
     count: int, at_most: int, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made_of, embeds = MadeOf("m", "b", "32-true", DIMENSION, "float32"), vectors(count)
+    provenance, embeds = Provenance("m", "b", "32-true", DIMENSION, "float32"), vectors(count)
     entries = []
     for first in range(0, count, 4):
         rows = np.arange(first, min(first + 4, count))
         path = tmp_path / f"{first}.parquet"
         contents, weights = np.zeros((len(rows), 2), np.uint64), np.ones((len(rows), 2), np.float32)
-        write_shard(path, made_of, list(map(str, rows)), contents, embeds[rows], weights)
+        write_shard(path, provenance, list(map(str, rows)), contents, embeds[rows], weights)
         entries.append(entry_of(path))
-    manifest = Manifest(1, made_of, "m", None, "c", None, count, tuple(entries), "test")
+    manifest = Manifest(1, provenance, "m", None, "c", None, count, tuple(entries), "test")
     monkeypatch.setattr(index_command, "TRAIN_SIZE", at_most)
     sample = index_command._sample(EmbeddedCatalogue(tmp_path, manifest))
     np.testing.assert_array_equal(sample, embeds[::step])
