@@ -21,7 +21,7 @@ from mmfusion.embedding.job import (
     write_batches,
 )
 from mmfusion.embedding.shards import EmbeddedCatalogue
-from mmfusion.training.stop_on_signal import STOPPED
+from mmfusion.training.checkpoints import STOPPED
 
 log = logging.getLogger(__name__)
 

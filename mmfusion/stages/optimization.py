@@ -43,13 +43,11 @@ class Optimization:
 
 def freeze_by_rate(model: MMFusionModel, settings: Optimization) -> None:
     """Turns gradients off in encoders whose learning rate is 0."""
-    if settings.text_learning_rate == 0:
-        for name in _TEXT_PARTS:
-            part = getattr(model, name)
-            if part is not None:
-                part.requires_grad_(False)
-    if settings.vision_learning_rate == 0:
-        model.vision_model.requires_grad_(False)
+    rates = {**dict.fromkeys(_TEXT_PARTS, settings.text_learning_rate), "vision_model": settings.vision_learning_rate}
+    for name, rate in rates.items():
+        part = getattr(model, name)
+        if part is not None and rate == 0:
+            part.requires_grad_(False)
 
 
 def parameter_groups(model: MMFusionModel, settings: Optimization) -> list[dict[str, Any]]:

@@ -5,8 +5,12 @@ import os
 import pickle
 import random
 import shutil
+import signal
+import subprocess
+import threading
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
@@ -16,6 +20,8 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from mmfusion.distributed import world_size
@@ -28,6 +34,8 @@ from mmfusion.training.run import list_checkpoints
 
 log = logging.getLogger(__name__)
 
+# EX_TEMPFAIL of sysexits.h: not done yet, try again.
+STOPPED = 75
 _KEPT = 2
 
 
@@ -150,13 +158,20 @@ class WholeCheckpointIO(TorchCheckpointIO):
             raise CheckpointNotWrittenError(cause.errno, cause.strerror, str(path)) from error
 
 
+# A Checkpoint, as Lightning calls these after all other callbacks: the state is then that of a finished step.
 class ResumeCheckpoint(Checkpoint):
-    """Writes a checkpoint every few optimizer steps, and keeps the last two.
+    """Writes a checkpoint every few optimizer steps, keeps the last two, and stops training upon a signal.
 
     Needs a trainer with a [`WholeCheckpointIO`]. When a checkpoint cannot be written, it logs a warning and training
     goes on: somebody may make room, and a disk that was full for a minute should not end a run of days. If the next
     one cannot be written either, training stops, so that at most twice the interval of work is lost. The older
     checkpoints stay until a new one is written.
+
+    When a signal has arrived at one of the ranks, training stops after the optimizer step, or the validation, with a
+    checkpoint, and the process ends with code `STOPPED`; the same command resumes exactly. A signal after the last step
+    changes nothing. The signals are SIGTERM and, in a SLURM job, SIGUSR1, which `sbatch --signal=SIGUSR1@120` sends
+    ahead of the time limit, and upon which the job is queued again. Lightning's own handlers are replaced: they write
+    from within a step, talk to other ranks from within a signal, and end with code 0.
 
     Unlike Lightning's `ModelCheckpoint` it has no state, so a checkpoint names no folder of the machine that wrote it
     and can be resumed in another one.
@@ -165,25 +180,46 @@ class ResumeCheckpoint(Checkpoint):
     def __init__(self, folder: Path, *, every: int) -> None:
         """Args: folder: Where to. every: Optimizer steps between checkpoints, at least 1."""
         self.folder, self.every = folder, every
-        self._last_step = 0
+        self._step = 0
         self._failed = False
+        self._received: signal.Signals | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # The step that training resumes from is in a checkpoint: a second one, written while gradients of the next step
-        # are accumulated, would lose these.
-        self._last_step = trainer.global_step
+        self._step = trainer.global_step
         self._remove_old(trainer)
+        if threading.current_thread() is threading.main_thread():
+            # Lightning puts back what was there before it when training ends.
+            signal.signal(signal.SIGTERM, self._note)
+            if SLURMEnvironment.detect():
+                signal.signal(signal.SIGUSR1, self._note)
+        # One that Lightning's handlers met while training was about to start.
+        if trainer.strategy.reduce_boolean_decision(trainer.received_sigterm, all=False):
+            self._stop(trainer, "before its first step")
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step % self.every == 0:
-            self.write_now(trainer)
-
-    def write_now(self, trainer: L.Trainer) -> bool:
-        """Writes a checkpoint of this step if there is none, and says whether there is one then."""
-        if trainer.global_step != self._last_step:
-            self._last_step = trainer.global_step
+        if trainer.global_step == self._step:
+            # Gradients of a step that is not finished are in no checkpoint.
+            return
+        self._step = trainer.global_step
+        stop = trainer.strategy.reduce_boolean_decision(self._received is not None, all=False)
+        stop = stop and self._step < trainer.max_steps
+        if stop or self._step % self.every == 0:
             self._write(trainer)
-        return not self._failed
+        if stop:
+            written = "" if not self._failed else "not "
+            self._stop(trainer, f"after step {self._step}, which is {written}in a checkpoint")
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self._received = signal.Signals(number)
+
+    def _stop(self, trainer: L.Trainer, when: str) -> None:
+        name = (self._received or signal.SIGTERM).name
+        if trainer.is_global_zero:
+            log.warning("%s: training stops %s; run the same command to resume", name, when)
+            if name != "SIGTERM":
+                _queue_again()
+        # Lightning's launcher takes a rank of its own that ends with another code than 0 for one that failed.
+        raise SIGTERMException(STOPPED if trainer.local_rank == 0 else 0)
 
     def _write(self, trainer: L.Trainer) -> None:
         reason = None
@@ -217,6 +253,15 @@ class ResumeCheckpoint(Checkpoint):
             # Away already where two processes see one folder.
             with suppress(FileNotFoundError):
                 path.unlink()
+
+
+def _queue_again() -> None:
+    job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ["SLURM_JOB_ID"])
+    task = os.environ.get("SLURM_ARRAY_TASK_ID")
+    try:
+        subprocess.run(["scontrol", "requeue", f"{job}_{task}" if task else job], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        log.warning("the job is not queued again (%s); submit it once more to resume", error)
 
 
 class RandomState(L.Callback):

@@ -135,7 +135,7 @@ class Plan:
             yield "micro-batch", f"{self.micro_batch:,} rows"
         tensors = in_words(self.step.batch_bytes)
         yield "largest batch", f"{_texts_and_photos(batch)} per device; {tensors} of tensors"
-        yield "step, at most", _contents(batch.times(ranks * self.accumulate))
+        yield "step, at most", _contents(Contents(*(ranks * self.accumulate * number for number in batch)))
         epoch = self.epoch
         how = "" if epoch.counted == epoch.batches else f" (estimated from {epoch.counted})"
         steps = math.ceil(epoch.batches / self.accumulate)

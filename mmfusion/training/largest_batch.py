@@ -1,8 +1,7 @@
 """The largest batch of an epoch, and what an epoch holds: rows, tokens and photos."""
 
-from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,8 +14,7 @@ _TEXTS = 20_000
 _CHARACTERS_PER_TOKEN = 8
 
 
-@dataclass(frozen=True)
-class Contents:
+class Contents(NamedTuple):
     """What is in one batch or more.
 
     Attributes:
@@ -31,17 +29,14 @@ class Contents:
     padded: float
     photos: float
 
-    def times(self, factor: float) -> "Contents":
-        return Contents(*(factor * value for value in vars(self).values()))
 
-
-@dataclass(frozen=True)
-class Epoch:
+class Epoch(NamedTuple):
     """An epoch over all ranks.
 
     Attributes:
         batches: Of each rank.
-        contents: Of all ranks; counted in `counted` of the batches.
+        counted: Batches that were counted; the contents are estimated from them.
+        contents: Of all ranks.
     """
 
     batches: int
@@ -104,8 +99,7 @@ class LargestBatch:
         counted = min(batches, max(1, _TEXTS // texts))
         places = np.linspace(0, batches - 1, counted).round().astype(int).tolist()
         found = [self.count(self._batch(index, rank)) for index in places for rank in range(self.ranks)]
-        whole = Contents(*np.sum([list(vars(one).values()) for one in found], axis=0).tolist())
-        return Epoch(batches, counted, whole.times(batches / counted))
+        return Epoch(batches, counted, Contents(*np.sum(found, axis=0) * batches / counted))
 
     def count(self, rows: PairRows) -> Contents:
         """What a batch holds; its texts are tokenised, its photos not read."""

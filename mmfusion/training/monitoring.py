@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import torch
@@ -71,7 +71,8 @@ class StepStatistics(L.Callback):
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         """Args: clock: Gives seconds; the one of the loader."""
         self.clock = clock
-        self._batches: deque[_Batch] = deque(maxlen=WINDOW)
+        # Samples, seconds of waiting and seconds in all, of each batch.
+        self._batches: deque[tuple[int, float, float]] = deque(maxlen=WINDOW)
         self._warmed_up = self._warned = False
 
     def on_before_optimizer_step(
@@ -88,7 +89,7 @@ class StepStatistics(L.Callback):
             return
         began, waited = trainer.train_dataloader.last_fetch  # type: ignore[union-attr]
         samples = len(batch["query_rows"]) * trainer.world_size
-        self._batches.append(_Batch(samples, waited, self.clock() - began))
+        self._batches.append((samples, waited, self.clock() - began))
         samples, waited, seconds = (sum(values) for values in zip(*self._batches, strict=True))
         speed = {"speed/samples_per_second": samples / seconds, "speed/data_wait": waited / seconds}
         pl_module.log_dict(speed, rank_zero_only=True)
@@ -101,12 +102,6 @@ class StepStatistics(L.Callback):
                 "--freeze_vision_blocks",
                 *(100 * waited / seconds, WINDOW),
             )
-
-
-class _Batch(NamedTuple):
-    samples: int
-    waited: float
-    seconds: float
 
 
 class InBatchAccuracy(L.Callback):

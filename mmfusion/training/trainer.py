@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from mmfusion.data.datamodule import MMFusionDataModule
 from mmfusion.model import MMFusionProcessor
@@ -28,7 +28,6 @@ from mmfusion.training.hardware import Hardware, PrepareModel, lightning_strateg
 from mmfusion.training.hub_checkpoints import HubCheckpoints, PushCheckpoints
 from mmfusion.training.monitoring import InBatchAccuracy, StepProgress, StepStatistics, draw_curves
 from mmfusion.training.run import Run, is_first_rank, step_of
-from mmfusion.training.stop_on_signal import StopOnSignal
 
 # Lightning and torch warn of what is meant to be so here: frozen parts in evaluation mode, few workers, short epochs,
 # checkpoints that are there to be resumed, perhaps without pushing them any more, outputs that nobody changes in place,
@@ -74,7 +73,6 @@ def build_trainer(
     for name, value in (("steps", steps), ("accumulate", accumulate), ("checkpoint_every", checkpoint_every)):
         if value < 1:
             raise ValueError(f"{name} is {value}; give at least 1.")
-    checkpoints = ResumeCheckpoint(run.checkpoints, every=checkpoint_every)
     trainer = L.Trainer(
         default_root_dir=run.folder,
         accelerator=hardware.accelerator,
@@ -101,8 +99,7 @@ def build_trainer(
             StepStatistics(),
             InBatchAccuracy(),
             *([PushCheckpoints(run, hub)] if hub is not None and hub.repo is not None else []),
-            checkpoints,
-            StopOnSignal(checkpoints),
+            ResumeCheckpoint(run.checkpoints, every=checkpoint_every),
         ],
         plugins=[WholeCheckpointIO()],
     )
@@ -152,12 +149,8 @@ def fit(
 def _loggers(run: Run, log_to: str) -> list[Logger]:
     loggers: list[Logger] = [CSVLogger(run.folder, name="logs")]
     if log_to == "tensorboard":
-        from lightning.pytorch.loggers import TensorBoardLogger
-
         loggers.append(TensorBoardLogger(run.folder, name="tensorboard"))
     if log_to == "wandb":
-        from lightning.pytorch.loggers import WandbLogger
-
         loggers.append(WandbLogger(save_dir=run.folder, project="mmfusion", name=run.folder.name))
     return loggers
 

@@ -13,9 +13,8 @@ import two_ranks_stop
 from processes import run_to_end, started
 
 from mmfusion.data.toy_catalogue import write_toy_catalogue
-from mmfusion.training.checkpoints import damage
+from mmfusion.training.checkpoints import STOPPED, damage
 from mmfusion.training.run import list_checkpoints
-from mmfusion.training.stop_on_signal import STOPPED
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 # Seconds after which a rank is taken to wait forever.

@@ -22,9 +22,14 @@ from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.files import move_files, replace_text, whole_file
 from mmfusion.stages import Stage1
 from mmfusion.training import RunError
-from mmfusion.training.checkpoints import CheckpointNotWrittenError, WholeCheckpointIO, damage, last_good_checkpoint
+from mmfusion.training.checkpoints import (
+    STOPPED,
+    CheckpointNotWrittenError,
+    WholeCheckpointIO,
+    damage,
+    last_good_checkpoint,
+)
 from mmfusion.training.full_disk import DiskFullError
-from mmfusion.training.stop_on_signal import STOPPED
 
 # Checkpoints of steps 3, 6 and 9.
 TRAINING: dict[str, Any] = {"steps": 10, "batch_size": 6, "checkpoint_every": 3, "validate_every": 100}
