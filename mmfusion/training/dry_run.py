@@ -87,7 +87,7 @@ def preflight(
     about = largest.count(rows), largest.epoch(), asked + len(data.val_rows) if asked else 0
     plan = Plan(run, stage, hardware, ranks, steps, accumulate, validate_every, *about)
     smaller, no_remedy = _smaller(stage, hardware, len(rows.products))
-    job = run.folder / "rehearsal"
+    job = run.folder / "dry_run"
     job.mkdir()
     real = _real_caches(data, run)
     torch.save(_Job(stage, data, hardware, rows, ranks, torch.get_num_threads(), real), job / "job")
@@ -144,10 +144,10 @@ def _too_much(micro_batch: int, pairs: int, step: Step) -> str:
 
 def _real_caches(data: MMFusionDataModule, run: Run) -> Path:
     """Where the training itself would have its caches."""
-    assert run.rehearsal_of is not None, "preflight is for a run that open_run made with dry_run"
+    assert run.planned_for is not None, "preflight is for a run that open_run made with dry_run"
     chosen = data._vision_cache or data._text_cache
     folder = run.folder if chosen is None else chosen[1]
-    return run.rehearsal_of / folder.relative_to(run.folder) if folder.is_relative_to(run.folder) else folder
+    return run.planned_for / folder.relative_to(run.folder) if folder.is_relative_to(run.folder) else folder
 
 
 # In a child process

@@ -95,13 +95,13 @@ class Plan:
 
     def __post_init__(self) -> None:
         self.micro_batch = self.stage.micro_batch
-        latest = Run(self.run.rehearsal_of or self.run.folder, {}).latest_checkpoint()
+        latest = Run(self.run.planned_for or self.run.folder, {}).latest_checkpoint()
         self.done = 0 if latest is None else step_of(latest)
 
     def lines(self) -> Iterator[str]:
         """Lines of the plan."""
         yield (
-            f"dry run of {self.run.record['recipe']}: this is the plan; nothing was written to {self.run.rehearsal_of}"
+            f"dry run of {self.run.record['recipe']}: this is the plan; nothing was written to {self.run.planned_for}"
         )
         yield ""
         for part in (self._parameters, self._batches, self._training, self._memory, self._disk):
@@ -187,10 +187,10 @@ class Plan:
         parts = {
             f"{_CHECKPOINTS} checkpoints": _CHECKPOINTS * (weights + state),
             "model": weights,
-            "catalogue and tiny encoders": _size(folder) - _size(folder / "rehearsal"),
+            "catalogue and tiny encoders": _size(folder) - _size(folder / "dry_run"),
             "caches": int(self.caches.bytes),
         }
-        output = self.run.rehearsal_of or folder
+        output = self.run.planned_for or folder
         # The folder, or the nearest one above it that is there.
         place = next(path for path in (output, *output.parents) if path.is_dir())
         needed, free = sum(parts.values()), shutil.disk_usage(place).free

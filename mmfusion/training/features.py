@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mmfusion.data.datamodule import MMFusionDataModule
     from mmfusion.stages import Optimization
 
-log = logging.getLogger("mmfusion")
+log = logging.getLogger(__name__)
 
 
 def cache_frozen(

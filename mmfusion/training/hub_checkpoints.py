@@ -61,7 +61,7 @@ class PushCheckpoints(L.Callback):
     the config and processor of the model. `best/` is the model with the highest nDCG@10 of the first ranked view in
     validation, as `from_pretrained("org/run", revision="checkpoints", subfolder="best")` loads it.
 
-    The Hub may be slow or away: training neither waits nor ends, and the newest snapshots are pushed once it is back.
+    The Hub may be slow or away: training neither waits nor ends. What failed is pushed with the next checkpoint.
     """
 
     def __init__(self, run: Run, hub: HubCheckpoints) -> None:

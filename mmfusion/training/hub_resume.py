@@ -90,7 +90,7 @@ def continue_from_hub(recipe: str, config: Config) -> Config:
     if given.dry_run:
         raise RunError(
             f"--dry_run writes nothing, and --resume {address} fetches a run into {folder}; resume without --dry_run, "
-            "stop, and rehearse the same arguments without --resume."
+            "or plan the same training with --dry_run and without --resume."
         )
     record = read_record(folder)
     if record is None or record.get("resumed_from") != str(address):

@@ -35,13 +35,13 @@ class Run:
     Attributes:
         folder: Where everything is written.
         record: What `run.json` holds.
-        rehearsal_of: Of a dry run, the output folder that it leaves alone; `folder` is a temporary one then.
+        planned_for: Of a dry run, the output folder that it leaves alone; `folder` is a temporary one then.
         complete: Whether a run with the same arguments has finished in it already.
     """
 
     folder: Path
     record: dict[str, Any]
-    rehearsal_of: Path | None = None
+    planned_for: Path | None = None
     # Of the folder, on the first rank.
     lock: OutputLock | None = field(default=None, repr=False, compare=False)
 
@@ -122,7 +122,7 @@ def open_run(
     if record is not None:
         _check_same_run(folder, record, recipe, wanted)
     if dry_run:
-        return _rehearsal(folder, record or _begun(recipe, wanted))
+        return _in_temporary_folder(folder, record or _begun(recipe, wanted))
     if record is None:
         shutil.rmtree(folder / "toy_base", ignore_errors=True)
         run = start_run(folder, recipe, wanted)
@@ -223,9 +223,9 @@ def _saved_nothing(folder: Path, record: dict[str, Any]) -> bool:
     return not record["complete"] and not any((folder / "checkpoints").glob("*.ckpt"))
 
 
-def _rehearsal(folder: Path, record: dict[str, Any]) -> Run:
+def _in_temporary_folder(folder: Path, record: dict[str, Any]) -> Run:
     temporary = Path(tempfile.mkdtemp(prefix="mmfusion_dry_run_"))
-    run = Run(temporary, dict(record), rehearsal_of=folder)
+    run = Run(temporary, dict(record), planned_for=folder)
     # At the end of the process at the latest, and also where the command fails in between.
     weakref.finalize(run, shutil.rmtree, temporary, ignore_errors=True)
     return run

@@ -173,19 +173,17 @@ def test_nothing_is_left_and_the_training_starts_as_without_it(
     options: dict[str, Any] = {"catalogue": str(folder / "catalogue"), "base": str(folder / "stage1"), "steps": 2}
     options |= {"batch_size": 8, "validate_every": 2}
     before = everything_below(folder)
-    dry(name, capsys, output=str(tmp_path / "rehearsed"), **{**options, "batch_size": 16})
-    assert everything_below(folder) == before and not (tmp_path / "rehearsed").exists()
+    dry(name, capsys, output=str(tmp_path / "dry"), **{**options, "batch_size": 16})
+    assert everything_below(folder) == before and not (tmp_path / "dry").exists()
     assert not left_in(temporary_folders)
-    for output in ("rehearsed", "plain"):
+    for output in ("dry", "plain"):
         command(name)(output=str(tmp_path / output), **options)
-        if output == "rehearsed":
+        if output == "dry":
             before = everything_below(tmp_path / output)
             capsys.readouterr()
             command(name)(output=str(tmp_path / output), dry_run=True, **options)
             assert "is complete" in capsys.readouterr().out and everything_below(tmp_path / output) == before
-    losses = [
-        json.loads((tmp_path / o / "run.json").read_text())["metrics"]["train/loss"] for o in ("rehearsed", "plain")
-    ]
+    losses = [json.loads((tmp_path / o / "run.json").read_text())["metrics"]["train/loss"] for o in ("dry", "plain")]
     assert losses[0] == losses[1]
 
 
@@ -258,12 +256,12 @@ def test_a_tower_that_reads_no_photos_is_planned_without(
     assert plan["micro-batch"] == "4 rows" and "with --micro_batch 4" in plan["memory, measured"]
 
 
-def test_a_run_of_the_hub_is_not_rehearsed(tmp_path: Path) -> None:
+def test_a_run_of_the_hub_is_not_planned(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"--dry_run writes nothing.*without --dry_run"):
         command("stage1")(output=str(tmp_path / "run"), resume="hub:org/run", dry_run=True)
 
 
-def test_a_stream_is_not_rehearsed(folder: Path, tmp_path: Path) -> None:
+def test_a_stream_is_not_planned(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot look ahead in batches of a StreamSampler; .*without --stream"):
         command("stage1")(
             catalogue=str(folder / "catalogue"), output=str(tmp_path / "run"), stream=True, batch_size=8, dry_run=True
@@ -356,9 +354,9 @@ def test_the_micro_batch_that_it_names_trains_under_the_limit_that_the_batch_doe
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return run_to_end(command, env=environment, timeout=1200, fresh=True)
 
-    rehearsed = train("run", "--dry_run", "true")
-    last = rehearsed.stderr.strip().splitlines()[-1]
-    assert rehearsed.returncode == 1 and "Traceback" not in rehearsed.stderr, rehearsed.stderr
+    dry_run_first = train("run", "--dry_run", "true")
+    last = dry_run_first.stderr.strip().splitlines()[-1]
+    assert dry_run_first.returncode == 1 and "Traceback" not in dry_run_first.stderr, dry_run_first.stderr
     named = re.fullmatch(
         r"OutOfMemoryError: out of memory: .* needs more than (.*) MiB .*--micro_batch (\d+) fits.*", last
     )
