@@ -64,9 +64,6 @@ class HostMemory:
 class CudaMemory:
     """Memory of the current CUDA device, in bytes of tensors as torch's allocator counts them."""
 
-    def used(self) -> int:
-        return torch.cuda.memory_allocated()
-
     def left(self) -> tuple[int, str]:
         return torch.cuda.mem_get_info()[0], f"free on {torch.cuda.get_device_name()}"
 
@@ -76,7 +73,7 @@ class CudaMemory:
     @contextmanager
     def limited(self, capacity: int) -> Iterator[None]:
         # Until the process ends: only a process of its own for one step comes here.
-        torch.cuda.set_per_process_memory_fraction(min(1.0, capacity / torch.cuda.mem_get_info()[1]))
+        torch.cuda.set_per_process_memory_fraction(max(0.0, min(1.0, capacity / torch.cuda.mem_get_info()[1])))
         yield
 
 
