@@ -4,17 +4,15 @@ Importing the package registers the model with transformers' `AutoConfig`, `Auto
 training and search need on top is loaded when it is first used.
 """
 
+import sys
 from importlib import import_module, metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmfusion.model import (
-    MMFusionConfig,
-    MMFusionError,
-    MMFusionModel,
-    MMFusionOutput,
-    MMFusionProcessor,
-    register_fusion,
-)
+# `mmfusion --help` and `lightning run` do not wait for torch. (While `python -m` looks for the package, the program's
+# name is "-m".)
+if sys.argv[:1] != ["-m"] and Path(*sys.argv[:1]).stem not in ("mmfusion", "lightning"):
+    import_module("mmfusion.model")
 
 if TYPE_CHECKING:
     from mmfusion.data.catalogue import Catalogue
@@ -22,6 +20,14 @@ if TYPE_CHECKING:
     from mmfusion.evaluation import Evaluation, evaluate
     from mmfusion.hub import PhotoFetcher, load_card
     from mmfusion.losses import register_loss
+    from mmfusion.model import (
+        MMFusionConfig,
+        MMFusionError,
+        MMFusionModel,
+        MMFusionOutput,
+        MMFusionProcessor,
+        register_fusion,
+    )
     from mmfusion.onnx import OnnxQueryTower
     from mmfusion.retrieval import Hit, MilvusIndex, ProductIndex, Searcher
     from mmfusion.retriever import Retriever
@@ -33,6 +39,14 @@ _LATER = {
     "mmfusion.evaluation": ["Evaluation", "evaluate"],
     "mmfusion.hub": ["PhotoFetcher", "load_card"],
     "mmfusion.losses": ["register_loss"],
+    "mmfusion.model": [
+        "MMFusionConfig",
+        "MMFusionError",
+        "MMFusionModel",
+        "MMFusionOutput",
+        "MMFusionProcessor",
+        "register_fusion",
+    ],
     "mmfusion.onnx": ["OnnxQueryTower"],
     "mmfusion.retrieval": ["Hit", "MilvusIndex", "ProductIndex", "Searcher"],
     "mmfusion.retriever": ["Retriever"],
