@@ -55,7 +55,7 @@ def graded_sigmoid(logits: Tensor, grades: Tensor, levels: Sequence[int]) -> Ten
     """Sum over all pairs of the binary cross-entropy of a match, SigLIP's loss (arXiv:2303.15343) for graded pairs.
 
     The label of a pair is the linear gain of nDCG, `g / max(levels)`: 1 for the highest grade, 0 for "not relevant",
-    and between them for a near miss, whose score is to settle between both. Each pair is judged by itself, so that
+    and between them for a near miss, whose score should end up between both. Each pair is judged by itself, so that
     several positives of a query do not compete. With one level this is SigLIP's formula.
 
     Args:

@@ -124,12 +124,13 @@ class MMFusionConfig(PreTrainedConfig):
         self.text_config = _sub_config(self.text_config, "bert")
         self.vision_config = _sub_config(self.vision_config, "vit")
         super().__post_init__(**kwargs)
-        self._refuse_unknown(kwargs)
+        self._check_names(kwargs)
         self.check()
 
-    def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
+    def _check_names(self, kwargs: dict[str, Any]) -> None:
         # transformers stores any keyword it does not know as an attribute, so a misspelt field would pass in silence.
-        unknown = sorted(key for key in kwargs if not key.startswith("_") and key not in _foreign_keys())
+        foreign = _FOREIGN_KEYS | GenerationConfig().to_dict().keys()
+        unknown = sorted(key for key in kwargs if not key.startswith("_") and key not in foreign)
         if unknown:
             raise ValueError(
                 f"MMFusionConfig has no field {', '.join(map(repr, unknown))}; its own fields are "
@@ -186,7 +187,7 @@ class MMFusionConfig(PreTrainedConfig):
         config = result[0] if unused else result
         config.check()
         if not unused:
-            config._refuse_unknown({name: None for name in kwargs if not hasattr(config, name)})
+            config._check_names({name: None for name in kwargs if not hasattr(config, name)})
         return result
 
     def check(self) -> None:
@@ -312,10 +313,6 @@ _FOREIGN_KEYS = _WRITTEN_KEYS | {
     *("tie_encoder_decoder", "finetuning_task", "task_specific_params", "prefix", "pruned_heads", "custom_pipelines"),
     *("torchscript", "use_bfloat16", "tf_legacy_loss", "tie_last_hidden_states", "fusion_config", "use_return_dict"),
 }
-
-
-def _foreign_keys() -> frozenset[str]:
-    return _FOREIGN_KEYS | GenerationConfig().to_dict().keys()
 
 
 def own_fields() -> list[str]:

@@ -105,11 +105,11 @@ _OF_THE_HUB: tuple[tuple[type[Exception], str], ...] = (
     ),
 )
 _OF_A_STATUS = {
-    401: "The Hub does not know the token that was sent for {repo}; log in anew with `hf auth login`.",
+    401: "The Hub does not know the token that was sent for {repo}; log in again with `hf auth login`.",
     403: "The token may not do this to {repo}%s; use one with write access to it.",
     409: "{repo} was changed by somebody else at the same time%s; try again.",
     412: "{repo} was changed by somebody else at the same time%s; try again.",
-    429: "The Hub refuses more requests for now (429) for {repo}; wait some minutes and try again.",
+    429: "The Hub takes no more requests for now (429) for {repo}; wait some minutes and try again.",
 }
 
 

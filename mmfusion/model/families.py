@@ -133,7 +133,8 @@ _RELATIVE_POSITIONS = ("t5", "mt5", "umt5", "longt5", "switch_transformers", "xl
 
 def max_tokens(config: PreTrainedConfig) -> int | None:
     """The longest text, in tokens, that a text encoder has positions for; None: any length."""
-    positions = getattr(_sized(config), "max_position_embeddings", None)
+    sized = config.encoder if isinstance(getattr(config, "encoder", None), PreTrainedConfig) else config
+    positions = getattr(sized, "max_position_embeddings", None)
     if config.model_type in _RELATIVE_POSITIONS or not isinstance(positions, int) or positions < 1:
         return None
     if config.model_type in _POSITIONS_AFTER_PADDING:
@@ -150,11 +151,6 @@ def pooled_size(config: PreTrainedConfig, pooling: str, states: int) -> int:
     """Width of the pooled vector of an encoder whose token states are `states` wide."""
     own_head = pooling == "pooler" and pads_to_full_length(config)
     return int(config.projection_size) if own_head else states
-
-
-def _sized(config: PreTrainedConfig) -> PreTrainedConfig:
-    encoder = getattr(config, "encoder", None)
-    return encoder if isinstance(encoder, PreTrainedConfig) else config
 
 
 def is_decoder(config: PreTrainedConfig) -> bool:

@@ -28,7 +28,7 @@ TEXT, IMAGE = 0, 1
 
 @dataclass
 class ProductViews:
-    """What the encoders have to say about P products; masks are True where something is there.
+    """What the encoders give for P products; masks are True where something is there.
 
     Attributes:
         text_embeds, image_embeds: (P, D) L2-normalised views in the embedding space; arbitrary where missing.

@@ -51,7 +51,7 @@ from .vision_encoders import (
     vision_blocks,
     vision_prefix,
 )
-from .weights import HUB_ARGUMENTS, align_weights, fetch_weights, refuse_adapter
+from .weights import HUB_ARGUMENTS, align_weights, check_no_adapter, fetch_weights
 
 if TYPE_CHECKING:
     # transformers copies the files that imports name, whether they run or not: so this one is saved with the weights.
@@ -147,9 +147,9 @@ class MMFusionPreTrainedModel(PreTrainedModel):
             return super().from_pretrained(source, *args, **kwargs)
         trust = kwargs.pop("trust_remote_code", None)
         with explained(source, kwargs.get("revision")), trusting(source, trust, kwargs):
-            refuse_adapter(source, kwargs)
+            check_no_adapter(source, kwargs)
             if not isinstance(kwargs.get("config"), PreTrainedConfig):
-                # A repository of another kind is to be called that, whatever its weights are.
+                # A repository of another kind is named as such before its weights are looked at.
                 hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
                 cls.config_class.from_pretrained(kwargs.get("config") or source, trust_remote_code=trust, **hub)
             fetch_weights(source, kwargs)
@@ -230,7 +230,8 @@ class MMFusionModel(MMFusionPreTrainedModel):
         sizes = self._add_vision(config, text_size, token_size) if whole else None
         if config.role_embedding:
             check_takes_embeddings(self.text_encoder("query"))
-        self.roles = nn.Embedding(2, self._embedding_size()) if config.role_embedding else None
+        words: Any = self.text_encoder("query").get_input_embeddings()
+        self.roles = nn.Embedding(2, words.weight.shape[1]) if config.role_embedding else None
         perceptron = (config.projection_hidden_size, config.projection_dropout)
         self.query_projection = Projection(text_size, config.embedding_dim, *perceptron)
         self.text_projection, self.image_projection, self.fusion = None, None, None  # type: ignore[assignment]
@@ -251,10 +252,6 @@ class MMFusionModel(MMFusionPreTrainedModel):
                 freeze_unread(encoder, config.text_pooling)
         if self.vision_model is not None:
             freeze_unread(self.vision_model, config.image_pooling)
-
-    def _embedding_size(self) -> int:
-        weight: Tensor = self.text_encoder("query").get_input_embeddings().weight  # type: ignore[assignment]
-        return weight.shape[1]
 
     def _add_vision(self, config: MMFusionConfig, text_size: int, token_size: int) -> FusionSizes:
         self.vision_model = new_encoder(config.vision_config, pooler=config.image_pooling == "pooler")

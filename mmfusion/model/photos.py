@@ -339,7 +339,7 @@ def quiet_pillow() -> Iterator[None]:
 
 
 def _reset_after_fork() -> None:
-    """A thread that held the lock does not exist in the child, which would wait for it for ever."""
+    """A thread that held the lock does not exist in the child, which would wait for it forever."""
     global _quiet_lock, _quiet_depth
     _quiet_lock = threading.Lock()
     _quiet_depth = 0

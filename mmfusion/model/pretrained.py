@@ -37,7 +37,7 @@ from .remote_code import is_known, remote_class
 from .sentence_transformers_folder import read_sentence_encoder
 from .text_encoders import encode_text
 from .text_tokenizers import end_token
-from .weights import check_timm, fetch_weights, read_config, read_weights, refuse_adapter
+from .weights import check_no_adapter, check_timm, fetch_weights, read_config, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -237,7 +237,7 @@ def load_half(
         if own is None:
             options["trust_remote_code"] = trust_remote_code and not is_known(config.model_type)
         with explained(source):
-            refuse_adapter(source, {})
+            check_no_adapter(source, {})
             fetch_weights(source, {})
             model, info = (own or AutoModel).from_pretrained(source, output_loading_info=True, **options)
         missing = frozenset(info["missing_keys"])
@@ -435,7 +435,7 @@ def check_text_encoder(encoder: PreTrainedModel, pooling: str) -> None:
     tolerance = _TOLERANCES.get(encoder.dtype, _HALF_TOLERANCE)
     for other, when in ((again, "from call to call"), (padded[:1], "with the texts beside it, and so with padding")):
         distance = float(1 - F.cosine_similarity(first.double(), other.double()).min())
-        # Written so that a NaN is refused, too.
+        # Written so that a NaN is an error, too.
         if not distance <= tolerance:
             raise ValueError(
                 f"A text's vector changes {when} in {type(encoder).__name__} (1 - cosine {distance:.1e}, at most "

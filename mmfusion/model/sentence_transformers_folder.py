@@ -75,7 +75,9 @@ def read_sentence_encoder(source: str) -> SentenceEncoder | None:
         return None
     kinds = [_kind(source, module) for module in modules]
     if not kinds or kinds[0] not in ("Transformer", "CLIPModel"):
-        _refuse(source, f"begins with the module {kinds[0] if kinds else None!r}, which is no encoder of transformers")
+        _unsupported(
+            source, f"begins with the module {kinds[0] if kinds else None!r}, which is no encoder of transformers"
+        )
     paths = [module.get("path") or "" for module in modules]
     for path in filter(None, paths):
         check_name(path, MODULES)
@@ -83,7 +85,7 @@ def read_sentence_encoder(source: str) -> SentenceEncoder | None:
     own_features = kinds[0] == "CLIPModel" or _is_own_features(source, settings)
     first = 1 if own_features else 2
     if not own_features and kinds[1:2] != ["Pooling"]:
-        _refuse(source, f"has {(kinds[1:2] or ['nothing'])[0]!r} where its pooling is expected")
+        _unsupported(source, f"has {(kinds[1:2] or ['nothing'])[0]!r} where its pooling is expected")
     head, weights = _head(source, list(zip(kinds, paths, strict=True))[first:])
     prompts = _prompts(source)
     pooling = None if own_features else _pooling(source, paths[1], head, prompts)
@@ -133,7 +135,7 @@ def _encoder_folder(source: str, path: str) -> str:
 def _kind(source: str, module: Any) -> str:
     name = module.get("type") if isinstance(module, Mapping) else None
     if not isinstance(name, str) or not name.startswith("sentence_transformers."):
-        _refuse(source, f"names the module {name!r}, whose code is not read")
+        _unsupported(source, f"names the module {name!r}, whose code is not read")
     return name.rpartition(".")[2]
 
 
@@ -142,7 +144,7 @@ def _settings(source: str, path: str) -> dict[str, Any]:
     settings: dict[str, Any] = next(filter(None, (_read(source, name) for name in names)), {})
     task = settings.get("transformer_task", "feature-extraction")
     if task != "feature-extraction":
-        _refuse(source, f"has the transformer_task {task!r}, which gives no states to pool")
+        _unsupported(source, f"has the transformer_task {task!r}, which gives no states to pool")
     return settings
 
 
@@ -152,11 +154,11 @@ def _is_own_features(source: str, settings: Mapping[str, Any]) -> bool:
         return False
     way = ways.get("text")
     if way is None:
-        _refuse(source, f"takes {', '.join(ways)} and no plain text")
+        _unsupported(source, f"takes {', '.join(ways)} and no plain text")
     if way.get("method") == "get_text_features":
         return True
     if way.get("method") != "forward" or way.get("method_output_name") != "last_hidden_state":
-        _refuse(source, f"reads {way.get('method_output_name')!r} of {way.get('method')!r} for a text")
+        _unsupported(source, f"reads {way.get('method_output_name')!r} of {way.get('method')!r} for a text")
     return False
 
 
@@ -167,13 +169,13 @@ def _pooling(source: str, path: str, head: list[dict[str, Any]], prompts: Mappin
         modes = [mode for name, mode in _OLD_POOLINGS.items() if fields.get(name)] or ["mean"]
     modes = [modes] if isinstance(modes, str) else list(modes)
     if len(modes) != 1:
-        _refuse(source, f"pools by {' and '.join(map(str, modes))} side by side")
+        _unsupported(source, f"pools by {' and '.join(map(str, modes))} side by side")
     if not fields.get("include_prompt", True) and any(prompts.values()):
-        _refuse(source, "leaves its prompt out of the pooling (include_prompt is false)")
+        _unsupported(source, "leaves its prompt out of the pooling (include_prompt is false)")
     if modes[0] == "mean_sqrt_len_tokens" and _ignores_length(head):
         return "mean"
     if modes[0] not in _POOLINGS:
-        _refuse(source, f"pools by {modes[0]!r}, and a layer after it depends on the length of the vector")
+        _unsupported(source, f"pools by {modes[0]!r}, and a layer after it depends on the length of the vector")
     return _POOLINGS[modes[0]]
 
 
@@ -204,7 +206,7 @@ def _head(source: str, modules: list[tuple[str, str]]) -> tuple[list[dict[str, A
         elif kind == "Normalize":
             layers.append({"kind": "normalize"})
         elif kind != "Dropout":
-            _refuse(source, f"has the module {kind!r} after its encoder")
+            _unsupported(source, f"has the module {kind!r} after its encoder")
     return layers, weights
 
 
@@ -213,10 +215,10 @@ def _dense(source: str, path: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     name = str(fields.get("activation_function", "torch.nn.modules.activation.Tanh"))
     activation = name.rpartition(".")[2].lower()
     if not name.startswith("torch.nn.") or activation not in ACTIVATIONS:
-        _refuse(source, f"has the activation function {name!r} in {path}; known are {', '.join(ACTIVATIONS)}")
+        _unsupported(source, f"has the activation function {name!r} in {path}; known are {', '.join(ACTIVATIONS)}")
     reads = {fields.get(f"module_{side}_name") or "sentence_embedding" for side in ("input", "output")}
     if reads != {"sentence_embedding"} or fields.get("use_residual"):
-        _refuse(source, f"has a Dense layer in {path} that is not from pooled vector to pooled vector")
+        _unsupported(source, f"has a Dense layer in {path} that is not from pooled vector to pooled vector")
     tensors = _weights(source, path, "linear.")
     layer = {
         "kind": "dense",
@@ -241,7 +243,7 @@ def _weights(source: str, path: str, prefix: str) -> dict[str, Tensor]:
 
 
 def _prompts(source: str) -> dict[str, str]:
-    """The prompts of both roles. sentence-transformers itself overlooks a `passage` prompt beside no `document`."""
+    """The prompts of both roles. sentence-transformers itself reads a `passage` prompt only beside a `document`."""
     known = (_read(source, "config_sentence_transformers.json") or {}).get("prompts") or {}
     chosen = {role: next((known[name] for name in names if known.get(name)), "") for role, names in _PROMPTS.items()}
     others = sorted(name for name, prompt in known.items() if prompt)
@@ -255,7 +257,7 @@ def _prompts(source: str) -> dict[str, str]:
     return chosen
 
 
-def _refuse(source: str, what: str) -> NoReturn:
+def _unsupported(source: str, what: str) -> NoReturn:
     raise HubError(
         f"{source} {what}: such a model of sentence-transformers has no counterpart here. Use one that is an encoder "
         "with pooling, Dense, LayerNorm and Normalize."

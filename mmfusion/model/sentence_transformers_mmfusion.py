@@ -44,7 +44,7 @@ class MMFusionTowers(InputModule):
 
     - a string: its text. Where `product_template` has a single column (`"{title}"`) that is the column; where it has
       several, the text as the template would render it. It is never opened as a file nor fetched as a URL: a string
-      that sentence-transformers would take for a photo is refused;
+      that sentence-transformers would take for a photo raises an error;
     - a PIL image of any mode: its photo, upright and on white as [`upright_rgb`] makes it;
     - `{"text": …, "image": …}`, where either may be None, NaN or missing and `image` may be a list of photos;
     - the columns of `product_template` and, under `image`, the photos, as [`MMFusionProcessor`] takes them.
@@ -53,7 +53,7 @@ class MMFusionTowers(InputModule):
 
     Vectors have length 1, or are three views side by side with a query router (compare them by inner product; theirs
     is another length). `truncate_dim` keeps the first components and gives vectors their length back. For the three
-    views of a routed model it is refused: the first components are a part of one view. `encode_query(…, view_dim=64)`
+    views of a routed model it raises an error: the first components are a part of one view. `encode_query(…, view_dim=64)`
     and `encode_document(…, view_dim=64)` shorten each view, and do the same as `truncate_dim` without a router.
 
     Example:
@@ -195,7 +195,7 @@ class MMFusionTowers(InputModule):
             prompt: Replaces the processor's prompt of that side; None keeps it.
             task: "query" or "document"; None: that of the prompt, else "document".
             max_length: Longest text in tokens; None keeps the processor's limit. It takes the place of that one.
-            options: What `encode` passes on to other modules; `processing_kwargs` is refused.
+            options: What `encode` passes on to other modules; `processing_kwargs` raises an error.
 
         Raises:
             ValueError: An input is of another kind, a query is blank, or `task` is unknown.

@@ -56,7 +56,7 @@ def _what_is_missing(source: Any, error: Exception) -> str | None:
         names = " ".join(dict.fromkeys(name.lower() for name in packages))
         return f"The tokenizer of {source} needs a package that is not installed: pip install {names}"
     if isinstance(error, AttributeError | TypeError) or re.search("instantiate the backend|model_file or", str(error)):
-        return f"The tokenizer of {source} cannot be made of the files there; {_COPY_AGAIN}"
+        return f"The tokenizer of {source} cannot be built from the files there; {_COPY_AGAIN}"
     return None
 
 

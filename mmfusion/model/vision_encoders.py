@@ -69,7 +69,7 @@ def encode_photos_from(
         return Encoded(tokens, activations[:, : sizes.pooled])
     with _captured(encoder, layers) as states, _resumed(encoder, block, activations) as inputs:
         output = encoder(**inputs, return_dict=True)
-    # What a blank photo gave below is nobody's, but the last frozen output is what the next block was given.
+    # States below are those of a blank photo, but the last frozen output is what the next block was given.
     known = {layer: state for layer, state in states.items() if layer >= block} | {block - 1: activations}
     if not set(layers) <= known.keys():
         raise ValueError(
@@ -187,7 +187,7 @@ def check_resumes(encoder: PreTrainedModel, block: int, pooling: str) -> None:
 def vision_activations(
     encoder: PreTrainedModel, pixel_values: Tensor, block: int, pooling: str, layers: Sequence[int] = ()
 ) -> Tensor:
-    """Input of block `block` for a batch of photos: all that the frozen part of the encoder has to say.
+    """Input of block `block` for a batch of photos: all that is read of the frozen part of the encoder.
 
     Where all blocks are frozen these are its output, in one vector per photo: the pooled state, then the token states
     of [`encode_photos`] one after the other.
@@ -429,12 +429,9 @@ def _encoded_photos(
 
 
 def _channels_first(encoder: PreTrainedModel, states: Tensor) -> Tensor:
-    last = encoder.config.model_type == "dinat" or _timm_format(encoder) == "NHWC"
+    timm_format = getattr(getattr(encoder, "timm_model", None), "output_fmt", "")
+    last = encoder.config.model_type == "dinat" or str(timm_format) == "NHWC"
     return states.movedim(-1, 1) if last and states.ndim == 4 else states
-
-
-def _timm_format(encoder: PreTrainedModel) -> str:
-    return str(getattr(getattr(encoder, "timm_model", None), "output_fmt", ""))
 
 
 def _as_tokens(states: Tensor) -> Tensor:

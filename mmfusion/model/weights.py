@@ -34,7 +34,7 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "
 def fetch_weights(
     source: str | os.PathLike[str], arguments: Mapping[str, Any], wanted: Callable[[str], bool] | None = None
 ) -> list[Path]:
-    """Fetches the weights into the cache, or finds them in a folder, and refuses those that are not safe to read.
+    """Fetches the weights into the cache, or finds them in a folder, and raises an error for those that are not safe to read.
 
     Args:
         source: Folder or Hub id.
@@ -83,7 +83,7 @@ def read_weights(source: str, wanted: Callable[[str], bool]) -> dict[str, torch.
         HubError: As for [`fetch_weights`], or there is an adapter.
     """
     with explained(source):
-        refuse_adapter(source, {})
+        check_no_adapter(source, {})
         found = {}
         for file in fetch_weights(source, {}, wanted):
             with safe_open(file, framework="pt") as opened:
@@ -92,7 +92,7 @@ def read_weights(source: str, wanted: Callable[[str], bool]) -> dict[str, torch.
         return found
 
 
-def refuse_adapter(source: str | os.PathLike[str], arguments: Mapping[str, Any]) -> None:
+def check_no_adapter(source: str | os.PathLike[str], arguments: Mapping[str, Any]) -> None:
     """Raises an error for a PEFT adapter, by itself or beside a model.
 
     Where peft is installed, transformers would apply it, from a pickle if need be; elsewhere it would leave it out
