@@ -83,10 +83,9 @@ def read_sentence_encoder(source: str) -> SentenceEncoder | None:
         check_name(path, MODULES)
     settings = _settings(source, paths[0])
     own_features = kinds[0] == "CLIPModel" or _is_own_features(source, settings)
-    first = 1 if own_features else 2
     if not own_features and kinds[1:2] != ["Pooling"]:
         _unsupported(source, f"has {(kinds[1:2] or ['nothing'])[0]!r} where its pooling is expected")
-    head, weights = _head(source, list(zip(kinds, paths, strict=True))[first:])
+    head, weights = _head(source, list(zip(kinds, paths, strict=True))[1 if own_features else 2 :])
     prompts = _prompts(source)
     pooling = None if own_features else _pooling(source, paths[1], head, prompts)
     length = settings.get("max_seq_length")

@@ -53,8 +53,9 @@ class MMFusionTowers(InputModule):
 
     Vectors have length 1, or are three views side by side with a query router (compare them by inner product; theirs
     is another length). `truncate_dim` keeps the first components and gives vectors their length back. For the three
-    views of a routed model it raises an error: the first components are a part of one view. `encode_query(…, view_dim=64)`
-    and `encode_document(…, view_dim=64)` shorten each view, and do the same as `truncate_dim` without a router.
+    views of a routed model it raises an error: the first components are a part of one view. There,
+    `encode_query(…, view_dim=64)` and `encode_document(…, view_dim=64)` shorten each view; without a router they do the
+    same as `truncate_dim`.
 
     Example:
         >>> model = SentenceTransformer("org/mm-ecom", trust_remote_code=True)  # doctest: +SKIP

@@ -34,7 +34,7 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "
 def fetch_weights(
     source: str | os.PathLike[str], arguments: Mapping[str, Any], wanted: Callable[[str], bool] | None = None
 ) -> list[Path]:
-    """Fetches the weights into the cache, or finds them in a folder, and raises an error for those that are not safe to read.
+    """Fetches the weights into the cache, or finds them in a folder; those that are not safe to read are an error.
 
     Args:
         source: Folder or Hub id.
