@@ -13,11 +13,6 @@ AutoConfig.register("mmfusion", MMFusionConfig, exist_ok=True)
 AutoModel.register(MMFusionConfig, MMFusionModel, exist_ok=True)
 AutoProcessor.register(MMFusionConfig, MMFusionProcessor, exist_ok=True)
 
-# Their code is saved beside the weights, for `trust_remote_code=True` where this package is not installed.
-MMFusionConfig.register_for_auto_class("AutoConfig")
-MMFusionModel.register_for_auto_class("AutoModel")
-MMFusionProcessor.register_for_auto_class("AutoProcessor")
-
 __all__ = [
     "FUSIONS",
     "VIEWS",

@@ -340,4 +340,6 @@ def _sub_config(value: Any, default_type: str) -> PreTrainedConfig:
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 
+# Its code is saved beside the weights, for `trust_remote_code=True` where this package is not installed.
+MMFusionConfig.register_for_auto_class("AutoConfig")
 keep_module(__name__)

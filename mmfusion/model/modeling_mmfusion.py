@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput, is_accelerate_available, logging
+from transformers.utils import ModelOutput, logging
 
 from .configuration_mmfusion import MMFusionConfig
 from .errors import explained
@@ -136,7 +136,7 @@ class MMFusionPreTrainedModel(PreTrainedModel):
 
         Args:
             pretrained_model_name_or_path: Folder, or Hub id (`org/name`).
-            args, kwargs: As for transformers: `revision`, `subfolder`, `cache_dir`, `token`, `dtype`, `device_map` …
+            args, kwargs: As for transformers: `revision`, `subfolder`, `cache_dir`, `token`, `dtype` …
 
         Raises:
             HubError: There is no such model, it cannot be fetched, or it holds pickles or a PEFT adapter. One line says
@@ -154,15 +154,9 @@ class MMFusionPreTrainedModel(PreTrainedModel):
                 cls.config_class.from_pretrained(kwargs.get("config") or source, trust_remote_code=trust, **hub)
             fetch_weights(source, kwargs)
             kwargs.update(use_safetensors=True, force_download=False)
-            device = None if is_accelerate_available() else _single_device(kwargs.get("device_map"))
-            if device is not None:
-                # transformers wants accelerate for any device_map, even for one that maps all to one device.
-                del kwargs["device_map"]
             loaded: Any = super().from_pretrained(source, *args, **kwargs)
             model = loaded[0] if isinstance(loaded, tuple) else loaded
             align_weights(model)
-            if device is not None:
-                model.to(device)
             return loaded
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
@@ -657,17 +651,6 @@ class MMFusionModel(MMFusionPreTrainedModel):
         return Encoded(tokens, pooled), torch.zeros(products, 1, dtype=torch.bool, device=weight.device)
 
 
-def _single_device(device_map: Any) -> torch.device | None:
-    """The device of a `device_map` that names one for the whole model; None for all others."""
-    if isinstance(device_map, dict) and list(device_map) == [""]:
-        device_map = device_map[""]
-    many = device_map is None or isinstance(device_map, dict) or device_map in _PLACED_BY_ACCELERATE
-    return None if many else torch.device(device_map)
-
-
-_PLACED_BY_ACCELERATE = ("auto", "balanced", "balanced_low_0", "sequential", "disk")
-
-
 def _portable(config: PreTrainedConfig) -> PreTrainedConfig:
     """A copy of the encoder's config; the path of a local folder means nothing to others and is left out."""
     config = copy.deepcopy(config)
@@ -717,4 +700,5 @@ def _photo_mask(
     return torch.ones(photos.shape[:2], dtype=torch.bool, device=photos.device) if mask is None else mask.bool()
 
 
+MMFusionModel.register_for_auto_class("AutoModel")
 keep_module(__name__)

@@ -419,4 +419,5 @@ def _template_columns(template: str) -> list[str]:
     return list(dict.fromkeys(str(name) for _, name, _, _ in fields))
 
 
+MMFusionProcessor.register_for_auto_class("AutoProcessor")
 keep_module(__name__)

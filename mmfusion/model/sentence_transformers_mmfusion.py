@@ -12,7 +12,6 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from .configuration_mmfusion import MMFusionConfig
 from .modeling_mmfusion import MMFusionModel
 from .processing_mmfusion import PHOTO_COLUMN, MMFusionProcessor, photos_of, short, text_of
 from .remote_code import keep_module
@@ -124,10 +123,6 @@ class MMFusionTowers(InputModule):
         """Writes what `MMFusionModel.save_pretrained` and `MMFusionProcessor.save_pretrained` write."""
         if not safe_serialization:
             raise ValueError("safe_serialization is False; weights of an mmfusion model are saved as safetensors only.")
-        # Where this code came with the weights, the package's own registration has not run.
-        MMFusionConfig.register_for_auto_class("AutoConfig")
-        MMFusionModel.register_for_auto_class("AutoModel")
-        MMFusionProcessor.register_for_auto_class("AutoProcessor")
         # sentence-transformers has written its settings by now, which may be others than those of the config.
         settings = Path(output_path) / SETTINGS
         given = settings.read_text("utf-8") if settings.is_file() else None
