@@ -8,6 +8,8 @@ import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
+logger = logging.getLogger(__name__)
+
 
 class Family(NamedTuple):
     """What is known of the encoders of some model types.
@@ -166,9 +168,6 @@ def is_left_to_right(encoder: PreTrainedModel) -> bool:
     ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]], device=encoder.device) % max(2, encoder.config.vocab_size)
     states = encoder(input_ids=ids, attention_mask=torch.ones_like(ids), return_dict=True).last_hidden_state.float()
     return bool(torch.allclose(states[0, :3], states[1, :3], rtol=1e-3, atol=1e-3))
-
-
-logger = logging.getLogger(__name__)
 
 
 # The table of docs, too.

@@ -12,6 +12,8 @@ from transformers import initialization as init
 
 from .errors import UnsuitedError
 
+logger = logging.getLogger(__name__)
+
 
 class Encoded(NamedTuple):
     """States of a batch: `tokens` (batch, length, hidden) and `pooled` (batch, hidden)."""
@@ -69,8 +71,6 @@ def pool_text(output: Any, tokens: Tensor, mask: Tensor, pooling: str) -> Tensor
     chosen = first if pooling == "cls" else places.masked_fill(~there, -1).amax(1)
     return tokens.gather(1, chosen[:, None, None].expand(-1, 1, tokens.shape[2])).squeeze(1)
 
-
-logger = logging.getLogger(__name__)
 
 # Never imported by the name in a file: these alone.
 ACTIVATIONS: dict[str, type[nn.Module]] = {

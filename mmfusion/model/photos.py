@@ -15,6 +15,8 @@ from PIL import Image, ImageChops, ImageCms
 
 from .errors import MMFusionError
 
+logger = logging.getLogger(__name__)
+
 MAX_PIXELS = 64_000_000
 """Photos with more pixels (width x height, from the header) are an error before they are decoded."""
 
@@ -24,7 +26,6 @@ DECODER = 2
 It tells nothing about most photos, whose pixels are the same in every version; see `first_decoder`.
 """
 
-logger = logging.getLogger(__name__)
 
 _EXIF_ORIENTATION = 0x0112
 _TIFF_PROFILE = 0x8773

@@ -14,6 +14,8 @@ from .families import LEGACY_END, is_legacy_end, max_tokens, pads_to_full_length
 from .sentence_transformers_folder import SentenceEncoder, read_sentence_encoder
 from .weights import read_config
 
+logger = logging.getLogger(__name__)
+
 # transformers words the same thing in three ways.
 _PACKAGE = re.compile(r"You need to install ([\w-]+) to|requires the ([\w-]+) library|`([\w-]+)` is required to read")
 # A tokenizer of more tokens than that has words among them, and need not be asked.
@@ -59,8 +61,6 @@ def _what_is_missing(source: Any, error: Exception) -> str | None:
         return f"The tokenizer of {source} cannot be built from the files there; {_COPY_AGAIN}"
     return None
 
-
-logger = logging.getLogger(__name__)
 
 # Tokenizers that know no limit say about 1e30.
 _NO_LIMIT = 1_000_000_000
