@@ -45,7 +45,6 @@ from .vision_encoders import (
     checkpoint_blocks,
     encode_photos,
     encode_photos_from,
-    has_checkpointing,
     photo_sizes,
     vision_activations,
     vision_blocks,
@@ -58,9 +57,6 @@ if TYPE_CHECKING:
     from .sentence_transformers_mmfusion import MMFusionTowers as MMFusionTowers
 
 logger = logging.get_logger(__name__)
-
-_Texts = tuple[Tensor, Tensor, Tensor | None]
-_Photos = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 @dataclass
@@ -110,15 +106,12 @@ class MMFusionPreTrainedModel(PreTrainedModel):
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, *args: Any, **options: Any
     ) -> None:
-        # What transformers' own methods to turn it on and off call. They pass over encoders that know nothing of it.
+        # What transformers' methods to turn it on and off call. Theirs passes over encoders that know nothing of it, and
+        # in older versions takes hooks into the layer, which are gone by the backward pass.
         if enable and not self.config.freeze_batch_norm:
             check_no_statistics(self)
-        if has_checkpointing(self):
-            super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, *args, **options)
         for encoder in self.encoders():
-            # Training above frozen vision blocks hooks the lowest one that is trained.
-            if not has_checkpointing(encoder, hooked=encoder is getattr(self, "vision_model", None)):
-                checkpoint_blocks(encoder, gradient_checkpointing_func if enable else None)
+            checkpoint_blocks(encoder, gradient_checkpointing_func if enable else None)
 
     def encoders(self) -> list[PreTrainedModel]:
         """The encoders of a model, each once."""
@@ -222,10 +215,11 @@ class MMFusionModel(MMFusionPreTrainedModel):
         text_size = head_size(config.text_head, pooled)
         self.vision_model, self.vision_neck, self.photo_sizes = None, None, None  # type: ignore[assignment]
         sizes = self._add_vision(config, text_size, token_size) if whole else None
+        self.roles = None
         if config.role_embedding:
             check_takes_embeddings(self.text_encoder("query"))
-        words: Any = self.text_encoder("query").get_input_embeddings()
-        self.roles = nn.Embedding(2, words.weight.shape[1]) if config.role_embedding else None
+            words: Any = self.text_encoder("query").get_input_embeddings()
+            self.roles = nn.Embedding(2, words.weight.shape[1])
         perceptron = (config.projection_hidden_size, config.projection_dropout)
         self.query_projection = Projection(text_size, config.embedding_dim, *perceptron)
         self.text_projection, self.image_projection, self.fusion = None, None, None  # type: ignore[assignment]
@@ -241,11 +235,8 @@ class MMFusionModel(MMFusionPreTrainedModel):
         self.blank_photos = False
         self.texts_at_once = None
         self.post_init()
-        for encoder in (self.text_model, self.query_model):
-            if encoder is not None:
-                freeze_unread(encoder, config.text_pooling)
-        if self.vision_model is not None:
-            freeze_unread(self.vision_model, config.image_pooling)
+        for encoder in self.encoders():
+            freeze_unread(encoder, config.image_pooling if encoder is self.vision_model else config.text_pooling)
 
     def _add_vision(self, config: MMFusionConfig, text_size: int, token_size: int) -> FusionSizes:
         self.vision_model = new_encoder(config.vision_config, pooler=config.image_pooling == "pooler")
@@ -503,8 +494,9 @@ class MMFusionModel(MMFusionPreTrainedModel):
         A product with neither text nor photo is embedded as the empty text, with weight 1 on text.
         """
         self._needs_products("embedding products")
-        photos = (pixel_values, photo_mask, vision_activations)
-        views = self._views((input_ids, attention_mask, text_states), photos, views_only)
+        views = self._views(
+            input_ids, attention_mask, text_states, pixel_values, photo_mask, vision_activations, views_only
+        )
         fused = None if views_only else self.fusion(views)
         embeds = None if fused is None else F.normalize(fused.embeds, dim=-1)
         if embeds is not None and self.query_router is not None:
@@ -573,9 +565,16 @@ class MMFusionModel(MMFusionPreTrainedModel):
     def _role(self, role: Literal["query", "product"]) -> Tensor | None:
         return None if self.roles is None else self.roles.weight[0 if role == "query" else 1]
 
-    def _views(self, texts: _Texts, photos: _Photos, all_views: bool) -> ProductViews:
-        input_ids, attention_mask, states = texts
-        pixel_values, photo_mask, activations = photos
+    def _views(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        states: Tensor | None,
+        pixel_values: Tensor | None,
+        photo_mask: Tensor | None,
+        activations: Tensor | None,
+        all_views: bool,
+    ) -> ProductViews:
         has_text = attention_mask.any(1)
         photo_mask = _photo_mask(pixel_values, activations, photo_mask, self.frozen_vision_blocks, input_ids)
         has_image = photo_mask.any(1)

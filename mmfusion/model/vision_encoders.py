@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .errors import MMFusionError
 from .families import prefix_tokens
@@ -491,10 +491,6 @@ def _captured(encoder: PreTrainedModel, layers: Sequence[int]) -> Iterator[dict[
 Checkpoint = Callable[..., Any]
 
 
-# Older versions of transformers, such as 5.17, checkpoint a layer with its hooks, which by the backward pass are gone.
-_HOOKS_STAY_OUTSIDE = "__call__" not in vars(GradientCheckpointingLayer)
-
-
 class _Checkpointed(nn.Module):
     """Mixed into the class of a block: computes its activations again in the backward pass.
 
@@ -504,23 +500,14 @@ class _Checkpointed(nn.Module):
     checkpoint: Checkpoint | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        forward = partial(super().forward, **kwargs)
         if self.checkpoint is None or not self.training or not torch.is_grad_enabled():
-            return super().forward(*args, **kwargs)
-        return self.checkpoint(super().forward, *args, **kwargs)
-
-
-def has_checkpointing(module: nn.Module, *, hooked: bool = False) -> bool:
-    """Whether transformers can checkpoint a part of this module; `hooked`: although hooks change what goes into it."""
-    if hooked and not _HOOKS_STAY_OUTSIDE:
-        return False
-    return any(hasattr(part, "gradient_checkpointing") for part in module.modules())
+            return forward(*args)
+        return self.checkpoint(forward, *args)
 
 
 def checkpoint_blocks(encoder: nn.Module, function: Checkpoint | None) -> None:
     """Has each block of an encoder compute its activations again in the backward pass; None: keep them again."""
-    for part in encoder.modules():
-        if hasattr(part, "gradient_checkpointing"):
-            part.gradient_checkpointing = False  # type: ignore[assignment]
     for block in blocks_of(encoder):
         if not isinstance(block, _Checkpointed):
             # Of this block alone, as FSDP2 does it.
