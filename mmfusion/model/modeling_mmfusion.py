@@ -106,8 +106,8 @@ class MMFusionPreTrainedModel(PreTrainedModel):
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, *args: Any, **options: Any
     ) -> None:
-        # What transformers calls to turn it on and off. Its own passes over encoders that know nothing of it, and in older
-        # versions takes hooks into the layer, which are gone by the backward pass.
+        # What transformers calls to turn it on and off. Its own passes over encoders that know nothing of it, and in
+        # older versions takes hooks into the layer, which are gone by the backward pass.
         if enable and not self.config.freeze_batch_norm:
             check_no_statistics(self)
         for encoder in self.encoders():

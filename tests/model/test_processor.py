@@ -550,5 +550,5 @@ def test_columns_of_a_catalogue_become_the_texts_of_its_rows(tmp_path: Path) -> 
 def test_a_template_column_of_structs_or_bytes_is_an_error_at_once(tmp_path: Path, values: pa.Array) -> None:
     pq.write_table(pa.table({"product_id": ["a"], "title": ["x"], "name": values}), tmp_path / "products.parquet")
     products = Catalogue.load_products(tmp_path, cache_dir=tmp_path / "cache")
-    with pytest.raises(ValueError, match=r"names 'name', which is .*columns of their own, or decode bytes"):
+    with pytest.raises(ValueError, match=r"names the column 'name', which is .*columns of their own, or decode bytes"):
         ProductTable(products, _processor(product_template="{title} {name}"))
