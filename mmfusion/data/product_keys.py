@@ -37,9 +37,9 @@ def product_keys(catalogue: BaseCatalogue, kinds: Sequence[str]) -> IntArray:
     Raises:
         CatalogueError: A kind is unknown.
     """
-    for kind in kinds:
-        if kind not in KINDS:
-            raise CatalogueError(f"no_duplicates names {kind!r}", "", f"Use one or more of {', '.join(KINDS)}.")
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        raise CatalogueError(f"no_duplicates names {unknown[0]!r}", "", f"Use one or more of {', '.join(KINDS)}.")
     made = {"photo": _photo_keys, "title": _title_keys}
     columns = [make(catalogue) for kind, make in made.items() if kind in kinds]
     return np.array(columns, dtype=np.int64).reshape(len(columns), len(catalogue.products)).T
@@ -51,21 +51,16 @@ def group_keys(catalogue: BaseCatalogue, column: str) -> IntArray:
     Raises:
         CatalogueError: There is no such column, or its values are lists or structs.
     """
-    table = catalogue.products
+    table, problem = catalogue.products, None
     if column not in table.column_names:
-        raise CatalogueError(
-            f"group_by names the column {column!r}",
-            f"products of {catalogue.source}",
-            f"Use one of {', '.join(name for name in table.column_names if name != 'image')}.",
-        )
-    values = table.data.column(column)
-    if str(values.type).startswith(("list", "large_list", "struct", "map")):
-        raise CatalogueError(
-            f"group_by names {column!r}, whose values are {values.type}",
-            f"products of {catalogue.source}",
-            "Use a column with one text or number per product.",
-        )
-    return _numbered(values)
+        problem = f"group_by names the column {column!r}"
+        remedy = f"Use one of {', '.join(name for name in table.column_names if name != 'image')}."
+    elif pa.types.is_nested(table.data.column(column).type):
+        problem = f"group_by names {column!r}, whose values are {table.data.column(column).type}"
+        remedy = "Use a column with one text or number per product."
+    if problem is not None:
+        raise CatalogueError(problem, f"products of {catalogue.source}", remedy)
+    return _numbered(table.data.column(column))
 
 
 def _title_keys(catalogue: BaseCatalogue) -> IntArray:
@@ -83,9 +78,11 @@ def _numbered(values: Any) -> IntArray:
 
 
 def _photo_keys(catalogue: BaseCatalogue) -> IntArray:
-    if "image" not in catalogue.products.column_names:
-        return np.full(len(catalogue.products), -1, dtype=np.int64)
-    place = _beside(catalogue)
+    products = catalogue.products
+    if "image" not in products.column_names:
+        return np.full(len(products), -1, dtype=np.int64)
+    # Beside the memory-mapped table, whose name changes with its content; nowhere for a table in memory.
+    place = Path(f"{products.cache_files[0]['filename']}.photos.npy") if len(products.cache_files) == 1 else None
     if place is not None and place.exists():
         return np.asarray(np.load(place), dtype=np.int64)
     keys = _hash_photos(catalogue)
@@ -95,20 +92,13 @@ def _photo_keys(catalogue: BaseCatalogue) -> IntArray:
     return keys
 
 
-def _beside(catalogue: BaseCatalogue) -> Path | None:
-    """File of the hashes beside the memory-mapped table, whose name changes with its content; None in memory."""
-    files = catalogue.products.cache_files
-    return Path(f"{files[0]['filename']}.photos.npy") if len(files) == 1 else None
-
-
 def _hash_photos(catalogue: BaseCatalogue) -> IntArray:
     batches = catalogue.products.select_columns(["image"]).data.table.to_batches(max_chunksize=_ROWS)
     return np.array([_hash(image) for batch in batches for image in batch.column(0).to_pylist()], dtype=np.int64)
 
 
 def _hash(image: Any) -> int:
-    photos = image if isinstance(image, list) else [image]
-    for photo in photos:
+    for photo in image if isinstance(image, list) else [image]:
         told_by = None if photo is None else photo.get("bytes") or (photo.get("path") or "").encode()
         if told_by:
             # 63 bits: of a million photos two collide with a probability of 5e-8, and then a pair waits for a batch.

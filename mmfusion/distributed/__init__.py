@@ -1,6 +1,82 @@
-"""Communication between ranks."""
+"""Communication between ranks; each function is the identity in a single process."""
 
-from mmfusion.distributed.gather import all_gather_rows, all_reduce_sum, world_size
-from mmfusion.distributed.ring import ring_shift
+from typing import Any
 
-__all__ = ["all_gather_rows", "all_reduce_sum", "ring_shift", "world_size"]
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of ranks, 1 outside distributed training."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def all_gather_rows(local: Tensor) -> Tensor:
+    """Rows of all ranks in rank order.
+
+    The gradient of the result is summed over ranks before a rank takes its rows of it, as if one process had computed
+    every rank's loss.
+
+    Args:
+        local: (rows, …), of the same shape and dtype on each rank.
+
+    Returns:
+        (world size * rows, …).
+    """
+    if world_size() == 1:
+        return local
+    gathered: Tensor = _AllGatherRows.apply(local)
+    return gathered
+
+
+def all_reduce_sum(value: Tensor) -> Tensor:
+    """Sum over ranks, without gradient."""
+    value = value.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(value)
+    return value
+
+
+def ring_shift(*tensors: Tensor) -> list[Tensor]:
+    """Gives tensors to the next rank and takes those of the one before; after as many shifts as ranks all are home.
+
+    Args:
+        tensors: Of the same shapes and dtypes on each rank.
+    """
+    if world_size() == 1:
+        return list(tensors)
+    rank, ranks = dist.get_rank(), world_size()
+    received = [torch.empty_like(tensor) for tensor in tensors]
+    # All at once, as a rank that sends before it receives waits for one that does the same.
+    transfers = [
+        transfer
+        for sent, place in zip(tensors, received, strict=True)
+        for transfer in (
+            dist.P2POp(dist.isend, sent.contiguous(), (rank + 1) % ranks),
+            dist.P2POp(dist.irecv, place, (rank - 1) % ranks),
+        )
+    ]
+    for work in dist.batch_isend_irecv(transfers):
+        work.wait()
+    return received
+
+
+class _AllGatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, local.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous()
+        if dist.get_backend() == "nccl":
+            own = total.new_empty(len(total) // dist.get_world_size(), *total.shape[1:])
+            dist.reduce_scatter_tensor(own, total)
+            return own
+        # gloo cannot reduce-scatter.
+        total = total.clone()
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]

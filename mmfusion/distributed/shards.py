@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from mmfusion.distributed.gather import world_size
+from mmfusion.distributed import world_size
 
 
 def is_sharded(module: nn.Module) -> bool:
