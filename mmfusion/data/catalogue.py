@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import datasets
 import numpy as np
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmfusion.data.catalogue_checks import build_qrels, check_ids, check_photo_paths, check_products, check_queries
-from mmfusion.data.catalogue_files import ParquetTable, find_folder, load_from_hub, stream_from_hub
+from mmfusion.data.catalogue_files import HubTable, ParquetTable, find_folder, load_from_hub
 from mmfusion.data.catalogue_schema import COLUMNS, SPLITS, TABLES, CatalogueError, reading
 from mmfusion.data.qrels import Qrels
 from mmfusion.data.records import records_table
@@ -56,6 +56,23 @@ class BaseCatalogue:
         self.qrels = qrels
         self.source = source
         self.photo_root = photo_root
+
+    @classmethod
+    def _checked(
+        cls, tables: dict[str, datasets.Dataset], source: str, photo_root: str | None, unknown: str = "error"
+    ) -> Self:
+        """A catalogue of tables that are checked: products, and perhaps queries and judgements."""
+        products, queries = tables["products"], tables.get("queries")
+        check_products(products.data.table, source, photo_root)
+        if queries is None:
+            features = datasets.Features({name: datasets.Value("string") for name in ("query_id", "query")})
+            queries = datasets.Dataset.from_dict({"query_id": [], "query": []}, features=features)
+        else:
+            check_queries(queries.data.table, source)
+        qrels = Qrels([], [], [])
+        if "qrels" in tables:
+            qrels = build_qrels(products.data.table, queries.data.table, tables["qrels"].data.table, source, unknown)
+        return cls(products, queries, qrels, source=source, photo_root=photo_root)
 
     @property
     def name(self) -> str:
@@ -261,22 +278,6 @@ class Catalogue(BaseCatalogue):
         }
         return cls._checked(tables, "memory", root, unknown)
 
-    @classmethod
-    def _checked(
-        cls, tables: dict[str, datasets.Dataset], source: str, photo_root: str | None, unknown: str = "error"
-    ) -> Catalogue:
-        products, queries = tables["products"], tables.get("queries")
-        check_products(products.data.table, source, photo_root)
-        if queries is None:
-            features = datasets.Features({name: datasets.Value("string") for name in ("query_id", "query")})
-            queries = datasets.Dataset.from_dict({"query_id": [], "query": []}, features=features)
-        else:
-            check_queries(queries.data.table, source)
-        qrels = Qrels([], [], [])
-        if "qrels" in tables:
-            qrels = build_qrels(products.data.table, queries.data.table, tables["qrels"].data.table, source, unknown)
-        return cls(products, queries, qrels, source=source, photo_root=photo_root)
-
     @staticmethod
     def stream(
         source: str | os.PathLike[str],
@@ -309,25 +310,20 @@ class Catalogue(BaseCatalogue):
         _check_split(split)
         name = os.fspath(source)
         folder = find_folder(name, revision)
-        if folder is None:
-            schema, batches = stream_from_hub(name, "products", revision)
-        else:
-            table = ParquetTable(folder, "products")
-            schema = table.schema
-        for column in columns or ():
-            if column not in schema.names:
-                remedy = f"Choose from {', '.join(schema.names)}."
-                raise CatalogueError(f"column {column!r} does not exist", f"catalogue {name!r}, products", remedy)
-        wanted = schema.names if columns is None else list(dict.fromkeys(["product_id", *columns]))
-        use_split = split is not None and "split" in schema.names
-        if folder is not None:
-            read = dict.fromkeys([*wanted, *(["split"] if use_split else [])])
-            batches = table.batches(pa.schema([schema.field(column) for column in read]))
+        table = HubTable(name, "products", revision) if folder is None else ParquetTable(folder, "products")
+        known, root = table.schema.names, None if folder is None else folder.photo_root
+        unknown = [column for column in columns or () if column not in known]
+        if unknown:
+            remedy = f"Choose from {', '.join(known)}."
+            raise CatalogueError(f"column {unknown[0]!r} does not exist", f"catalogue {name!r}, products", remedy)
+        wanted = known if columns is None else list(dict.fromkeys(["product_id", *columns]))
+        use_split = split is not None and "split" in known
+        read = dict.fromkeys([*wanted, *(["split"] if use_split else [])])
+        batches = table.batches(pa.schema([table.schema.field(column) for column in read]))
 
         def records() -> Iterator[dict[str, Any]]:
-            root = None if folder is None else folder.photo_root
             for rows, place, start in batches:
-                check_ids(rows, "product_id", f"{place}", start)
+                check_ids(rows, "product_id", place, start)
                 if "image" in wanted:
                     check_photo_paths(rows["image"], root, place, start)
                 kept = rows.filter(pc.equal(rows["split"], split)) if use_split else rows

@@ -219,24 +219,30 @@ def load_from_hub(
     return plain.remove_columns([column for column in plain.column_names if column in leave_out])
 
 
-def stream_from_hub(name: str, table: str, revision: str | None) -> tuple[pa.Schema, Iterator[Batch]]:
-    """Types and batches of one configuration of a Hub data set, photos undecoded; the types are checked at once."""
-    place, remedy = _on_hub(name, table)
-    with reading(place, remedy):
-        parts = list(datasets.load_dataset(name, table, revision=revision, streaming=True).values())
-        parts = [part if part.features is not None else part._resolve_features() for part in parts]
-        schema = parts[0].features.arrow_schema.remove_metadata()
-    target = target_schema(schema, table, place)
+class HubTable:
+    """One configuration of a Hub data set, read in order from the Hub, photos undecoded.
 
-    def batches() -> Iterator[Batch]:
+    Attributes:
+        schema: Types that the columns are read as.
+    """
+
+    def __init__(self, name: str, table: str, revision: str | None) -> None:
+        """Opens it, and checks its columns."""
+        self._place, self._remedy = _on_hub(name, table)
+        with reading(self._place, self._remedy):
+            parts = datasets.load_dataset(name, table, revision=revision, streaming=True).values()
+            self._parts = [part if part.features is not None else part._resolve_features() for part in parts]
+            schema = self._parts[0].features.arrow_schema.remove_metadata()
+        self.schema = target_schema(schema, table, self._place)
+
+    def batches(self, schema: pa.Schema) -> Iterator[Batch]:
+        """Rows of the columns of ``schema``, as its types, some at a time."""
         start = 0
-        with reading(place, remedy):
-            for part in parts:
+        with reading(self._place, self._remedy):
+            for part in self._parts:
                 for batch in part.decode(False).with_format("arrow").iter(256):
-                    yield as_types(batch, target, place, start), place, start
+                    yield as_types(batch, schema, self._place, start), self._place, start
                     start += len(batch)
-
-    return target, batches()
 
 
 def _on_hub(name: str, table: str) -> tuple[str, str]:

@@ -111,16 +111,10 @@ class MMFusionDataModule(L.LightningDataModule):
                 f"negatives_per_query is {negatives_per_query} and hard_negatives is {hard_negatives}; at least 1 goes "
                 "with the folder that mmfusion mine wrote; give both, or leave negatives_per_query out."
             )
-        self.catalogue = catalogue
-        self.processor = processor
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.num_workers = num_workers
-        self.seed = seed
-        self.photos = photos
-        self.extra_products = extra_products
-        self.photo_views = photo_views
-        self.shuffle_buffer = shuffle_buffer
+        self.catalogue, self.processor = catalogue, processor
+        self.batch_size, self.eval_batch_size, self.extra_products = batch_size, eval_batch_size, extra_products
+        self.num_workers, self.shuffle_buffer, self.seed = num_workers, shuffle_buffer, seed
+        self.photos, self.photo_views = photos, photo_views
         self._keys = None if no_duplicates is None else product_keys(catalogue, no_duplicates)
         self._groups = None if group_by is None else group_keys(catalogue, group_by)
         self._negatives = None if hard_negatives is None else HardNegatives.load(hard_negatives, catalogue)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmfusion.data.catalogue import BaseCatalogue, check_unknown
-from mmfusion.data.catalogue_checks import build_qrels, check_photo_paths, check_products, check_queries
+from mmfusion.data.catalogue_checks import check_photo_paths
 from mmfusion.data.catalogue_files import Folder, ParquetTable, find_folder
 from mmfusion.data.catalogue_schema import CatalogueError, as_types, first_line, reading
 
@@ -69,11 +69,8 @@ class StreamedCatalogue(BaseCatalogue):
         products = table.mapped(
             cache, [column for column in table.schema.names if column not in ("product_id", "split")]
         )
-        queries, judged = (ParquetTable(folder, one).mapped(cache) for one in ("queries", "qrels"))
-        check_products(products.data.table, name, folder.photo_root)
-        check_queries(queries.data.table, name)
-        qrels = build_qrels(products.data.table, queries.data.table, judged.data.table, name, unknown)
-        catalogue = cls(products, queries, qrels, source=name, photo_root=folder.photo_root)
+        others = {one: ParquetTable(folder, one).mapped(cache) for one in ("queries", "qrels")}
+        catalogue = cls._checked({"products": products, **others}, name, folder.photo_root, unknown)
         catalogue.shards = ProductShards(table)
         return catalogue
 

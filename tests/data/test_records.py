@@ -107,7 +107,7 @@ def read(catalogue: Catalogue, row: int = 0) -> list[bytes]:
 
 
 @pytest.mark.parametrize(
-    "kind", ["path", "relative path", "text", "bytes", "PIL", "bytes in a mapping", "path in a mapping"]
+    "kind", ["path", "relative path", "text", "bytes", "PIL", "mapping of bytes", "mapping of path"]
 )
 def test_each_kind_of_photo_has_the_pixels_that_were_given(
     folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
@@ -230,7 +230,9 @@ def test_a_catalogue_in_memory_trains() -> None:
     queries = [{"query_id": n, "query": f"dress {n}", "split": "train"} for n in numbers]
     qrels = [{"query_id": n, "product_id": n, "grade": 1} for n in numbers]
     catalogue = Catalogue.from_records(products, queries, qrels)
-    data = MMFusionDataModule(catalogue, tiny_processor(), batch_size=4, no_duplicates="photo,title", num_workers=1)
+    data = MMFusionDataModule(
+        catalogue, tiny_processor(), batch_size=4, no_duplicates=["photo", "title"], num_workers=1
+    )
     batches = list(data.train_dataloader())
     assert sorted(row for batch in batches for row in batch["product_rows"].tolist()) == list(numbers)
     assert all(torch.equal(batch["query_rows"], batch["product_rows"]) for batch in batches)
