@@ -14,7 +14,7 @@ from typing import Any
 
 from mmfusion.evaluation import METRICS, Evaluation, Slice
 from mmfusion.evaluation.comparison import compare_in_order
-from mmfusion.evaluation.evaluation import check_alike
+from mmfusion.evaluation.evaluation import check_alike, saved_evaluations
 from mmfusion.evaluation.tables import all_parts, points, template_environment
 from mmfusion.files import replace_text
 from mmfusion.report.bars import gain_bars, value_bars
@@ -23,7 +23,6 @@ from mmfusion.report.tiles import Cards
 
 FILE_NAME = "report.html"
 SHADES = 5
-_ENDING = ".per_query.parquet"
 _FOLDER = Path(__file__).parent
 _GENERATOR = '<meta name="generator" content="mmfusion report">'
 # A run's arguments fit; their seed comes last.
@@ -43,11 +42,8 @@ def load_variants(folder: str | Path, order: Sequence[str] | None) -> list[Evalu
         FileNotFoundError: The folder holds no evaluation, or not the one that is named.
         ValueError: A name comes twice, a metric is missing, or results cannot stand in one table.
     """
-    folder = Path(folder)
     if order is None:
-        paths = sorted(folder.glob(f"*{_ENDING}"), key=lambda path: (path.stat().st_mtime_ns, path.name))
-        names = [path.name.removesuffix(_ENDING) for path in paths]
-        names = [name for name in names if folder.joinpath(f"{name}.json").is_file()]
+        names = saved_evaluations(folder)
         if not names:
             raise FileNotFoundError(f"{folder} holds no evaluation; run mmfusion evaluate --output {folder}")
     else:

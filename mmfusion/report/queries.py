@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +11,9 @@ import numpy.typing as npt
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.feature_cache import FeatureCache
 from mmfusion.data.tables import Rows
-from mmfusion.evaluation import Evaluation, evaluate_rankings, rank
-from mmfusion.evaluation.evaluate import default_slices
+from mmfusion.evaluation import Evaluation, evaluate_pool, rank
+from mmfusion.evaluation.evaluate import PLACES as EVALUATED_PLACES
+from mmfusion.evaluation.evaluate import Pool
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.retrieval.embedding import embed_products, embed_queries
 from mmfusion.retrieval.fingerprint import model_fingerprint
@@ -39,7 +40,7 @@ class Questions:
     query_rows: Rows
     product_rows: Rows
     split: str
-    pool: str
+    pool: Pool
     relevant_grade: int
 
     @classmethod
@@ -65,7 +66,7 @@ class Questions:
                 f"{evaluation.name!r} was evaluated on {expected}; give the catalogue and split of the results: "
                 "--catalogue, --split"
             )
-        return cls(catalogue, query_rows, product_rows, split, evaluation.pool, evaluation.relevant_grade)
+        return cls(catalogue, query_rows, product_rows, split, cast(Pool, evaluation.pool), evaluation.relevant_grade)
 
 
 @dataclass(frozen=True)
@@ -132,25 +133,16 @@ def rank_with(
     options = {"batch_size": batch_size, "num_workers": num_workers, "cache": cache}
     embedded = embed_products(model, processor, catalogue, pool, **options)  # type: ignore[arg-type]
     queries = embed_queries(model, processor, catalogue, questions.query_rows)
-    scores, columns = rank(queries, embedded.embeds, PLACES, catalogue.product_ids[pool])
-    products = np.where(columns.numpy() < 0, -1, pool[columns.numpy()])
-    evaluation = evaluate_rankings(
-        products,
-        questions.query_rows,
-        catalogue.split_qrels(questions.split) if questions.pool == "split" else catalogue.qrels,
-        queries=catalogue.queries,
-        product_rows=pool,
-        relevant_grade=questions.relevant_grade,
-        pool=questions.pool,
-        query_slices=default_slices(catalogue),
-        recall_at=(PLACES,),
-        ndcg_at=(PLACES,),
+    scores, columns = rank(queries, embedded.embeds, EVALUATED_PLACES, catalogue.product_ids[pool])
+    evaluation = evaluate_pool(
+        columns, catalogue, questions.split, pool=questions.pool, relevant_grade=questions.relevant_grade
     )
+    found = columns[:, :PLACES].numpy()
     return Ranking(
         name=model.config.fusion,
         fingerprint=model_fingerprint(model, processor),
-        products=products,
-        scores=scores.numpy(),
+        products=np.where(found < 0, -1, pool[found]),
+        scores=scores[:, :PLACES].numpy(),
         weights=embedded.modality_weights,
         text_name="title" if processor.template_columns == ["title"] else "text",
         per_query=evaluation.per_query.to_pydict(),
