@@ -112,9 +112,7 @@ def _contains(column: Any, value: Any) -> Any:
 
 def _compare(column: Any, operator: str, value: Any) -> Any:
     # NaN, which older indexes hold, is no value.
-    there = pc.is_valid(column)
-    if pa.types.is_floating(column.type):
-        there = pc.and_not(there, pc.is_null(column, nan_is_null=True))
+    there = pc.invert(pc.is_null(column, nan_is_null=True))
     kind = column.type
     stored = column.cast(number_type(kind)) if is_moment(kind) else column
     if operator in ("in", "not in"):

@@ -44,6 +44,9 @@ class Segment:
         self.index, self.products = index, products
         self.metadata = products.column("metadata") if "metadata" in products.column_names else None
         self.ids = IdLookup(products)
+        self._behind_transforms = next(
+            part for part in parts_of(index) if not isinstance(part, faiss.IndexPreTransform)
+        )
         self._lock = threading.Lock()
         self._set_live(np.ones(len(products), dtype=bool) if live is None else live)
 
@@ -139,18 +142,15 @@ class Segment:
     def _estimates(self) -> bool:
         """Whether the index estimates scores from bits, which vectors made of them would not have."""
         kinds = (faiss.IndexRaBitQ, faiss.IndexIVFRaBitQ, faiss.IndexRaBitQFastScan, faiss.IndexIVFRaBitQFastScan)
-        return isinstance(self._behind_transforms(), kinds)
+        return isinstance(self._behind_transforms, kinds)
 
     def _map_rows(self) -> None:
         # FAISS finds entries of inverted lists through a map that it makes once, and that is not to be copied by half.
         # (With rescoring, vectors are those that are scored again, which lie in a row.)
         with self._lock:
-            index = self._behind_transforms()
+            index = self._behind_transforms
             if isinstance(index, faiss.IndexIVF) and index.direct_map.no():
                 index.make_direct_map()
-
-    def _behind_transforms(self) -> Any:
-        return next(part for part in parts_of(self.index) if not isinstance(part, faiss.IndexPreTransform))
 
 
 def merged(segments: tuple[Segment, ...], factory: str, train_size: int) -> Segment:

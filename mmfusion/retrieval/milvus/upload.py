@@ -233,10 +233,7 @@ def _digest_of(table: pa.Table) -> str:
     """Digest of the ids, weights and metadata of products."""
     digest = hashlib.sha256()
     for batch in row_blocks(table):
-        stream = pa.BufferOutputStream()
-        with pa.ipc.new_stream(stream, batch.schema) as writer:
-            writer.write_batch(batch)
-        digest.update(stream.getvalue())
+        digest.update(batch.serialize())
     return digest.hexdigest()
 
 
