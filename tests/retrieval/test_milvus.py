@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 from commands import Nothing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from processes import run_to_end
+from processes import run_to_end, started
 
 pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")
@@ -561,10 +562,10 @@ print(len(index), "whole", flush=True)
 """
 
 
-def uploading(folder: Path) -> subprocess.Popen[str]:
+def uploading(folder: Path) -> AbstractContextManager[subprocess.Popen[str]]:
     script = UPLOADER.format(path=CHECKOUT, folder=str(folder))
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, "-c", script], text=True, **pipes)
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return started([sys.executable, "-c", script], text=True, **pipes)
 
 
 def test_a_killed_upload_goes_on_in_another_process_which_ends_by_itself(tmp_path: Path) -> None:

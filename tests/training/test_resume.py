@@ -65,10 +65,10 @@ class Training:
             while self.last_step() < step:
                 assert process.poll() is None, f"ended before the checkpoint of step {step}"
                 assert time.monotonic() < deadline, f"no checkpoint of step {step}"
-                time.sleep(0.002)
+                time.sleep(0.01)
             until = time.monotonic() + delay
             while self.last_step() < step + CHECKPOINT_EVERY and time.monotonic() < until:
-                time.sleep(0.002)
+                time.sleep(0.01)
             # To workers as well, as schedulers do.
             os.killpg(process.pid, number)
             _, said = process.communicate(timeout=300)

@@ -75,7 +75,7 @@ def kill_after(log: Path, command: list[str], environment: dict[str, str], check
         deadline = time.monotonic() + HANGS
         while not checkpoint.exists():
             assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.005)
+            time.sleep(0.01)
         time.sleep(delay)
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
