@@ -66,19 +66,18 @@ def _load_service(
     config: Config, record: dict[str, Any], loaded: tuple[QueryEncoder, dict[str, Any]]
 ) -> "SearchService":
     from mmfusion.serving.app import SearchService, resident_mib
-    from mmfusion.serving.watch import version_of
+    from mmfusion.serving.watch import IndexWatch
 
     encoder, tower = loaded
-    folder = Path(config.index) / "index"
-    version = version_of(folder)
+    # Before the index is read, so that one which replaces it meanwhile is noticed.
+    watch = IndexWatch(Path(config.index) / "index", config.verify)
     opened = open_index(config.index, record, verify=config.verify)
-    followed = None
     if isinstance(opened, ProductIndex):
         opened.prepare_ids()
-        followed = folder
     searcher = Searcher(encoder, opened)
     searcher.search("warm up")
-    service = SearchService(searcher, followed, config.limits, tower, version, verify=config.verify)
+    followed = watch if isinstance(opened, ProductIndex) else None
+    service = SearchService(searcher, followed, config.limits, tower)
     log.info(
         "query tower of %s parameters (%s MiB), no vision encoder; %s products; %s MiB in RAM",
         *(f"{tower['parameters']:,}", tower["mib"], f"{len(service.index):,}", resident_mib()),

@@ -25,14 +25,12 @@ from mmfusion.model import MMFusionModel
 from mmfusion.onnx import OnnxDescription
 from mmfusion.retrieval import MilvusError, ProductIndex, Searcher, SearchIndex
 from mmfusion.serving import ServiceLimits
-from mmfusion.serving.batches import Answer, Asked, MicroBatcher, Neighbours, QueueFullError, Searches
+from mmfusion.serving.batches import Answer, Asked, MicroBatcher, QueueFullError, Searches
 from mmfusion.serving.observe import Observed, ServiceMetrics
 from mmfusion.serving.requests import limited_models, read, reason, short
-from mmfusion.serving.watch import IndexWatch, Version
+from mmfusion.serving.watch import IndexWatch
 
 _DEFAULT_K = 10
-# What is no fault of the service, and answered with its reason.
-_ERRORS = (HTTPException, ValidationError, ClientDisconnect, MilvusError, QueueFullError, TimeoutError)
 
 
 class _ProductId(PathConvertor):
@@ -48,22 +46,17 @@ class SearchService:
 
     Args:
         searcher: Query tower and index.
-        folder: Folder of the index, which is loaded again when it changes; None: it has none, or is not to be followed.
+        watch: Watch of the index's folder, made before the index was read from it; None: the index is not replaced.
         limits: What is accepted.
         tower: What `/health` says of the query tower.
-        version: `version_of` the folder before the index was read from it; None: as it is now.
-        verify: Compares all bytes of an index that takes the place of this one with their checksums.
     """
 
     def __init__(
         self,
         searcher: Searcher,
-        folder: Path | None,
+        watch: IndexWatch | None,
         limits: ServiceLimits,
         tower: Mapping[str, Any] | None = None,
-        version: Version | None = None,
-        *,
-        verify: bool = False,
     ) -> None:
         self.limits = limits
         self._tower = dict(tower or {})
@@ -73,9 +66,7 @@ class SearchService:
         )
         self.metrics = ServiceMetrics(lambda: self.batcher.waiting, self._count_products)
         self._search_model, self._product_model = limited_models(limits)
-        self._watch: IndexWatch | None = None
-        if folder is not None:
-            self._watch = IndexWatch(folder, self._swap, self.metrics.swaps, version, verify)
+        self._watch = watch
         self._started = time.monotonic()
 
     @property
@@ -108,17 +99,13 @@ class SearchService:
         asked = await read(request, self._search_model, self.limits.max_body_kib)
         request.state.logged = {"k": asked.k, "query_chars": len(asked.query), "filtered": asked.filter is not None}
         hits = await self._answer(request, asked)
-        assert isinstance(hits, list)
         request.state.logged["hits"] = len(hits)
         return json_response({"query": asked.query, "hits": hits})
 
     async def products(self, request: Request) -> Response:
         """A stored product, and the k products whose vectors are most like its own."""
         asked = await read(request, self._product_model, self.limits.max_body_kib)
-        found = await self._answer(request, asked)
-        assert isinstance(found, Neighbours)
-        product = {name: value for name, value in vars(found.product).items() if name != "vector"}
-        return json_response({**product, "neighbours": found.hits})
+        return json_response(await self._answer(request, asked))
 
     async def health(self, request: Request) -> Response:
         """Whether the service answers, with which model and index, and how much memory it takes."""
@@ -167,7 +154,13 @@ class SearchService:
     async def _follow(self) -> None:
         while self._watch is not None and self.limits.reload_s:
             await asyncio.sleep(self.limits.reload_s)
-            await asyncio.to_thread(self._watch.look)
+            await asyncio.to_thread(self.look)
+
+    def look(self) -> None:
+        """Serves the index that is in the folder now, if it has been replaced and can be used."""
+        outcome = self._watch.look(self._swap) if self._watch is not None else None
+        if outcome is not None:
+            self.metrics.swaps.labels(outcome).inc()
 
     def _swap(self, index: ProductIndex) -> None:
         self.searches.searcher = Searcher(self.searches.searcher.encoder, index)

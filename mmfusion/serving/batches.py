@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from starlette.exceptions import HTTPException
 
-from mmfusion.retrieval import Hit, MilvusError, Searcher, StoredProduct
+from mmfusion.retrieval import Hit, MilvusError, Searcher
 from mmfusion.serving.requests import ProductRequest, SearchRequest, short
 
 # Share of its time limit that an item may be expected to take; batches differ.
@@ -122,15 +122,9 @@ class MicroBatcher(Generic[T, R]):
             self._computing = {}
 
 
-class Neighbours(NamedTuple):
-    """A stored product and the products most like it."""
-
-    product: StoredProduct
-    hits: list[Hit]
-
-
 Asked = SearchRequest | ProductRequest
-Answer = list[Hit] | Neighbours
+# Of a search its hits; of a product what the index holds of it, with the products most like it as `neighbours`.
+Answer = list[Hit] | dict[str, Any]
 
 
 @dataclass
@@ -205,7 +199,9 @@ class Searches:
         k = asked.k or self.default_k
         found = searcher.index.search(product.vector[None], k + 1)[0]
         others = [hit for hit in found if hit.product_id != product.product_id][:k]
-        return Neighbours(product, [replace(hit, rank=rank) for rank, hit in enumerate(others, start=1)])
+        neighbours = [replace(hit, rank=rank) for rank, hit in enumerate(others, start=1)]
+        stored = {name: value for name, value in vars(product).items() if name != "vector"}
+        return {**stored, "neighbours": neighbours}
 
 
 def _beyond(k: int, there: str) -> HTTPException:

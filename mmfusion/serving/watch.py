@@ -3,8 +3,7 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
-
-from prometheus_client import Counter
+from typing import Literal
 
 from mmfusion.retrieval import ProductIndex
 from mmfusion.retrieval.index_files import DESCRIPTION, FILES, Stamp, stamp_of
@@ -16,53 +15,44 @@ Version = tuple[Stamp | None, ...]
 
 
 class IndexWatch:
-    """Loads an index whenever its folder has been replaced.
-
-    The new one is loaded, checked against the model and prepared while the old one answers. If it cannot be used, this
-    is logged, and the old one stays.
+    """Loads an index whenever its folder has been replaced since the watch was made.
 
     Args:
         folder: Folder of the index.
-        swap: Called with the new index.
-        outcomes: Counts the outcomes "done" and "refused".
-        seen: `version_of` the folder before the index that is served was read from it; None: as it is now.
         verify: Compares all bytes of a new index with their checksums.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        swap: Callable[[ProductIndex], None],
-        outcomes: Counter,
-        seen: Version | None = None,
-        verify: bool = False,
-    ) -> None:
+    def __init__(self, folder: Path, verify: bool = False) -> None:
         self.folder = folder
-        self._swap, self._outcomes, self._verify = swap, outcomes, verify
-        self._seen = version_of(folder) if seen is None else seen
+        self._verify = verify
+        self._seen = _version_of(folder)
 
-    def look(self) -> None:
-        """Looks once."""
-        version = version_of(self.folder)
+    def look(self, swap: Callable[[ProductIndex], None]) -> Literal["done", "refused"] | None:
+        """Loads a new index, prepares it, and hands it to `swap`, which may raise an error, too.
+
+        Returns:
+            "done", or "refused" if it cannot be used, which is logged; None: there is none, or not the whole of it yet.
+        """
+        version = _version_of(self.folder)
         # Between two renames there is no folder for a moment.
         if version == self._seen or not (self.folder / DESCRIPTION).is_file():
-            return
+            return None
         try:
             index = load_index(self.folder, self._verify)
             # What was read while files were being replaced may be of two indexes; the next look reads it again.
-            if version_of(self.folder) != version:
-                return
-            self._swap(index)
+            if _version_of(self.folder) != version:
+                return None
+            swap(index)
         except Exception as error:  # Whatever a damaged file brings about must not end the watch.
-            if version_of(self.folder) != version:
-                return
+            if _version_of(self.folder) != version:
+                return None
+            self._seen = version
             text = "the new index in %s cannot be used, the one before stays: %r"
             log.error(text, self.folder, error, exc_info=not isinstance(error, (OSError, ValueError)))
-            self._outcomes.labels("refused").inc()
-        else:
-            log.info("the new index in %s is served: %s products", self.folder, f"{len(index):,}")
-            self._outcomes.labels("done").inc()
+            return "refused"
         self._seen = version
+        log.info("the new index in %s is served: %s products", self.folder, f"{len(index):,}")
+        return "done"
 
 
 def load_index(folder: Path, verify: bool = False) -> ProductIndex:
@@ -72,6 +62,6 @@ def load_index(folder: Path, verify: bool = False) -> ProductIndex:
     return index
 
 
-def version_of(folder: Path) -> Version:
+def _version_of(folder: Path) -> Version:
     """What tells the files of an index from those that take their place."""
     return tuple(stamp_of(folder / name) for name in sorted(FILES))

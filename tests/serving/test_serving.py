@@ -452,34 +452,32 @@ def test_a_batcher_that_stops_leaves_nobody_waiting() -> None:
     assert all(isinstance(one, asyncio.CancelledError) for one in asyncio.run(run())[1:])
 
 
-def followed(encoder: TorchQueryEncoder, folder: Path) -> tuple[SearchService, IndexWatch]:
-    """A service of the index of 50 products that is in a folder from now on, and what looks at the folder."""
+def followed(encoder: TorchQueryEncoder, folder: Path) -> SearchService:
+    """A service of an index of 50 products, which is written into the folder that it follows."""
     drawn_index(encoder, 50).save(folder)
-    service = SearchService(Searcher(encoder, load_index(folder)), folder, ServiceLimits())
-    assert isinstance(service._watch, IndexWatch)
-    return service, service._watch
+    return SearchService(Searcher(encoder, load_index(folder)), IndexWatch(folder), ServiceLimits())
 
 
 def test_an_index_of_another_model_or_a_broken_one_is_not_swapped_in(
     encoder: TorchQueryEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "index"
-    service, watching = followed(encoder, folder)
-    watching.look()
+    service = followed(encoder, folder)
+    service.look()
     assert len(service.index) == 50
 
     drawn_index(encoder, 60, fingerprint="other").save(folder, overwrite=True)
-    watching.look()
+    service.look()
     assert len(service.index) == 50 and "built with model 'other'" in caplog.text
     drawn_index(encoder, 70).save(folder, overwrite=True)
     (folder / "products.arrow").write_bytes(b"ARROW1")
-    watching.look()
+    service.look()
     assert len(service.index) == 50 and "products.arrow is damaged" in caplog.text
     (folder / "index.json").unlink()
-    watching.look()
+    service.look()
     drawn_index(encoder, 80).save(folder, overwrite=True)
-    watching.look()
-    watching.look()
+    service.look()
+    service.look()
     assert len(service.index) == 80
     outcomes = ("refused", "done")
     counted = [
@@ -492,14 +490,14 @@ def test_an_index_that_is_copied_file_by_file_is_served_when_all_are_there(
     encoder: TorchQueryEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, new = tmp_path / "index", tmp_path / "new"
-    service, watching = followed(encoder, folder)
+    service = followed(encoder, folder)
     drawn_index(encoder, 60).save(new)
     for name in ("index.faiss", "index.json"):
         (new / name).replace(folder / name)
-    watching.look()
+    service.look()
     assert len(service.index) == 50 and "products.arrow is damaged or of another index" in caplog.text
     (new / "products.arrow").replace(folder / "products.arrow")
-    watching.look()
+    service.look()
     assert len(service.index) == 60
 
 
@@ -507,12 +505,8 @@ def test_an_index_that_is_replaced_while_it_is_read_is_read_again(
     encoder: TorchQueryEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "index"
-    drawn_index(encoder, 50).save(folder)
-    before = watch.version_of(folder)
-    opened = load_index(folder)
+    service = followed(encoder, folder)
     drawn_index(encoder, 60).save(folder, overwrite=True)
-    service = SearchService(Searcher(encoder, opened), folder, ServiceLimits(), version=before)
-    assert service._watch is not None
 
     def slowly(folder: Path, verify: bool) -> ProductIndex:
         found = load_index(folder, verify)
@@ -521,9 +515,9 @@ def test_an_index_that_is_replaced_while_it_is_read_is_read_again(
 
     with monkeypatch.context() as patched:
         patched.setattr(watch, "load_index", slowly)
-        service._watch.look()
+        service.look()
     assert len(service.index) == 50
-    service._watch.look()
+    service.look()
     assert len(service.index) == 70
 
 
@@ -531,14 +525,14 @@ def test_whatever_is_wrong_with_an_index_the_watch_goes_on(
     encoder: TorchQueryEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "index"
-    service, watching = followed(encoder, folder)
+    service = followed(encoder, folder)
     described = json.loads((folder / "index.json").read_text())
     (folder / "index.json").write_text(json.dumps({**described, "rows": ["many"]}))
-    watching.look()
-    watching.look()
+    service.look()
+    service.look()
     assert caplog.text.count("cannot be used, the one before stays") == 1
     drawn_index(encoder, 60).save(folder, overwrite=True)
-    watching.look()
+    service.look()
     assert len(service.index) == 60
 
 
