@@ -231,6 +231,7 @@ def test_filters_find_exactly_the_rows_that_fulfil_them(
         ([("title", "!=", "b1"), ("kind", "!=", "a")], lambda n: n != "b1" and n[0] != "a"),
         ([("price", ">", 1000)], lambda n: False),
         ([("price", "in", [None, 20])], lambda n: n[-1] != "7" and len(n) == 2),
+        ([("price", "in", [20.0, 20.5])], lambda n: n[-1] != "7" and len(n) == 2),
     ]
     for conditions, fulfils in cases:
         for one in found(index, filter=conditions):
