@@ -134,7 +134,10 @@ _servers: list[subprocess.Popen[bytes]] = []
 def end_server() -> None:
     """Ends the server of processes, if one was started."""
     while _servers:
-        _servers.pop().communicate()
+        server = _servers.pop()
+        # Rather than by the end of its input, which a child of this process may hold as well.
+        server.kill()
+        server.communicate()
     _server.cache_clear()
 
 
