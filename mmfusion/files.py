@@ -42,7 +42,7 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def whole_file(path: Path, *, concurrent: bool = False) -> Iterator[BinaryIO]:
-    """A file to write that gets its name once all of it is on the disk, so that nobody ever finds half of it.
+    """A file to write that gets its name once all of it is on the disk, so that no reader finds half of it.
 
     It is written beside its place, as a rename is atomic within one file system only. An exception in the block leaves
     what had the name before; so does a kill, which also leaves a file that `is_partial`.

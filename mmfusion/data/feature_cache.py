@@ -32,8 +32,10 @@ class FeatureCacheError(MMFusionError):
     """A cache does not belong to the model, the processor or the rows at hand."""
 
 
-class RaggedCache:
-    """Rows of a table in one memory-mapped file; each has a number of items, and each item is an array of one shape.
+class FeatureCache:
+    """Features of rows of a table in one memory-mapped file: activations of their photos, or states of their tokens.
+
+    Each row has a number of items (photos or tokens), and each item is an array of the same shape.
 
     Attributes:
         folder: Folder of the cache.
@@ -65,12 +67,37 @@ class RaggedCache:
         self.counts = np.asarray(manifest["counts"], dtype=np.int64)
         self.offsets = np.concatenate([[0], np.cumsum(self.counts)])
 
-    def places(self, rows: Array) -> Array:
-        """Positions of rows in `self.rows`.
+    def photos(self, rows: Array) -> dict[str, Tensor]:
+        """`vision_activations` (P, photos, …) float32 and `photo_mask` (P, photos); empty if none has a photo.
 
         Raises:
             FeatureCacheError: A row was not cached.
         """
+        places = self._places(rows)
+        counts = self.counts[places]
+        widest = int(counts.max(initial=0))
+        if widest == 0:
+            return {}
+        mask = np.arange(widest) < counts[:, None]
+        return {"vision_activations": self._padded(places, mask), "photo_mask": torch.from_numpy(mask)}
+
+    def states(self, rows: Array, attention_mask: Tensor) -> Tensor:
+        """Token states (R, length, hidden) float32 where `attention_mask` (R, length) is 1, and 0 elsewhere.
+
+        Raises:
+            FeatureCacheError: A row was not cached, or has another number of tokens now.
+        """
+        places, mask = self._places(rows), attention_mask.bool().numpy()
+        changed = np.flatnonzero(mask.sum(1) != self.counts[places])
+        if len(changed):
+            raise FeatureCacheError(
+                f"The text of row {rows[changed[0]]} has {mask[changed[0]].sum()} tokens and had "
+                f"{self.counts[places[changed[0]]]} when {self.folder} was made; delete the folder."
+            )
+        return self._padded(places, mask)
+
+    def _places(self, rows: Array) -> Array:
+        """Positions of rows in `self.rows`."""
         places = np.searchsorted(self.rows, rows)
         missing = rows[self.rows.take(places, mode="clip") != rows]
         if len(missing):
@@ -80,7 +107,7 @@ class RaggedCache:
             )
         return places
 
-    def padded(self, places: Array, mask: Array) -> Array:
+    def _padded(self, places: Array, mask: Array) -> Tensor:
         """Items of rows in the True positions of `mask` (R, widest), one row after the other; 0 elsewhere."""
         # Opened on each call, so that workers share the pages and nothing is pickled; opening costs microseconds.
         data = np.load(self.folder / _DATA, mmap_mode="r")
@@ -88,7 +115,7 @@ class RaggedCache:
         starts, counts = self.offsets[places], self.counts[places]
         within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
         out[mask] = data[np.repeat(starts, counts) + within]
-        return out
+        return torch.from_numpy(out)
 
     def _write(self, key: str, blocks: Iterable[Block]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -105,50 +132,6 @@ class RaggedCache:
             file.write(_npy_header(sum(counts), shape))
         manifest = {"key": key, "rows": len(self.rows), "items": sum(counts), "counts": counts}
         replace_text(self.folder / _MANIFEST, json.dumps(manifest))
-
-
-class FeatureCache:
-    """Read access to activations: `cache[rows]` gives those of products."""
-
-    def __init__(self, cache: RaggedCache) -> None:
-        self.items = cache
-
-    def __getitem__(self, rows: Array) -> dict[str, Tensor]:
-        """`vision_activations` (P, photos, …) float32 and `photo_mask` (P, photos); empty if none has a photo.
-
-        Raises:
-            FeatureCacheError: A row was not cached.
-        """
-        places = self.items.places(rows)
-        counts = self.items.counts[places]
-        widest = int(counts.max(initial=0))
-        if widest == 0:
-            return {}
-        mask = np.arange(widest) < counts[:, None]
-        activations = self.items.padded(places, mask)
-        return {"vision_activations": torch.from_numpy(activations), "photo_mask": torch.from_numpy(mask)}
-
-
-class TextCache:
-    """Read access to the token states of texts."""
-
-    def __init__(self, cache: RaggedCache) -> None:
-        self.items = cache
-
-    def states(self, rows: Array, attention_mask: Tensor) -> Tensor:
-        """Token states (R, length, hidden) float32 where `attention_mask` (R, length) is 1, and 0 elsewhere.
-
-        Raises:
-            FeatureCacheError: A row was not cached, or has another number of tokens now.
-        """
-        places, mask = self.items.places(rows), attention_mask.bool().numpy()
-        changed = np.flatnonzero(mask.sum(1) != self.items.counts[places])
-        if len(changed):
-            raise FeatureCacheError(
-                f"The text of row {rows[changed[0]]} has {mask[changed[0]].sum()} tokens and had "
-                f"{self.items.counts[places[changed[0]]]} when {self.items.folder} was made; delete the folder."
-            )
-        return torch.from_numpy(self.items.padded(places, mask))
 
 
 def build_feature_cache(
@@ -191,7 +174,7 @@ def build_feature_cache(
                 yield own, None if activations is None else activations.float().cpu().numpy()
                 bar.update(len(own))
 
-    return FeatureCache(RaggedCache(Path(folder), rows, _photos_key(model, table, rows, crop), blocks()))
+    return FeatureCache(Path(folder), rows, _photos_key(model, table, rows, crop), blocks())
 
 
 class _Pixels(Dataset[Any]):
@@ -209,7 +192,7 @@ class _Pixels(Dataset[Any]):
 
 def build_text_cache(
     folder: str | os.PathLike[str], model: MMFusionModel, table: Any, rows: Array, role: Role, *, batch_size: int = 64
-) -> TextCache:
+) -> FeatureCache:
     """Computes the states of a text encoder, or opens the cache if it is there.
 
     Args:
@@ -242,7 +225,7 @@ def build_text_cache(
             yield mask.sum(1).tolist(), states.float().cpu().numpy()[mask.bool().numpy()]
 
     key = _texts_key(model, role, texts)
-    return TextCache(RaggedCache(Path(folder) / f"{role}_texts_{key[:16]}", rows, key, blocks()))
+    return FeatureCache(Path(folder) / f"{role}_texts_{key[:16]}", rows, key, blocks())
 
 
 def _photos_key(model: MMFusionModel, table: Any, rows: Array, crop: int) -> str:

@@ -130,10 +130,9 @@ def _read_table(folder: Path, catalogue: BaseCatalogue) -> pa.Table:
         raise HardNegativesError(f"{folder / MANIFEST} is damaged ({error!r})") from error
     if version != _VERSION:
         raise HardNegativesError(f"{folder / MANIFEST} has schema version {version}, this mmfusion reads {_VERSION}")
+    found, expected = sha256_of(path), manifest.get("sha256")
     # Manifests of before there were checksums have none.
-    found = sha256_of(path)
-    expected = manifest.get("sha256") or found
-    if found != expected:
+    if expected not in (None, found):
         raise HardNegativesError(
             f"{path} is damaged: it has the checksum {found[:12]}…, and {MANIFEST} says {expected[:12]}…"
         )
@@ -141,15 +140,18 @@ def _read_table(folder: Path, catalogue: BaseCatalogue) -> pa.Table:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise HardNegativesError(f"{path} is damaged ({error})") from error
+    problem = None
     if not table.schema.equals(SCHEMA):
-        raise HardNegativesError(f"{path} has the columns {table.schema.names}, not {SCHEMA.names}")
-    if contents != catalogue.contents_digest():
-        raise HardNegativesError(
+        problem = f"{path} has the columns {table.schema.names}, not {SCHEMA.names}"
+    elif contents != catalogue.contents_digest():
+        problem = (
             f"{folder} was mined from another catalogue ({source}) than {catalogue.source}: ids, splits or judgements "
             "differ; give that catalogue"
         )
-    if len(table) != count:
-        raise HardNegativesError(f"{path} has {len(table)} rows, but {MANIFEST} says {count}")
+    elif len(table) != count:
+        problem = f"{path} has {len(table)} rows, but {MANIFEST} says {count}"
+    if problem:
+        raise HardNegativesError(problem)
     return table
 
 

@@ -206,7 +206,7 @@ def best_grades(rows: IntArray, grades: IntArray) -> IntArray:
 
 
 def _as_rows(name: str, values: npt.ArrayLike, dimensions: int = 1) -> IntArray:
-    """Returns int64 ``values``, refusing what would be rounded or wrapped on the way."""
+    """Returns int64 ``values``, an error for what would be rounded or wrapped."""
     array = np.asarray(values)
     if array.ndim != dimensions:
         raise ValueError(

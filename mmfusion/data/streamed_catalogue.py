@@ -34,7 +34,7 @@ class StreamedCatalogue(BaseCatalogue):
     """A catalogue for training from streams; rows are those of the whole catalogue.
 
     ``products`` holds ``product_id`` and ``split`` alone (some 20 bytes a product, memory-mapped); titles, photos and
-    further columns are read from ``shards``, many at a time. Judgements and queries are loaded as ever.
+    further columns are read from ``shards``, many at a time. Queries and judgements are loaded as by `Catalogue`.
 
     Attributes:
         shards: The products' row groups.

@@ -245,7 +245,7 @@ def plan_reads(batches: Sequence[Rows], starts: npt.NDArray[np.int64]) -> list[t
 
 
 class StreamedProductTable(ProductTable):
-    """Products that `hold` has read; making a batch of them lets go of them.
+    """Products that `hold` has read; making a batch of them drops them.
 
     Attributes:
         held: Values by column of the products that are held, by row.

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from mmfusion.data.batch import ProductBatch, QueryBatch, TrainBatch
 from mmfusion.data.catalogue import BaseCatalogue, CatalogueError
 from mmfusion.data.catalogue_schema import has_text, is_list
-from mmfusion.data.feature_cache import FeatureCache, TextCache
+from mmfusion.data.feature_cache import FeatureCache
 from mmfusion.data.photos import PhotoReader, cropped_photo
 from mmfusion.model import MMFusionProcessor
 
@@ -53,7 +53,7 @@ class QueryTable(Dataset[QueryBatch]):
         catalogue: BaseCatalogue,
         processor: MMFusionProcessor,
         *,
-        text_cache: TextCache | None = None,
+        text_cache: FeatureCache | None = None,
         rewrite: Rewrite | None = None,
     ) -> None:
         self.catalogue = catalogue
@@ -102,7 +102,7 @@ class ProductTable(Dataset[ProductBatch]):
         processor: MMFusionProcessor,
         *,
         cache: FeatureCache | None = None,
-        text_cache: TextCache | None = None,
+        text_cache: FeatureCache | None = None,
         photos: bool = True,
         photo_of: Rows | None = None,
         rewrite: Rewrite | None = None,
@@ -153,7 +153,7 @@ class ProductTable(Dataset[ProductBatch]):
             batch["product_text_states"] = self.text_cache.states(rows, features["attention_mask"])
         if self.photos:
             shown = np.asarray(rows) if self.photo_of is None else self.photo_of[rows]
-            cached = self.caches[crop][shown] if self.caches else None
+            cached = self.caches[crop].photos(shown) if self.caches else None
             found = self.processor.process_photos(self.decode(shown, crop)) if cached is None else cached
             batch.update(cast(ProductBatch, found))
         return batch

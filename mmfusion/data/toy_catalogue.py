@@ -186,7 +186,7 @@ def write_toy_catalogue(folder: str | os.PathLike[str], *, num_products: int = 2
         columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
         pq.write_table(pa.table(columns, schema=_QUERIES_SCHEMA), file)
     _write_qrels(folder / _TABLES[2], queries, products, judge(queries, products, splits, seed))
-    end_folder(folder, arguments)
+    write_record(folder, arguments, complete=True)
     return folder
 
 
@@ -233,16 +233,12 @@ def begin_folder(folder: Path, arguments: Mapping[str, Any], names: Sequence[str
             "name another folder, or delete this one"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    _write_record(folder, arguments, complete=False)
+    write_record(folder, arguments, complete=False)
     return False
 
 
-def end_folder(folder: Path, arguments: Mapping[str, Any]) -> None:
-    """Notes that everything is there."""
-    _write_record(folder, arguments, complete=True)
-
-
-def _write_record(folder: Path, arguments: Mapping[str, Any], *, complete: bool) -> None:
+def write_record(folder: Path, arguments: Mapping[str, Any], *, complete: bool) -> None:
+    """Notes what is in a folder: at the beginning, and once everything is there."""
     record = {"arguments": dict(arguments), "complete": complete}
     replace_text(folder / RECORD_NAME, json.dumps(record, indent=2) + "\n", concurrent=True)
 

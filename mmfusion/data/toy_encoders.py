@@ -16,7 +16,7 @@ from tokenizers.models import WordPiece
 from transformers import BertConfig, BertModel, ConvNextConfig, ConvNextModel, PreTrainedTokenizerFast
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from mmfusion.data.toy_catalogue import begin_folder, end_folder
+from mmfusion.data.toy_catalogue import begin_folder, write_record
 from mmfusion.data.toy_photos import PHOTO_SIZE
 from mmfusion.data.toy_words import all_words
 from mmfusion.files import whole_folder
@@ -71,7 +71,7 @@ def write_toy_encoders(folder: str | os.PathLike[str], *, seed: int = 0) -> ToyE
         torch.manual_seed(seed + 1)
         with whole_folder(backbones.vision, files=None, overwrite=True) as new:
             _save_vision_encoder(new)
-    end_folder(folder, arguments)
+    write_record(folder, arguments, complete=True)
     return backbones
 
 

@@ -185,7 +185,7 @@ def draw_photo(
         silhouette: A key of `SHAPES`.
         colour: A key of `COLOUR_RANGES`.
         pattern: A key of `PAINTERS`.
-        second: Another view: mirrored and smaller.
+        second: Whether this is the second photo: mirrored and smaller.
 
     Returns:
         RGB image of `PHOTO_SIZE` x `PHOTO_SIZE` pixels.

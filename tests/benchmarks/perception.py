@@ -92,7 +92,7 @@ class Data:
 
     def _read(self, cache: FeatureCache, rows: np.ndarray) -> Encoded:
         model, config = self.model, self.model.config
-        found, blocks, sizes = cache[rows], model.num_vision_blocks, model.photo_sizes
+        found, blocks, sizes = cache.photos(rows), model.num_vision_blocks, model.photo_sizes
         activations, layers = found["vision_activations"][:, 0], config.vision_feature_layers
         states = encode_photos_from(model.vision_model, activations, blocks, config.image_pooling, layers, sizes)
         there = found["photo_mask"][:, 0, None]

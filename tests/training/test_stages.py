@@ -158,12 +158,12 @@ def test_a_cache_of_another_model_photo_or_processor_is_refused(
     table, rows = ProductTable(catalogue, processor), catalogue.product_rows("val")
     before = torch.get_rng_state()
     cache = build_feature_cache(tmp_path / "cache", model, table, rows)
-    found = build_feature_cache(tmp_path / "cache", model, table, rows)[rows]
+    found = build_feature_cache(tmp_path / "cache", model, table, rows).photos(rows)
     # Training goes the same way whether a cache had to be built or not.
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(found["vision_activations"], cache[rows]["vision_activations"])
+    assert torch.equal(found["vision_activations"], cache.photos(rows)["vision_activations"])
     with pytest.raises(FeatureCacheError, match="not in the feature cache"):
-        cache[catalogue.product_rows("test")[:1]]
+        cache.photos(catalogue.product_rows("test")[:1])
     with pytest.raises(FeatureCacheError, match=r"another model, processor or set of photos.*delete the folder"):
         build_feature_cache(tmp_path / "cache", model, table, rows[1:])
     processor.image_processor.image_mean = [0.1, 0.2, 0.3]
