@@ -12,8 +12,6 @@ from mmfusion.model.errors import MMFusionError
 from mmfusion.stages import Optimization
 from mmfusion.training import Hardware
 
-Split = Literal["train", "val", "test"]
-
 
 class AblationError(MMFusionError):
     """An ablation cannot be run as it is asked for."""
@@ -88,7 +86,7 @@ class AblationSettings:
     validate_every: int = 100
     checkpoint_every: int = 100
     hardware: Hardware = field(default_factory=Hardware)
-    split: Split = "val"
+    split: Literal["train", "val", "test"] = "val"
     perturbations: tuple[Perturbation, ...] = ()
     product_slices: tuple[str, ...] = ()
     label_source: str = ""

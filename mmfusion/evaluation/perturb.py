@@ -71,20 +71,16 @@ def perturbed_inputs(perturbation: Perturbation, product_rows: Rows, num_product
     Raises:
         ValueError: There is no such perturbation.
     """
-    match perturbation:
-        case "none":
-            return PerturbedInputs()
-        case "misleading_titles":
-            return PerturbedInputs(product_text=partial(_misleading, seed))
-        case "photos_dropped":
-            return PerturbedInputs(photos=False)
-        case "text_dropped":
-            return PerturbedInputs(product_text=no_text)
-        case "typos":
-            return PerturbedInputs(query_text=partial(_with_typo, seed))
-        case "photos_shuffled":
-            return PerturbedInputs(photo_of=_permuted(product_rows, num_products, seed))
-    raise ValueError(f"perturbation {perturbation!r} is unknown; give one of {', '.join(get_args(Perturbation))}.")
+    if perturbation not in get_args(Perturbation):
+        raise ValueError(f"perturbation {perturbation!r} is unknown; give one of {', '.join(get_args(Perturbation))}.")
+    products: dict[str, Rewrite] = {"misleading_titles": partial(_misleading, seed), "text_dropped": no_text}
+    shuffled = perturbation == "photos_shuffled"
+    return PerturbedInputs(
+        query_text=partial(_with_typo, seed) if perturbation == "typos" else None,
+        product_text=products.get(perturbation),
+        photos=perturbation != "photos_dropped",
+        photo_of=_permuted(product_rows, num_products, seed) if shuffled else None,
+    )
 
 
 def typo(text: str, rng: Random) -> str:

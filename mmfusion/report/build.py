@@ -14,8 +14,8 @@ from typing import Any
 
 from mmfusion.evaluation import METRICS, Evaluation, Slice
 from mmfusion.evaluation.comparison import compare_in_order
-from mmfusion.evaluation.evaluation import check_alike, saved_evaluations
-from mmfusion.evaluation.tables import all_parts, points, template_environment
+from mmfusion.evaluation.evaluation import saved_evaluations
+from mmfusion.evaluation.tables import all_parts, points, results_table, template_environment
 from mmfusion.files import replace_text
 from mmfusion.report.bars import gain_bars, value_bars
 from mmfusion.report.queries import MAX_KINDS, PLACES, Kind, Questions, Ranking
@@ -54,10 +54,7 @@ def load_variants(folder: str | Path, order: Sequence[str] | None) -> list[Evalu
             raise ValueError(f"--order {problem}, or leave it out for all")
     variants = [replace(Evaluation.load(folder, name), name=name) for name in names]
     try:
-        check_alike(variants)
-        for variant in variants:
-            if missing := [metric for metric in METRICS if metric not in variant.means]:
-                raise ValueError(f"{variant.name!r} has no metric {missing[0]!r}")
+        results_table(variants)
     except ValueError as error:
         raise ValueError(f"results in {folder}: {error}; or name with --order those that are shown") from None
     return variants
