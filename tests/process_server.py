@@ -106,6 +106,7 @@ class Spares(subprocess.Popen[Any]):
         _, _, _, _, folder, environment, _, _, _, _, _, _, out, _, errors, _, _, _, _, _, session, *_ = rest
         self.pid, connection = self.waiting.pop(0)
         self._child_created = True
+        environment = dict(os.environ) if environment is None else environment
         request = {"arguments": args[1:], "environment": environment, "folder": folder, "session": session}
         send(connection, request, (0, 1 if out == -1 else out, 2 if errors == -1 else errors))
         connection.close()
