@@ -124,7 +124,7 @@ def rank_bm25(
     k1: float = 1.2,
     b: float = 0.75,
 ) -> tuple[Tensor, Tensor]:
-    """Rank products by BM25 (Lucene's variant, whose inverse document frequency is never negative).
+    """Ranks products by BM25 (Lucene's variant, whose inverse document frequency is never negative).
 
     A product without any word of the query is *not retrieved*: the ranking ends before it. Filling up with such
     products in whatever order would hand out Recall by chance. Equal scores are ordered as in `ranking.rank`.
@@ -132,18 +132,18 @@ def rank_bm25(
     Args:
         queries: Q texts.
         product_texts: N texts; join title and description before, if both are to be searched.
-        k: places wanted, at least 1.
+        k: Places wanted, at least 1.
         product_ids: N different ids.
-        k1: saturation of repeated words, at least 0.
-        b: strength of length normalisation, in [0, 1].
+        k1: Saturation of repeated words, at least 0.
+        b: Strength of length normalisation, in [0, 1].
 
     Returns:
         Scores float32 [Q, k] and columns (positions in `product_texts`) int64 [Q, k], padded with -inf and -1 where
         fewer than k products match.
 
     Raises:
-        ImportError: the extra `bm25` is not installed.
-        ValueError: ids and texts differ in number or an id comes twice.
+        ImportError: The extra `bm25` is not installed.
+        ValueError: Ids and texts differ in number or an id comes twice.
     """
     order = TieOrder(product_ids)
     if len(order) != len(product_texts):

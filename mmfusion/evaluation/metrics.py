@@ -11,10 +11,10 @@ from torchmetrics import Metric
 
 
 def has_relevant(num_relevant: Tensor) -> Tensor:
-    """Mark the queries over which a mean recall is defined.
+    """Marks the queries over which a mean recall is defined.
 
     Args:
-        num_relevant: integer [Q], relevant products of each query in the whole pool.
+        num_relevant: Integer [Q], relevant products of each query in the whole pool.
 
     Returns:
         bool [Q], False where the query has no relevant product.
@@ -26,10 +26,10 @@ def has_relevant(num_relevant: Tensor) -> Tensor:
 
 
 def has_gain(ideal_grades: Tensor) -> Tensor:
-    """Mark the queries over which a mean nDCG is defined.
+    """Marks the queries over which a mean nDCG is defined.
 
     Args:
-        ideal_grades: integer [Q, K], each query's highest grades in the pool, descending, padded with 0.
+        ideal_grades: Integer [Q, K], each query's highest grades in the pool, descending, padded with 0.
 
     Returns:
         bool [Q], False where no product of the pool has a grade above 0 for the query.
@@ -44,18 +44,18 @@ def recall_at_k(ranked_grades: Tensor, num_relevant: Tensor, k: int, *, relevant
     """Share of a query's relevant products that are among its first k.
 
     Args:
-        ranked_grades: integer [Q, K], grades in ranked order, 0 for unjudged products and for padding. Where K is
+        ranked_grades: Integer [Q, K], grades in ranked order, 0 for unjudged products and for padding. Where K is
             below k, the ranking ends there.
-        num_relevant: integer [Q], products of the whole pool with at least `relevant_grade`, retrieved or not.
-        k: cut-off, at least 1.
-        relevant_grade: lowest grade that counts as relevant, at least 1.
+        num_relevant: Integer [Q], products of the whole pool with at least `relevant_grade`, retrieved or not.
+        k: Cut-off, at least 1.
+        relevant_grade: Lowest grade that counts as relevant, at least 1.
 
     Returns:
         float64 [Q] in [0, 1], never NaN: 0 for a query without a relevant product. Leave such queries out of a mean
         with `has_relevant(num_relevant)`.
 
     Raises:
-        ValueError: shapes do not fit, k or relevant_grade is below 1, or a ranking holds more relevant products than
+        ValueError: Shapes do not fit, k or relevant_grade is below 1, or a ranking holds more relevant products than
             its query has.
 
     >>> recall_at_k(torch.tensor([[3, 0, 1], [1, 1, 1]]), torch.tensor([2, 0]), k=3, relevant_grade=3)
@@ -78,18 +78,18 @@ def ndcg_at_k(ranked_grades: Tensor, ideal_grades: Tensor, k: int) -> Tensor:
     """Normalised discounted cumulative gain of the first k with linear gain (gain = grade).
 
     Args:
-        ranked_grades: integer [Q, K], grades in ranked order, 0 for unjudged products and for padding. Where K is
+        ranked_grades: Integer [Q, K], grades in ranked order, 0 for unjudged products and for padding. Where K is
             below k, the ranking ends there.
-        ideal_grades: integer [Q, I], the highest grades among *all* judged products of the pool, descending, padded
+        ideal_grades: Integer [Q, I], the highest grades among *all* judged products of the pool, descending, padded
             with 0. At least min(k, judged products) columns are needed.
-        k: cut-off, at least 1.
+        k: Cut-off, at least 1.
 
     Returns:
         float64 [Q] in [0, 1], never NaN: 0 for a query whose ideal is 0. Leave such queries out of a mean with
         `has_gain(ideal_grades)`.
 
     Raises:
-        ValueError: shapes do not fit, k is below 1, or `ideal_grades` is not descending.
+        ValueError: Shapes do not fit, k is below 1, or `ideal_grades` is not descending.
 
     >>> ndcg_at_k(torch.tensor([[1, 3], [3, 1], [0, 0]]), torch.tensor([[3, 1], [3, 1], [0, 0]]), k=2)
     tensor([0.7967, 1.0000, 0.0000], dtype=torch.float64)
@@ -107,7 +107,7 @@ def discounted_gain(grades: Tensor) -> Tensor:
     """Sum of grade / log2(place + 1) over the places 1..K.
 
     Args:
-        grades: integer [Q, K] in ranked order.
+        grades: Integer [Q, K] in ranked order.
 
     Returns:
         float64 [Q].
@@ -170,8 +170,8 @@ class RetrievalRecallAtK(_QueryMean):
     """Mean Recall@k over the queries that have a relevant product.
 
     Args:
-        k: cut-off, at least 1.
-        relevant_grade: lowest grade that counts as relevant.
+        k: Cut-off, at least 1.
+        relevant_grade: Lowest grade that counts as relevant.
 
     >>> metric = RetrievalRecallAtK(2, relevant_grade=3)
     >>> metric.update(torch.tensor([[3, 0, 3], [0, 0, 0]]), torch.tensor([2, 0]))
@@ -184,7 +184,7 @@ class RetrievalRecallAtK(_QueryMean):
         self.relevant_grade = relevant_grade
 
     def update(self, ranked_grades: Tensor, num_relevant: Tensor) -> None:
-        """Add rankings: grades int [Q, K] in ranked order and relevant products in the whole pool int [Q]."""
+        """Adds rankings: grades int [Q, K] in ranked order and relevant products in the whole pool int [Q]."""
         values = recall_at_k(ranked_grades, num_relevant, self.k, relevant_grade=self.relevant_grade)
         self._add(values, has_relevant(num_relevant))
 
@@ -193,7 +193,7 @@ class RetrievalNDCGAtK(_QueryMean):
     """Mean nDCG@k with linear gain over the queries that have a product of grade above 0.
 
     Args:
-        k: cut-off, at least 1.
+        k: Cut-off, at least 1.
 
     >>> metric = RetrievalNDCGAtK(1)
     >>> metric.update(torch.tensor([[1, 3]]), torch.tensor([[3, 1]]))
@@ -202,5 +202,5 @@ class RetrievalNDCGAtK(_QueryMean):
     """
 
     def update(self, ranked_grades: Tensor, ideal_grades: Tensor) -> None:
-        """Add rankings: grades int [Q, K] in ranked order and the pool's highest grades int [Q, I], descending."""
+        """Adds rankings: grades int [Q, K] in ranked order and the pool's highest grades int [Q, I], descending."""
         self._add(ndcg_at_k(ranked_grades, ideal_grades, self.k), has_gain(ideal_grades))

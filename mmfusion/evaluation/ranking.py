@@ -21,7 +21,7 @@ def rank(
     product_chunk: int = 16_384,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """Rank all products for each query by inner product.
+    """Ranks all products for each query by inner product.
 
     The order is that of trec_eval (and so of pytrec_eval): score as float32 descending, equal scores by product id
     *descending* in code point order ("9" before "10"). It holds among the first k and also decides who gets the k-th
@@ -29,20 +29,20 @@ def rank(
     sizes do not matter.
 
     Args:
-        query_embeds: float [Q, D].
-        product_embeds: float [N, D]; a memory-mapped array is read chunk by chunk.
-        k: places wanted, at least 1.
+        query_embeds: Float [Q, D].
+        product_embeds: Float [N, D]; a memory-mapped array is read chunk by chunk.
+        k: Places wanted, at least 1.
         product_ids: N different ids.
-        query_chunk: queries scored together.
-        product_chunk: products scored together; about 32 bytes x query_chunk x product_chunk are needed at a time.
-        device: where scores are computed and sorted; needs float64.
+        query_chunk: Queries scored together.
+        product_chunk: Products scored together; about 32 bytes x query_chunk x product_chunk are needed at a time.
+        device: Where scores are computed and sorted; needs float64.
 
     Returns:
         Scores float32 [Q, k] and columns (positions in `product_embeds`) int64 [Q, k], both on the CPU. Where N is
         below k, the rest is score -inf and column -1.
 
     Raises:
-        ValueError: shapes do not fit, a product id comes twice, or an embedding is NaN or infinite.
+        ValueError: Shapes do not fit, a product id comes twice, or an embedding is NaN or infinite.
 
     >>> queries, products = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 1.0], [0.5, 0.0], [1.0, 0.0]])
     >>> rank(queries, products, k=3, product_ids=["10", "9", "1"])[1]
@@ -76,7 +76,7 @@ class TieOrder:
         product_ids: N different ids, fewer than 2**32.
 
     Raises:
-        ValueError: an id comes twice.
+        ValueError: An id comes twice.
     """
 
     def __init__(self, product_ids: Sequence[str] | np.ndarray) -> None:
@@ -96,7 +96,7 @@ class TieOrder:
         return len(self._column_of_place)
 
     def keys(self, scores: Tensor, columns: Tensor) -> Tensor:
-        """Pack float32 scores [Q, n] of int64 columns [Q, n] or [n] into int64 keys [Q, n], larger = ranked earlier."""
+        """Packs float32 scores [Q, n] of int64 columns [Q, n] or [n] into int64 keys [Q, n], larger is earlier."""
         places = self._place_of_column[columns.cpu()].to(scores.device)
         # Adding 0 turns -0.0 into 0.0, which trec_eval holds equal; negative floats sort backwards by their bits.
         bits = (scores + 0.0).view(torch.int32)
@@ -126,7 +126,7 @@ class TieOrder:
         return scores, columns
 
     def top(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Rank columns by given float32 scores [Q, N]; returns like `rank`."""
+        """Ranks columns by given float32 scores [Q, N]; returns like `rank`."""
         if scores.shape[1] != len(self):
             raise ValueError(f"scores for {scores.shape[1]} products, but there are {len(self)} product ids")
         if bool(scores.isnan().any()):
