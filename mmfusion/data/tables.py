@@ -1,7 +1,7 @@
 """From catalogue rows to tensors: the data sets behind every loader, indexed by arrays of rows."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -38,56 +38,61 @@ class PairRows(NamedTuple):
     crop: int = 0
 
 
-class QueryTable(Dataset[QueryBatch]):
+class _TextTable(Dataset[Any]):
+    """What tables of queries and of products share: texts, perhaps rewritten, as tokens or cached states.
+
+    Attributes:
+        text_cache: States of the frozen text encoder to add, or None.
+    """
+
+    def __init__(
+        self, catalogue: BaseCatalogue, processor: MMFusionProcessor, *, rewrite: Rewrite | None = None
+    ) -> None:
+        self.catalogue, self.processor, self.rewrite = catalogue, processor, rewrite
+        self.text_cache: FeatureCache | None = None
+
+    def _text_batch(self, role: str, rows: Rows, features: Mapping[str, Any]) -> dict[str, Any]:
+        batch = {
+            f"{role}_rows": torch.from_numpy(np.asarray(rows)),
+            f"{role}_input_ids": features["input_ids"],
+            f"{role}_attention_mask": features["attention_mask"],
+        }
+        if self.text_cache is not None:
+            batch[f"{role}_text_states"] = self.text_cache.states(rows, features["attention_mask"])
+        return batch
+
+    def _rewritten(self, ids: Iterable[str], texts: list[str]) -> list[str]:
+        if self.rewrite is None:
+            return texts
+        return [self.rewrite(name, text) for name, text in zip(ids, texts, strict=True)]
+
+
+class QueryTable(_TextTable):
     """Tokenised queries; an index is an array of query rows.
 
     Args:
         catalogue: Where the rows point.
         processor: Tokenises.
-        text_cache: States of the frozen text encoder to add, or None.
         rewrite: Applied to the texts.
     """
 
-    def __init__(
-        self,
-        catalogue: BaseCatalogue,
-        processor: MMFusionProcessor,
-        *,
-        text_cache: FeatureCache | None = None,
-        rewrite: Rewrite | None = None,
-    ) -> None:
-        self.catalogue = catalogue
-        self.processor = processor
-        self.text_cache = text_cache
-        self.rewrite = rewrite
-
     def __getitem__(self, rows: Rows) -> QueryBatch:
-        features = self.processor.process_queries(self.texts(rows))
-        batch = QueryBatch(
-            query_rows=torch.from_numpy(np.asarray(rows)),
-            query_input_ids=features["input_ids"],
-            query_attention_mask=features["attention_mask"],
-        )
-        if self.text_cache is not None:
-            batch["query_text_states"] = self.text_cache.states(rows, features["attention_mask"])
-        return batch
+        return cast(QueryBatch, self._text_batch("query", rows, self.processor.process_queries(self.texts(rows))))
 
     def texts(self, rows: Rows) -> list[str]:
         """Query texts, rewritten if asked for."""
-        texts = self.catalogue.query_texts(rows)
-        if self.rewrite is None:
-            return texts
-        return [self.rewrite(name, text) for name, text in zip(self.catalogue.query_ids[rows], texts, strict=True)]
+        # The ids of all queries are read for the first of them.
+        ids: Iterable[str] = [] if self.rewrite is None else self.catalogue.query_ids[rows]
+        return self._rewritten(ids, self.catalogue.query_texts(rows))
 
 
-class ProductTable(Dataset[ProductBatch]):
+class ProductTable(_TextTable):
     """Tokenised products with decoded photos or cached activations; an index is an array of product rows.
 
     Args:
         catalogue: Where the rows point.
         processor: Renders, tokenises and normalises.
         cache: Activations to return instead of pixels; None decodes photos.
-        text_cache: States of the frozen text encoder to add, or None.
         photos: False leaves photos out, for towers that do not look at them.
         photo_of: Row whose photo each product shows, int64 (number of products,); the control that shuffles photos.
         rewrite: Applied to the rendered texts; a product whose text it makes empty has none.
@@ -102,18 +107,13 @@ class ProductTable(Dataset[ProductBatch]):
         processor: MMFusionProcessor,
         *,
         cache: FeatureCache | None = None,
-        text_cache: FeatureCache | None = None,
         photos: bool = True,
         photo_of: Rows | None = None,
         rewrite: Rewrite | None = None,
     ) -> None:
-        self.catalogue = catalogue
-        self.processor = processor
+        super().__init__(catalogue, processor, rewrite=rewrite)
         self.caches: tuple[FeatureCache, ...] = () if cache is None else (cache,)
-        self.text_cache = text_cache
-        self.photos = photos and "image" in self.column_names
-        self.photo_of = photo_of
-        self.rewrite = rewrite
+        self.photos, self.photo_of = photos and "image" in self.column_names, photo_of
         self.reader = PhotoReader(max_photos=processor.max_photos, root=catalogue.photo_root)
         self._check_template()
 
@@ -143,20 +143,13 @@ class ProductTable(Dataset[ProductBatch]):
 
     def batch(self, rows: Rows, crop: int = 0) -> ProductBatch:
         """A batch of these products that shows one of the crops of their photos, see [`cropped_photo`]."""
-        features = self.processor.process_product_texts(self.texts(rows))
-        batch = ProductBatch(
-            product_rows=torch.from_numpy(np.asarray(rows)),
-            product_input_ids=features["input_ids"],
-            product_attention_mask=features["attention_mask"],
-        )
-        if self.text_cache is not None:
-            batch["product_text_states"] = self.text_cache.states(rows, features["attention_mask"])
+        batch = self._text_batch("product", rows, self.processor.process_product_texts(self.texts(rows)))
         if self.photos:
             shown = np.asarray(rows) if self.photo_of is None else self.photo_of[rows]
             cached = self.caches[crop].photos(shown) if self.caches else None
             found = self.processor.process_photos(self.decode(shown, crop)) if cached is None else cached
-            batch.update(cast(ProductBatch, found))
-        return batch
+            batch.update(found)
+        return cast(ProductBatch, batch)
 
     def texts(self, rows: Rows) -> list[str]:
         """Product texts as the template renders them, rewritten if asked for."""
@@ -166,9 +159,7 @@ class ProductTable(Dataset[ProductBatch]):
             self.processor.product_text({**columns, **dict(zip(table, values, strict=True))})
             for values in zip(*table.values(), strict=True)
         ]
-        if self.rewrite is None:
-            return texts
-        return [self.rewrite(name, text) for name, text in zip(table["product_id"], texts, strict=True)]
+        return self._rewritten(table["product_id"], texts)
 
     def decode(self, rows: Rows, crop: int = 0) -> list[list[Any]]:
         """Readable photos of products as RGB images; bad ones are logged by the reader and left out."""
