@@ -25,6 +25,21 @@ from mmfusion.training import (
     recorded_arguments,
 )
 
+# Settings that the data module takes under the same names.
+_DATA_OPTIONS = (
+    "batch_size",
+    "seed",
+    "dev_fraction",
+    "dev_by",
+    "extra_products",
+    "no_duplicates",
+    "group_by",
+    "hard_negatives",
+    "negatives_per_query",
+    "photo_views",
+    "shuffle_buffer",
+)
+
 
 @dataclass
 class StageConfig:
@@ -159,19 +174,3 @@ def train(config: StageConfig, run: Run, stage: Stage, data: MMFusionDataModule,
         hub=config.hub,
     )
     fit(run, trainer, stage, data, processor)
-
-
-# Settings that the data module takes under the same names.
-_DATA_OPTIONS = (
-    "batch_size",
-    "seed",
-    "dev_fraction",
-    "dev_by",
-    "extra_products",
-    "no_duplicates",
-    "group_by",
-    "hard_negatives",
-    "negatives_per_query",
-    "photo_views",
-    "shuffle_buffer",
-)
