@@ -187,6 +187,17 @@ def test_losses_see_train_products_and_judgements_only(tower: Any, catalogue: Ca
         assert np.isin(batch["query_rows"].numpy(), train_queries).all()
 
 
+def test_batches_bring_the_judgements_of_their_split(tower: Any, catalogue: Catalogue) -> None:
+    _, processor = tower
+    data = MMFusionDataModule(catalogue, processor, batch_size=4)
+    loaders = [(data.train_dataloader(), data.train_qrels), *((one, data.val_qrels) for one in data.val_dataloader())]
+    for loader, qrels in loaders:
+        judgements = data.transfer_batch_to_device(next(iter(loader)), torch.device("cpu"), 0)["judgements"]
+        queries, products = qrels.query[:5], qrels.product[:5]
+        grades = judgements(torch.from_numpy(queries), torch.from_numpy(products))
+        assert grades.tolist() == qrels.grades(queries, products).tolist() and grades.max() > 0
+
+
 def test_a_dev_fold_takes_whole_values_of_a_column_out_of_training(tower: Any, catalogue: Catalogue) -> None:
     _, processor = tower
     data = MMFusionDataModule(catalogue, processor, batch_size=4, dev_fraction=0.4, dev_by="constraints")
