@@ -49,11 +49,12 @@ class HostMemory:
     @contextmanager
     def limited(self, capacity: int) -> Iterator[None]:
         """Makes an allocation beyond `capacity` bytes in all an error, where the kernel would kill the process."""
-        if resource is None or not _STATUS.exists():
+        data = _status()["VmData"]
+        if resource is None or not data:
             yield
             return
         soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        wanted = _status()["VmData"] + max(0, capacity - self.used())
+        wanted = data + max(0, capacity - self.used())
         resource.setrlimit(resource.RLIMIT_DATA, (min(wanted, *(n for n in (soft, hard) if n >= 0), NO_LIMIT), hard))
         try:
             yield
@@ -96,10 +97,10 @@ def in_words(size: float) -> str:
 
 
 def _status() -> dict[str, int]:
-    """Sizes of this process in bytes, as Linux names them; elsewhere only its peak is known."""
+    """Sizes of this process in bytes, as Linux names them; where it does not tell all of them, only the peak."""
     names = ("VmHWM", "RssAnon", "RssFile", "VmData", "VmSize")
-    if _STATUS.exists():
-        found = dict(re.findall(r"^(\w+):\s+(\d+) kB", _STATUS.read_text(), re.M))
+    found = dict(re.findall(r"^(\w+):\s+(\d+) kB", _STATUS.read_text(), re.M)) if _STATUS.exists() else {}
+    if found.keys() >= set(names):
         return {name: int(found[name]) * 1024 for name in names}
     unit = 1 if sys.platform == "darwin" else 1024
     peak = 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

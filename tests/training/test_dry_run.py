@@ -281,7 +281,7 @@ def end_by_the_kernel() -> None:
 
 def test_a_peak_of_main_memory_is_that_of_the_work() -> None:
     few, many = (dry_run._in_child(peak_of, count) for count in (0, 30 * 2**20))
-    assert many - few == pytest.approx(8 * 30 * 2**20, rel=0.05)
+    assert many - few == pytest.approx(8 * 30 * 2**20, rel=0.1)
     memory = HostMemory()
     left, bound_by = memory.left()
     assert memory.used() > 0 and 0 < left < 2**50 and bound_by
