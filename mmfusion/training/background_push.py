@@ -98,11 +98,11 @@ class BackgroundPush:
         try:
             self._push(snapshot)
         except Exception as error:
+            with self._changed:
+                waits = self._pending.setdefault(snapshot.kind, snapshot) is snapshot
             then = "that was the last attempt" if last_attempt else "trying again with the next one"
             reason = self._reason(error)
             log.warning("%s checkpoint of step %d not pushed, %s: %s", snapshot.kind, snapshot.step, then, reason)
-            with self._changed:
-                waits = self._pending.setdefault(snapshot.kind, snapshot) is snapshot
         else:
             self.pushed[snapshot.kind] = snapshot.step
             waits = False
