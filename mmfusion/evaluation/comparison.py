@@ -17,6 +17,9 @@ from mmfusion.evaluation.evaluation import METRICS, Evaluation, check_alike
 BySeed = Mapping[int | None, Evaluation]
 """Evaluations of a variant by seed; None is the seed of a variant in which no seed plays a part."""
 
+REFERENCE = "text_only"
+"""The variant of an ablation that all others are compared with, too."""
+
 Results = dict[tuple[str, str], dict[int | None, Evaluation]]
 """Evaluations by variant and perturbation ("none" for unchanged inputs)."""
 
@@ -226,7 +229,6 @@ def compare(
     results: Results,
     not_run: Mapping[str, str],
     *,
-    reference: str = "text_only",
     num_resamples: int = 10_000,
 ) -> list[Row]:
     """One row for each variant.
@@ -235,7 +237,6 @@ def compare(
         variants: All variants, first variant first.
         results: Evaluations by variant and perturbation.
         not_run: Why variants were not run, by name; one without results and reason counts as not run yet.
-        reference: Variant that all others are compared with, too.
         num_resamples: Bootstrap samples of each interval.
     """
     by_name = {variant.name: variant for variant in variants}
@@ -249,7 +250,7 @@ def compare(
         before = variant.before
         while before is not None and not results.get((before, "none")):
             before = by_name[before].before
-        others = [results.get((str(name), "none")) if name != variant.name else None for name in (before, reference)]
+        others = [results.get((str(name), "none")) if name != variant.name else None for name in (before, REFERENCE)]
         mean = average(own, variant.name)
         compared = []
         for where in (None, *mean.query_parts()):

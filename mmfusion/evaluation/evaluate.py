@@ -47,7 +47,8 @@ def evaluate(
 
     Args:
         retriever: Anything with `encode_queries` and `encode_products`; a routed model's vectors are its views side by
-            side, as its `Retriever` gives them.
+            side, as its `Retriever` gives them. What it raises for a photo that it cannot read ends the evaluation,
+            where the command `evaluate` takes such a photo for a missing one.
         catalogue: Products, queries and judgements.
         split: Queries to ask.
         pool: Products that compete: those of the queries' split, or the whole catalogue.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmfusion.evaluation.comparison import Compared, Row
+from mmfusion.evaluation.comparison import REFERENCE, Compared, Row
 from mmfusion.evaluation.evaluation import METRICS, Evaluation
 from mmfusion.evaluation.tables import all_parts, evaluation_page, metric_title, slice_title, slices_csv
 
@@ -70,7 +70,7 @@ def draw_evaluation(evaluation: Evaluation, path: str | Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def draw_ablation(rows: Sequence[Row], path: Path, *, reference: str = "text_only") -> None:
+def draw_ablation(rows: Sequence[Row], path: Path) -> None:
     """Draws one panel for each metric: a bar for each variant, a dot for each of its seeds, a whisker for its interval.
 
     The whisker is the 95 % interval of the difference to text only, drawn from the value of text only (dashed line).
@@ -78,14 +78,13 @@ def draw_ablation(rows: Sequence[Row], path: Path, *, reference: str = "text_onl
     Args:
         rows: Of the ablation.
         path: PNG file.
-        reference: The variant that the others were compared with.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 1.8 + 0.42 * len(rows)), layout="constrained")
     panels = figure.subplots(1, len(METRICS), sharey=True)
     for axes, metric in zip(panels, METRICS, strict=True):
-        found = next((row.get(metric) for row in rows if row.name == reference), None)
+        found = next((row.get(metric) for row in rows if row.name == REFERENCE), None)
         level = None if found is None else found.mean
         if level is not None:
             axes.axvline(100 * level, color="grey", linestyle="--", linewidth=1)
