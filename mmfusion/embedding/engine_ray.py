@@ -23,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from mmfusion.embedding.job import EmbeddingJob, NewShard, embed_batch, product_loader, shard_batches, write_batches
 from mmfusion.embedding.shards import EmbeddedCatalogue, Provenance, ShardError, shard_name
+from mmfusion.extras import library
 from mmfusion.model.errors import MMFusionError
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,8 @@ def embed_with_ray(
         The finished folder.
 
     Raises:
-        RayJobError: Ray is not installed, no cluster answers, devices or precision do not fit each other, or a worker
+        MissingLibraryError: Ray is not installed.
+        RayJobError: No cluster answers, devices or precision do not fit each other, or a worker
             stopped with an error or died several times over a shard.
     """
     check_ray()
@@ -233,7 +235,7 @@ def import_ray() -> Any:
     """The library.
 
     Raises:
-        RayJobError: It is not installed.
+        MissingLibraryError: It is not installed.
     """
     if not os.environ.get("RAY_ADDRESS") and "ray" not in sys.modules:
         # What Ray reads when it is imported. Without clusters, it binds 127.0.0.1; its name for that comes from the
@@ -243,22 +245,16 @@ def import_ray() -> Any:
         if "RAY_AUTH_MODE" not in os.environ:
             # Other users of the machine reach 127.0.0.1 too. Ray's own token would be a file in the home folder.
             os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise RayJobError(
-            f"--engine ray needs the library ray with its data sets ({error}); install it with: "
-            "pip install 'mmfusion[ray]'"
-        ) from error
-    return ray
+    library("ray.data", "ray")
+    return library("ray", "ray")
 
 
 def check_ray() -> None:
     """Finds out whether Ray is there before anything that takes long.
 
     Raises:
-        RayJobError: Ray is not installed, or nothing answers at RAY_ADDRESS.
+        MissingLibraryError: Ray is not installed.
+        RayJobError: Nothing answers at RAY_ADDRESS.
     """
     # Of an address that is no host and port, such as `auto`, Ray soon says so itself; of one that is, after minutes.
     found = re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d{1,5})", os.environ.get("RAY_ADDRESS", ""))
@@ -282,7 +278,8 @@ def ray_cluster(least_cpus: int) -> Iterator[Any]:
         least_cpus: CPUs that a cluster started here offers at least, as Ray counts them.
 
     Raises:
-        RayJobError: Ray is not installed, or no cluster answers at RAY_ADDRESS.
+        MissingLibraryError: Ray is not installed.
+        RayJobError: No cluster answers at RAY_ADDRESS.
     """
     ray = import_ray()
     if ray.is_initialized():

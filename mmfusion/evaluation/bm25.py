@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmfusion.evaluation.ranking import TieOrder, check_sizes
+from mmfusion.extras import library
 
 _QUERY_CHUNK_SCORES = 8_000_000
 
@@ -154,7 +155,7 @@ def rank_bm25(
     columns = torch.full((len(queries), k), -1, dtype=torch.int64)
     if not any(product_words):
         return scores, columns
-    index = _import_bm25s().BM25(method="lucene", k1=k1, b=b)
+    index = library("bm25s", "bm25").BM25(method="lucene", k1=k1, b=b)
     index.index(product_words, show_progress=False)
     step = max(1, _QUERY_CHUNK_SCORES // len(product_words))
     for start in range(0, len(queries), step):
@@ -170,13 +171,3 @@ def _scores(index: Any, query: str) -> np.ndarray:
     if not known:
         return np.zeros(index.scores["num_docs"], dtype=np.float32)
     return np.asarray(index.get_scores(known), dtype=np.float32)
-
-
-def _import_bm25s() -> Any:
-    try:
-        import bm25s
-    except ImportError as error:
-        raise ImportError(
-            "the BM25 baseline needs the library bm25s; install it with: pip install 'mmfusion[bm25]'"
-        ) from error
-    return bm25s

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.export import Dim
 
+from mmfusion.extras import library
 from mmfusion.files import sha256_of, whole_folder
 from mmfusion.model import VIEWS, MMFusionModel, MMFusionProcessor
 from mmfusion.onnx.query_tower import (
@@ -25,7 +26,6 @@ from mmfusion.onnx.query_tower import (
     OnnxError,
     OnnxQueryTower,
     first_line,
-    library,
 )
 from mmfusion.onnx.tokens import check_tokens, max_length, query_tokenizer
 from mmfusion.retrieval.fingerprint import model_fingerprint
@@ -66,7 +66,7 @@ def export_query_tower(
             the folder is left as it was.
         FileExistsError: The folder holds something else.
     """
-    library("onnxruntime")
+    library("onnxruntime", "onnx")
     tower, tokenizer = query_tower(model).float(), query_tokenizer(processor)
     texts = probe_texts(tokenizer, max_length(tokenizer))
     check_tokens(tokenizer, processor, texts)
@@ -127,10 +127,10 @@ def write_graph(tower: MMFusionModel, folder: Path, opset: int | None = None, on
         OnnxError: PyTorch cannot export this text encoder, or not with this opset; or a library is missing or too
             old for it.
     """
-    newest = library("onnx").defs.onnx_opset_version()
+    newest = library("onnx", "onnx").defs.onnx_opset_version()
     if opset is not None and not _OLDEST_OPSET <= opset <= newest:
         raise OnnxError(f"opset is {opset}; give {_OLDEST_OPSET} to {newest}, or none")
-    library("onnxscript")
+    library("onnxscript", "onnx")
     try:
         program = _exported(tower, opset)
     except ModuleNotFoundError as error:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from mmfusion.extras import library
 from mmfusion.files import sha256_of
 from mmfusion.model.errors import MMFusionError
 from mmfusion.model.processing_mmfusion import query_texts
@@ -23,20 +23,6 @@ FILES = frozenset({GRAPH, WEIGHTS, TOKENIZER, DESCRIPTION})
 
 class OnnxError(MMFusionError):
     """A query tower that cannot be exported, or a folder that holds none that can be used."""
-
-
-def library(name: str) -> Any:
-    """A module of the extra `mmfusion[onnx]`.
-
-    Raises:
-        OnnxError: It is not installed.
-    """
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise OnnxError(
-            f"ONNX query towers need the library {name} ({error}); install it with: pip install 'mmfusion[onnx]'"
-        ) from error
 
 
 def first_line(error: BaseException) -> str:
@@ -149,12 +135,12 @@ class OnnxQueryTower:
             providers: Execution providers of ONNX Runtime, the first one preferred.
 
         Raises:
-            OnnxError: The folder holds no query tower or a damaged one, or ONNX Runtime is not installed or has no such
-                provider.
+            OnnxError: The folder holds no query tower or a damaged one, or ONNX Runtime has no such provider.
+            MissingLibraryError: ONNX Runtime is not installed.
         """
         folder = Path(folder)
         description = read_description(folder)
-        runtime = library("onnxruntime")
+        runtime = library("onnxruntime", "onnx")
         known = runtime.get_available_providers()
         if unknown := [name for name in providers if name not in known]:
             # ONNX Runtime would compute without it.

@@ -9,7 +9,7 @@ from transformers import SiglipTokenizer
 
 from mmfusion.model import MMFusionProcessor
 from mmfusion.model.processing_mmfusion import query_texts
-from mmfusion.onnx.query_tower import OnnxError, library, tokenize
+from mmfusion.onnx.query_tower import OnnxError, tokenize
 
 
 def query_tokenizer(processor: MMFusionProcessor) -> Tokenizer:
@@ -36,10 +36,11 @@ _PUNCTUATION = re.escape(string.punctuation)
 
 def _of_siglip(processor: MMFusionProcessor) -> Tokenizer:
     """SigLIP's tokenizer, which transformers has in Python alone, from its SentencePiece model."""
+    from sentencepiece import sentencepiece_model_pb2
+
     slow = processor.tokenizer
-    model = library("sentencepiece.sentencepiece_model_pb2").ModelProto.FromString(
-        slow.sp_model.serialized_model_proto()
-    )
+    model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined] # made when it is imported
+    model.ParseFromString(slow.sp_model.serialized_model_proto())
     pieces = [(piece.piece, piece.score) for piece in model.pieces]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=slow.unk_token_id))
     steps = [

@@ -1,7 +1,8 @@
 """The search service: HTTP over a query tower and an index. Needs the extra `mmfusion[serve]`."""
 
 from dataclasses import dataclass
-from importlib.util import find_spec
+
+from mmfusion.extras import library
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ def check_installed() -> None:
     """Checks that the packages of the extra are there.
 
     Raises:
-        ValueError: One is missing.
+        MissingLibraryError: One is missing.
     """
-    missing = [name for name in ("prometheus_client", "pydantic", "starlette", "uvicorn") if find_spec(name) is None]
-    if missing:
-        raise ValueError(f"serving needs {', '.join(missing)}; install it with: pip install 'mmfusion[serve]'")
+    for name in ("prometheus_client", "pydantic", "starlette", "uvicorn"):
+        library(name, "serve")

@@ -32,6 +32,7 @@ from mmfusion.embedding.engine_ray import (
     import_ray,
     ray_cluster,
 )
+from mmfusion.extras import MissingLibraryError
 from mmfusion.training import Hardware, sources
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -290,5 +291,5 @@ def test_lightning_takes_no_other_precision_in_silence(place: Path, tmp_path: Pa
 
 def test_ray_that_is_missing_is_told(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(RayJobError, match=r"pip install 'mmfusion\[ray\]'"):
+    with pytest.raises(MissingLibraryError, match=r"pip install 'mmfusion\[ray\]'"):
         embed_by_ray(place, tmp_path / "out")

@@ -18,7 +18,7 @@ ORDER = [
     ["training", "retriever", "report", "hub", "onnx"],
     ["stages"],
     ["retrieval", "evaluation"],
-    ["data", "losses"],
+    ["data", "losses", "extras"],
     ["model", "distributed", "files", "allocator", "control_groups", "steps"],
 ]
 LEVEL = {name: level for level, names in enumerate(reversed(ORDER)) for name in names}

@@ -27,6 +27,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, SiglipImageProcessorPil, SiglipTokenizer
 
 from mmfusion import MMFusionModel, MMFusionProcessor, ProductIndex
+from mmfusion.extras import MissingLibraryError
 from mmfusion.files import sha256_of
 from mmfusion.model.processing_mmfusion import clean
 from mmfusion.onnx import OnnxError, OnnxQueryTower, export, export_query_tower
@@ -412,5 +413,5 @@ def test_tokenizers_that_a_file_does_not_hold_are_refused(
 
 def test_a_missing_library_is_named_with_the_extra(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(OnnxError, match=r"library onnxruntime .*pip install 'mmfusion\[onnx\]'"):
+    with pytest.raises(MissingLibraryError, match=r"library onnxruntime .*pip install 'mmfusion\[onnx\]'"):
         OnnxQueryTower.load(exported)

@@ -709,7 +709,7 @@ def test_without_pymilvus_one_line_says_what_to_install(tmp_path: Path, monkeypa
         in_milvus(tmp_path)
 
     monkeypatch.setattr(sys, "argv", ["index.py"])
-    with pytest.raises(SystemExit, match=r"^ImportError: an index in Milvus needs the library pymilvus; [^\n]*$"):
+    with pytest.raises(SystemExit, match=r"^MissingLibraryError: this needs the library pymilvus [^\n]*$"):
         run_command(main)
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mmfusion.extras import library
 from mmfusion.model.errors import MMFusionError
 
 # Embedded servers of this process by path, and how many connections each has.
@@ -28,18 +29,13 @@ def pymilvus() -> Any:
     """The client library.
 
     Raises:
-        ImportError: It is not installed.
+        MissingLibraryError: It is not installed.
     """
-    try:
-        import pymilvus
-    except ImportError as error:
-        raise ImportError(
-            "an index in Milvus needs the library pymilvus; install it with: pip install 'mmfusion[milvus]'"
-        ) from error
+    client = library("pymilvus", "milvus")
     # They print the traces of errors that are raised, or expected; what is raised says enough.
     for name in ("pymilvus", "milvus_lite", "grpc._server"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    return pymilvus
+    return client
 
 
 class Connection:
@@ -52,7 +48,7 @@ class Connection:
         timeout: Seconds that a request may take.
 
     Raises:
-        ImportError: pymilvus is not installed.
+        MissingLibraryError: pymilvus is not installed.
         MilvusError: There is no such server, the file is open elsewhere, or the name is not valid.
     """
 
