@@ -116,7 +116,7 @@ class Retriever:
 
     @property
     def views(self) -> int:
-        """Views side by side in a vector: 3 with a query router, otherwise 1."""
+        """Number of views side by side in a vector, 3 with a query router and otherwise 1."""
         return len(VIEWS) if self.model.config.query_router else 1
 
     def encode_queries(
@@ -133,7 +133,7 @@ class Retriever:
         Args:
             queries: n texts, or one. Longer ones than the model reads are truncated.
             batch_size: Texts per forward pass, at least 1.
-            show_progress_bar: None shows one on a terminal.
+            show_progress_bar: None shows one on a terminal where there are several batches.
             convert_to_tensor: Returns a tensor on the model's device rather than a NumPy array.
             truncate_dim: Components to keep of each view; best one of the widths that the model was trained for.
 
@@ -154,8 +154,9 @@ class Retriever:
                 inputs = self.processor.process_queries(batch)
             return self.model.get_query_features(**inputs.to(self.model.device), truncate_dim=truncate_dim)
 
-        bar = {"unit": "query", "disable": _disabled(show_progress_bar)}
-        vectors = self._in_batches(texts, [len(text) for text in texts], embed, batch_size, bar, truncate_dim)
+        vectors = self._in_batches(
+            texts, [len(text) for text in texts], embed, batch_size, show_progress_bar, truncate_dim
+        )
         if self.views == 1:
             vectors = self._unit_length(vectors)
         return _given(vectors[0] if isinstance(queries, str) else vectors, convert_to_tensor)
@@ -176,7 +177,7 @@ class Retriever:
                 photos under `image`: the path or the bytes of a file, a PIL image, a dict with `bytes` or `path`, a URL
                 (with a `photo_loader`), a list of these, or None.
             batch_size: Products per forward pass, at least 1.
-            show_progress_bar: None shows one on a terminal.
+            show_progress_bar: None shows one on a terminal where there are several batches.
             convert_to_tensor: Returns a tensor on the model's device rather than a NumPy array.
             truncate_dim: Components to keep of each view; best one of the widths that the model was trained for.
 
@@ -188,8 +189,9 @@ class Retriever:
                 message names the product. Or `batch_size` or `truncate_dim` is out of range.
         """
         alone = isinstance(products, Mapping)
-        bar = _disabled(show_progress_bar)
-        vectors, _ = self._embed_products([products] if alone else records_of(products), batch_size, bar, truncate_dim)
+        vectors, _ = self._embed_products(
+            [products] if alone else records_of(products), batch_size, show_progress_bar, truncate_dim
+        )
         return _given(vectors[0] if alone else vectors, convert_to_tensor)
 
     def similarity(self, queries: Any, products: Any) -> Tensor:
@@ -213,7 +215,7 @@ class Retriever:
                 "1", … do. Hits come with all other columns but `image`, and filters look at them.
             factory: FAISS factory string; "Flat" is exact.
             batch_size: Products per forward pass, at least 1.
-            show_progress_bar: None shows one on a terminal.
+            show_progress_bar: None shows one on a terminal where there are several batches.
             truncate_dim: Components to keep of each view.
 
         Returns:
@@ -224,7 +226,7 @@ class Retriever:
             ValueError: As for `encode_products`; or an id is missing or comes twice, or a column mixes types.
         """
         records = [products] if isinstance(products, Mapping) else records_of(products)
-        vectors, weights = self._embed_products(records, batch_size, _disabled(show_progress_bar), truncate_dim)
+        vectors, weights = self._embed_products(records, batch_size, show_progress_bar, truncate_dim)
         index = ProductIndex.build(
             vectors.cpu().numpy(),
             _product_ids(records),
@@ -236,7 +238,11 @@ class Retriever:
         return Searcher(self, index)
 
     def _embed_products(
-        self, records: list[Mapping[str, Any]], batch_size: int, disable: bool | None, truncate_dim: int | None
+        self,
+        records: list[Mapping[str, Any]],
+        batch_size: int,
+        show_progress_bar: bool | None,
+        truncate_dim: int | None,
     ) -> tuple[Tensor, Tensor]:
         """Vectors (n, D) and shares of text and photo (n, 2), both float32."""
         columns = {column for record in records for column in record} | set(_OPTIONAL_COLUMNS)
@@ -253,8 +259,7 @@ class Retriever:
             return torch.cat([embeds.float(), output.modality_weights.float()], dim=1)
 
         rows, lengths = list(range(len(records))), [len(text) for text in texts]
-        bar = {"unit": "product", "disable": disable}
-        found = self._in_batches(rows, lengths, embed, batch_size, bar, truncate_dim, extra=2)
+        found = self._in_batches(rows, lengths, embed, batch_size, show_progress_bar, truncate_dim, extra=2)
         return self._unit_length(found[:, :-2]), found[:, -2:]
 
     def _in_batches(
@@ -263,7 +268,7 @@ class Retriever:
         lengths: list[int],
         embed: Callable[[list[Item]], Tensor],
         batch_size: int,
-        bar: dict[str, Any],
+        show_progress_bar: bool | None,
         truncate_dim: int | None,
         extra: int = 0,
     ) -> Tensor:
@@ -275,7 +280,8 @@ class Retriever:
         width = self.dimension if truncate_dim is None else truncate_dim * self.views
         found = torch.zeros(len(items), width + extra, device=self.model.device)
         order = sorted(range(len(items)), key=lambda place: -lengths[place])
-        with torch.inference_mode(), tqdm(total=len(items), desc="embedding", **bar) as progress:
+        hidden = (len(items) <= batch_size or None) if show_progress_bar is None else not show_progress_bar
+        with torch.inference_mode(), tqdm(total=len(items), desc="embedding", disable=hidden) as progress:
             for start in range(0, len(order), batch_size):
                 places = order[start : start + batch_size]
                 found[places] = embed([items[place] for place in places]).float()
@@ -362,10 +368,6 @@ def _metadata(records: Sequence[Mapping[str, Any]]) -> pa.Table | None:
                 "out."
             ) from error
     return pa.table(columns) if columns else None
-
-
-def _disabled(show_progress_bar: bool | None) -> bool | None:
-    return None if show_progress_bar is None else not show_progress_bar
 
 
 def _given(vectors: Tensor, convert_to_tensor: bool) -> Any:

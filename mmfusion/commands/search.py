@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mmfusion.retrieval import MilvusIndex, ProductIndex, Searcher, TorchQueryEncoder
+from mmfusion.retrieval import MilvusIndex, ProductIndex, Searcher
 from mmfusion.retrieval.query_tower import load_query_tower
+from mmfusion.retriever import Retriever
 from mmfusion.training.run import RunError, finished_record
 
 
@@ -40,9 +41,9 @@ class Config:
 def main(config: Config) -> None:
     """Prints the k best products with score, modality weights and title."""
     record = finished_record(config.index, "index", "index")
-    model, processor = load_query_tower(config.base or record["base"])
+    retriever = Retriever(*load_query_tower(config.base or record["base"]))
     index = open_index(config.index, record, verify=config.verify)
-    hits = Searcher(TorchQueryEncoder(model, processor), index).search(config.query, config.k, filter=config.filter)
+    hits = Searcher(retriever, index).search(config.query, config.k, filter=config.filter)
     print(f"{'rank':>4}  {'score':>6}  {'text':>5} {'photo':>5}  product")
     for hit in hits:
         weights = hit.modality_weights or {}

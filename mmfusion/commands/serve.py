@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmfusion.commands.search import open_index
-from mmfusion.retrieval import ProductIndex, QueryEncoder, Searcher, TorchQueryEncoder
+from mmfusion.retrieval import ProductIndex, QueryEncoder, Searcher
 from mmfusion.retrieval.query_tower import load_query_tower
+from mmfusion.retriever import Retriever
 from mmfusion.serving import ServiceLimits, check_installed
 from mmfusion.training.run import finished_record
 
@@ -95,4 +96,4 @@ def _load_encoder(base: str, onnx: str | None) -> tuple[QueryEncoder, dict[str, 
         exported = OnnxQueryTower.load(onnx)
         return exported, facts_of_onnx(Path(onnx), exported.description)
     model, processor = load_query_tower(base)
-    return TorchQueryEncoder(model, processor), facts_of_tower(model)
+    return Retriever(model, processor), facts_of_tower(model)

@@ -30,7 +30,8 @@ from mmfusion.onnx.query_tower import (
 from mmfusion.onnx.tokens import check_tokens, max_length, query_tokenizer
 from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.retrieval.query_tower import query_tower
-from mmfusion.retrieval.search import QueryEncoder, TorchQueryEncoder
+from mmfusion.retrieval.search import QueryEncoder
+from mmfusion.retriever import Retriever
 
 PARITY = 1e-4
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "query_embeds"
@@ -89,7 +90,7 @@ def export_query_tower(
         )
         _write(unchecked, new)
         exported = OnnxQueryTower.load(new, threads=torch.get_num_threads())
-        description = replace(unchecked, parity=_parity(TorchQueryEncoder(tower, processor), exported, texts))
+        description = replace(unchecked, parity=_parity(Retriever(tower, processor), exported, texts))
         _write(description, new)
     return description
 

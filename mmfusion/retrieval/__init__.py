@@ -11,7 +11,6 @@ from mmfusion.retrieval.search import (
     Searcher,
     SearchIndex,
     StoredProduct,
-    TorchQueryEncoder,
 )
 
 __all__ = [
@@ -26,6 +25,5 @@ __all__ = [
     "SearchIndex",
     "Searcher",
     "StoredProduct",
-    "TorchQueryEncoder",
     "choose_index",
 ]

@@ -3,17 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from threading import Lock
 from typing import Any, Generic, Protocol, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from mmfusion.model import VIEWS, MMFusionModel, MMFusionProcessor
 from mmfusion.model.heads import shorten
 from mmfusion.retrieval.filters import Filter
-from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.retrieval.products import Ids, products_table
 from mmfusion.retrieval.vectors import FloatArray, as_float32
 
@@ -179,31 +176,6 @@ class QueryEncoder(Protocol):
         Raises:
             ValueError: There is no text, or one is blank.
         """
-
-
-class TorchQueryEncoder:
-    """The query tower in PyTorch, on the device that the model is on.
-
-    Args:
-        model: A model, or its query tower alone; it is put into evaluation mode.
-        processor: The model's.
-    """
-
-    def __init__(self, model: MMFusionModel, processor: MMFusionProcessor) -> None:
-        self.fingerprint = model_fingerprint(model, processor)
-        self.dimension = model.config.vector_dim
-        self.views = len(VIEWS) if model.config.query_router else 1
-        self._model, self._processor = model.eval(), processor
-        self._tokenizing = Lock()
-
-    def encode_queries(self, queries: Sequence[str]) -> FloatArray:
-        """As [`QueryEncoder.encode_queries`]; all texts together in one batch."""
-        # A tokenizer of transformers is set to the lengths of each call, which fails while another thread reads it.
-        with self._tokenizing:
-            inputs = self._processor.process_queries(queries)
-        with torch.inference_mode():
-            embeds = self._model.get_query_features(**inputs.to(self._model.device))
-        return embeds.float().cpu().numpy()
 
 
 Index = TypeVar("Index", bound=SearchIndex)

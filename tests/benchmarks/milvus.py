@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmfusion.embedding import EmbeddedCatalogue
-from mmfusion.retrieval import Hit, MilvusIndex, ProductIndex, Searcher, TorchQueryEncoder
+from mmfusion.retrieval import Hit, MilvusIndex, ProductIndex, Searcher
+from mmfusion.retriever import Retriever
 from mmfusion.training import load_base
 
 PLACES = 100
@@ -96,7 +97,7 @@ def main() -> None:
     flat = ProductIndex.build(embedded.vectors(), ids, **options)
     texts = pq.read_table(arguments.catalogue / "queries.parquet", columns=["query"]).column("query").to_pylist()
     chosen = np.unique(np.linspace(0, len(texts) - 1, min(arguments.queries, len(texts))).astype(int)).tolist()
-    searcher = Searcher(TorchQueryEncoder(*load_base(arguments.base)), flat)
+    searcher = Searcher(Retriever(*load_base(arguments.base)), flat)
     queries = np.concatenate([searcher.embed([texts[row]]) for row in chosen])
     field = arguments.columns[1]
     counts = pc.value_counts(table.column(field).drop_null()).to_pylist()

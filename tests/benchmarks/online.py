@@ -32,8 +32,9 @@ import torch
 from mmfusion.embedding import EmbeddedCatalogue
 from mmfusion.evaluation.tables import markdown_table as table
 from mmfusion.onnx import OnnxQueryTower, export_query_tower
-from mmfusion.retrieval import ProductIndex, Searcher, TorchQueryEncoder
+from mmfusion.retrieval import ProductIndex, Searcher
 from mmfusion.retrieval.query_tower import load_query_tower
+from mmfusion.retriever import Retriever
 
 PLACES, RESAMPLES, WARM_UP, FEWEST_BATCHES = 100, 10_000, 20, 40
 TEXT_ONLY, FUSED, CONTROL = "text only", "fused", "text only, again"
@@ -85,7 +86,7 @@ def ratio_of_medians(what: str, times: Times, first: str, second: str, seed: int
 
 
 def build_index(
-    products: pa.Table, encoder: TorchQueryEncoder, embeddings: Path | None, factory: str, seed: int
+    products: pa.Table, encoder: Retriever, embeddings: Path | None, factory: str, seed: int
 ) -> ProductIndex:
     """An index of the products' stored vectors, or of random ones of the same width."""
     fingerprint, weights = encoder.fingerprint, np.full((len(products), 2), 0.5, np.float32)
@@ -120,7 +121,7 @@ def draw_batches(texts: Texts, size: int, seed: int) -> list[Texts]:
 def measure_search(options: argparse.Namespace, queries: Texts, products: pa.Table) -> tuple[Times, list[Ratio]]:
     """The whole way with both models, and the control."""
     given = {TEXT_ONLY: options.text_only, FUSED: options.fused, CONTROL: options.text_only}
-    encoders = {name: TorchQueryEncoder(*load_query_tower(folder)) for name, folder in given.items()}
+    encoders = {name: Retriever(*load_query_tower(folder)) for name, folder in given.items()}
     sizes = {name: encoder.dimension for name, encoder in encoders.items()}
     if len(set(sizes.values())) > 1:
         raise SystemExit(f"the models have vectors of different dimensions: {sizes}; give two of equal dimension")
@@ -141,7 +142,7 @@ def measure_encoders(options: argparse.Namespace, queries: Texts) -> tuple[dict[
     model, processor = load_query_tower(options.fused)
     export_query_tower(model, processor, options.output / "onnx")
     exported = OnnxQueryTower.load(options.output / "onnx", threads=options.threads)
-    ways = {ONNX: exported.encode_queries, PYTORCH: TorchQueryEncoder(model, processor).encode_queries}
+    ways = {ONNX: exported.encode_queries, PYTORCH: Retriever(model, processor).encode_queries}
     times, ratios = {}, []
     for size in options.batch_sizes:
         what = f"text → vector, batch {size}"

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from mmfusion import MMFusionModel, MMFusionProcessor
 from mmfusion.embedding import EmbeddedCatalogue
-from mmfusion.retrieval import ProductIndex, Searcher, TorchQueryEncoder, fingerprint
+from mmfusion.retrieval import ProductIndex, Searcher, fingerprint
 from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.retrieval.query_tower import load_query_tower
+from mmfusion.retriever import Retriever
 from mmfusion.training import Hardware
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -148,7 +149,7 @@ def test_an_index_knows_its_model_and_finds_the_same_products(golden: Path) -> N
     index = ProductIndex.load("index/index")
     index.check_model(EXPECTED["fingerprints"]["model"])
     queries = products_and_queries()["queries"]
-    found = Searcher(TorchQueryEncoder(*load_query_tower("model")), index).search(queries, 5)
+    found = Searcher(Retriever(*load_query_tower("model")), index).search(queries, 5)
     for query, hits, expected in zip(queries, found, EXPECTED["hits"], strict=True):
         assert [hit.product_id for hit in hits] == [product_id for product_id, _ in expected], query
         assert [hit.score for hit in hits] == pytest.approx([score for _, score in expected], abs=TOLERANCE), query

@@ -33,9 +33,10 @@ from mmfusion.model.processing_mmfusion import clean
 from mmfusion.onnx import OnnxError, OnnxQueryTower, export, export_query_tower
 from mmfusion.onnx.query_tower import tokenize
 from mmfusion.onnx.tokens import query_tokenizer
-from mmfusion.retrieval import QueryEncoder, Searcher, TorchQueryEncoder
+from mmfusion.retrieval import QueryEncoder, Searcher
 from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.retrieval.query_tower import write_query_tower
+from mmfusion.retriever import Retriever
 
 MAX_LENGTH = 12
 HEAD = [{"kind": "dense", "size": 9, "bias": True, "activation": "tanh"}, {"kind": "normalize"}, {"kind": "layer_norm"}]
@@ -114,7 +115,7 @@ def test_vectors_are_those_of_pytorch(family: str, tmp_path: Path) -> None:
     description = export_query_tower(model, processor, tmp_path / "onnx")
     assert 0 <= description.parity <= 1e-5
     assert description.max_length == processor.max_query_length and description.query_prompt == "w3 "
-    exported, reference = OnnxQueryTower.load(tmp_path / "onnx", threads=1), TorchQueryEncoder(model, processor)
+    exported, reference = OnnxQueryTower.load(tmp_path / "onnx", threads=1), Retriever(model, processor)
     assert_same_vectors(exported, reference)
     assert (exported.fingerprint, exported.dimension) == (reference.fingerprint, reference.dimension)
     assert exported.views == reference.views
@@ -176,7 +177,7 @@ def test_search_finds_the_same_with_both_encoders(
 ) -> None:
     index = index_of(*loaded, truncate_dim)
     queries = ["red dress", "a blue mug that is large", "mug"] * 12
-    torch_hits = Searcher(TorchQueryEncoder(*loaded), index).search(queries)
+    torch_hits = Searcher(Retriever(*loaded), index).search(queries)
     onnx_hits = Searcher(OnnxQueryTower.load(exported, threads=1), index).search(queries)
     for one, other in zip(torch_hits, onnx_hits, strict=True):
         assert [hit.product_id for hit in one] == [hit.product_id for hit in other]
@@ -202,7 +203,7 @@ def test_the_service_answers_with_it(
     with TestClient(apps[0]) as client:
         found = client.get("/search", params={"query": "red dress", "k": 3}).json()["hits"]
         tower = client.get("/health").json()["query_tower"]
-    expected = Searcher(TorchQueryEncoder(*loaded), index).search("red dress")
+    expected = Searcher(Retriever(*loaded), index).search("red dress")
     assert [hit["product_id"] for hit in found] == [hit.product_id for hit in expected]
     np.testing.assert_allclose([hit["score"] for hit in found], [hit.score for hit in expected], atol=1e-5)
     whole = loaded[0].num_parameters()
@@ -225,7 +226,7 @@ def test_the_folder_needs_neither_pytorch_nor_mmfusion(
     encoded = tokenizer.encode_batch(["red dress", "a mug with a picture of a very red dress"])
     inputs = {"input_ids": [one.ids for one in encoded], "attention_mask": [one.attention_mask for one in encoded]}
     (vectors,) = session.run(["query_embeds"], {name: np.array(value) for name, value in inputs.items()})
-    expected = TorchQueryEncoder(*loaded).encode_queries(["red dress", "a mug with a picture of a very red dress"])
+    expected = Retriever(*loaded).encode_queries(["red dress", "a mug with a picture of a very red dress"])
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
     assert sorted(path.name for path in exported.iterdir()) == ["model.onnx", "query_tower.json", "tokenizer.json"]
 
@@ -273,7 +274,7 @@ def test_a_query_tower_alone_in_half_precision_is_exported_for_the_index_of_the_
     assert description.opset == 18
     assert description.model_fingerprint == model_fingerprint(model, processor)
     assert set(description.sha256) == {"model.onnx", "model.onnx.data", "tokenizer.json"}
-    assert_same_vectors(OnnxQueryTower.load(tmp_path / "onnx"), TorchQueryEncoder(tower.float(), processor))
+    assert_same_vectors(OnnxQueryTower.load(tmp_path / "onnx"), Retriever(tower.float(), processor))
 
 
 # --- Refusals ------------------------------------------------------------------------------------------------------

@@ -25,9 +25,10 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from served_index import ODD_IDS, drawn_index, write_served
 
-from mmfusion.retrieval import ProductIndex, Searcher, TorchQueryEncoder
+from mmfusion.retrieval import ProductIndex, Searcher
 from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.retrieval.query_tower import load_query_tower, write_query_tower
+from mmfusion.retriever import Retriever
 from mmfusion.serving import ServiceLimits, server, watch
 from mmfusion.serving.app import SearchService, json_response
 from mmfusion.serving.batches import MicroBatcher, QueueFullError
@@ -41,19 +42,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def encoder(place: Path) -> TorchQueryEncoder:
+def encoder(place: Path) -> Retriever:
     return write_served(place)
 
 
 @pytest.fixture
-def searcher(encoder: TorchQueryEncoder) -> Searcher:
+def searcher(encoder: Retriever) -> Searcher:
     return Searcher(encoder, drawn_index(encoder, 200))
 
 
 class Gate:
     """Stands before the query tower: lets batches through when it is open, and notes them."""
 
-    def __init__(self, encoder: TorchQueryEncoder) -> None:
+    def __init__(self, encoder: Retriever) -> None:
         self.encoder = encoder
         self.fingerprint, self.dimension, self.views = encoder.fingerprint, encoder.dimension, encoder.views
         self.open = threading.Event()
@@ -90,7 +91,7 @@ def ids_of(answer: httpx.Response) -> list[str]:
     return [hit["product_id"] for hit in answer.json()["hits"]]
 
 
-def test_what_an_answer_says_of_dates_and_lists_can_be_asked_for(encoder: TorchQueryEncoder) -> None:
+def test_what_an_answer_says_of_dates_and_lists_can_be_asked_for(encoder: Retriever) -> None:
     times = [datetime(2026, 1, 31, 18, 30, 0, 500), datetime(2026, 2, 1)]
     metadata = pa.table(
         {
@@ -226,7 +227,7 @@ def test_a_head_is_that_of_the_answer(searcher: Searcher) -> None:
     assert asking(searcher, ask) == [200, 400, 200, 200]
 
 
-def test_who_does_not_say_how_many_gets_what_there_is(encoder: TorchQueryEncoder) -> None:
+def test_who_does_not_say_how_many_gets_what_there_is(encoder: Retriever) -> None:
     async def ask(http: httpx.AsyncClient) -> tuple[int, int]:
         found, product = await http.get("/search?query=x"), await http.get("/products/p5")
         return len(ids_of(found)), len(product.json()["neighbours"])
@@ -236,7 +237,7 @@ def test_who_does_not_say_how_many_gets_what_there_is(encoder: TorchQueryEncoder
     assert asking(Searcher(encoder, drawn_index(encoder, 50)), ask, max_k=4) == (4, 4)
 
 
-def test_queries_that_come_together_are_computed_together(encoder: TorchQueryEncoder) -> None:
+def test_queries_that_come_together_are_computed_together(encoder: Retriever) -> None:
     gate = Gate(encoder)
     searcher = Searcher(gate, drawn_index(encoder, 200))
     queries = [f"query {'long ' * (number % 5)}{number}" for number in range(9)]
@@ -278,7 +279,7 @@ async def waiting(http: httpx.AsyncClient) -> int:
     return found
 
 
-def test_a_full_queue_answers_503_and_recovers(encoder: TorchQueryEncoder) -> None:
+def test_a_full_queue_answers_503_and_recovers(encoder: Retriever) -> None:
     gate = Gate(encoder)
 
     async def ask(http: httpx.AsyncClient) -> tuple[list[httpx.Response], list[httpx.Response], httpx.Response]:
@@ -300,7 +301,7 @@ def test_a_full_queue_answers_503_and_recovers(encoder: TorchQueryEncoder) -> No
         )
 
 
-def test_a_request_whose_time_is_up_is_not_computed(encoder: TorchQueryEncoder) -> None:
+def test_a_request_whose_time_is_up_is_not_computed(encoder: Retriever) -> None:
     gate = Gate(encoder)
 
     async def ask(http: httpx.AsyncClient) -> tuple[list[httpx.Response], httpx.Response]:
@@ -317,7 +318,7 @@ def test_a_request_whose_time_is_up_is_not_computed(encoder: TorchQueryEncoder) 
     assert gate.batches == [["first"], ["after"]]
 
 
-def test_a_failure_is_of_one_batch(encoder: TorchQueryEncoder, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failure_is_of_one_batch(encoder: Retriever, caplog: pytest.LogCaptureFixture) -> None:
     gate = Gate(encoder)
     gate.open.set()
 
@@ -330,7 +331,7 @@ def test_a_failure_is_of_one_batch(encoder: TorchQueryEncoder, caplog: pytest.Lo
     assert "the encoder fell over" not in broken.text and "the encoder fell over" in caplog.text
 
 
-def test_a_failure_is_of_one_request_of_its_batch(encoder: TorchQueryEncoder) -> None:
+def test_a_failure_is_of_one_request_of_its_batch(encoder: Retriever) -> None:
     gate = Gate(encoder)
 
     async def ask(http: httpx.AsyncClient) -> list[httpx.Response]:
@@ -349,7 +350,7 @@ def test_a_failure_is_of_one_request_of_its_batch(encoder: TorchQueryEncoder) ->
     assert ids_of(fine) == [hit.product_id for hit in Searcher(encoder, drawn_index(encoder, 50)).search("fine")]
 
 
-def test_nothing_is_computed_for_a_client_that_has_left(encoder: TorchQueryEncoder) -> None:
+def test_nothing_is_computed_for_a_client_that_has_left(encoder: Retriever) -> None:
     gate = Gate(encoder)
     app = SearchService(Searcher(gate, drawn_index(encoder, 50)), None, ServiceLimits(max_waiting=1)).app()
 
@@ -452,14 +453,14 @@ def test_a_batcher_that_stops_leaves_nobody_waiting() -> None:
     assert all(isinstance(one, asyncio.CancelledError) for one in asyncio.run(run())[1:])
 
 
-def followed(encoder: TorchQueryEncoder, folder: Path) -> SearchService:
+def followed(encoder: Retriever, folder: Path) -> SearchService:
     """A service of an index of 50 products, which is written into the folder that it follows."""
     drawn_index(encoder, 50).save(folder)
     return SearchService(Searcher(encoder, load_index(folder)), IndexWatch(folder), ServiceLimits())
 
 
 def test_an_index_of_another_model_or_a_broken_one_is_not_swapped_in(
-    encoder: TorchQueryEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    encoder: Retriever, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "index"
     service = followed(encoder, folder)
@@ -487,7 +488,7 @@ def test_an_index_of_another_model_or_a_broken_one_is_not_swapped_in(
 
 
 def test_an_index_that_is_copied_file_by_file_is_served_when_all_are_there(
-    encoder: TorchQueryEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    encoder: Retriever, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, new = tmp_path / "index", tmp_path / "new"
     service = followed(encoder, folder)
@@ -502,7 +503,7 @@ def test_an_index_that_is_copied_file_by_file_is_served_when_all_are_there(
 
 
 def test_an_index_that_is_replaced_while_it_is_read_is_read_again(
-    encoder: TorchQueryEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    encoder: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "index"
     service = followed(encoder, folder)
@@ -522,7 +523,7 @@ def test_an_index_that_is_replaced_while_it_is_read_is_read_again(
 
 
 def test_whatever_is_wrong_with_an_index_the_watch_goes_on(
-    encoder: TorchQueryEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    encoder: Retriever, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "index"
     service = followed(encoder, folder)
@@ -537,7 +538,7 @@ def test_whatever_is_wrong_with_an_index_the_watch_goes_on(
 
 
 def test_an_index_that_is_no_longer_served_is_let_go(
-    place: Path, encoder: TorchQueryEncoder, monkeypatch: pytest.MonkeyPatch
+    place: Path, encoder: Retriever, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left: list[Any] = []
 
@@ -589,7 +590,7 @@ def test_counters_begin_at_zero(searcher: Searcher) -> None:
     }
 
 
-def test_a_collection_of_milvus_is_served_and_its_absence_is_said(encoder: TorchQueryEncoder, tmp_path: Path) -> None:
+def test_a_collection_of_milvus_is_served_and_its_absence_is_said(encoder: Retriever, tmp_path: Path) -> None:
     faiss = drawn_index(encoder, 60)
     index = faiss.to("milvus", uri=tmp_path / "products.db")
     body = {"query": "red dress", "k": 7, "filter": [["price", ">", 20]]}
@@ -613,9 +614,7 @@ def test_a_collection_of_milvus_is_served_and_its_absence_is_said(encoder: Torch
 
 
 @pytest.mark.parametrize("kind", ["whole", "shards", "published", "tower"])
-def test_the_query_tower_is_loaded_without_the_vision_encoder(
-    place: Path, encoder: TorchQueryEncoder, kind: str
-) -> None:
+def test_the_query_tower_is_loaded_without_the_vision_encoder(place: Path, encoder: Retriever, kind: str) -> None:
     model, processor = load_base(str(place / "toy_base"))
     folder = place / kind
     if kind in ("whole", "shards", "published"):
@@ -635,7 +634,7 @@ def test_the_query_tower_is_loaded_without_the_vision_encoder(
     assert tower.vision_model is None and tower.fusion is None and not tower.training
     assert model_fingerprint(tower, its_processor) == model_fingerprint(model, processor) == encoder.fingerprint
     texts = ["red dress", "a much longer query about nothing in particular"]
-    assert np.array_equal(TorchQueryEncoder(tower, its_processor).encode_queries(texts), encoder.encode_queries(texts))
+    assert np.array_equal(Retriever(tower, its_processor).encode_queries(texts), encoder.encode_queries(texts))
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:

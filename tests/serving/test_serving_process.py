@@ -19,7 +19,7 @@ from commands import command
 from processes import started
 from served_index import ODD_IDS, drawn_index, write_served
 
-from mmfusion.retrieval import TorchQueryEncoder
+from mmfusion.retriever import Retriever
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 ENV = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
@@ -31,7 +31,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def encoder(place: Path) -> TorchQueryEncoder:
+def encoder(place: Path) -> Retriever:
     return write_served(place)
 
 
@@ -71,14 +71,14 @@ class Service:
 
 # One for all tests here, as it takes seconds to start; the last of them ends it.
 @pytest.fixture(scope="module")
-def service(place: Path, encoder: TorchQueryEncoder) -> Iterator[Service]:
+def service(place: Path, encoder: Retriever) -> Iterator[Service]:
     running = Service(place, "--port", "0", "--limits.reload_s", "0.1")
     yield running
     running.end()
 
 
 def test_the_index_is_swapped_under_load_without_a_failed_request(
-    place: Path, encoder: TorchQueryEncoder, service: Service
+    place: Path, encoder: Retriever, service: Service
 ) -> None:
     before = {path.relative_to(place) for path in place.rglob("*")}
     stop, statuses, sizes = threading.Event(), [], set()
