@@ -15,11 +15,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from processes import end, end_server, left_behind, session_mark
 
 # In the environment of all processes that tests start, those of pytest-xdist's workers too.
 session_mark()
 torch.set_num_threads(1)
+# A busy machine is no fault of a test.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 pytest_plugins = ["loopback_hub.fixtures", "small_disk"]
 

@@ -242,7 +242,7 @@ TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
 IDS = st.lists(TEXT | st.sampled_from(["a,b", "a\nb", "a\r\n", '"', "👗", "فستان", "红", "\u202eabc", " "]), min_size=1)
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(IDS.map(lambda ids: list(dict.fromkeys(ids))), st.data())
 def test_ids_and_texts_round_trip(
     tmp_path_factory: pytest.TempPathFactory, ids: list[str], data: st.DataObject

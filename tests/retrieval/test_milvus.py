@@ -187,7 +187,7 @@ def test_each_comparison_means_what_it_means_with_faiss(pair: tuple[ProductIndex
 
 
 @given(FILTERS)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_filters_let_through_what_they_let_through_with_faiss(
     pair: tuple[ProductIndex, MilvusIndex], filter: list[Any]
 ) -> None:
