@@ -155,20 +155,18 @@ class MMFusionProcessor(ProcessorMixin):
         """
         if queries is None and products is None:
             raise ValueError("Give queries, products or both; got neither.")
-        if products is None:
-            assert queries is not None
-            return self.process_queries([queries] if isinstance(queries, str) else queries)
-        features = self.process_products(products, photo_loader)
-        if queries is None:
-            return features
-        text = self.process_queries([queries] if isinstance(queries, str) else queries)
+        queries = [queries] if isinstance(queries, str) else queries
+        text = BatchFeature() if queries is None else self.process_queries(queries)
+        features = BatchFeature() if products is None else self.process_products(products, photo_loader)
+        if queries is None or products is None:
+            return BatchFeature({**text, **features})
         renamed = {f"product_{name}": features.pop(name) for name in ("input_ids", "attention_mask")}
         return BatchFeature({**{f"query_{name}": value for name, value in text.items()}, **renamed, **features})
 
     def process_queries(self, queries: Sequence[str]) -> BatchFeature:
         """`input_ids` and `attention_mask`, both (Q, length) int64."""
         features = self._tokenize(query_texts(queries, self.query_prompt), self.max_query_length)
-        # A query of characters that the tokenizer drops is that of a single token of padding.
+        # A query whose characters the tokenizer drops becomes a single token of padding.
         features["attention_mask"] = not_empty(features["attention_mask"])
         return features
 
@@ -306,9 +304,7 @@ def clean(text: str) -> str:
 
 def is_missing(value: Any) -> bool:
     """Whether a value stands for none: None, NaN, NaT, or the NA of pandas and the masked cells of NumPy."""
-    if value is None:
-        return True
-    if type(value).__name__ == "MaskedConstant":
+    if value is None or type(value).__name__ == "MaskedConstant":
         return True
     # Two photos are compared pixel by pixel.
     if hasattr(value, "__len__") or isinstance(value, Image.Image):
@@ -377,7 +373,7 @@ def _upright(photo: Any, name: str) -> Image.Image:
     """The photo as the image processor reads it; `name` begins the message of an error."""
     if isinstance(photo, str):
         raise ValueError(
-            f"{name} is the text {photo[:60]!r}; nothing is opened or fetched unasked. Give PIL images, or the "
+            f"{name} is the text {photo[:60]!r}; the processor opens and fetches nothing. Give PIL images, or the "
             "processor a photo_loader (mmfusion.hub.PhotoFetcher() for URLs)."
         )
     if not isinstance(photo, Image.Image):

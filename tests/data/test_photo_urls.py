@@ -228,7 +228,7 @@ def test_the_processor_fetches_only_where_it_is_given_a_loader(server: Server, t
     processor = MMFusionProcessor.from_backbones(str(backbones.text), str(backbones.vision), max_photos=2)
     urls = [f"{server.url}/photo?{number}" for number in range(3)]
     products = [{"title": "dress", "image": urls}, {"title": "mug", "image": None}]
-    with pytest.raises(ValueError, match=r"photo of product 0 is the text .*nothing is opened or fetched unasked"):
+    with pytest.raises(ValueError, match=r"photo of product 0 is the text .*the processor opens and fetches nothing"):
         processor(products=products)
     assert not server.asked
     fetched = processor(queries=["red dress"], products=products, photo_loader=WITHOUT_LIMIT_OF_PLACE)
