@@ -111,19 +111,16 @@ class _Normalize(nn.Module):
         return F.normalize(pooled, dim=-1)
 
 
-class Projected(NamedTuple):
-    """A projection of a dual encoder as ours are: `layers` and their `weights`, as of a [`TextHead`], then `linear`."""
-
-    layers: list[dict[str, Any]]
-    weights: dict[str, Tensor]
-    linear: nn.Linear | None
-
-
 @torch.no_grad()
-def as_head(projection: nn.Module | None, half: str) -> Projected:
-    """Takes a projection apart, of texts where need be; one of another kind is left out, and the log says so."""
+def take_apart(
+    projection: nn.Module | None, half: str
+) -> tuple[list[dict[str, Any]], dict[str, Tensor], nn.Linear | None]:
+    """A projection of a dual encoder as ours are: layers and their weights, as of a [`TextHead`], then a linear map.
+
+    One of another kind is left out, and the log says so.
+    """
     if projection is None or isinstance(projection, nn.Linear):
-        return Projected([], {}, projection)
+        return [], {}, projection
     layers: tuple[Any, ...] = tuple(projection.children()) if isinstance(projection, nn.Sequential) else ()
     if half == "text" and tuple(map(type, layers)) == (nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear):
         first, norm, _, last = layers
@@ -133,9 +130,7 @@ def as_head(projection: nn.Module | None, half: str) -> Projected:
             "0.0.weight": first.weight * scale.unsqueeze(1),
             "0.0.bias": (first.bias - norm.running_mean) * scale + norm.bias,
         }
-        return Projected(
-            [{"kind": "dense", "size": first.out_features, "bias": True, "activation": "relu"}], weights, last
-        )
+        return [{"kind": "dense", "size": first.out_features, "bias": True, "activation": "relu"}], weights, last
     logger.warning(
         "The %s projection is a %s, and ours are linear maps: %s vectors start in no common space with those of the "
         "other half of this checkpoint, and training has to align them.",
@@ -143,7 +138,7 @@ def as_head(projection: nn.Module | None, half: str) -> Projected:
         type(projection).__name__,
         half,
     )
-    return Projected([], {}, None)
+    return [], {}, None
 
 
 def head_size(layers: Sequence[Mapping[str, Any]], width: int) -> int:

@@ -293,8 +293,8 @@ class MMFusionModel(MMFusionPreTrainedModel):
             check_complete(source, encoder, half.missing | copy_weights(encoder, half.encoder))
         check_repeats(model.vision_model, model.config.image_pooling)
         for head in filter(None, (model.text_head, model.query_head)):
-            if model.config.text_head == text_half.head.layers:
-                head.load_state_dict(text_half.head.weights)
+            if model.config.text_head == text_half.layers:
+                head.load_state_dict(text_half.weights)
         _start_projection(model.query_projection, text_half.projection)
         _start_projection(model.text_projection, text_half.projection)
         _start_projection(model.image_projection, vision_half.projection)

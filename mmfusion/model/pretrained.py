@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -32,7 +33,7 @@ from .families import (
     trained_pooling,
     vision_family,
 )
-from .heads import Projected, as_head, evaluating, head_size
+from .heads import evaluating, head_size, take_apart
 from .remote_code import is_known, remote_class
 from .sentence_transformers_folder import read_sentence_encoder
 from .text_encoders import encode_text
@@ -194,7 +195,8 @@ class Half(NamedTuple):
         model_type: That of the whole checkpoint's config.
         missing: Names of weights of the encoder that its checkpoint lacks; they are newly drawn.
         pooling: How its states become one vector, if it is known.
-        head: Layers between that vector and the projection, of a text half.
+        layers: Layers between that vector and the projection, as `MMFusionConfig.text_head`; of a text half.
+        weights: Those of the layers, by the names of a `TextHead`.
     """
 
     encoder: PreTrainedModel
@@ -202,7 +204,8 @@ class Half(NamedTuple):
     model_type: str
     missing: frozenset[str]
     pooling: str | None = None
-    head: Projected = Projected([], {}, None)
+    layers: Sequence[Mapping[str, Any]] = ()
+    weights: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def load_half(
@@ -253,8 +256,8 @@ def load_half(
         if any(name.rpartition(".")[0] in names for name in missing):
             part = part._replace(projection=None)
         pooling = trained_pooling(model, part.encoder, part.projection is not None, absent)
-    head = as_head(part.projection, half)
-    return Half(part.encoder, head.linear, model.config.model_type, absent, pooling, head)
+    layers, weights, linear = take_apart(part.projection, half)
+    return Half(part.encoder, linear, model.config.model_type, absent, pooling, layers, weights)
 
 
 def _blip2_half(
@@ -384,13 +387,16 @@ def load_text(
         if end is not None:
             config.eos_token_id = end
             encoder.eos_token_id = end  # type: ignore[assignment]
-    fields: dict[str, Any] = {"text_head": half.head.layers} if half.head.layers else {}
+    fields: dict[str, Any] = {"text_head": half.layers} if half.layers else {}
     if said is not None:
         fields = {"query_prompt": said.query_prompt, "product_prompt": said.product_prompt, "text_head": said.head}
         # The checkpoint's own layers come in place of another projection.
-        linear = None if said.head else half.projection
-        head = Projected(said.head, said.weights, linear)
-        half = half._replace(pooling=said.pooling or half.pooling, projection=linear, head=head)
+        half = half._replace(
+            pooling=said.pooling or half.pooling,
+            projection=None if said.head else half.projection,
+            layers=said.head,
+            weights=said.weights,
+        )
     fields |= given
     if "text_pooling" not in fields:
         fields["text_pooling"] = _trained_text_pooling(half)
