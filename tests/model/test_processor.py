@@ -209,7 +209,7 @@ def test_without_any_photo_there_are_no_pixels() -> None:
 @pytest.mark.parametrize(
     ("photo", "said"),
     [
-        ("photo.jpg", "the text 'photo.jpg'; nothing is opened"),
+        ("photo.jpg", "the text 'photo.jpg'; the processor opens and fetches nothing"),
         (Path("photo.jpg"), r"Path; give a PIL image, e\.g\. Image\.open\(path\)"),
         (b"\xff\xd8", r"bytes; give a PIL image, e\.g\. Image\.open\(io\.BytesIO\(photo\)\)"),
         ({"bytes": b"", "path": None}, r"dict; .*BytesIO\(photo\['bytes'\]\)"),
