@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,7 +65,15 @@ def started() -> Iterator[None]:
         for name, value in ENV.items():
             patch.setenv(name, value)
         patch.delenv("RAY_ADDRESS", raising=False)
-        with ray_cluster(2):
+        with ExitStack() as running:
+            # Ray gives its processes 30 seconds to start, which a busy machine may need for their first imports.
+            for tries_left in (2, 1, 0):
+                try:
+                    running.enter_context(ray_cluster(2))
+                    break
+                except Exception as error:
+                    if not tries_left or "timed out during startup" not in str(error):
+                        raise
             yield
     assert until(lambda: not ray_processes(os.getpid()))
 
