@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
@@ -44,7 +45,8 @@ def load_catalogue(
     if source is None and base is not None:
         source = (read_record(Path(base)) or {}).get("catalogue")
     if source is None:
-        source = str(write_toy_catalogue(folder / "toy_catalogue", num_products=num_products))
+        with _one_rank_at_a_time(folder):
+            source = str(write_toy_catalogue(folder / "toy_catalogue", num_products=num_products))
     load: Any = StreamedCatalogue.load if stream else Catalogue.load_products if products_only else Catalogue.load
     catalogue: Catalogue = load(source, cache_dir=folder / "cache" / "catalogue")
     log.info("%r", catalogue)
@@ -94,14 +96,21 @@ def starting_base(base: str | None, folder: Path) -> str:
     from mmfusion.training.checkpoints import save_whole
 
     target = folder / "toy_base"
-    if not (target / "config.json").exists():
-        # A run that was killed before its first checkpoint finds the base, and must draw what the first one drew.
-        with isolate_rng():
-            backbones = write_toy_encoders(folder / "toy_encoders")
-            model = MMFusionModel.from_backbones(str(backbones.text), str(backbones.vision), fusion_hidden_size=128)
-            processor = MMFusionProcessor.from_backbones(str(backbones.text), str(backbones.vision))
-        save_whole(target, model, processor)
+    with _one_rank_at_a_time(folder):
+        if not (target / "config.json").exists():
+            # A run that was killed before its first checkpoint finds the base, and must draw what the first one drew.
+            with isolate_rng():
+                backbones = write_toy_encoders(folder / "toy_encoders")
+                model = MMFusionModel.from_backbones(str(backbones.text), str(backbones.vision), fusion_hidden_size=128)
+                processor = MMFusionProcessor.from_backbones(str(backbones.text), str(backbones.vision))
+            save_whole(target, model, processor)
     return str(target)
+
+
+def _one_rank_at_a_time(folder: Path) -> FileLock:
+    """Ranks that torchrun started all come here; the first one writes, and the others find what it wrote."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / ".toy.lock")
 
 
 def load_base(
