@@ -7,6 +7,7 @@ import os
 # Before anything imports the Hub's client, a tokenizer or torch: they read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import subprocess

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -20,6 +21,7 @@ import pytest
 import sentencepiece
 import torch
 from commands import command
+from processes import run_to_end
 from published_model import products, write_model_folder
 from starlette.testclient import TestClient
 from tiny_encoders import TEXT_ENCODERS, VOCABULARY, tiny_model
@@ -416,3 +418,11 @@ def test_a_missing_library_is_named_with_the_extra(exported: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingLibraryError, match=r"library onnxruntime .*pip install 'mmfusion\[onnx\]'"):
         OnnxQueryTower.load(exported)
+
+
+def test_onnx_runtime_leaves_nothing_in_the_home_and_sends_nothing(tmp_path: Path) -> None:
+    code = "import mmfusion.onnx, onnxruntime, os; assert os.environ['ORT_DISABLE_TELEMETRY'] == '1'"
+    home = {name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "CI")}
+    done = run_to_end([sys.executable, "-c", code], env={**home, "HOME": str(tmp_path)}, fresh=True)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.rglob("*onnxruntime*"))
