@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from mmfusion.allocator import keep_freed_memory
 from mmfusion.data.photos import PhotoError, decode_photo
+from mmfusion.data.records import rows_of
 from mmfusion.model import VIEWS, MMFusionModel, MMFusionProcessor
 from mmfusion.model.photos import upright_rgb
 from mmfusion.model.processing_mmfusion import PHOTO_COLUMN, photos_of, query_texts, short
@@ -189,9 +190,7 @@ class Retriever:
                 message names the product. Or `batch_size` or `truncate_dim` is out of range.
         """
         alone = isinstance(products, Mapping)
-        vectors, _ = self._embed_products(
-            [products] if alone else records_of(products), batch_size, show_progress_bar, truncate_dim
-        )
+        vectors, _ = self._embed_products(_records_of(products), batch_size, show_progress_bar, truncate_dim)
         return _given(vectors[0] if alone else vectors, convert_to_tensor)
 
     def similarity(self, queries: Any, products: Any) -> Tensor:
@@ -225,7 +224,7 @@ class Retriever:
         Raises:
             ValueError: As for `encode_products`; or an id is missing or comes twice, or a column mixes types.
         """
-        records = [products] if isinstance(products, Mapping) else records_of(products)
+        records = _records_of(products)
         vectors, weights = self._embed_products(records, batch_size, show_progress_bar, truncate_dim)
         index = ProductIndex.build(
             vectors.cpu().numpy(),
@@ -322,28 +321,17 @@ class Retriever:
         raise ValueError(f"{short(photo)} is a {type(photo).__name__}; give a path, bytes or a PIL image.")
 
 
-def records_of(table: Any) -> list[Mapping[str, Any]]:
-    """Rows of a table as mappings from column to value.
-
-    Args:
-        table: A list (or any iterable) of mappings, a data frame of pandas, a table of Arrow, or a data set of
-            `datasets`.
-
-    Raises:
-        ValueError: A row is no mapping.
-    """
-    if hasattr(table, "to_pylist"):
-        return list(table.to_pylist())
-    if hasattr(table, "iterrows"):
-        return list(table.to_dict("records"))
-    if isinstance(table, str) or not isinstance(table, Iterable):
-        raise ValueError(f"products is {short(table)}; give a list of dicts, or a table of pandas, Arrow or datasets.")
-    records = []
-    for row, record in enumerate(table):
-        record = record.to_dict() if hasattr(record, "to_dict") else record
+def _records_of(products: Any) -> list[Mapping[str, Any]]:
+    if isinstance(products, Mapping):
+        return [products]
+    if isinstance(products, str) or not isinstance(products, (Iterable, pa.Table, pa.RecordBatch)):
+        raise ValueError(
+            f"products is {short(products)}; give a list of dicts, or a table of pandas, Arrow or datasets."
+        )
+    records = rows_of(products)
+    for row, record in enumerate(records):
         if not isinstance(record, Mapping):
             raise ValueError(f"Product {row} is {short(record)}; give a dict, e.g. {{'title': …, 'image': …}}.")
-        records.append(record)
     return records
 
 

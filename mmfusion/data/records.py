@@ -48,21 +48,39 @@ def records_table(records: Any, name: str, folder: str) -> datasets.Dataset:
     return datasets.Dataset(datasets.table.InMemoryTable(rows), fingerprint=secrets.token_hex(8))
 
 
+def rows_of(records: Any) -> list[Any]:
+    """Rows of a pandas or polars frame, an Arrow table, a data set of `datasets` or an iterable of mappings."""
+    table = _table(records)
+    if isinstance(table, pa.Table):
+        rows: list[Any] = table.to_pylist()
+        return rows
+    return table
+
+
 def _arrow(records: Any) -> dict[str, Any]:
     """Columns by name: Arrow arrays of what is a table already, otherwise lists."""
+    table = _table(records)
+    if isinstance(table, pa.Table):
+        return dict(zip(table.column_names, table.columns, strict=True))
+    names = dict.fromkeys(column for row in table for column in row)
+    return {column: [row.get(column) for row in table] for column in names}
+
+
+def _table(records: Any) -> pa.Table | list[Any]:
+    """An Arrow table where that is at hand without a copy, otherwise rows."""
     if isinstance(records, datasets.Dataset):
         records = records.with_format("arrow")[:]
     elif hasattr(records, "to_arrow"):
         records = records.to_arrow()
     if isinstance(records, pa.Table):
-        return dict(zip(records.column_names, records.columns, strict=True))
+        return records
+    if isinstance(records, pa.RecordBatch):
+        return pa.Table.from_batches([records])
     if isinstance(records, pd.DataFrame):
         records = records.to_dict("records")
     elif isinstance(records, datasets.IterableDataset) and records.features is not None:
         records = records.decode(False)
-    rows = list(records)
-    names = dict.fromkeys(column for row in rows for column in row)
-    return {column: [row.get(column) for row in rows] for column in names}
+    return [row.to_dict() if isinstance(row, pd.Series) else row for row in records]
 
 
 def _photos(image: Any, folder: str, place: str) -> pa.Array | pa.ChunkedArray:
