@@ -16,10 +16,10 @@ from tqdm.auto import tqdm
 
 from mmfusion.allocator import keep_freed_memory
 from mmfusion.data.photos import PhotoError, decode_photo
-from mmfusion.data.records import rows_of
+from mmfusion.data.records import photo_struct, rows_of
 from mmfusion.model import VIEWS, MMFusionModel, MMFusionProcessor
 from mmfusion.model.photos import upright_rgb
-from mmfusion.model.processing_mmfusion import PHOTO_COLUMN, photos_of, query_texts, short
+from mmfusion.model.processing_mmfusion import PHOTO_COLUMN, is_missing, photos_of, query_texts, short
 from mmfusion.retrieval import ProductIndex, Searcher
 from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.retrieval.query_tower import load_query_tower
@@ -297,28 +297,31 @@ class Retriever:
         photos = []
         for photo in photos_of(record.get(PHOTO_COLUMN))[: self.processor.max_photos]:
             try:
-                photos.append(self._photo(photo))
+                opened = self._open(photo)
             except (PhotoError, ValueError, OSError) as error:
                 name = record.get("product_id")
                 known = "" if name is None else f" ({name!r})"
                 raise ValueError(f"A photo of product {row}{known} cannot be read: {error}") from error
+            photos += [] if opened is None else [opened]
         return photos
 
-    def _photo(self, photo: Any) -> Image.Image:
+    def _open(self, photo: Any) -> Image.Image | None:
         if isinstance(photo, Image.Image):
             return upright_rgb(photo)
-        if isinstance(photo, str) and "://" in photo:
-            if self.photo_loader is None:
-                raise ValueError(
-                    f"{photo[:80]!r} is a URL, and nothing is fetched unasked; give the Retriever a photo_loader, e.g. "
-                    "mmfusion.hub.PhotoFetcher()."
-                )
-            return upright_rgb(self.photo_loader(photo))
-        if isinstance(photo, (str, os.PathLike)):
-            return decode_photo({"path": os.path.abspath(photo)})
-        if isinstance(photo, (bytes, bytearray, memoryview, Mapping)):
-            return decode_photo(photo)
-        raise ValueError(f"{short(photo)} is a {type(photo).__name__}; give a path, bytes or a PIL image.")
+        if not isinstance(photo, (str, os.PathLike, bytes, bytearray, memoryview, Mapping)):
+            raise ValueError(f"{short(photo)} is a {type(photo).__name__}; give a path, bytes or a PIL image.")
+        stored = photo_struct(photo, os.getcwd())
+        if stored is None:
+            return None
+        url = stored["path"]
+        if not is_missing(stored["bytes"]) or "://" not in url:
+            return decode_photo(stored)
+        if self.photo_loader is None:
+            raise ValueError(
+                f"{url[:80]!r} is a URL, and nothing is fetched unasked; give the Retriever a photo_loader, e.g. "
+                "mmfusion.hub.PhotoFetcher()."
+            )
+        return upright_rgb(self.photo_loader(url))
 
 
 def _records_of(products: Any) -> list[Mapping[str, Any]]:

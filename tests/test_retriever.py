@@ -39,6 +39,9 @@ def png(colour: str) -> bytes:
     return file.getvalue()
 
 
+NO_PHOTO = [None, float("nan"), [], "", {"bytes": None, "path": None}, [{"bytes": None, "path": ""}]]
+
+
 def products() -> list[dict[str, Any]]:
     return [
         {"product_id": "a", "title": "Summer dress, long and light", "image": photo("red"), "price": 30},
@@ -91,10 +94,11 @@ def test_a_photo_may_come_in_any_form(retriever: Retriever, tmp_path: Path) -> N
         {"bytes": png("red"), "path": None},
         {"bytes": None, "path": str(tmp_path / "red.png")},
         [png("red")],
+        [None, png("red")],
     ]
     found = retriever.encode_products([{"title": "Dress", "image": form} for form in forms])
     np.testing.assert_allclose(found, np.broadcast_to(found[0], found.shape), atol=1e-6)
-    without = retriever.encode_products([{"title": "Dress", "image": form} for form in (None, float("nan"), [])])
+    without = retriever.encode_products([{"title": "Dress", "image": form} for form in NO_PHOTO])
     np.testing.assert_allclose(without, np.broadcast_to(without[0], without.shape), atol=1e-6)
     assert np.abs(found[0] - without[0]).max() > 1e-3
 
@@ -104,8 +108,9 @@ def test_relative_paths_start_at_the_working_folder(
 ) -> None:
     (tmp_path / "red.png").write_bytes(png("red"))
     monkeypatch.chdir(tmp_path)
-    found = retriever.encode_products([{"title": "a", "image": "red.png"}, {"title": "a", "image": png("red")}])
-    np.testing.assert_allclose(found[0], found[1], atol=1e-6)
+    forms = ["red.png", {"bytes": None, "path": "red.png"}, png("red")]
+    found = retriever.encode_products([{"title": "a", "image": form} for form in forms])
+    np.testing.assert_allclose(found, np.broadcast_to(found[0], found.shape), atol=1e-6)
 
 
 def test_a_url_needs_a_photo_loader(folder: Path, retriever: Retriever) -> None:
@@ -121,7 +126,9 @@ def test_a_url_needs_a_photo_loader(folder: Path, retriever: Retriever) -> None:
     loading = Retriever(retriever.model, retriever.processor, photo_loader=load)
     expected = retriever.encode_products([{"title": "Dress", "image": photo("red")}])
     np.testing.assert_allclose(loading.encode_products(shown), expected, atol=1e-6)
-    assert asked == ["https://shop.example/red.png"]
+    stored = [{"title": "Dress", "image": {"bytes": None, "path": "https://shop.example/red.png"}}]
+    np.testing.assert_allclose(loading.encode_products(stored), expected, atol=1e-6)
+    assert asked == ["https://shop.example/red.png"] * 2
 
 
 def tables() -> Iterator[tuple[str, Any]]:

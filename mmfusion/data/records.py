@@ -94,7 +94,7 @@ def _photos(image: Any, folder: str, place: str) -> pa.Array | pa.ChunkedArray:
     for row, value in enumerate(image):
         try:
             several = is_photo_list(value)
-            photos.append([_photo(one, folder) for one in value] if several else _photo(value, folder))
+            photos.append([photo_struct(one, folder) for one in value] if several else photo_struct(value, folder))
         except ValueError as error:
             remedy = "Give a path, bytes, a PIL image, a mapping with bytes or path, a list of them, or None."
             raise CatalogueError(
@@ -106,7 +106,16 @@ def _photos(image: Any, folder: str, place: str) -> pa.Array | pa.ChunkedArray:
     return pa.array(lists, pa.list_(_PHOTO))
 
 
-def _photo(value: Any, folder: str) -> dict[str, Any] | None:
+def photo_struct(value: Any, folder: str) -> dict[str, Any] | None:
+    """A photo as catalogues hold it, with `bytes` or an absolute `path` (or a URL); None where there is none.
+
+    Args:
+        value: Path, bytes of a file, PIL image, mapping with ``bytes`` or ``path``, or a missing value.
+        folder: Folder that relative paths are in.
+
+    Raises:
+        ValueError: It is none of these, or a PIL image that cannot be used.
+    """
     if is_missing(value):
         return None
     if isinstance(value, Image.Image):
