@@ -21,6 +21,7 @@ from mmfusion.model import VIEWS, MMFusionModel, MMFusionProcessor
 from mmfusion.model.photos import upright_rgb
 from mmfusion.model.processing_mmfusion import PHOTO_COLUMN, is_missing, photos_of, query_texts, short
 from mmfusion.retrieval import ProductIndex, Searcher
+from mmfusion.retrieval.embedding import check_width
 from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.retrieval.query_tower import load_query_tower
 
@@ -246,13 +247,13 @@ class Retriever:
         """Vectors (n, D) and shares of text and photo (n, 2), both float32."""
         columns = {column for record in records for column in record} | set(_OPTIONAL_COLUMNS)
         blank = {column: None for column in self.processor.template_columns if column in columns}
-        filled = [{**blank, **record} for record in records]
-        texts = [self.processor.product_text(record) for record in filled]
+        texts = [self.processor.product_text({**blank, **record}) for record in records]
 
         def embed(batch: list[int]) -> Tensor:
-            shown = [{**filled[row], PHOTO_COLUMN: self._photos(row, filled[row])} for row in batch]
+            photos = self.processor.process_photos([self._photos(row, records[row]) for row in batch])
             with self._tokenizing:
-                inputs = self.processor.process_products(shown)
+                inputs = self.processor.process_product_texts([texts[row] for row in batch])
+            inputs.update(photos)
             output = self.model.forward_products(**inputs.to(self.model.device))
             embeds = self.model.shorten(output.product_embeds, truncate_dim)
             return torch.cat([embeds.float(), output.modality_weights.float()], dim=1)
@@ -274,8 +275,7 @@ class Retriever:
         """Rows of `embed` in the order of the items, which go through it sorted by length, so that little is padded."""
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; give at least 1.")
-        if truncate_dim is not None and not 1 <= truncate_dim <= self.model.config.embedding_dim:
-            raise ValueError(f"truncate_dim is {truncate_dim}; give 1 to {self.model.config.embedding_dim}.")
+        check_width(self.model.config, truncate_dim, allow_untrained=True)
         width = self.dimension if truncate_dim is None else truncate_dim * self.views
         found = torch.zeros(len(items), width + extra, device=self.model.device)
         order = sorted(range(len(items)), key=lambda place: -lengths[place])
