@@ -79,7 +79,7 @@ class Retriever:
             revision: Branch, tag or commit on the Hub.
             subfolder: "query" loads the query tower alone, which is smaller and embeds no products.
             photo_loader: As for the constructor.
-            kwargs: Further arguments of `PreTrainedModel.from_pretrained`, e.g. `token`; not with `subfolder`.
+            kwargs: Further arguments of `PreTrainedModel.from_pretrained`, e.g. `token`.
 
         Raises:
             HubError: There is no such model, or it cannot be read.
@@ -91,12 +91,12 @@ class Retriever:
         if subfolder not in ("", "query"):
             raise ValueError(f"subfolder is {subfolder!r}; give 'query' for the query tower alone, or leave it out.")
         model: Any  # mypy knows `to` by the decorator of transformers alone
+        hub = {**kwargs, **({} if revision is None else {"revision": revision})}
         if subfolder:
-            model, processor = load_query_tower(model_name_or_path, revision=revision)
+            model, processor = load_query_tower(model_name_or_path, **hub)
         else:
-            kwargs = {**kwargs, **({} if revision is None else {"revision": revision})}
-            model = MMFusionModel.from_pretrained(model_name_or_path, **kwargs)
-            processor = MMFusionProcessor.from_pretrained(model_name_or_path, **kwargs)
+            model = MMFusionModel.from_pretrained(model_name_or_path, **hub)
+            processor = MMFusionProcessor.from_pretrained(model_name_or_path, **hub)
         retriever = cls(model, processor, photo_loader=photo_loader)
         if chosen != torch.float32:
             # An index belongs to the weights as they were saved, whatever they are rounded to here.

@@ -20,9 +20,7 @@ from mmfusion.retrieval.fingerprint import model_fingerprint, stored_fingerprint
 PUBLISHED = "query"
 
 
-def load_query_tower(
-    base: str | os.PathLike[str], *, revision: str | None = None
-) -> tuple[MMFusionModel, MMFusionProcessor]:
+def load_query_tower(base: str | os.PathLike[str], **hub: Any) -> tuple[MMFusionModel, MMFusionProcessor]:
     """Loads the query tower alone, in evaluation mode, with the fingerprint of the whole model.
 
     Of a repository that `mmfusion publish` wrote, only `query/` is fetched. Of a whole model the weights are read once
@@ -31,13 +29,12 @@ def load_query_tower(
 
     Args:
         base: Folder or Hub id of a model, or of a query tower.
-        revision: Branch, tag or commit on the Hub.
+        hub: Further arguments of `from_pretrained`, such as `revision` (branch, tag or commit) and `token`.
 
     Raises:
         HubError: There is no such model, it is of another kind, or it cannot be read.
     """
-    with explained(base, revision):
-        hub: dict[str, Any] = {} if revision is None else {"revision": revision}
+    with explained(base, hub.get("revision")):
         if _publishes_tower(base, hub):
             hub["subfolder"] = PUBLISHED
         config = MMFusionConfig.from_pretrained(base, **hub)

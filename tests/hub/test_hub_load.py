@@ -18,7 +18,7 @@ from published_model import embed, embed_queries, write_model_folder
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from mmfusion import MMFusionConfig, MMFusionModel, MMFusionProcessor
+from mmfusion import MMFusionConfig, MMFusionModel, MMFusionProcessor, Retriever
 from mmfusion.hub.publish import publish
 from mmfusion.model.errors import HubError, explain
 from mmfusion.model.weights import check_name
@@ -363,6 +363,9 @@ def test_a_repository_that_cannot_be_read_is_one_line(
     hub.repo(repo).private = True
     line = one_line(lambda: MMFusionModel.from_pretrained(repo, token=False))
     assert "is private, and no token was sent" in line and "hf auth login" in line
+    for part in ("", "query"):
+        line = one_line(lambda part=part: Retriever.from_pretrained(repo, subfolder=part, token=False))
+        assert "is private, and no token was sent" in line
     hub.repo(repo).private, hub.repo(repo).gated = False, "manual"
     line = one_line(lambda: MMFusionModel.from_pretrained(repo, token=hub.reader_token))
     assert f"{repo} is gated" in line and f"{hub.endpoint}/{repo}" in line
