@@ -33,19 +33,29 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 # Files that take longest, and start processes: they come first, so that no worker is left with one of them at the end.
 LONGEST = (
-    *(
-        "embedding_ray",
-        "onnx",
-        "strategies",
-        "resume",
-        "stream_recipe",
-        "embedding",
-        "recipes",
-        "distributed",
-        "milvus",
-    ),
-    *("hub_session", "processes", "cli", "ranks_stop", "dry_run", "commands", "golden", "adding_a_fusion", "publish"),
-    *("hub_load", "card", "serving_process", "stages", "hub_checkpoints"),
+    "embedding_ray",
+    "onnx",
+    "strategies",
+    "resume",
+    "stream_recipe",
+    "embedding",
+    "recipes",
+    "distributed",
+    "milvus",
+    "hub_session",
+    "processes",
+    "cli",
+    "ranks_stop",
+    "dry_run",
+    "commands",
+    "golden",
+    "adding_a_fusion",
+    "publish",
+    "hub_load",
+    "card",
+    "serving_process",
+    "stages",
+    "hub_checkpoints",
 )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from bare_environment import build_bare_environment, run_bare
+from hub_errors import one_line
 from huggingface_hub import constants
 from loopback_hub.server import LoopbackHub
 from published_model import embed, embed_queries, write_model_folder
@@ -70,14 +70,6 @@ def load(source: str | Path, **where: Any) -> tuple[Any, Any]:
 
 def equal(one: list[Tensor], two: list[Tensor]) -> bool:
     return all(map(torch.equal, one, two))
-
-
-def one_line(failing: Callable[[], Any]) -> str:
-    with pytest.raises(HubError) as caught:
-        failing()
-    text = str(caught.value)
-    assert "\n" not in text and text.endswith("."), text
-    return text
 
 
 # --- Where mmfusion is installed -----------------------------------------------------------------------------------

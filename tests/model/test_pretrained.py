@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import transformers as tf
+from hub_errors import one_line
 from processes import run_to_end
 from safetensors.torch import load_file, save_file
 from tiny_encoders import TEXT_ENCODERS, VISION_ENCODERS
 from transformers import PreTrainedModel
 
 from mmfusion import MMFusionModel
-from mmfusion.model.errors import HubError
 from mmfusion.model.remote_code import TRUST_VARIABLE
 
 _SMALL = {"fusion_hidden_size": 16, "fusion_heads": 2}
@@ -53,14 +52,6 @@ def without(folder: Path, *lost: str) -> Path:
         {name: value for name, value in weights.items() if not name.startswith(lost)}, folder / "model.safetensors"
     )
     return folder
-
-
-def one_line(failing: Callable[[], object]) -> str:
-    with pytest.raises(HubError) as caught:
-        failing()
-    text = str(caught.value)
-    assert "\n" not in text and text.endswith("."), text
-    return text
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from commands import command
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
-from served_index import ODD_IDS, drawn_index, write_served
+from served_index import ODD_IDS, drawn_index
 
 from mmfusion.retrieval import ProductIndex, Searcher
 from mmfusion.retrieval.fingerprint import model_fingerprint
@@ -34,16 +34,6 @@ from mmfusion.serving.app import SearchService, json_response
 from mmfusion.serving.batches import MicroBatcher, QueueFullError
 from mmfusion.serving.watch import IndexWatch, load_index
 from mmfusion.training import load_base
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("serving")
-
-
-@pytest.fixture(scope="module")
-def encoder(place: Path) -> Retriever:
-    return write_served(place)
 
 
 @pytest.fixture

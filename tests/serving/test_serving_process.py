@@ -17,22 +17,12 @@ import httpx
 import pytest
 from commands import command
 from processes import started
-from served_index import ODD_IDS, drawn_index, write_served
+from served_index import ODD_IDS, drawn_index
 
 from mmfusion.retriever import Retriever
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 ENV = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("process")
-
-
-@pytest.fixture(scope="module")
-def encoder(place: Path) -> Retriever:
-    return write_served(place)
 
 
 class Service:
