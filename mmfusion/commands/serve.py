@@ -15,7 +15,7 @@ from mmfusion.training.run import finished_record
 if TYPE_CHECKING:
     from mmfusion.serving.app import SearchService
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -79,7 +79,7 @@ def _load_service(
     searcher.search("warm up")
     followed = watch if isinstance(opened, ProductIndex) else None
     service = SearchService(searcher, followed, config.limits, tower)
-    log.info(
+    logger.info(
         "query tower of %s parameters (%s MiB), no vision encoder; %s products; %s MiB in RAM",
         *(f"{tower['parameters']:,}", tower["mib"], f"{len(service.index):,}", resident_mib()),
     )

@@ -26,7 +26,7 @@ from mmfusion.embedding.shards import EmbeddedCatalogue, Provenance, ShardError,
 from mmfusion.extras import library
 from mmfusion.model.errors import MMFusionError
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 ACCELERATORS = ("auto", "cpu", "gpu")
 # A shard over which as many workers died is taken for the cause; Ray would try without end.
@@ -92,7 +92,9 @@ def _warn_of_waiting(ray: Any, kind: str, wanted: int) -> None:
     # An autoscaler may add what the cluster lacks, so this is no reason to give up.
     has = int(ray.cluster_resources().get(kind, 0))
     if has < wanted:
-        log.warning("the cluster has %s of the %s %ss that the workers need; waiting for the others", has, wanted, kind)
+        logger.warning(
+            "the cluster has %s of the %s %ss that the workers need; waiting for the others", has, wanted, kind
+        )
 
 
 def _compute(ray: Any, job: EmbeddingJob, shards: list[NewShard], worker: tuple[Any, ...], workers: int) -> None:

@@ -40,7 +40,7 @@ from mmfusion.retrieval.embedding import check_width, looks_at_photos
 from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.retrieval.vectors import created_by
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class EmbeddingJob:
         self.contents = content_digests(self.table, self.rows, photos_beside_text=photos_beside_text)
         old, new = self._compare()
         missing, dropped = sum(len(one.places) for one in new), sum(int((~one.keep).sum()) for one in old)
-        log.info(
+        logger.info(
             "%s products: %s to embed, %s embedded already; %s vectors of changed or removed products to drop",
             *(f"{n:,}" for n in (len(self.rows), missing, len(self.rows) - missing, dropped)),
         )

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 access_log = logging.getLogger("mmfusion.access")
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -72,7 +72,7 @@ class Observed:
         try:
             await self.app(scope, receive, sending)
         except Exception:
-            log.exception("request %s failed", request_id)
+            logger.exception("request %s failed", request_id)
             if not status:
                 text = "the service failed at this request; its log says why."
                 await JSONResponse({"error": text}, 500)(scope, receive, sending)

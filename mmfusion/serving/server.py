@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 
 from mmfusion.serving import ServiceLimits
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # Bytes of request line and headers; more than what a query of the default length takes when it is percent-encoded.
 _MAX_HEAD = 256 * 1024
@@ -102,7 +102,7 @@ def run_server(app: Starlette, bound: socket.socket, limits: ServiceLimits) -> N
     )
     bound.listen(config.backlog)
     host, port = bound.getsockname()[:2]
-    log.info("listening on http://%s:%s", f"[{host}]" if ":" in host else host, port)
+    logger.info("listening on http://%s:%s", f"[{host}]" if ":" in host else host, port)
     # What is loaded by now stays. Python would look through all of it time and again, and answer nobody for a quarter
     # of a second.
     gc.collect()

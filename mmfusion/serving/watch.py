@@ -8,7 +8,7 @@ from typing import Literal
 from mmfusion.retrieval import ProductIndex
 from mmfusion.retrieval.index_files import DESCRIPTION, FILES, Stamp, stamp_of
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # Of each file of an index, None for one that is not there: all of them, as tools that copy replace one by one.
 Version = tuple[Stamp | None, ...]
@@ -48,10 +48,10 @@ class IndexWatch:
                 return None
             self._seen = version
             text = "the new index in %s cannot be used, the one before stays: %r"
-            log.error(text, self.folder, error, exc_info=not isinstance(error, (OSError, ValueError)))
+            logger.error(text, self.folder, error, exc_info=not isinstance(error, (OSError, ValueError)))
             return "refused"
         self._seen = version
-        log.info("the new index in %s is served: %s products", self.folder, f"{len(index):,}")
+        logger.info("the new index in %s is served: %s products", self.folder, f"{len(index):,}")
         return "done"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class BackgroundPush:
                 waits = self._pending.setdefault(snapshot.kind, snapshot) is snapshot
             then = "that was the last attempt" if last_attempt else "trying again with the next one"
             reason = self._reason(error)
-            log.warning("%s checkpoint of step %d not pushed, %s: %s", snapshot.kind, snapshot.step, then, reason)
+            logger.warning("%s checkpoint of step %d not pushed, %s: %s", snapshot.kind, snapshot.step, then, reason)
         else:
             self.pushed[snapshot.kind] = snapshot.step
             waits = False

@@ -32,7 +32,7 @@ from mmfusion.training.full_disk import DiskFullError
 from mmfusion.training.output_lock import RunError
 from mmfusion.training.run import list_checkpoints
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # EX_TEMPFAIL of sysexits.h: not done yet, try again.
 STOPPED = 75
@@ -55,7 +55,7 @@ def last_good_checkpoint(folder: Path, *, rename_damaged: bool) -> Path | None:
         if reason is None:
             return path
         if rename_damaged:
-            log.warning("%s is damaged (%s): renamed to %s.damaged; trying the one before", path, reason, path.name)
+            logger.warning("%s is damaged (%s): renamed to %s.damaged; trying the one before", path, reason, path.name)
             os.replace(path, path.with_name(f"{path.name}.damaged"))
     return None
 
@@ -215,7 +215,7 @@ class ResumeCheckpoint(Checkpoint):
     def _stop(self, trainer: L.Trainer, when: str) -> None:
         name = (self._received or signal.SIGTERM).name
         if trainer.is_global_zero:
-            log.warning("%s: training stops %s; run the same command to resume", name, when)
+            logger.warning("%s: training stops %s; run the same command to resume", name, when)
             if name != "SIGTERM":
                 _queue_again()
         # Lightning's launcher takes a rank of its own that ends with another code than 0 for one that failed.
@@ -242,7 +242,7 @@ class ResumeCheckpoint(Checkpoint):
             )
         self._failed = True
         if trainer.is_global_zero:
-            log.warning(
+            logger.warning(
                 "the checkpoint of step %d cannot be written to %s (%s); the last one is %s. Make room: training goes "
                 "on, and stops if the next one cannot be written either",
                 *(trainer.global_step, self.folder, reason, last),
@@ -261,7 +261,7 @@ def _queue_again() -> None:
     try:
         subprocess.run(["scontrol", "requeue", f"{job}_{task}" if task else job], check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        log.warning("the job is not queued again (%s); submit it once more to resume", error)
+        logger.warning("the job is not queued again (%s); submit it once more to resume", error)
 
 
 class RandomState(L.Callback):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mmfusion.data.datamodule import MMFusionDataModule
     from mmfusion.stages import Optimization
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def cache_frozen(
@@ -38,7 +38,7 @@ def cache_frozen(
         model.freeze_vision(blocks)
     if data.streamed:
         if (data.photos and blocks) or optimization.text_learning_rate == 0:
-            log.info("frozen encoders run in each step, as features of a streamed catalogue are not cached")
+            logger.info("frozen encoders run in each step, as features of a streamed catalogue are not cached")
         return
     if data.photos and blocks:
         data.cache_vision(model, folder)

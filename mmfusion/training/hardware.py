@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from mmfusion.model import MMFusionModel
 from mmfusion.model.vision_encoders import blocks_of
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _COMPILERS = ("g++", "clang++", "c++", "cl")
 
@@ -126,4 +126,4 @@ def compile_blocks(model: MMFusionModel) -> None:
             compiled: Any = torch.compile(block.forward)
             block.forward = compiled
         if not blocks:
-            log.info("%s has no list of blocks, and is not compiled", type(encoder).__name__)
+            logger.info("%s has no list of blocks, and is not compiled", type(encoder).__name__)

@@ -22,7 +22,7 @@ from mmfusion.model.errors import HubError, explain
 from mmfusion.training.background_push import BackgroundPush, Snapshot
 from mmfusion.training.run import Run, step_of
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # Files of a branch of checkpoints.
 RECORD, CHECKPOINT, MODEL_FOLDER, BEST_FOLDER = "run.json", "last.ckpt", "model", "best"
@@ -150,7 +150,7 @@ class PushCheckpoints(L.Callback):
             assert self._push is not None
             self._push.offer(Snapshot(kind, step, folder, facts))
         except Exception as error:
-            log.warning("%s checkpoint not pushed: %s: %s", kind, type(error).__name__, without_tokens(str(error)))
+            logger.warning("%s checkpoint not pushed: %s: %s", kind, type(error).__name__, without_tokens(str(error)))
 
     def _finish(self, trainer: L.Trainer) -> None:
         if self._push is None:
@@ -164,10 +164,10 @@ class PushCheckpoints(L.Callback):
         if arrived:
             shutil.rmtree(self.pending, ignore_errors=True)
         if arrived and step is not None:
-            log.info("checkpoint of step %d is on the Hub; continue it with --resume hub:%s", step, place)
+            logger.info("checkpoint of step %d is on the Hub; continue it with --resume hub:%s", step, place)
         elif not arrived:
             there = "none of this training" if step is None else f"step {step}"
-            log.warning(
+            logger.warning(
                 "not all checkpoints reached %s; the last one there is %s, all are in %s",
                 *(place, there, self.run.checkpoints),
             )

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from mmfusion.distributed.shards import gradient_norm
 from mmfusion.stages import Stage
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # Batches that figures are means of, and that a warning looks back on.
 WINDOW = 50
@@ -96,7 +96,7 @@ class StepStatistics(L.Callback):
         full = len(self._batches) == WINDOW and not self._warned
         if trainer.is_global_zero and full and waited > LONG_WAIT * seconds:
             self._warned = True
-            log.warning(
+            logger.warning(
                 "training waits for data %.0f %% of the time (over %d batches); give more --hardware.num_workers, or "
                 "have features cached that do not change: an encoder whose learning rate is 0, or "
                 "--freeze_vision_blocks",

@@ -24,7 +24,7 @@ from mmfusion.model.errors import MMFusionError
 if sys.platform != "win32":
     import fcntl
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 NAME = ".mmfusion.lock"
 # What launchers give to all ranks of a job alike.
@@ -107,7 +107,7 @@ def take_lock(folder: str | os.PathLike[str], *, beside: bool = False) -> Output
             os.close(descriptor)
             if error.errno not in _NO_LOCKS:
                 raise
-            log.warning("%s has no file locks: another job with this --output would not be noticed", path.parent)
+            logger.warning("%s has no file locks: another job with this --output would not be noticed", path.parent)
             return OutputLock()
         if taken and _is_named(path, descriptor):
             break

@@ -20,7 +20,7 @@ from mmfusion.model.configuration_mmfusion import own_fields
 from mmfusion.model.errors import explain
 from mmfusion.training.run import Run, RunError, read_record
 
-log = logging.getLogger("mmfusion")
+logger = logging.getLogger(__name__)
 
 
 def load_catalogue(
@@ -49,7 +49,7 @@ def load_catalogue(
             source = str(write_toy_catalogue(folder / "toy_catalogue", num_products=num_products))
     load: Any = StreamedCatalogue.load if stream else Catalogue.load_products if products_only else Catalogue.load
     catalogue: Catalogue = load(source, cache_dir=folder / "cache" / "catalogue")
-    log.info("%r", catalogue)
+    logger.info("%r", catalogue)
     return catalogue
 
 
@@ -198,4 +198,4 @@ def _check_leftovers(base: str, info: dict[str, Any], may_differ: tuple[str, ...
                 f"--base {base!r} has {kind.replace('_', ' ')}: {', '.join(wrong[:5])}; the checkpoint is not whole."
             )
         if kind == "missing_keys" and keys:
-            log.info("new weights, initialised: %s", ", ".join(keys))
+            logger.info("new weights, initialised: %s", ", ".join(keys))
