@@ -40,7 +40,7 @@ class Retriever:
         model: The model, or its query tower alone, which embeds no products. It is put into evaluation mode.
         processor: The model's.
         photo_loader: Opens photos that are given as URLs, for example `mmfusion.hub.PhotoFetcher()`. None: a URL raises
-            an error, as nothing is fetched unasked.
+            an error, as nothing is fetched by default.
 
     Example:
         >>> r = Retriever.from_pretrained("org/mm-ecom")  # doctest: +SKIP
@@ -318,7 +318,7 @@ class Retriever:
             return decode_photo(stored)
         if self.photo_loader is None:
             raise ValueError(
-                f"{url[:80]!r} is a URL, and nothing is fetched unasked; give the Retriever a photo_loader, e.g. "
+                f"{url[:80]!r} is a URL, which is not fetched by default; give the Retriever a photo_loader, e.g. "
                 "mmfusion.hub.PhotoFetcher()."
             )
         return upright_rgb(self.photo_loader(url))

@@ -115,7 +115,7 @@ def test_relative_paths_start_at_the_working_folder(
 
 def test_a_url_needs_a_photo_loader(folder: Path, retriever: Retriever) -> None:
     shown = [{"title": "Dress", "image": "https://shop.example/red.png"}]
-    with pytest.raises(ValueError, match="is a URL, and nothing is fetched unasked"):
+    with pytest.raises(ValueError, match="is a URL, which is not fetched by default"):
         retriever.encode_products(shown)
     asked = []
 

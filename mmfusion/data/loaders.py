@@ -82,7 +82,7 @@ class ResumableLoader(WorkersLoader):
             if before != now:
                 raise ValueError(
                     f"The checkpoint was written by a training with other {name}, or with none ({before or 'none'}; "
-                    f"now {now or 'none'}); give the same {flags} to resume, or another --output to begin anew."
+                    f"now {now or 'none'}); give the same {flags} to resume, or another --output to start again."
                 )
         self._resume_at = state["yielded"]
 

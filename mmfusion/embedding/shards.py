@@ -259,7 +259,7 @@ class EmbeddedCatalogue:
             if found != entry.sha256:
                 raise ShardError(
                     f"{path} has the checksum {found[:12]}…, the manifest says {entry.sha256[:12]}…; remove the file "
-                    "and run mmfusion embed again, which embeds its products anew"
+                    "and run mmfusion embed again, which embeds its products again"
                 )
 
     def shards(self, columns: list[str] | None = None) -> Iterator[pa.Table]:

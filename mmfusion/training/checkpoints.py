@@ -87,7 +87,7 @@ def read_weights(checkpoint: Path, **options: Any) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as error:
         raise RunError(
             f"{checkpoint} holds more than tensors and plain values, which could run code, or is not a checkpoint of a "
-            "training; delete it to resume from the one before, or to begin anew."
+            "training; delete it to resume from the one before, or to start again."
         ) from error
     return weights
 
@@ -111,7 +111,7 @@ def check_fits(checkpoint: Path, weights: dict[str, Tensor]) -> None:
         raise RunError(
             f"{checkpoint} holds weights of another architecture: {name} is {there.get(name, 'missing')} there and "
             f"{here.get(name, 'missing')} in this model, and {len(differing) - 1} more differ. Give --base the model "
-            "that this run began with, or another --output to begin anew."
+            "that this run began with, or another --output to start again."
         )
 
 
@@ -291,7 +291,7 @@ class RandomState(L.Callback):
         if len(self._pending) != trainer.world_size:
             raise ValueError(
                 f"The checkpoint was written by {len(self._pending)} rank(s), this run has {trainer.world_size}; "
-                "resume with the same number of devices, or start anew from the weights with --base."
+                "resume with the same number of devices, or start again from the weights with --base."
             )
         _set_random_state(self._pending[trainer.global_rank])
         self._pending = None

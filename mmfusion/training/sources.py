@@ -82,7 +82,7 @@ def note_catalogue(run: Run, catalogue: Catalogue) -> None:
     if run.record.get("catalogue_contents") not in (None, contents):
         raise RunError(
             f"The catalogue {catalogue.source!r} is not the one that this run began with: ids, splits or judgements "
-            "differ; give the same --catalogue, or another --output to begin anew."
+            "differ; give the same --catalogue, or another --output to start again."
         )
     run.note(catalogue=absolute_place(catalogue.source), catalogue_contents=contents)
 
