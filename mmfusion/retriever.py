@@ -101,7 +101,9 @@ class Retriever:
         if chosen != torch.float32:
             # An index belongs to the weights as they were saved, whatever they are rounded to here.
             retriever._fingerprint = model_fingerprint(model, processor)
-        model.to(device=device or torch.accelerator.current_accelerator() or "cpu", dtype=chosen)
+        # Unless it is checked, torch names the GPU that it was built for, whether there is one or not.
+        found = torch.accelerator.current_accelerator(check_available=True)
+        model.to(device=device or found or "cpu", dtype=chosen)
         return retriever
 
     @property

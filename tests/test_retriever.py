@@ -227,6 +227,14 @@ def test_bad_input_is_an_error_that_names_it(retriever: Retriever, call: Any, sa
         call(retriever)
 
 
+def test_torch_for_gpus_on_a_machine_without_one_uses_the_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def current(check_available: bool = False) -> torch.device | None:
+        return None if check_available else torch.device("cuda")
+
+    monkeypatch.setattr("torch.accelerator.current_accelerator", current)
+    assert Retriever.from_pretrained(folder).model.device.type == "cpu"
+
+
 def test_arguments_out_of_range_are_errors(folder: Path) -> None:
     with pytest.raises(ValueError, match="dtype is 'int8'"):
         Retriever.from_pretrained(folder, dtype="int8")

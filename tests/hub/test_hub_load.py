@@ -129,7 +129,7 @@ def test_new_weights_of_a_base_are_one_line_and_others_an_error(
 ) -> None:
     caplog.set_level(logging.INFO, logger="mmfusion")
     model, _ = load_base(repo, fusion="cross_attention")
-    (line,) = [record.getMessage() for record in caplog.records if record.name == "mmfusion"]
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "mmfusion.training.sources"]
     new = {name for name, _ in model.named_parameters() if name.startswith("fusion.")}
     assert new and set(line.removeprefix("new weights, initialised: ").split(", ")) == new
     assert all(value.isfinite().all() and value.abs().max() < 100 for value in model.parameters())
