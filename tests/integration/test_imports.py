@@ -14,7 +14,7 @@ ORDER = [
     ["__main__", "__init__"],
     ["cli"],
     ["commands"],
-    ["serving", "ablation", "embedding"],
+    ["serving", "ablation", "embedding", "importers"],
     ["training", "onnx"],
     ["retriever", "report", "hub"],
     ["stages"],

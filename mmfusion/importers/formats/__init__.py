@@ -1,0 +1,1 @@
+"""One module per format; `mmfusion.importers.registry` lists them in the order in which they are asked."""
