@@ -7,6 +7,7 @@ from typing import Literal
 
 import lightning as L
 
+from mmfusion.data.photo_check import check_photos
 from mmfusion.embedding import EmbeddedCatalogue, EmbeddingJob, EmbeddingSettings, VectorType
 from mmfusion.embedding.engine_lightning import embed_with_lightning
 from mmfusion.embedding.engine_ray import ACCELERATORS, embed_with_ray
@@ -32,6 +33,7 @@ class Config:
         truncate_dim: Components to keep of each vector (of each view, with a query router), of a number that the model
             was trained for (its `matryoshka_dims`); default: all.
         allow_untrained_width: Whether truncate_dim may be any other number, too.
+        allow_missing_photos: Whether to go on where fewer than half of the photos that products name can be read.
         shard_size: Products per shard, and what a kill costs at most per device.
         batch_size: Products per forward pass.
         engine: `lightning`: the devices of this machine, or nodes that torchrun or SLURM start. `ray` (needs
@@ -51,6 +53,7 @@ class Config:
     vector_type: VectorType = "float32"
     truncate_dim: int | None = None
     allow_untrained_width: bool = False
+    allow_missing_photos: bool = False
     shard_size: int = 4096
     batch_size: int = 64
     engine: Literal["lightning", "ray"] = "lightning"
@@ -70,6 +73,8 @@ def main(config: Config) -> None:
     run = open_run(config.output, "embed", {**vectors, "dim": config.truncate_dim})
     with full_disk_ends(run.folder, "go on"):
         job = load_job(config, run.folder)
+        if job.table.photos:
+            check_photos(job.catalogue, job.rows, allow_missing=config.allow_missing_photos)
         base, source = absolute_place(config.base), job.catalogue.source
         embedded: EmbeddedCatalogue | None
         if config.engine == "ray":

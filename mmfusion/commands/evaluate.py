@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmfusion.data.catalogue import Catalogue
+from mmfusion.data.photo_check import check_photos
 from mmfusion.data.tables import ProductTable, QueryTable, Rows
 from mmfusion.evaluation import (
     Evaluation,
@@ -56,6 +57,7 @@ class Config:
         truncate_dim: Components to keep of each vector (of each view, with a query router), of a number that the model
             was trained for (its `matryoshka_dims`); default: all.
         allow_untrained_width: Whether truncate_dim may be any other number, too.
+        allow_missing_photos: Whether to go on where fewer than half of the photos that products name can be read.
         weights_agree: Whether to embed the products without photos and without texts, too, and say how well the
             reported modality weights agree with what leaving a modality out does to the scores; takes three times as
             long.
@@ -82,6 +84,7 @@ class Config:
     label_source: str = ""
     truncate_dim: int | None = None
     allow_untrained_width: bool = False
+    allow_missing_photos: bool = False
     weights_agree: bool = False
     freeze_vision_blocks: int = 0
     feature_cache: str | None = None
@@ -111,6 +114,8 @@ def main(config: Config) -> None:
     if not by_model:
         columns = _rank_bm25(catalogue, processor, query_rows, product_rows, inputs)
     else:
+        if inputs.photos and model.config.fusion != "text_only":
+            check_photos(catalogue, product_rows, allow_missing=config.allow_missing_photos)
         blocks = config.freeze_vision_blocks if inputs.photos else 0
         cache = cache_pool(model.eval(), processor, catalogue, product_rows, blocks, config.feature_cache)
 

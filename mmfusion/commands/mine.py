@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 
 from mmfusion.data.hard_negatives import write_hard_negatives
+from mmfusion.data.photo_check import check_photos
 from mmfusion.retrieval import ProductIndex
 from mmfusion.retrieval.embedding import embed_products, embed_queries
 from mmfusion.retrieval.fingerprint import model_fingerprint
@@ -26,6 +27,7 @@ class Config(MiningSettings):
         output: Folder for everything that is written.
         factory: FAISS factory string: Flat (exact), HNSW32 (fast), IVF1024,PQ48 (small) …; scores are exact with any.
         search_parameters: FAISS run-time parameters, e.g. nprobe=16.
+        allow_missing_photos: Whether to go on where fewer than half of the photos that products name can be read.
         batch_size: Products per forward pass.
         shard_size: Queries that are mined, and 16 times as many products that are embedded, between two savings.
         num_workers: Processes that decode photos, and then search, each in one thread; the result does not depend on
@@ -37,6 +39,7 @@ class Config(MiningSettings):
     output: str = "outputs/hard_negatives"
     factory: str = "Flat"
     search_parameters: str = ""
+    allow_missing_photos: bool = False
     batch_size: int = 64
     shard_size: int = 1024
     num_workers: int = 0
@@ -63,6 +66,8 @@ def main(config: Config) -> None:
     products.judged_queries("train")
     query_rows, product_rows = np.unique(qrels.query[qrels.grade > 0]), products.product_rows("train")
 
+    if model.config.fusion != "text_only":
+        check_photos(products, product_rows, allow_missing=config.allow_missing_photos)
     fingerprint = model_fingerprint(model, processor)
     searched_by = [config.factory, config.search_parameters, config.batch_size, config.shard_size]
     result_depends_on = json.dumps([fingerprint, products.contents_digest(), asdict(settings), *searched_by])

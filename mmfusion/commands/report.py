@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from mmfusion.data.photo_check import check_photos
 from mmfusion.evaluation import format_table
 from mmfusion.report import Questions, Ranking, build_report, choose, load_variants, rank_with, write_page
 from mmfusion.training.features import cache_pool
@@ -30,6 +31,7 @@ class Config:
         freeze_vision_blocks: Number of lowest vision blocks whose activations are cached, as in `mmfusion evaluate`. 0
             reads photos.
         feature_cache: Folder of that cache.
+        allow_missing_photos: Whether to go on where fewer than half of the photos that products name can be read.
         batch_size: Products per forward pass.
         num_workers: Processes that decode photos.
         seed: Of the random queries and of the bootstrap.
@@ -45,6 +47,7 @@ class Config:
     split: Literal["train", "val", "test"] | None = None
     freeze_vision_blocks: int = 0
     feature_cache: str | None = None
+    allow_missing_photos: bool = False
     batch_size: int = 64
     num_workers: int = 0
     seed: int = 0
@@ -56,6 +59,7 @@ def main(config: Config) -> None:
     lock = take_lock(config.output)
     catalogue = load_catalogue(config.catalogue, config.base, Path(config.output))
     questions = Questions.like(variants[0], catalogue, config.split)
+    check_photos(catalogue, questions.product_rows, allow_missing=config.allow_missing_photos)
 
     def found_by(base: str) -> Ranking:
         model, processor = load_base(base)

@@ -8,6 +8,7 @@ import lightning as L
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.datamodule import MMFusionDataModule
+from mmfusion.data.photo_check import check_photos
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.stages import Optimization, Stage
 from mmfusion.training import (
@@ -66,6 +67,7 @@ class StageConfig:
         optimization: Learning rates and schedule; an encoder whose rate is 0 is frozen and its features are cached.
         query_text_weight: Weight of the loss between queries and product texts.
         query_image_weight: Weight of the loss between queries and photos.
+        allow_missing_photos: Whether to go on where fewer than half of the photos that products name can be read.
         photo_views: Views of each photo to train with: the photo as it is, and others that are cropped and perhaps
             mirrored. Features of frozen encoders are cached for each.
         freeze_vision_blocks: Lowest blocks of the vision encoder to freeze where its rate is above 0; 0 trains all.
@@ -104,6 +106,7 @@ class StageConfig:
     optimization: Optimization = field(default_factory=Optimization)
     query_text_weight: float = 1.0
     query_image_weight: float = 1.0
+    allow_missing_photos: bool = False
     photo_views: int = 1
     freeze_vision_blocks: int = 0
     feature_cache: str | None = None
@@ -155,6 +158,8 @@ def build_data(
     """Batches of a catalogue, with features of what the config freezes from a cache."""
     options: dict[str, Any] = {name: getattr(config, name) for name in _DATA_OPTIONS}
     data = MMFusionDataModule(catalogue, processor, num_workers=config.hardware.num_workers, photos=photos, **options)
+    if photos:
+        check_photos(catalogue, data.train_rows, allow_missing=config.allow_missing_photos)
     folder = Path(config.feature_cache or run.folder / "feature_cache")
     cache_frozen(model, data, config.optimization, config.freeze_vision_blocks, folder)
     return data

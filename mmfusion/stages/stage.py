@@ -161,7 +161,10 @@ class Stage(L.LightningModule):
         rows = batch.pop("query_rows" if dataloader_idx == QUERIES else "product_rows")
         self._judgements = batch.pop("judgements")
         output = self.model(**batch, views_only=self.views_only)
-        views = {"query": output.query_embeds} if dataloader_idx == QUERIES else self.ranked_views(output)
+        if dataloader_idx == QUERIES:
+            views = {"query": output.query_embeds}
+        else:
+            views = {**self.ranked_views(output), "present": output.modality_present}
         self._collected[dataloader_idx].append((rows.cpu(), {name: view.float().cpu() for name, view in views.items()}))
 
     def on_validation_epoch_start(self) -> None:
@@ -173,7 +176,12 @@ class Stage(L.LightningModule):
         self._gathered.close()
         query_rows, queries = _of_all_ranks(self._collected[QUERIES])
         product_rows, views = _of_all_ranks(self._collected[PRODUCTS])
+        has_text, has_image = views.pop("present").any(0).tolist()
+        # Where no product has a text or a photo, that view is arbitrary, and so would be its figures.
+        missing = {name for name, there in (("text", has_text), ("image", has_image)) if not there}
         for name, products in views.items():
+            if name in missing:
+                continue
             metrics = self._rank(queries["query"], products, query_rows, product_rows)
             for metric, value in metrics.items():
                 self.log(f"val/{name}/{metric}", value, prog_bar=metric.startswith("ndcg"), rank_zero_only=False)

@@ -20,7 +20,7 @@ from mmfusion.training.output_lock import OutputLock, RunError, refuse_lock_of_a
 
 _RECORD = "run.json"
 # Where a run is written, and how it gets there, does not change the result.
-NOT_RECORDED = ("output", "hub", "resume", "trust_checkpoint", "dry_run")
+NOT_RECORDED = ("output", "hub", "resume", "trust_checkpoint", "dry_run", "allow_missing_photos")
 # A list that records have as one text, as it was given before lists were.
 JOINED_LIST = "no_duplicates"
 # A slow disk may keep the first rank busy with imports.
