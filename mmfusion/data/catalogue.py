@@ -131,8 +131,16 @@ class BaseCatalogue:
         """Rows of the queries of a split that have a judged product in it, ascending, int64 ``[n]``, at least one.
 
         Raises:
-            CatalogueError: There is none, or all grades are 0; says which splits have some.
+            CatalogueError: There is none, or all grades are 0; says which splits have some. Queries without a column
+                ``split`` are all trained on, so that none is of val or test.
         """
+        if split in SPLITS[1:] and "split" not in self.queries.column_names:
+            raise CatalogueError(
+                f"the queries have no column 'split': all of them are trained on, and none is a {split} query",
+                self.source,
+                "Write the column into the queries (train, val or test), let `mmfusion import` make it, or give "
+                "--split train to measure the queries that are trained on.",
+            )
         qrels = self.split_qrels(split)
         if (qrels.grade > 0).any():
             return np.unique(qrels.query)

@@ -694,6 +694,21 @@ def test_judged_queries_are_those_with_a_judged_product_of_their_split(folder: P
     assert catalogue.judged_queries(None).tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("split_products", [True, False])
+def test_queries_without_splits_are_train_queries_and_none_is_kept_for_a_test(
+    tmp_path: Path, split_products: bool
+) -> None:
+    content = tables()
+    del content["queries"]["split"]
+    if not split_products:
+        del content["products"]["split"]
+    catalogue = load(write(tmp_path / "shop", content), tmp_path)
+    for split in ("val", "test"):
+        with pytest.raises(CatalogueError, match=rf"no column 'split'.*no[nt]e? is a {split} query.*--split train"):
+            catalogue.judged_queries(split)
+    assert 0 in catalogue.judged_queries("train").tolist()
+
+
 def test_without_a_cache_folder_a_temporary_one_holds_the_tables(tmp_path: Path) -> None:
     write_toy_catalogue(tmp_path / "catalogue", num_products=40)
     before = sorted(path for path in tmp_path.rglob("*"))
