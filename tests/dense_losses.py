@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmfusion.losses import GradedContrastiveLoss, GradedSigmoidLoss, graded_contrastive
+from mmfusion.losses import GradedContrastiveLoss, GradedSigmoidLoss, Grades, graded_contrastive
 
 LEVELS = (1, 3)
 LOSSES = {"contrastive": GradedContrastiveLoss, "sigmoid": GradedSigmoidLoss}
@@ -63,7 +63,7 @@ def slow(name: str, items: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def fast(name: str, items: dict[str, Tensor], chunk_rows: int | None = None) -> dict[str, Tensor]:
     """Value and gradients by the shipped loss, never asked for the grades of more than a chunk."""
-    loss = LOSSES[name](LEVELS, chunk_rows=chunk_rows).double()
+    loss = LOSSES[name](chunk_rows=chunk_rows).double()
     left, right, scale, bias = _leaves(items)
     if isinstance(loss, GradedSigmoidLoss):
         with torch.no_grad():
@@ -75,7 +75,7 @@ def fast(name: str, items: dict[str, Tensor], chunk_rows: int | None = None) -> 
         return items["grades"][left_rows][:, right_rows]
 
     masks = {name: items[name] for name in ("left_mask", "right_mask")}
-    value = loss(left, right, items["left_rows"], items["right_rows"], grades, scale, **masks)
+    value = loss(left, right, items["left_rows"], items["right_rows"], Grades(grades, LEVELS), scale, **masks)
     # A factor, as a gradient that ignores the one it is given would go unnoticed.
     return {**_results(2.5 * value, (left, right, scale, bias), 1 / 2.5), "value": value.detach()}
 

@@ -17,10 +17,12 @@ class Judgements:
     Attributes:
         qrels: Judgements of the train queries in training, and of the val queries in validation.
         catalogue: Where the rows point.
+        levels: Positive grades of the train judgements, ascending; the highest one is a full match.
     """
 
     qrels: Qrels
     catalogue: BaseCatalogue
+    levels: tuple[int, ...]
 
     def __call__(self, query_rows: Tensor, product_rows: Tensor) -> Tensor:
         """Grades (A, B) int64 between query rows (A,) and product rows (B,), on the device of the query rows."""

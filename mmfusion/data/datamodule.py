@@ -46,6 +46,7 @@ class MMFusionDataModule(L.LightningDataModule):
     Attributes:
         train_qrels: Judgements between train queries and train products, which batches bring to the losses.
         val_qrels: The same for val.
+        levels: Positive grades of the train judgements, ascending.
     """
 
     def __init__(
@@ -120,9 +121,12 @@ class MMFusionDataModule(L.LightningDataModule):
         self._negatives = None if hard_negatives is None else HardNegatives.load(hard_negatives, catalogue)
         self._negatives_per_query = 0 if hard_negatives is None else negatives_per_query or 1
         self.train_qrels, self.val_qrels = self._split(dev_fraction, dev_by or "query")
-        if not len(self.train_qrels):
+        self.levels = tuple(int(grade) for grade in np.unique(self.train_qrels.grade) if grade > 0)
+        if not self.levels:
             raise CatalogueError(
-                "no train query has a judged train product", catalogue.source, "Check the split columns and the qrels."
+                "no train query has a train product with a grade above 0",
+                catalogue.source,
+                "Check the split columns and the qrels.",
             )
         if not len(self.val_qrels):
             logger.warning(
@@ -138,11 +142,6 @@ class MMFusionDataModule(L.LightningDataModule):
         self._train_products = self._product_table()
         # A fold of train queries is judged over train products: one table, so that nothing is cached twice.
         self._val_products = self._train_products if dev_fraction else self._product_table()
-
-    @property
-    def levels(self) -> list[int]:
-        """Positive grades of the train judgements, ascending."""
-        return [int(grade) for grade in np.unique(self.train_qrels.grade) if grade > 0]
 
     def cache_vision(self, model: MMFusionModel, folder: Path) -> None:
         """Replaces photos by activations of the model's frozen vision blocks, one cache for each split.
@@ -267,7 +266,7 @@ class MMFusionDataModule(L.LightningDataModule):
         moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         is_training = "query_rows" in batch and "product_rows" in batch
         qrels = self.train_qrels if is_training else self.val_qrels
-        return {**moved, "judgements": Judgements(qrels, self.catalogue)}
+        return {**moved, "judgements": Judgements(qrels, self.catalogue, self.levels)}
 
     def _split(self, dev_fraction: float, dev_by: str) -> tuple[Qrels, Qrels]:
         """Judgements to train on and to validate on."""

@@ -1,6 +1,7 @@
 """The graded losses over the products and queries of all ranks, and the registry of losses by name."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -10,9 +11,30 @@ from mmfusion.distributed import all_gather_rows, all_reduce_sum, ring_shift, wo
 from mmfusion.losses.chunked import PairSum, sum_over_pairs, with_gradients
 from mmfusion.losses.functional import graded_contrastive, graded_sigmoid
 
-Grades = Callable[[Tensor, Tensor], Tensor]
 MAX_LOGIT_SCALE = 100.0
 START_BIAS = -10.0
+
+
+@dataclass(frozen=True)
+class Grades:
+    """How well left and right items match.
+
+    Attributes:
+        of_rows: From left rows (any A) and right rows (any B) to (A, B) int64 grades.
+        levels: The positive grades that the data has, ascending, each at least 1.
+    """
+
+    of_rows: Callable[[Tensor, Tensor], Tensor]
+    levels: Sequence[int] = (1,)
+
+    def __post_init__(self) -> None:
+        if not self.levels or min(self.levels) < 1:
+            raise ValueError(
+                f"levels is {list(self.levels)}; give at least one positive grade, all of them at least 1."
+            )
+
+    def __call__(self, left_rows: Tensor, right_rows: Tensor) -> Tensor:
+        return self.of_rows(left_rows, right_rows)
 
 
 class Items(NamedTuple):
@@ -36,15 +58,11 @@ class PairLoss(nn.Module):
     gradients, is the loss of one process on the global batch.
 
     Attributes:
-        levels: Positive grades, ascending, each at least 1.
         chunk_rows: Items whose pairs are looked at together; None chooses by memory.
     """
 
-    def __init__(self, levels: Sequence[int], *, chunk_rows: int | None = None) -> None:
+    def __init__(self, *, chunk_rows: int | None = None) -> None:
         super().__init__()
-        if not levels or min(levels) < 1:
-            raise ValueError(f"levels is {list(levels)}; give at least one positive grade, all of them at least 1.")
-        self.levels = tuple(sorted(levels))
         self.chunk_rows = chunk_rows
 
     def forward(
@@ -65,7 +83,7 @@ class PairLoss(nn.Module):
             right: (R, D) float of this rank; L and R are the same on each rank.
             left_rows: (L,) int64 row of each left item in its table.
             right_rows: (R,) int64.
-            grades: Function of left rows (any A) and right rows (any B) that gives (A, B) int64 grades.
+            grades: Which of them match, and how well.
             logit_scale: Scalar log inverse temperature; clipped at log(100) as in CLIP (arXiv:2103.00020).
             left_mask: (L,) bool; False takes an item out altogether. None means all True.
             right_mask: (R,) bool, in the same way.
@@ -126,17 +144,25 @@ class GradedContrastiveLoss(PairLoss):
 
     def loss(self, left: Items, right: Items, grades: Grades, scale: Tensor) -> Tensor:
         all_left, all_right = _gather(left), _gather(right)
-        forward = self._mean(left, all_right, lambda own: grades(left.rows[own], all_right.rows), scale)
-        backward = self._mean(right, all_left, lambda own: grades(all_left.rows, right.rows[own]).T, scale)
+        levels = grades.levels
+        forward = self._mean(left, all_right, lambda own: grades(left.rows[own], all_right.rows), levels, scale)
+        backward = self._mean(right, all_left, lambda own: grades(all_left.rows, right.rows[own]).T, levels, scale)
         return 0.5 * world_size() * (forward + backward)
 
-    def _mean(self, own: Items, others: Items, grades_of: Callable[[slice], Tensor], scale: Tensor) -> Tensor:
+    def _mean(
+        self,
+        own: Items,
+        others: Items,
+        grades_of: Callable[[slice], Tensor],
+        levels: Sequence[int],
+        scale: Tensor,
+    ) -> Tensor:
         """This rank's part of the mean over the items of all ranks that have a positive among the others."""
 
         def block(rows: slice, embeds: Tensor, columns: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
             there = own.mask[rows][:, None] & others.mask[None, :]
             logits = (scale * embeds @ columns.T).masked_fill(~there, float("-inf"))
-            return graded_contrastive(logits, grades_of(rows), self.levels)
+            return graded_contrastive(logits, grades_of(rows), levels)
 
         pairs = sum_over_pairs(block, own.embeds, others.embeds, [scale], self.chunk_rows)
         total = with_gradients(pairs.total, [own.embeds, others.embeds, scale], pairs.gradients)
@@ -158,8 +184,8 @@ class GradedSigmoidLoss(PairLoss):
             nothing, so that it belongs to the loss, is kept in checkpoints, and has no place in a published model.
     """
 
-    def __init__(self, levels: Sequence[int], *, chunk_rows: int | None = None) -> None:
-        super().__init__(levels, chunk_rows=chunk_rows)
+    def __init__(self, *, chunk_rows: int | None = None) -> None:
+        super().__init__(chunk_rows=chunk_rows)
         self.logit_bias = nn.Parameter(torch.tensor(START_BIAS))
 
     def loss(self, left: Items, right: Items, grades: Grades, scale: Tensor) -> Tensor:
@@ -169,7 +195,8 @@ class GradedSigmoidLoss(PairLoss):
             def block(own: slice, embeds: Tensor, others: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
                 there = left.mask[own][:, None] & visitors.mask[None, :]
                 logits = (scale * embeds @ others.T + bias).masked_fill(~there, float("-inf"))
-                return graded_sigmoid(logits, grades(left.rows[own], visitors.rows), self.levels), left.mask[own].sum()
+                wanted = grades(left.rows[own], visitors.rows)
+                return graded_sigmoid(logits, wanted, grades.levels), left.mask[own].sum()
 
             return sum_over_pairs(block, left.embeds, visitors.embeds, inputs[2:], self.chunk_rows)
 

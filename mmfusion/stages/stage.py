@@ -14,7 +14,7 @@ from mmfusion.data.batch import TrainBatch
 from mmfusion.distributed import all_reduce_sum, world_size
 from mmfusion.distributed.shards import clip_gradients, complete_gradients, gathered, is_sharded
 from mmfusion.evaluation.metrics import RetrievalNDCGAtK, RetrievalRecallAtK
-from mmfusion.losses import LOSSES
+from mmfusion.losses import LOSSES, Grades
 from mmfusion.model import MMFusionModel, MMFusionOutput
 from mmfusion.model.errors import MMFusionError
 from mmfusion.stages.gradient_cache import check_rows_are_independent, embed_in_micro_batches
@@ -63,7 +63,7 @@ class Stage(L.LightningModule):
             raise ValueError(f"micro_batch is {micro_batch}; give a number of rows, or 0 to embed a batch at once.")
         self.model = model
         self.optimization = optimization or Optimization()
-        self.loss = loss
+        self.graded_loss, self.pair_loss = LOSSES[loss](), LOSSES[loss]()
         self.micro_batch = micro_batch
         freeze_by_rate(model, self.optimization)
         self._collected: tuple[list[Any], list[Any]] = ([], [])
@@ -83,15 +83,6 @@ class Stage(L.LightningModule):
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
-        # Here rather than in __init__: which grades there are is known of the data alone; batches bring judgements.
-        levels = getattr(self.trainer.datamodule, "levels", None)  # type: ignore[attr-defined]
-        if not levels:
-            raise TypeError(
-                f"{type(self).__name__} needs to know which grades its data have; call "
-                "trainer.fit(stage, datamodule=MMFusionDataModule(…))."
-            )
-        self.relevant_grade = max(levels)
-        self.graded_loss, self.pair_loss = LOSSES[self.loss](levels), LOSSES[self.loss]([1])
         if self.micro_batch:
             check_rows_are_independent(self.model)
 
@@ -118,6 +109,11 @@ class Stage(L.LightningModule):
         return self
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
+        if "judgements" not in batch:
+            raise TypeError(
+                "The batch has no judgements, which MMFusionDataModule adds on the way to the device; call "
+                "trainer.fit(stage, datamodule=MMFusionDataModule(…))."
+            )
         self.compared = None
         terms = self.terms(batch)
         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
@@ -191,11 +187,12 @@ class Stage(L.LightningModule):
 
         Ties are left in whatever order they come; use `mmfusion.evaluation` for figures to report.
         """
-        recall, ndcg = RetrievalRecallAtK(RECALL_AT, relevant_grade=self.relevant_grade), RetrievalNDCGAtK(NDCG_AT)
+        relevant = max(self._judgements.levels)
+        recall, ndcg = RetrievalRecallAtK(RECALL_AT, relevant_grade=relevant), RetrievalNDCGAtK(NDCG_AT)
         for part in torch.arange(len(queries)).split(_QUERIES_AT_ONCE):
             grades = self._judgements(query_rows[part], product_rows)
             ranked = (queries[part] @ products.T).topk(min(RECALL_AT, len(products)), dim=1).indices
-            recall.update(grades.gather(1, ranked), (grades >= self.relevant_grade).sum(1))
+            recall.update(grades.gather(1, ranked), (grades >= relevant).sum(1))
             ndcg.update(grades.gather(1, ranked), grades.topk(min(NDCG_AT, len(products)), dim=1).values)
         # Not by `compute`: ranks have nothing to add up, as each has all queries, and a mean over no query is NaN here.
         means = [float(metric.total / metric.num_queries) for metric in (recall, ndcg)]
@@ -223,21 +220,17 @@ class Stage(L.LightningModule):
         self._embedded = output if self._sharded else None
         return output
 
-    @staticmethod
-    def same_product(left_rows: Tensor, right_rows: Tensor) -> Tensor:
-        """1 where two rows are the same product, else 0: (A, B) int64."""
-        return (left_rows[:, None] == right_rows[None, :]).long()
-
     def query_term(self, queries: Tensor, products: Tensor, batch: TrainBatch, present: Tensor | None) -> Tensor:
         """Graded loss between queries (Q, D) and one view of the products (P, D), with (P,) bool `present`."""
         if self.compared is None:
             self.compared = queries.detach(), products.detach(), present
+        judgements = batch["judgements"]
         loss: Tensor = self.graded_loss(
             queries,
             products,
             batch["query_rows"],
             batch["product_rows"],
-            batch["judgements"],
+            Grades(judgements, judgements.levels),
             self.model.logit_scale,
             right_mask=present,
         )

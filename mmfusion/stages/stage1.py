@@ -3,9 +3,12 @@
 from torch import Tensor
 
 from mmfusion.data.batch import TrainBatch
+from mmfusion.losses import Grades
 from mmfusion.model import MMFusionModel, MMFusionOutput
 from mmfusion.stages.optimization import Optimization
 from mmfusion.stages.stage import Stage, model_inputs
+
+SAME_PRODUCT = Grades(lambda left, right: (left[:, None] == right[None, :]).long())
 
 
 class Stage1(Stage):
@@ -65,7 +68,7 @@ class Stage1(Stage):
                 output.image_embeds,
                 batch["product_rows"],
                 batch["product_rows"],
-                self.same_product,
+                SAME_PRODUCT,
                 self.model.logit_scale,
                 left_mask=has_text,
                 right_mask=has_image,

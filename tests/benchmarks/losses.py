@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmfusion.data.qrels import Qrels
-from mmfusion.losses import GradedContrastiveLoss, GradedSigmoidLoss, graded_contrastive
+from mmfusion.losses import GradedContrastiveLoss, GradedSigmoidLoss, Grades, graded_contrastive
 
 LEVELS, JUDGED, MIB = (1, 3), 8, 2**20
 
@@ -32,8 +32,8 @@ def dense(left: Tensor, right: Tensor, left_rows: Tensor, right_rows: Tensor, gr
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "dense contrastive": dense,
-    "contrastive": GradedContrastiveLoss(LEVELS),
-    "sigmoid": GradedSigmoidLoss(LEVELS),
+    "contrastive": GradedContrastiveLoss(),
+    "sigmoid": GradedSigmoidLoss(),
 }
 
 
@@ -57,9 +57,7 @@ def measure(name: str, items: int, width: int) -> tuple[float, float, float]:
     qrels, rows, scale = judgements(items), torch.arange(items), torch.tensor(3.0, requires_grad=True)
     left.requires_grad_(), right.requires_grad_()
 
-    def grades(left_rows: Tensor, right_rows: Tensor) -> Tensor:
-        return torch.from_numpy(qrels.grades(left_rows.numpy(), right_rows.numpy()))
-
+    grades = Grades(lambda a, b: torch.from_numpy(qrels.grades(a.numpy(), b.numpy())), LEVELS)
     # What the first backward pass of a process needs is no part of the loss.
     LOSSES[name](left[:4], right[:4], rows[:4], rows[:4], grades, scale).backward()
     before, start = peak(), perf_counter()

@@ -11,7 +11,7 @@ import two_ranks_losses
 from dense_losses import LEVELS, LOSSES, draw, fast, slow
 from processes import started
 
-from mmfusion.losses import GradedSigmoidLoss, graded_sigmoid
+from mmfusion.losses import GradedSigmoidLoss, Grades, graded_sigmoid
 from mmfusion.losses.chunked import sum_over_pairs
 
 
@@ -75,7 +75,7 @@ def test_sigmoid_settles_a_near_miss_between_a_match_and_the_rest() -> None:
 
 def test_a_nan_reaches_the_sigmoid_loss_and_the_bias_starts_low() -> None:
     assert graded_sigmoid(torch.tensor([[float("nan")]]), torch.tensor([[1]]), [1]).isnan()
-    assert GradedSigmoidLoss([1]).logit_bias.item() == -10.0
+    assert GradedSigmoidLoss().logit_bias.item() == -10.0
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -85,9 +85,9 @@ def test_a_loss_without_items_or_gradients_is_zero_or_plain(name: str) -> None:
     found = fast(name, nothing, 3)
     assert all((value == 0).all() for value in found.values())
     with torch.no_grad():
-        value = LOSSES[name](LEVELS).double()(
+        value = LOSSES[name]().double()(
             *(items[key] for key in ("left", "right", "left_rows", "right_rows")),
-            lambda left, right: items["grades"][left][:, right],
+            Grades(lambda left, right: items["grades"][left][:, right], LEVELS),
             torch.tensor(2.0),
         )
     assert not value.requires_grad and value > 0
@@ -100,9 +100,9 @@ def test_autocast_does_not_round_the_logits() -> None:
     values = []
     for enabled in (False, True):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            loss = LOSSES["contrastive"](LEVELS)
             rows = items["left_rows"], items["right_rows"]
-            values.append(loss(*embeds, *rows, lambda left, right: items["grades"][left][:, right], scale))
+            grades = Grades(lambda left, right: items["grades"][left][:, right], LEVELS)
+            values.append(LOSSES["contrastive"]()(*embeds, *rows, grades, scale))
     assert torch.equal(*values)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mmfusion.losses import GradedContrastiveLoss, graded_contrastive
+from mmfusion.losses import GradedContrastiveLoss, Grades, graded_contrastive
 
 
 def slow(logits: Tensor, grades: Tensor, levels: list[int]) -> Tensor:
@@ -85,27 +85,26 @@ def unit(rows: int, seed: int) -> Tensor:
     return torch.nn.functional.normalize(torch.randn(rows, 8, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-def identity(left: Tensor, right: Tensor) -> Tensor:
-    return (left[:, None] == right[None, :]).long()
+IDENTITY = Grades(lambda left, right: (left[:, None] == right[None, :]).long())
 
 
 def test_is_symmetric_and_ignores_masked_items() -> None:
-    loss = GradedContrastiveLoss([1])
+    loss = GradedContrastiveLoss()
     left, right, rows = unit(5, 0), unit(5, 1), torch.arange(5)
     scale = torch.tensor(math.log(10.0))
-    value = loss(left, right, rows, rows, identity, scale)
-    torch.testing.assert_close(value, loss(right, left, rows, rows, identity, scale))
+    value = loss(left, right, rows, rows, IDENTITY, scale)
+    torch.testing.assert_close(value, loss(right, left, rows, rows, IDENTITY, scale))
     mask = torch.tensor([True, True, True, False, True])
-    masked = loss(left, right, rows, rows, identity, scale, left_mask=mask, right_mask=mask)
-    torch.testing.assert_close(masked, loss(left[mask], right[mask], rows[mask], rows[mask], identity, scale))
+    masked = loss(left, right, rows, rows, IDENTITY, scale, left_mask=mask, right_mask=mask)
+    torch.testing.assert_close(masked, loss(left[mask], right[mask], rows[mask], rows[mask], IDENTITY, scale))
     noisy = torch.where(mask[:, None], right, torch.full_like(right, 7.0))
-    torch.testing.assert_close(loss(left, noisy, rows, rows, identity, scale, left_mask=mask, right_mask=mask), masked)
+    torch.testing.assert_close(loss(left, noisy, rows, rows, IDENTITY, scale, left_mask=mask, right_mask=mask), masked)
 
 
 def test_logit_scale_is_clipped_at_a_hundred() -> None:
-    loss, rows = GradedContrastiveLoss([1]), torch.arange(4)
+    loss, rows = GradedContrastiveLoss(), torch.arange(4)
     at, beyond = (
-        loss(unit(4, 0), unit(4, 1), rows, rows, identity, torch.tensor(math.log(value))) for value in (100.0, 1e4)
+        loss(unit(4, 0), unit(4, 1), rows, rows, IDENTITY, torch.tensor(math.log(value))) for value in (100.0, 1e4)
     )
     torch.testing.assert_close(at, beyond)
 
@@ -113,10 +112,10 @@ def test_logit_scale_is_clipped_at_a_hundred() -> None:
 @pytest.mark.parametrize("levels", [[], [0, 1], [-1]])
 def test_refuses_levels_that_are_no_positive_grades(levels: list[int]) -> None:
     with pytest.raises(ValueError, match="at least one positive grade"):
-        GradedContrastiveLoss(levels)
+        Grades(IDENTITY.of_rows, levels)
 
 
 def test_half_precision_is_computed_in_single() -> None:
     left, right, rows = unit(4, 0), unit(4, 1), torch.arange(4)
-    half = GradedContrastiveLoss([1])(left.bfloat16(), right.bfloat16(), rows, rows, identity, torch.tensor(3.0))
+    half = GradedContrastiveLoss()(left.bfloat16(), right.bfloat16(), rows, rows, IDENTITY, torch.tensor(3.0))
     assert half.dtype == torch.float32

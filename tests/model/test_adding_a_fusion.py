@@ -23,6 +23,7 @@ from mmfusion.data.toy_encoders import write_toy_encoders
 from mmfusion.losses import LOSSES, register_loss
 from mmfusion.model import FUSIONS, Fusion, MMFusionConfig, register_fusion
 from mmfusion.stages import Stage2
+from mmfusion.stages.stage1 import SAME_PRODUCT
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding-a-fusion.md"
 BLOCKS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE.read_text("utf-8"), re.S))
@@ -146,10 +147,10 @@ def test_a_name_is_given_once_and_a_file_can_be_published(folder: Path) -> None:
 def test_a_loss_is_found_by_its_name(folder: Path) -> None:
     values: dict[str, Any] = {"model": tiny_model()}
     exec(BLOCKS["use_my_loss.py"], values)
-    assert isinstance(values["stage"], Stage2) and values["stage"].loss == "my_margin"
+    assert isinstance(values["stage"].graded_loss, LOSSES["my_margin"])
     left, right = (torch.nn.functional.normalize(torch.randn(4, 8), dim=-1).requires_grad_() for _ in range(2))
     rows, scale = torch.arange(4), torch.zeros(())
-    value = LOSSES["my_margin"]([1])(left, right, rows, rows, lambda a, b: (a[:, None] == b).long(), scale)
+    value = LOSSES["my_margin"]()(left, right, rows, rows, SAME_PRODUCT, scale)
     value.backward()
     assert value > 0 and left.grad is not None and left.grad.abs().sum() > 0
     with pytest.raises(ValueError, match="loss is 'my_margn'; give one of contrastive, sigmoid, my_margin"):

@@ -17,6 +17,7 @@ from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.model import MMFusionModel, MMFusionOutput
 from mmfusion.stages import Stage1, Stage2
 from mmfusion.stages.gradient_cache import check_rows_are_independent, embed_in_micro_batches
+from mmfusion.training.checkpoints import check_fits
 
 SIZE = 3
 
@@ -192,6 +193,8 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_bias(folder: Pa
     saved = torch.load(tmp_path / "one.ckpt", weights_only=True)["state_dict"]["graded_loss.logit_bias"].item()
     assert resumed == pytest.approx(whole, abs=1e-6)
     assert abs(resumed - saved) > 1e-4
+    # `mmfusion stage2` asks this before it resumes.
+    check_fits(tmp_path / "one.ckpt", Stage2(model, loss="sigmoid").state_dict())
 
 
 @pytest.mark.parametrize(

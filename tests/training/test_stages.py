@@ -281,6 +281,14 @@ def test_a_nan_stops_with_step_rank_and_product_ids(tower: Any, catalogue: Catal
         fit(Stage1(model), MMFusionDataModule(catalogue, processor, batch_size=4))
 
 
+def test_batches_without_judgements_are_an_error(tower: Any, catalogue: Catalogue) -> None:
+    model, processor = tower
+    loader = MMFusionDataModule(catalogue, processor, batch_size=4).train_dataloader()
+    trainer = L.Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, barebones=True)
+    with pytest.raises(TypeError, match=r"no judgements.*datamodule=MMFusionDataModule"):
+        trainer.fit(Stage1(model), loader)
+
+
 def test_bf16_mixed_trains_with_finite_losses(tower: Any, catalogue: Catalogue) -> None:
     model, processor = tower
     before = snapshot(model)
