@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Any
 
 COMMANDS = {
+    "import": "make a catalogue of a shop's own files",
     "base": "assemble a base model from pretrained text and vision encoders",
     "stage1": "fine-tune the encoders and align queries with titles and photos",
     "mine": "mine hard negatives for training",
@@ -33,7 +34,8 @@ COMMANDS = {
 
 def load_command(name: str) -> Callable[[Any], None]:
     """The `main` of one of `COMMANDS`."""
-    main: Callable[[Any], None] = import_module(f"mmfusion.commands.{name}").main
+    module = {"import": "import_files"}.get(name, name.replace("-", "_"))
+    main: Callable[[Any], None] = import_module(f"mmfusion.commands.{module}").main
     return main
 
 
@@ -54,7 +56,8 @@ def run_command(
 
     Args:
         main: Function of a command; the type of its argument is a dataclass with documented fields. A class attribute
-            `positional = True` makes the fields without a default positional arguments.
+            `positional = True` makes the fields without a default positional arguments; `several = "sources"` makes
+            this field one that takes all of them.
         arguments: What follows the command's name; default: `sys.argv[1:]`.
         prog: Name of the command in its help; default: name of the script.
     """
@@ -74,6 +77,8 @@ def _parse(main: Callable[[Any], None], arguments: Sequence[str] | None, prog: s
     from jsonargparse import auto_cli
 
     (parameter,) = inspect.signature(main, eval_str=True).parameters.values()
+    if several := getattr(parameter.annotation, "several", ""):
+        return _parse_several(parameter.annotation, several, arguments, prog, inspect.getdoc(main))
     return auto_cli(
         parameter.annotation,
         args=None if arguments is None else list(arguments),
@@ -83,6 +88,23 @@ def _parse(main: Callable[[Any], None], arguments: Sequence[str] | None, prog: s
         description=inspect.getdoc(main),
         allow_abbrev=False,
     )
+
+
+def _parse_several(
+    config: type[Any], name: str, arguments: Sequence[str] | None, prog: str | None, description: str | None
+) -> Any:
+    """Parses as `auto_cli` does, which knows no positional argument that takes several words."""
+    import docstring_parser
+    from jsonargparse import ArgumentParser
+
+    documented = {one.arg_name: one.description for one in docstring_parser.parse(inspect.getdoc(config) or "").params}
+    parser = ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument("--config", action="config")
+    parser.add_argument(name, nargs="+", type=str, help=documented[name])
+    parser.add_class_arguments(config, skip={name})
+    values = vars(parser.instantiate(parser.parse_args(None if arguments is None else list(arguments))))
+    del values["config"]
+    return config(**values)
 
 
 def _explains_itself(error: Exception) -> bool:

@@ -16,7 +16,8 @@ class Item:
     """A row of a shop's file: a variant, a whole product, or what the variants of a product have in common.
 
     Attributes:
-        item_id: Id as written in the file, never as a number.
+        item_id: Id as written in the file, never as a number. Rows of one product have ids that differ (the name of a
+            photo, say) and its id as `group_id`; an id that comes again is a duplicate.
         title: Plain text; "" where there is none.
         description: Plain text; "" where there is none.
         photos: Paths or URLs as they are written, or the bytes of files, in the order of the file.
@@ -107,7 +108,8 @@ class ImportLog:
 
     def leave_out(self, reason: str, count: int = 1) -> None:
         """Something that was left out on purpose, e.g. "Status draft"."""
-        self.left_out[reason] += count
+        if count:
+            self.left_out[reason] += count
 
     def warn(self, sentence: str) -> None:
         """Something that the user should look at; a sentence that came before is not repeated."""

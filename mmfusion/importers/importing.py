@@ -1,0 +1,265 @@
+"""From files to a catalogue: read, group, find photos, judge, split, write, report."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from mmfusion.data.catalogue_schema import COLUMNS, CatalogueError
+from mmfusion.files import move_files
+from mmfusion.importers.items import Imported, ImportLog, Item, Judgement, Query, ReadSettings, Variants
+from mmfusion.importers.registry import find_importer
+from mmfusion.importers.source import Source, open_source
+from mmfusion.importers.variants import Duplicates, products_of
+from mmfusion.importers.write import (
+    ProductsWriter,
+    where_columns,
+    where_mask,
+    write_qrels,
+    write_queries,
+    writing,
+)
+
+logger = logging.getLogger(__name__)
+
+# Products that are in memory at a time, where they are not grouped.
+_PART = 8192
+
+
+@dataclass
+class ImportSettings:
+    """How sources become a catalogue.
+
+    Attributes:
+        format: Name of the format; default: what the source is recognised as.
+        columns: Column of the file by column of the catalogue, e.g. {"title": "Name", "image": ["Photo 1", "Photo 2"]}.
+        id_column: Column of the file that holds the ids of products.
+        locale: Market of a data set with several, e.g. us; or how numbers are written, e.g. de for 1.299,95.
+        where: Only products that fulfil conditions on columns of the catalogue, e.g. [["price", "<", 50]].
+        unpublished: Whether drafts, archived and hidden products are imported, too.
+        variants: What becomes a product: a `product` with all its variants, each variant (`item`), or each of its
+            distinct photos (`photo`); default: what suits the format.
+        duplicates: What is done with an id that comes again: `first` keeps the first row, `merge` merges them, `error`
+            stops.
+        seed: Of the choice of queries for the splits.
+    """
+
+    format: str | None = None
+    columns: dict[str, str | list[str]] = field(default_factory=dict)
+    id_column: str | None = None
+    locale: str | None = None
+    where: list[Any] | None = None
+    unpublished: bool = False
+    variants: Variants | None = None
+    duplicates: Duplicates = "first"
+    seed: int = 0
+
+
+@dataclass
+class ImportResult:
+    """What came of an import.
+
+    Attributes:
+        folder: The catalogue.
+        source: What was read.
+        format: Name of the format, and what it is.
+        mapping: Where each column of the catalogue comes from.
+        num_products: Products written.
+        num_items: Rows that they were made of.
+        queries: Queries with their splits.
+        judgements: Grades of these queries.
+        judgement_rule: How they came about.
+        template: Text of a product that suits the data.
+        log: What was left out, and warnings.
+        settings: How it was made.
+    """
+
+    folder: Path
+    source: Source
+    format: str
+    summary: str
+    mapping: dict[str, str]
+    settings: ImportSettings
+    log: ImportLog
+    template: str = "{title}"
+    num_products: int = 0
+    num_items: int = 0
+    queries: list[Query] = field(default_factory=list)
+    judgements: list[Judgement] = field(default_factory=list)
+    judgement_rule: str = ""
+
+
+def import_catalogue(
+    sources: Sequence[str], output: str | Path, settings: ImportSettings | None = None, *, dry_run: bool = False
+) -> ImportResult:
+    """Makes a catalogue of files; a kill leaves the catalogue of before.
+
+    Args:
+        sources: Files, folders, globs, URLs, or ids of data sets on the Hub.
+        output: Folder of the catalogue; one that holds an earlier import of the same shop is brought up to date.
+        settings: As above.
+        dry_run: Writes the report alone.
+
+    Raises:
+        CatalogueError: A source cannot be read or has no products, settings do not fit it, or the output cannot be
+            written.
+    """
+    settings, folder = settings or ImportSettings(), Path(output)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".import.lock", blocking=False)
+    try:
+        with lock, writing(folder), tempfile.TemporaryDirectory(prefix=".import-", dir=folder) as temporary:
+            return _import(sources, folder, Path(temporary), settings, dry_run)
+    except Timeout:
+        remedy = "Wait for it to end, or give another --output."
+        raise CatalogueError("another import writes to this folder", str(folder), remedy) from None
+
+
+def _import(
+    sources: Sequence[str], folder: Path, temporary: Path, settings: ImportSettings, dry_run: bool
+) -> ImportResult:
+    log = ImportLog()
+    source = open_source(sources, folder / "downloads")
+    name, importer = find_importer(source, settings.format)
+    wanted = ReadSettings(
+        settings.columns, settings.id_column, settings.locale, settings.unpublished, settings.variants
+    )
+    imported = importer.read(source, wanted, log)
+    result = ImportResult(folder, source, name, importer.summary, imported.mapping, settings, log, imported.template)
+    print(f"{source}: {importer.summary}")
+    print("".join(f"  {column} ← {origin}\n" for column, origin in imported.mapping.items()), end="")
+
+    parts, tables = temporary / "parts", temporary / "tables"
+    parts.mkdir()
+    tables.mkdir()
+    products = ProductsWriter(parts)
+    found = _read_products(products, imported, result)
+    if not products.rows:
+        reasons = (log.left_out + log.rejected_by_reason).most_common(3)
+        why = ", ".join(f"{reason}: {count:,}" for reason, count in reasons) or "there are no rows"
+        raise CatalogueError(f"no product is left ({why})", str(source), "Check the file and --where.")
+    result.num_products = products.rows
+    _judge(result, imported, found)
+    split = _split(result, found)
+    if not dry_run:
+        products.finish(tables / "products.parquet", split, result.template)
+        if result.queries:
+            write_queries(tables / "queries.parquet", result.queries)
+            write_qrels(tables / "qrels.parquet", result.judgements, result.judgement_rule)
+        move_files(tables, folder, [path.name for path in sorted(tables.iterdir())])
+    return result
+
+
+@dataclass
+class _Found:
+    """Ids of the products that were written.
+
+    Attributes:
+        groups: Group by product id; of a product without one, its own id.
+        product_of: Product id by other ids that its items have.
+    """
+
+    groups: dict[str, str] = field(default_factory=dict)
+    product_of: dict[str, str] = field(default_factory=dict)
+
+
+def _read_products(products: ProductsWriter, imported: Imported, result: ImportResult) -> _Found:
+    settings, log, found = result.settings, result.log, _Found()
+    named = where_columns(settings.where or [])
+    seen: set[str] = set()
+
+    def counted() -> Iterator[Item]:
+        for item in imported.items:
+            result.num_items += 1
+            yield item
+
+    stream = products_of(
+        counted(),
+        settings.variants or imported.variants,
+        gather=imported.groups,
+        duplicates=settings.duplicates,
+        log=log,
+        product_of=found.product_of,
+    )
+    with tqdm(desc="products", unit="", unit_scale=True, delay=2) as progress:
+        while part := list(islice(stream, _PART)):
+            progress.update(len(part))
+            columns = _columns(part, log)
+            seen |= columns.keys()
+            if settings.where:
+                part = [
+                    item for item, kept in zip(part, _fulfilled(columns, settings.where, named), strict=True) if kept
+                ]
+                log.leave_out("--where does not hold", len(columns["product_id"]) - len(part))
+                columns = _columns(part, log)
+            if part:
+                found.groups.update((item.item_id, item.group_id or item.item_id) for item in part)
+                products.write(columns, [[] for _ in part])
+    if named - seen:
+        remedy = f"Use one of {', '.join(sorted(seen))}."
+        raise CatalogueError(f"there is no column {min(named - seen)!r}", "--where", remedy)
+    return found
+
+
+def _columns(items: Sequence[Item], log: ImportLog) -> dict[str, list[Any]]:
+    """Values by column of the catalogue; text that is blank is none."""
+    columns: dict[str, list[Any]] = {
+        "product_id": [item.item_id for item in items],
+        "title": [item.title for item in items],
+        "description": [item.description or None for item in items],
+    }
+    if not any(columns["description"]):
+        del columns["description"]
+    for name in dict.fromkeys(name for item in items for name in item.metadata):
+        values = [item.metadata.get(name) for item in items]
+        own = f"original_{name}" if name in COLUMNS["products"] else name
+        columns[own] = [None if value == "" else value for value in values]
+    groups = [item.group_id if item.group_id != item.item_id else None for item in items]
+    if any(groups) and "item_group_id" not in columns:
+        columns["item_group_id"] = groups
+    urls = [next((one for one in item.photos if isinstance(one, str) and "://" in one), None) for item in items]
+    if any(urls) and "image_url" not in columns:
+        columns["image_url"] = urls
+    return columns
+
+
+def _fulfilled(columns: dict[str, list[Any]], where: Sequence[Any], named: set[str]) -> list[bool]:
+    rows = len(columns["product_id"])
+    table = pa.table({name: columns.get(name, [None] * rows) for name in named})
+    return where_mask(table, where).to_pylist()
+
+
+def _judge(result: ImportResult, imported: Imported, found: _Found) -> None:
+    """Queries and grades of known products; what is left out is counted."""
+    log = result.log
+    queries = (imported.queries() if callable(imported.queries) else imported.queries) or []
+    judgements = (imported.judgements() if callable(imported.judgements) else imported.judgements) or []
+    grades: dict[tuple[str, str], int] = {}
+    known = {query.query_id for query in queries}
+    for query_id, item_id, grade in judgements:
+        product_id = found.product_of.get(item_id, item_id)
+        if product_id not in found.groups:
+            log.leave_out("judgement of an unknown product")
+        elif query_id not in known:
+            log.leave_out("judgement of an unknown query")
+        else:
+            grades[query_id, product_id] = max(grade, grades.get((query_id, product_id), 0))
+    judged = {query_id for query_id, _ in grades}
+    result.queries = [query for query in queries if query.query_id in judged]
+    log.leave_out("query without a judgement", len(queries) - len(result.queries))
+    result.judgements = [Judgement(*pair, grade) for pair, grade in grades.items()]
+    result.judgement_rule = imported.judgement_rule
+
+
+def _split(result: ImportResult, found: _Found) -> dict[str, str] | None:
+    return None
