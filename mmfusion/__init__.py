@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 # `mmfusion --help` and `lightning run` do not wait for torch. (While `python -m` looks for the package, the program's
 # name is "-m".)
 if sys.argv[:1] != ["-m"] and Path(*sys.argv[:1]).stem not in ("mmfusion", "lightning"):
-    import_module("mmfusion.model")
+    import_module("mmfusion.model").register()
 
 if TYPE_CHECKING:
     from mmfusion.data.catalogue import Catalogue

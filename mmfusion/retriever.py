@@ -18,8 +18,9 @@ from mmfusion.allocator import keep_freed_memory
 from mmfusion.data.photos import PhotoError, decode_photo
 from mmfusion.data.records import photo_struct, rows_of
 from mmfusion.model import VIEWS, MMFusionModel, MMFusionProcessor
+from mmfusion.model.missing import is_missing
 from mmfusion.model.photos import upright_rgb
-from mmfusion.model.processing_mmfusion import PHOTO_COLUMN, is_missing, photos_of, query_texts, short
+from mmfusion.model.processing_mmfusion import PHOTO_COLUMN, photos_of, query_texts, short
 from mmfusion.retrieval import ProductIndex, Searcher
 from mmfusion.retrieval.embedding import check_width
 from mmfusion.retrieval.fingerprint import model_fingerprint

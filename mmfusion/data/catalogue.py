@@ -22,7 +22,7 @@ from mmfusion.data.catalogue_schema import COLUMNS, SPLITS, TABLES, CatalogueErr
 from mmfusion.data.qrels import Qrels
 from mmfusion.data.records import records_table
 from mmfusion.files import is_hub_id
-from mmfusion.model.processing_mmfusion import is_missing
+from mmfusion.model.missing import is_missing
 
 __all__ = ["BaseCatalogue", "Catalogue", "CatalogueError"]
 

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmfusion.data.photo_headers import may_need_colours, without_profile
+from mmfusion.model.missing import is_missing
 from mmfusion.model.photos import (
     MAX_PIXELS,
     PhotoError,
@@ -23,7 +24,6 @@ from mmfusion.model.photos import (
     quiet_pillow,
     upright_rgb,
 )
-from mmfusion.model.processing_mmfusion import is_missing
 
 logger = logging.getLogger(__name__)
 

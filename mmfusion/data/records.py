@@ -16,8 +16,8 @@ from PIL import Image
 from mmfusion.data.catalogue_checks import photo_paths
 from mmfusion.data.catalogue_schema import CatalogueError, as_types, is_photo, reading, target_schema
 from mmfusion.data.photos import is_photo_list
+from mmfusion.model.missing import is_missing
 from mmfusion.model.photos import upright_rgb
-from mmfusion.model.processing_mmfusion import is_missing
 
 _PHOTO = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
 

@@ -14,7 +14,7 @@ from mmfusion.data.tables import Rows
 from mmfusion.evaluation.evaluation import Evaluation, Slice
 from mmfusion.evaluation.metrics import ndcg_at_k, recall_at_k
 from mmfusion.evaluation.ranking import rank
-from mmfusion.model.processing_mmfusion import is_missing
+from mmfusion.model.missing import is_missing
 
 Pool = Literal["split", "all"]
 """Products that compete: those of the queries' split, or the whole catalogue."""

@@ -14,6 +14,7 @@ from transformers import BatchFeature, ProcessorMixin
 
 from .errors import explained
 from .image_processors import load_image_processor, new_image_processor
+from .missing import is_missing
 from .photos import PhotoError, upright_rgb
 from .remote_code import keep_module
 from .text_encoders import not_empty
@@ -300,20 +301,6 @@ def clean(text: str) -> str:
         # A lone surrogate is not text to any tokenizer; a pair of them is one character that was split.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return " ".join(text.split())
-
-
-def is_missing(value: Any) -> bool:
-    """Whether a value stands for none: None, NaN, NaT, or the NA of pandas and the masked cells of NumPy."""
-    if value is None or type(value).__name__ == "MaskedConstant":
-        return True
-    # Two photos are compared pixel by pixel.
-    if hasattr(value, "__len__") or isinstance(value, Image.Image):
-        return False
-    try:
-        return bool(value != value)
-    except (TypeError, ArithmeticError):
-        # Whether pandas' NA and a signalling NaN equal themselves cannot be told.
-        return True
 
 
 def text_of(value: Any) -> str:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from mmfusion.data.catalogue_schema import is_list
 from mmfusion.model.errors import MMFusionError
-from mmfusion.model.processing_mmfusion import is_missing
+from mmfusion.model.missing import is_missing
 
 # Conditions that all hold, or a list of such lists of which one holds (disjunctive normal form).
 Filter = Sequence[Any]

@@ -1,6 +1,8 @@
 """Imports point one way: between packages in the order of docs/architecture.md, and in no circle between modules."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -80,3 +82,18 @@ def test_no_modules_import_each_other() -> None:
 def test_the_model_needs_nothing_else_of_ours(name: str) -> None:
     # Its files are published with the weights.
     assert {room(one) for one in imported(name, MODULES[name])} <= {"model"}
+
+
+def test_an_import_of_a_shop_waits_neither_for_torch_nor_for_pandas() -> None:
+    code = """
+import sys
+sys.argv = ["mmfusion", "import"]
+import mmfusion.importers, mmfusion.data.photos
+found = {"torch", "transformers", "datasets", "pandas"} & set(sys.modules)
+assert not found, found
+from mmfusion.model import MMFusionModel
+from transformers import AutoModel
+from mmfusion.model import MMFusionConfig
+assert AutoModel._model_mapping[MMFusionConfig] is MMFusionModel
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

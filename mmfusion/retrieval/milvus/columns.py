@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmfusion.data.catalogue_schema import is_list
-from mmfusion.model.processing_mmfusion import is_missing
+from mmfusion.model.missing import is_missing
 from mmfusion.retrieval.filters import (
     Filter,
     alternatives_of,
