@@ -25,6 +25,7 @@ from mmfusion.training import (
     preflight,
     recorded_arguments,
 )
+from mmfusion.training.best import KeepBest
 
 # Settings that the data module takes under the same names.
 _DATA_OPTIONS = (
@@ -50,7 +51,8 @@ class StageConfig:
         base: Folder or Hub id of the model to start from.
         output: Folder for everything that is written.
         catalogue: Folder, fsspec URL or Hub id of a catalogue; default: the one that the base was trained on.
-        steps: Optimizer steps.
+        steps: Optimizer steps. A run that has finished goes on where the same command asks for more: the added steps
+            warm up and decay once more.
         batch_size: Pairs of query and product per device and batch, at least 2.
         extra_products: Further train products per device and batch, as negatives; cheap where encoders are frozen.
         no_duplicates: What no two products of a batch, over all devices, share: product, photo and title, or some of
@@ -80,6 +82,9 @@ class StageConfig:
         shuffle_buffer: Products that each worker of a stream holds to draw from, beside a row group.
         checkpoint_every: Optimizer steps between checkpoints.
         validate_every: Optimizer steps between validations on the val split.
+        keep: Whether the model folder gets the last model, or the one that did best in validation (by nDCG@10 of the
+            first view that the stage ranks).
+        patience: Validations in a row without a better score after which training stops; default: never.
         log_to: Where curves go besides the CSV file.
         hardware: Devices, precision and workers.
         hub: Where checkpoints are pushed during training; default: nowhere.
@@ -116,6 +121,8 @@ class StageConfig:
     shuffle_buffer: int = 4096
     checkpoint_every: int = 100
     validate_every: int = 100
+    keep: Literal["last", "best"] = "last"
+    patience: int | None = None
     log_to: Literal["csv", "tensorboard", "wandb"] = "csv"
     hardware: Hardware = field(default_factory=Hardware)
     hub: HubCheckpoints = field(default_factory=HubCheckpoints)
@@ -132,9 +139,9 @@ def begin(name: str, config: Config) -> tuple[Config, Run]:
     """Opens the output folder; the config of a run that continues from the Hub is that run's own."""
     if config.resume:
         config = continue_from_hub(name, config)
-    run = open_run(config.output, name, recorded_arguments(config), dry_run=config.dry_run)
+    run = open_run(config.output, name, recorded_arguments(config), dry_run=config.dry_run, extendable=True)
     if run.complete:
-        print(f"{run.folder} is complete; delete it or give another --output to train again.")
+        print(f"{run.folder} is complete; raise --steps to extend it, or give another --output to train again.")
     L.seed_everything(config.seed, verbose=False)
     return config, run
 
@@ -170,6 +177,15 @@ def train(config: StageConfig, run: Run, stage: Stage, data: MMFusionDataModule,
     length = {"steps": config.steps, "accumulate": config.accumulate, "validate_every": config.validate_every}
     if config.dry_run:
         return preflight(run, config.hardware, stage, data, **length)
+    best = None
+    if config.keep == "best" or config.patience is not None:
+        if not len(data.val_qrels) or config.validate_every > config.steps:
+            raise ValueError(
+                f"--keep {config.keep} and --patience {config.patience} need validations, and there are none: "
+                f"{len(data.val_qrels)} judgements of val queries, --validate_every {config.validate_every} of --steps "
+                f"{config.steps}. Give --dev_fraction 0.1, or validate more often."
+            )
+        best = KeepBest(run, processor, keep=config.keep == "best", patience=config.patience)
     trainer = build_trainer(
         run,
         config.hardware,
@@ -177,5 +193,6 @@ def train(config: StageConfig, run: Run, stage: Stage, data: MMFusionDataModule,
         checkpoint_every=config.checkpoint_every,
         log_to=config.log_to,
         hub=config.hub,
+        best=best,
     )
     fit(run, trainer, stage, data, processor)

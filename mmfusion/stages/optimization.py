@@ -1,6 +1,7 @@
 """Parameter groups by depth and decay, and the learning-rate schedule."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,12 +85,21 @@ def can_fuse(device: torch.device, precision: str | None) -> bool:
 
 
 def warmup_cosine(
-    optimizer: torch.optim.Optimizer, steps: int, settings: Optimization
+    optimizer: torch.optim.Optimizer, schedules: Sequence[tuple[int, int]], settings: Optimization
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up, then half a cosine down to `final_fraction`, over `steps` optimizer steps."""
-    warmup = round(settings.warmup_fraction * steps)
+    """Linear warm-up, then half a cosine down to `final_fraction`, anew for each extension of a training.
+
+    Such warm restarts are those of SGDR (Loshchilov and Hutter, arXiv:1608.03983).
+
+    Args:
+        optimizer: Its groups have the peaks.
+        schedules: First step and number of optimizer steps of each schedule, in their order.
+        settings: Shares of warm-up and end.
+    """
 
     def share(step: int) -> float:
+        begin, steps = next((begin, steps) for begin, steps in reversed(schedules) if step >= begin)
+        warmup, step = round(settings.warmup_fraction * steps), step - begin
         if step < warmup:
             return (step + 1) / (warmup + 1)
         progress = min(1.0, (step - warmup) / max(1, steps - warmup))

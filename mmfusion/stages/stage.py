@@ -35,6 +35,8 @@ class Stage(L.LightningModule):
 
     Attributes:
         model: The model in training; hand it on with `model.save_pretrained`, as a `.ckpt` is for resuming only.
+        schedules: First step and number of steps of each schedule of learning rates, more than one where a finished
+            training was extended; empty: one over all steps.
         compared: What the first graded term of the last training batch compared, without gradients, for callbacks:
             queries (Q, D), products (P, D), and which products are present, (P,) bool or None for all.
     """
@@ -66,6 +68,7 @@ class Stage(L.LightningModule):
         self.graded_loss, self.pair_loss = LOSSES[loss](), LOSSES[loss]()
         self.micro_batch = micro_batch
         freeze_by_rate(model, self.optimization)
+        self.schedules: list[tuple[int, int]] = []
         self._collected: tuple[list[Any], list[Any]] = ([], [])
         self._sharded = False
         self._gathered = ExitStack()
@@ -135,6 +138,13 @@ class Stage(L.LightningModule):
         keep_freed_memory()
         # On a CPU half of the tokens of a batch would be padding; fewer texts together would not keep the cores busy.
         self.model.texts_at_once = 32 if self.device.type == "cpu" else None
+        if len(self.schedules) > 1:
+            # The checkpoint that an extension begins with has the rate with which the schedule before it ended.
+            schedule: Any = self.lr_schedulers()
+            for group, peak, share in zip(
+                schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+            ):
+                group["lr"] = peak * share(schedule.last_epoch)
 
     def on_after_backward(self) -> None:
         self._embedded = None
@@ -206,8 +216,8 @@ class Stage(L.LightningModule):
             groups.append({"params": biases, "lr": rate, "weight_decay": 0.0, "name": "loss"})
         fused = can_fuse(self.device, self.trainer.precision)
         optimizer = torch.optim.AdamW(groups, lr=self.optimization.learning_rate, fused=fused)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = warmup_cosine(optimizer, steps, self.optimization)
+        schedules = self.schedules or [(0, int(self.trainer.estimated_stepping_batches))]
+        schedule = warmup_cosine(optimizer, schedules, self.optimization)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     views_only = False

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from mmfusion.data.toy_catalogue import RECORD_NAME
 from mmfusion.files import HUB_ID, is_hub_id, link_or_copy
 from mmfusion.model.errors import HubError, explain
 from mmfusion.training.background_push import BackgroundPush, Snapshot
+from mmfusion.training.best import validation_score
 from mmfusion.training.run import Run, step_of
 
 logger = logging.getLogger(__name__)
@@ -111,11 +111,12 @@ class PushCheckpoints(L.Callback):
             self._offer_last(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        score = _validation_score(trainer)
-        if self._push is None or score is None or (self.best is not None and score <= self.best):
+        found = validation_score(trainer)
+        if self._push is None or found is None or (self.best is not None and found[1] <= self.best):
             return
-        self.best = score
-        with self._snapshot("best", trainer.global_step, {"val/ndcg@10": score}) as folder:
+        name, self.best = found
+        facts = {f"val/{name.rpartition('/')[2]}": self.best}
+        with self._snapshot("best", trainer.global_step, facts) as folder:
             for part in _model_and_processor(trainer):
                 part.save_pretrained(folder / BEST_FOLDER)
 
@@ -212,13 +213,6 @@ def _facts(snapshot: Snapshot, additions: list[CommitOperationAdd]) -> tuple[str
     return name, (json.dumps(facts, indent=2) + "\n").encode()
 
 
-def _validation_score(trainer: L.Trainer) -> float | None:
-    """nDCG@10 of the view that chooses checkpoints, the first one that the stage ranks; None without a validation."""
-    scores = (float(value) for name, value in trainer.callback_metrics.items() if re.match("val/.*/ndcg@10$", name))
-    score = next(scores, math.nan)
-    return None if math.isnan(score) else score
-
-
 def _model_and_processor(trainer: L.Trainer) -> tuple[Any, Any]:
     return trainer.lightning_module.model, trainer.datamodule.processor  # type: ignore[attr-defined]
 
@@ -227,7 +221,8 @@ def portable_record(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record of a run (content of its `run.json`) without what belongs to its machine."""
     arguments = record["arguments"]
     base = record.get("base_reference") or arguments.get("base")
-    kept = {name: record[name] for name in ("recipe", "python", "versions", "catalogue_contents") if name in record}
+    travelling = ("recipe", "python", "versions", "catalogue_contents", "extensions")
+    kept = {name: record[name] for name in travelling if name in record}
     return {
         **kept,
         "arguments": {name: value for name, value in arguments.items() if name not in LOCAL_ARGUMENTS},

@@ -141,6 +141,7 @@ def _fetch(
         catalogue = {"source": str(folder / "toy_catalogue")}
     config = replace(config, base=str(folder / "base"), catalogue=config.catalogue or catalogue["source"])
     facts = {name: record.get(name) for name in ("base_reference", "catalogue_contents")}
+    facts["extensions"] = record.get("extensions", [])
     start_run(
         partial,
         record["recipe"],

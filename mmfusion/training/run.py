@@ -21,6 +21,8 @@ from mmfusion.training.output_lock import OutputLock, RunError, refuse_lock_of_a
 _RECORD = "run.json"
 # Where a run is written, and how it gets there, does not change the result.
 NOT_RECORDED = ("output", "hub", "resume", "trust_checkpoint", "dry_run", "allow_missing_photos")
+# Settings that came later, and what they were before: a record without them was made so.
+_CAME_LATER = {"keep": "last", "patience": None, "pseudo_queries": False}
 # A list that records have as one text, as it was given before lists were.
 JOINED_LIST = "no_duplicates"
 # A slow disk may keep the first rank busy with imports.
@@ -52,6 +54,16 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
+
+    def schedules(self, steps: int) -> list[tuple[int, int]]:
+        """First step and number of steps of each schedule of learning rates: one, and one for each extension.
+
+        Args:
+            steps: Optimizer steps of the whole run as it is now.
+        """
+        extensions = self.record.get("extensions", [])
+        begins, ends = [0, *(one["at"] for one in extensions)], [*(one["steps"] for one in extensions), steps]
+        return [(begin, end - begin) for begin, end in zip(begins, ends, strict=True)]
 
     def latest_checkpoint(self) -> Path | None:
         """The checkpoint with the most steps, or None; see `last_good_checkpoint` for one to resume from."""
@@ -87,11 +99,16 @@ def recorded_arguments(config: Any) -> dict[str, Any]:
     values = {name: value for name, value in _as_json(asdict(config)).items() if name not in NOT_RECORDED}
     if values.get(JOINED_LIST) is not None:
         values[JOINED_LIST] = ",".join(values[JOINED_LIST])
-    return values
+    return {name: value for name, value in values.items() if name not in _CAME_LATER or value != _CAME_LATER[name]}
 
 
 def open_run(
-    output: str | os.PathLike[str], recipe: str, arguments: Mapping[str, Any], *, dry_run: bool = False
+    output: str | os.PathLike[str],
+    recipe: str,
+    arguments: Mapping[str, Any],
+    *,
+    dry_run: bool = False,
+    extendable: bool = False,
 ) -> Run:
     """Begins a run in a folder, or returns the one that was begun there with the same arguments.
 
@@ -100,6 +117,8 @@ def open_run(
         recipe: Name of the command.
         arguments: Everything that changes the result, as JSON values; see `recorded_arguments`.
         dry_run: Leaves the folder as it is; the run is in a temporary folder, which is removed with the run.
+        extendable: Whether a finished run goes on where `steps` alone is another number, and a higher one. Where it
+            ended is kept in the record under `extensions`, as the schedule of learning rates depends on it.
 
     Raises:
         RunError: The folder holds something else (other files, another command, a run with other arguments), another
@@ -112,14 +131,18 @@ def open_run(
     if not dry_run and is_first_rank():
         lock = take_lock(folder)
     elif not dry_run:
-        _wait_for_run(folder, wanted)
+        _wait_for_run(folder, wanted, extendable)
     record = read_record(folder)
     if record is None and _holds_files(folder):
         raise RunError(f"The output folder {folder} holds files that no command wrote; give another --output.")
     if record is not None and _saved_nothing(folder, record) and record["arguments"] != wanted:
         # It failed or was interrupted before its first checkpoint: there is nothing to mix up.
         record = None
-    if record is not None:
+    extended = record is not None and extendable and record["recipe"] == recipe and _extends(record, wanted)
+    if record is not None and extended:
+        before = {"at": record["steps"], "steps": record["arguments"]["steps"]}
+        record |= {"arguments": wanted, "complete": False, "extensions": [*record.get("extensions", []), before]}
+    elif record is not None:
         _check_same_run(folder, record, recipe, wanted)
     if dry_run:
         return _in_temporary_folder(folder, record or _begun(recipe, wanted))
@@ -128,6 +151,8 @@ def open_run(
         run = start_run(folder, recipe, wanted)
     else:
         run = Run(folder, record)
+        if extended:
+            run.note()
     run.lock = lock
     return run
 
@@ -182,7 +207,7 @@ def wait_for_first_rank(is_done: Callable[[], bool], seconds: float, message: st
         time.sleep(0.05)
 
 
-def _wait_for_run(folder: Path, wanted: dict[str, Any]) -> None:
+def _wait_for_run(folder: Path, wanted: dict[str, Any], extendable: bool) -> None:
     # A rank that is ahead would write files, such as caches, in which the first rank then finds no record. What is an
     # error on the first rank is seen here as well: that one may have ended before this one looks.
     def is_begun() -> bool:
@@ -190,7 +215,8 @@ def _wait_for_run(folder: Path, wanted: dict[str, Any]) -> None:
         record = read_record(folder)
         if record is None:
             return _holds_files(folder)
-        return record["arguments"] == wanted or not _saved_nothing(folder, record)
+        soon = _saved_nothing(folder, record) or (extendable and _extends(record, wanted))
+        return record["arguments"] == wanted or not soon
 
     wait_for_first_rank(
         is_begun,
@@ -204,6 +230,13 @@ def _holds_files(folder: Path) -> bool:
     return folder.exists() and not all(is_partial(path) or path.name == LOCK for path in folder.iterdir())
 
 
+def _extends(record: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether a run with these arguments is a finished one with more steps."""
+    was = record["arguments"]
+    more = record["complete"] and "steps" in record and {**was, "steps": None} == {**wanted, "steps": None}
+    return bool(more and wanted["steps"] > max(was["steps"], record["steps"]))
+
+
 def _check_same_run(folder: Path, record: dict[str, Any], recipe: str, wanted: dict[str, Any]) -> None:
     if record["recipe"] != recipe:
         raise RunError(
@@ -215,7 +248,7 @@ def _check_same_run(folder: Path, record: dict[str, Any], recipe: str, wanted: d
         differences = ", ".join(f"{name} was {was.get(name)!r}, now {wanted.get(name)!r}" for name in changed)
         raise RunError(
             f"The output folder {folder} was made with other arguments ({differences}); repeat them to resume, give "
-            "another --output, or delete the folder."
+            "another --output, or delete the folder. (Of a training that has finished, --steps may be raised.)"
         )
 
 

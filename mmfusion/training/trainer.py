@@ -15,6 +15,7 @@ from mmfusion.data.datamodule import MMFusionDataModule
 from mmfusion.model import MMFusionProcessor
 from mmfusion.stages import Stage
 from mmfusion.stages.sharding import whole_model
+from mmfusion.training.best import KeepBest
 from mmfusion.training.checkpoints import (
     RandomState,
     ResumeCheckpoint,
@@ -54,6 +55,7 @@ def build_trainer(
     validate_every: int,
     log_to: Literal["csv", "tensorboard", "wandb"] = "csv",
     hub: HubCheckpoints | None = None,
+    best: KeepBest | None = None,
 ) -> L.Trainer:
     """A trainer that writes below `run.folder` only.
 
@@ -66,6 +68,7 @@ def build_trainer(
         validate_every: Optimizer steps between validations.
         log_to: Where curves go besides the CSV file.
         hub: Where checkpoints are pushed in the background; by default they stay in the run folder.
+        best: Keeps the best model and stops early; None: the last model is the result, after all steps.
 
     Raises:
         ValueError: A number is below 1, or the devices do not support the precision or the strategy.
@@ -99,6 +102,7 @@ def build_trainer(
             StepStatistics(),
             InBatchAccuracy(),
             *([PushCheckpoints(run, hub)] if hub is not None and hub.repo is not None else []),
+            *([] if best is None else [best]),
             ResumeCheckpoint(run.checkpoints, every=checkpoint_every),
         ],
         plugins=[WholeCheckpointIO()],
@@ -124,7 +128,12 @@ def expected_warnings_ignored() -> Iterator[None]:
 def fit(
     run: Run, trainer: L.Trainer, stage: Stage, data: MMFusionDataModule, processor: MMFusionProcessor
 ) -> dict[str, float]:
-    """Trains or resumes, saves model, processor and curves into the run folder, and returns the last metrics."""
+    """Trains or resumes, saves model, processor and curves into the run folder, and returns the metrics of that model.
+
+    It is the last model, or the best one where the trainer has a [`KeepBest`] that keeps it.
+    """
+    best = next((one for one in trainer.callbacks if isinstance(one, KeepBest)), None)  # type: ignore[attr-defined]
+    stage.schedules = run.schedules(trainer.max_steps)
     checkpoint = last_good_checkpoint(run.checkpoints, rename_damaged=is_first_rank())
     if checkpoint is not None:
         check_fits(checkpoint, stage.state_dict())
@@ -136,12 +145,18 @@ def fit(
             # Interrupted when it was done but for the last validation, which fit leaves out then.
             trainer.validate(stage, datamodule=data, verbose=False)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    model = whole_model(stage.model)
+    model, facts = whole_model(stage.model), {}
+    if best is not None and best.keep:
+        metrics, facts = best.metrics, {"best": {"step": best.step, "metric": best.name, "value": best.best}}
     if trainer.is_global_zero:
         with full_disk_ends(run.folder):
-            save_whole(run.folder, model, processor)
+            if best is not None and best.keep:
+                best.adopt()
+            else:
+                save_whole(run.folder, model, processor)
             draw_curves(run.folder / "logs", run.folder / "curves.png")
-            run.finish(metrics=metrics, fit_seconds=round(time.time() - started, 1), steps=trainer.global_step)
+            seconds = round(time.time() - started, 1)
+            run.finish(metrics=metrics, fit_seconds=seconds, steps=trainer.global_step, **facts)
         _print_table(metrics, run.folder)
     return metrics
 

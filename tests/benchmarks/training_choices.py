@@ -94,7 +94,7 @@ class ByDepth(Stage1):
                 found.setdefault((depth * rate, decay), []).append(value)
         groups = [{"params": own, "lr": rate, "weight_decay": decay} for (rate, decay), own in found.items()]
         optimizer = torch.optim.AdamW(groups)
-        schedule = warmup_cosine(optimizer, int(self.trainer.estimated_stepping_batches), self.optimization)
+        schedule = warmup_cosine(optimizer, [(0, int(self.trainer.estimated_stepping_batches))], self.optimization)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

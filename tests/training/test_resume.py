@@ -1,7 +1,9 @@
 """Exact resume: a training that was killed or stopped at any moment ends like one that was left alone."""
 
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from processes import run_to_end, started
+from safetensors.torch import load_file
 from training_runs import assert_same_weights
 
 from mmfusion.data.toy_catalogue import write_toy_catalogue
@@ -44,12 +48,13 @@ def whole(catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
 class Training:
     """A recipe in a process of its own: dropout, shuffling, a worker and accumulation, over epochs of 42 queries."""
 
-    def __init__(self, catalogue: Path, output: Path, steps: int) -> None:
+    def __init__(self, catalogue: Path, output: Path, steps: int, *options: str) -> None:
         self.output = output
         self.command = [
             *(sys.executable, str(CHECKOUT / "recipes" / "stage1.py"), "--catalogue", str(catalogue)),
             *("--output", str(output), "--steps", str(steps), "--batch_size", "6", "--accumulate", "2"),
             *("--checkpoint_every", str(CHECKPOINT_EVERY), "--validate_every", "4", "--hardware.num_workers", "1"),
+            *options,
         ]
 
     def run(self) -> str:
@@ -112,3 +117,27 @@ def test_a_training_that_is_asked_to_stop_writes_a_checkpoint_and_goes_on_from_t
     assert f"SIGTERM: training stops after step {last}, which is in a checkpoint; run the same command" in said
     assert f"resuming from step={last}.ckpt" in stopped.run()
     assert_same_weights(whole(18), stopped.output)
+
+
+def test_an_extension_that_was_killed_ends_with_the_bits_of_one_that_was_not(catalogue: Path, tmp_path: Path) -> None:
+    # The first run ends between two checkpoints, and keeps its best model in both.
+    best = ("--keep", "best")
+    whole, killed = (Training(catalogue, tmp_path / name, 8, *best) for name in ("whole", "killed"))
+    whole.run()
+    shutil.copytree(whole.output, killed.output)
+    before = load_file(whole.output / "model.safetensors")
+    whole, killed = (Training(catalogue, run.output, 20, *best) for run in (whole, killed))
+    whole.run()
+    code, _ = killed.run_until(4 * CHECKPOINT_EVERY, 0.5, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    # Until it is done, the model is the one that was finished.
+    left = load_file(killed.output / "model.safetensors")
+    assert all(torch.equal(left[name], value) for name, value in before.items())
+    assert "resuming from" in killed.run()
+    assert_same_weights(whole.output, killed.output)
+    ends = [json.loads((run.output / "run.json").read_text()) for run in (whole, killed)]
+    assert [end["extensions"] for end in ends] == [[{"at": 8, "steps": 8}]] * 2
+    assert ends[0]["best"] == ends[1]["best"] and ends[0]["steps"] == 20
+    last = [torch.load(run.output / "checkpoints" / "step=18.ckpt", weights_only=True) for run in (whole, killed)]
+    weights = [one["state_dict"] for one in last]
+    assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())

@@ -236,7 +236,7 @@ def test_parameter_groups_cover_each_trainable_parameter_once_and_decay_matrices
 
 def test_learning_rate_warms_up_and_decays_in_optimizer_steps() -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = warmup_cosine(optimizer, 100, Optimization(warmup_fraction=0.1, final_fraction=0.05))
+    schedule = warmup_cosine(optimizer, [(0, 100)], Optimization(warmup_fraction=0.1, final_fraction=0.05))
     rates = []
     for _ in range(101):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -245,6 +245,16 @@ def test_learning_rate_warms_up_and_decays_in_optimizer_steps() -> None:
     assert 0 < rates[0] < rates[5] < rates[10] == 1.0
     assert all(later <= earlier for earlier, later in pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(0.05)
+
+
+def test_an_extension_warms_up_and_decays_once_more() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    once, twice = (
+        warmup_cosine(optimizer, schedules, Optimization(warmup_fraction=0.2)).lr_lambdas[0]
+        for schedules in ([(0, 10)], [(0, 10), (6, 10)])
+    )
+    assert [twice(step) for step in range(6)] == [once(step) for step in range(6)]
+    assert [twice(step + 6) for step in range(10)] == [once(step) for step in range(10)]
 
 
 def test_the_optimizer_is_fused_on_a_gpu_unless_gradients_are_scaled() -> None:
