@@ -31,6 +31,9 @@ COMMANDS = {
     "quickstart": "train, evaluate, index and search on the toy catalogue",
 }
 
+# Names of modules that commands import first, with commas between them.
+IMPORT_VARIABLE = "MMFUSION_IMPORT"
+
 
 def load_command(name: str) -> Callable[[Any], None]:
     """The `main` of one of `COMMANDS`."""
@@ -52,7 +55,8 @@ def run_command(
     The fields of the config are the flags. Unknown and abbreviated flags are errors; `--print_config` prints all
     values, as a file that `--config` reads. An error that names value, place and remedy is printed without its
     traceback and ends the process with code 1; set `MMFUSION_TRACEBACK=1` to see where it came from. Ctrl-C ends the
-    process with code 130.
+    process with code 130. Modules that the environment variable `MMFUSION_IMPORT` names are imported first, so that
+    they can register fusions and losses.
 
     Args:
         main: Function of a command; the type of its argument is a dataclass with documented fields. A class attribute
@@ -62,6 +66,7 @@ def run_command(
         prog: Name of the command in its help; default: name of the script.
     """
     try:
+        _import_named_modules()
         main(_parse(main, arguments, prog))
     except Exception as error:
         if os.environ.get("MMFUSION_TRACEBACK") or not _explains_itself(error):
@@ -105,6 +110,21 @@ def _parse_several(
     values = vars(parser.instantiate(parser.parse_args(None if arguments is None else list(arguments))))
     del values["config"]
     return config(**values)
+
+
+def _import_named_modules() -> None:
+    names = os.environ.get(IMPORT_VARIABLE, "")
+    if names:
+        # Last, so that a file of the current folder never replaces a library.
+        sys.path.append(os.getcwd())
+    for name in filter(None, names.split(",")):
+        try:
+            import_module(name.strip())
+        except ImportError as error:
+            raise ImportError(
+                f"{IMPORT_VARIABLE} names the module {name!r}, which cannot be imported ({error}). Change into its "
+                "folder, install its package, or correct the name."
+            ) from error
 
 
 def _explains_itself(error: Exception) -> bool:

@@ -65,7 +65,8 @@ class StageConfig:
         micro_batch: Queries or products whose activations are held at a time, so that a large batch fits into memory:
             towers run twice, with the same dropout, and gradients are those of the whole batch. 0 holds all.
         loss: Over the pairs of a batch: contrastive (softmax over all candidates), or sigmoid (each pair by itself;
-            ranks pass negatives on instead of gathering them), or one that `register_loss` added.
+            ranks pass negatives on instead of gathering them), or one that a module in the environment variable
+            MMFUSION_IMPORT registers.
         optimization: Learning rates and schedule; an encoder whose rate is 0 is frozen and its features are cached.
         query_text_weight: Weight of the loss between queries and product texts.
         query_image_weight: Weight of the loss between queries and photos.

@@ -15,7 +15,8 @@ class Config(StageConfig):
     Attributes:
         base: Folder or Hub id of the model that stage 1 made.
         fusion: Kind of fusion network: text_only, image_only, weighted_mean, concat, gated, bilinear, moe or
-            cross_attention; default: the base's own.
+            cross_attention, or one that a module in the environment variable MMFUSION_IMPORT registers; default: the
+            base's own.
         fusion_config: Fields of the config that the fusion network reads, as JSON, e.g. {"fusion_text_weight": 0.1};
             default: as in the base.
         query_router: Whether queries weigh the fused, text and photo view of a product, which are then indexed side by

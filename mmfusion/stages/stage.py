@@ -60,7 +60,9 @@ class Stage(L.LightningModule):
         """
         super().__init__()
         if loss not in LOSSES:
-            raise ValueError(f"loss is {loss!r}; give one of {', '.join(LOSSES)}.")
+            raise ValueError(
+                f"loss is {loss!r}; give one of {', '.join(LOSSES)}, or import the file that registers it."
+            )
         if micro_batch < 0:
             raise ValueError(f"micro_batch is {micro_batch}; give a number of rows, or 0 to embed a batch at once.")
         self.model = model

@@ -19,6 +19,8 @@ from published_model import embed
 from tiny_encoders import tiny_model
 
 from mmfusion import MMFusionModel, MMFusionProcessor
+from mmfusion.commands import load_command, run_command
+from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.data.toy_encoders import write_toy_encoders
 from mmfusion.losses import LOSSES, register_loss
 from mmfusion.model import FUSIONS, Fusion, MMFusionConfig, register_fusion
@@ -153,5 +155,22 @@ def test_a_loss_is_found_by_its_name(folder: Path) -> None:
     value = LOSSES["my_margin"]()(left, right, rows, rows, SAME_PRODUCT, scale)
     value.backward()
     assert value > 0 and left.grad is not None and left.grad.abs().sum() > 0
-    with pytest.raises(ValueError, match="loss is 'my_margn'; give one of contrastive, sigmoid, my_margin"):
+    with pytest.raises(ValueError, match="loss is 'my_margn'; give one of contrastive, sigmoid, my_margin, or import"):
         Stage2(values["model"], loss="my_margn")
+
+
+def test_commands_import_the_modules_that_the_variable_names(
+    saved: tuple[MMFusionModel, MMFusionProcessor], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_toy_catalogue(folder / "catalogue", num_products=60)
+    del FUSIONS["my_gate"], sys.modules["my_fusion"]
+    places = ["--base", "model", "--catalogue", "catalogue"]
+    arguments = [*places, "--output", "out", "--loss", "my_margin", "--steps", "1", "--batch_size", "4"]
+    with pytest.raises(SystemExit, match=r"my_fusion\.MyGate.*trust_remote_code"):
+        run_command(load_command("stage2"), arguments)
+    monkeypatch.setenv("MMFUSION_IMPORT", "my_fusion, my_loss")
+    run_command(load_command("stage2"), arguments)
+    assert type(MMFusionModel.from_pretrained("out").fusion) is FUSIONS["my_gate"]
+    monkeypatch.setenv("MMFUSION_IMPORT", "my_los")
+    with pytest.raises(SystemExit, match="MMFUSION_IMPORT names the module 'my_los', which cannot be imported"):
+        run_command(load_command("stage2"), arguments)
