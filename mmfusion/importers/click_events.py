@@ -1,0 +1,182 @@
+"""Events of session logs, UBI and GA4: what each means, which search it belongs to, and what they come to."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from mmfusion.importers.click_columns import plain_name
+from mmfusion.importers.text_rows import RowBatch
+
+SEARCH, SHOWN, CLICK, CART, PURCHASE, VIEW = range(6)
+# Position of a row that has none.
+NO_POSITION = 10**9
+
+_NAMES = {
+    SEARCH: "search, query, on search, products searched, site search, search performed, search submitted",
+    SHOWN: "impression, impressions, shown, show, displayed, display, view item list, view search results, exposure, "
+    "product impression, item impression, search impression, result impression, product list viewed, exposed, "
+    "viewed search results, search result",
+    CLICK: "click, clicks, clicked, click through, clickthrough, product click, product clicked, item click, "
+    "item clicked, result click, result clicked, search click, search result click, select item, select, selected, "
+    "open, opened, view item, product view, product viewed, product detail view, detail, detail view, item view, "
+    "item viewed, pdp view, quick view, click out, klick",
+    CART: "add to cart, addtocart, add cart, cart, carted, added to cart, cart add, add to basket, basket, "
+    "product added, product added to cart, add, atc, add to bag",
+    PURCHASE: "purchase, purchases, purchased, order, ordered, buy, bought, transaction, product purchase, "
+    "product purchased, order completed, checkout completed, conversion, converted, sale, placed order",
+    VIEW: "view, views, viewed",
+}
+_CODES = {name: code for code, names in _NAMES.items() for name in names.split(", ")}
+_GA4_EVENTS = ("search", "view_search_results", "view_item_list", "select_item", "add_to_cart", "purchase")
+# A list of search results, by its name in many languages.
+_SEARCH_LIST = re.compile(
+    r"search|such|recherche|busc|búsq|ricerc|zoek|pesquis|sök|søg|szuk|поиск|検索|搜索|검색", re.I
+)
+
+
+def event_code(name: str) -> int | None:
+    """What an event means: `SEARCH`, `SHOWN`, `CLICK`, `CART`, `PURCHASE`; None: nothing that is counted.
+
+    `VIEW` may be either a click or being shown, see `settle_views`.
+    """
+    return _CODES.get(plain_name(name))
+
+
+def times(texts: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Numbers that order times: of numbers of any unit, or of dates as text; equal where nothing is known."""
+    if not any(texts):
+        return np.zeros(len(texts), np.int64)
+    series = pd.Series(texts, dtype=object)
+    numbers = pd.to_numeric(series, errors="coerce")
+    if numbers.notna().mean() < 0.5:
+        dates = pd.to_datetime(series, errors="coerce", format="ISO8601", utc=True)
+        if dates.notna().mean() < 0.5:
+            dates = pd.to_datetime(series, errors="coerce", format="mixed", utc=True)
+        return dates.dt.as_unit("us").astype("int64").to_numpy()
+    return (numbers.fillna(0).clip(-1e15, 1e18) * 4).astype("int64").to_numpy()
+
+
+def ga4_rows(batch: RowBatch, counts: Counter[str]) -> RowBatch:
+    """Rows of one product or search each, from events of the BigQuery export of Google Analytics 4.
+
+    An item's query is the event's `search_term`; where it has none, `carry_queries` finds it. Lists that are named, and
+    not named after a search, are left out, as are events about no search; both are counted.
+    """
+    found: list[tuple[int, dict[str, str]]] = []
+    columns = [batch.column(name) for name in ("event_name", "user_pseudo_id", "event_timestamp")]
+    lists = [batch.values(name) for name in ("event_params", "items")]
+    for line, name, user, time, parameters, items in zip(batch.lines, *columns, *lists, strict=True):
+        if name not in _GA4_EVENTS:
+            counts["event is of no use"] += 1
+            continue
+        values = dict(_ga4_parameters(parameters))
+        session = f"{user}.{values.get('ga_session_id', '')}" if user else ""
+        row = {"query": values.get("search_term", ""), "session_id": session}
+        # Events that were sent together have one time; the search comes first.
+        searching = name in ("search", "view_search_results")
+        row["time"] = str(2 * int(time) + (not searching)) if time.isdecimal() else time
+        if searching:
+            found.append((line, {**row, "event": "search"}))
+        for item in items if isinstance(items, (list, np.ndarray)) else ():
+            named = f"{item.get('item_list_name') or ''} {item.get('item_list_id') or ''}".replace("(not set)", "")
+            listed = name in ("view_item_list", "select_item") and not row["query"] and named.strip()
+            if listed and not _SEARCH_LIST.search(named):
+                counts["list is of no search"] += 1
+                continue
+            position = str(item.get("item_list_index") or item.get("index") or "").replace("(not set)", "")
+            event = "impression" if searching else name
+            found.append(
+                (line, {**row, "event": event, "product_id": str(item.get("item_id") or ""), "position": position})
+            )
+    return RowBatch.of_records(batch.file, found)
+
+
+def _ga4_parameters(parameters: object) -> Iterator[tuple[str, str]]:
+    for parameter in parameters if isinstance(parameters, (list, np.ndarray)) else ():
+        value = parameter.get("value") or {}
+        text = next((str(value[kind]) for kind in ("string_value", "int_value") if value.get(kind) is not None), "")
+        yield str(parameter.get("key")), text
+
+
+def settle_views(events: pd.DataFrame) -> pd.DataFrame:
+    """Events in which a view is being shown, if the log has clicks as well, and a click otherwise."""
+    meaning = SHOWN if (events["event"] == CLICK).any() else CLICK
+    return events.assign(event=events["event"].replace(VIEW, meaning))
+
+
+def carry_queries(events: pd.DataFrame) -> pd.DataFrame:
+    """Gives events without a query that of the search they belong to.
+
+    That is the query of the same search id; else the latest one of the same session for which the product was shown or
+    clicked; else, for a product that is shown or clicked, the latest search event of the session.
+
+    Args:
+        events: Columns `query` (-1 for none), `product`, `event`, `session_id`, `search_id` (0 for none), `time`.
+
+    Returns:
+        The events by session and time; `query` is -1 where none was found.
+    """
+    events = events.sort_values(["session_id", "time"], kind="stable", ignore_index=True)
+    query = events["query"].where(events["query"] >= 0)
+    named = events["search_id"] != 0
+    if named.any():
+        query = query.fillna(events["search_id"].map(query[named].groupby(events["search_id"][named]).first()))
+    session, product, event = events["session_id"], events["product"], events["event"]
+    searching = event == SEARCH
+
+    def carried(given: pd.Series, keys: list[pd.Series], where: pd.Series) -> pd.Series:
+        return query.fillna(given.groupby(keys).ffill().where(where & (session != 0)))
+
+    query = carried(query.mask(searching), [session, product], ~searching)
+    query = carried(query.where(searching), [session], event.isin([SHOWN, CLICK, VIEW]))
+    query = carried(query.mask(searching), [session, product], ~searching)
+    return events.assign(query=query.fillna(-1).astype("int64"))
+
+
+def count_sessions(events: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, int]:
+    """What became of each product that each session was shown for a query.
+
+    Args:
+        events: Columns `query`, `product`, `position`, `event` (`SHOWN` to `PURCHASE`), `session_id`, `search_id`,
+            `file`, `line`. A search is a session of its own; rows with neither id are no part of any.
+
+    Returns:
+        Sessions and cells as in `ClickLog` (sessions also with `file` and `line`), and how many events were repeats. A
+        product that was clicked or bought was shown, and one that was bought or put into a cart was chosen: clicked.
+    """
+    key = events["search_id"].where(events["search_id"] != 0, events["session_id"])
+    events = events.assign(session=key, order=np.arange(len(events)))
+    alone = key == 0
+    pairs = ["query", "product"]
+    grouped = events[~alone].drop_duplicates(["session", *pairs, "event"])
+    merged = int((~alone).sum()) - len(grouped)
+    flags = {
+        "clicked": grouped["event"] >= CLICK,
+        "add_to_cart": grouped["event"] == CART,
+        "purchased": grouped["event"] == PURCHASE,
+    }
+    sessions = (
+        grouped.assign(**flags)
+        .groupby(["session", *pairs], sort=True, as_index=False)
+        .agg({"position": "min", **dict.fromkeys(flags, "max"), "file": "first", "line": "first"})
+    )
+    sessions["session"] = np.unique(sessions["session"], return_inverse=True)[1]
+    counted = sessions.assign(impressions=1).rename(columns={"clicked": "clicks", "purchased": "purchases"})
+    single = events[alone]
+    cells = pd.concat(
+        [
+            counted.drop(columns="session"),
+            single.assign(
+                impressions=single["event"] == SHOWN,
+                clicks=single["event"] == CLICK,
+                add_to_cart=single["event"] == CART,
+                purchases=single["event"] == PURCHASE,
+            ),
+        ],
+        ignore_index=True,
+    )
+    return sessions, cells, merged
