@@ -62,7 +62,7 @@ def smoothed_rate(successes: npt.ArrayLike, trials: npt.ArrayLike, strength: flo
     array([0.34, 0.31])
     """
     trials = np.asarray(trials, np.float64)
-    successes = np.minimum(successes, trials)
+    successes = np.minimum(np.asarray(successes, np.float64), trials)
     mean = successes.sum() / max(trials.sum(), 1.0)
     # 1e-12 keeps 0 / 0 at 0.
     return (successes + mean * strength) / np.maximum(trials + strength, 1e-12)
@@ -231,8 +231,8 @@ def grade(
         grades = relative_grades(query, smoothed_rate(success, pairs["impressions"], strength))
     elif method == "coec":
         at = cells.groupby(keys, sort=False).ngroup().to_numpy()
-        columns = (cells[name].to_numpy() for name in ("position", "clicks", "impressions"))
-        grades = relative_grades(query, coec(*columns, at))
+        position, clicks, impressions = (cells[name].to_numpy() for name in ("position", "clicks", "impressions"))
+        grades = relative_grades(query, coec(position, clicks, impressions, at))
     elif method == "linear":
         grades = linear((pairs["place"] / pairs["weight"]).to_numpy(), deepest)
     else:

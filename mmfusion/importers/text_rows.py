@@ -60,7 +60,7 @@ class RowBatch:
 
     def column(self, name: str | None) -> list[str]:
         """Texts of a column, "" where a cell is empty or missing, holds no text, or there is no such column."""
-        if name not in self.names:
+        if name is None or name not in self.names:
             return [""] * len(self.lines)
         return [value if isinstance(value, str) else "" for value in self.values(name)]
 
