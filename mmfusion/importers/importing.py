@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 from filelock import FileLock, Timeout
@@ -16,20 +15,21 @@ from tqdm import tqdm
 
 from mmfusion.data.catalogue_schema import COLUMNS, CatalogueError
 from mmfusion.files import move_files
-from mmfusion.importers.items import Imported, ImportLog, Item, Judgement, Query, ReadSettings, Variants
+from mmfusion.importers.items import Imported, ImportLog, Item, Judgement, Query, ReadSettings, Split, Variants
 from mmfusion.importers.registry import find_importer
 from mmfusion.importers.source import Source, open_source
+from mmfusion.importers.splits import split_products, split_queries, split_queries_by_product
 from mmfusion.importers.variants import Duplicates, products_of
 from mmfusion.importers.write import (
     ProductsWriter,
+    read_queries,
+    read_split,
     where_columns,
     where_mask,
     write_qrels,
     write_queries,
     writing,
 )
-
-logger = logging.getLogger(__name__)
 
 # Products that are in memory at a time, where they are not grouped.
 _PART = 8192
@@ -50,7 +50,9 @@ class ImportSettings:
             distinct photos (`photo`); default: what suits the format.
         duplicates: What is done with an id that comes again: `first` keeps the first row, `merge` merges them, `error`
             stops.
-        seed: Of the choice of queries for the splits.
+        split_by: What is split into train, val and test where the files do not say: queries, so that all products
+            compete in each split; or each product with its variants, and the queries with the products they ask for.
+        seed: Of the splits.
     """
 
     format: str | None = None
@@ -61,6 +63,7 @@ class ImportSettings:
     unpublished: bool = False
     variants: Variants | None = None
     duplicates: Duplicates = "first"
+    split_by: Literal["query", "product"] = "query"
     seed: int = 0
 
 
@@ -261,5 +264,16 @@ def _judge(result: ImportResult, imported: Imported, found: _Found) -> None:
     result.judgement_rule = imported.judgement_rule
 
 
-def _split(result: ImportResult, found: _Found) -> dict[str, str] | None:
-    return None
+def _split(result: ImportResult, found: _Found) -> dict[str, Split] | None:
+    """Gives the queries their splits; and the products, where they are what is split."""
+    settings, log = result.settings, result.log
+    if settings.split_by == "query":
+        previous = read_queries(result.folder / "queries.parquet")
+        result.queries = split_queries(result.queries, log=log, previous=previous, seed=settings.seed)
+        return None
+    before = read_split(result.folder / "products.parquet")
+    split = split_products(found.groups, previous=before, seed=settings.seed)
+    result.queries, result.judgements = split_queries_by_product(
+        result.queries, result.judgements, split, log=log, seed=settings.seed
+    )
+    return split

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ class ProductsWriter:
                     table = table.append_column(field, pa.nulls(len(table), field.type))
                 yield pa.table([_as(table[field.name], field.type) for field in schema], schema=schema)
 
-    def finish(self, path: Path, split: dict[str, str] | None, template: str) -> None:
+    def finish(self, path: Path, split: Mapping[str, str] | None, template: str) -> None:
         """Writes the table of products.
 
         Args:
@@ -140,6 +140,21 @@ def read_queries(path: Path) -> list[Query]:
         kinds = table["kind"].to_pylist() if "kind" in table.column_names else [None] * len(table)
         columns = [table[name].to_pylist() for name in ("query_id", "query", "split")]
         return [Query(*row) for row in zip(*columns, kinds, strict=True)]
+
+
+def read_split(path: Path) -> dict[str, str]:
+    """Split by product id of an earlier import; none where products are not split.
+
+    Raises:
+        CatalogueError: The file is damaged.
+    """
+    if not path.is_file():
+        return {}
+    with reading(str(path), "Remove the file to start afresh; products then get new splits."):
+        if "split" not in pq.read_schema(path).names:
+            return {}
+        table = pq.read_table(path, columns=["product_id", "split"])
+        return dict(zip(table["product_id"].to_pylist(), table["split"].to_pylist(), strict=True))
 
 
 def where_mask(table: pa.Table, where: Sequence[Any]) -> pa.ChunkedArray:
