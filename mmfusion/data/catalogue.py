@@ -6,8 +6,7 @@ import functools
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Self
 
 import datasets
@@ -16,9 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmfusion.data.catalogue_checks import build_qrels, check_ids, check_photo_paths, check_products, check_queries
-from mmfusion.data.catalogue_files import HubTable, ParquetTable, find_folder, load_from_hub
-from mmfusion.data.catalogue_schema import COLUMNS, SPLITS, TABLES, CatalogueError, reading
+from mmfusion.data.catalogue_checks import build_qrels, check_products, check_queries
+from mmfusion.data.catalogue_files import ParquetTable, find_folder, load_from_hub
+from mmfusion.data.catalogue_schema import SPLITS, TABLES, CatalogueError
 from mmfusion.data.qrels import Qrels
 from mmfusion.data.records import records_table
 from mmfusion.files import is_hub_id
@@ -83,11 +82,6 @@ class BaseCatalogue:
     def product_schema(self) -> pa.Schema:
         """Columns of the products and their types."""
         return self.products.data.schema
-
-    @property
-    def metadata_columns(self) -> list[str]:
-        """Product columns beyond those of the format, in the order of the table."""
-        return [column for column in self.product_schema.names if column not in COLUMNS["products"]]
 
     @functools.cached_property
     def product_ids(self) -> npt.NDArray[Any]:
@@ -286,64 +280,6 @@ class Catalogue(BaseCatalogue):
         }
         return cls._checked(tables, "memory", root, unknown)
 
-    @staticmethod
-    def stream(
-        source: str | os.PathLike[str],
-        *,
-        columns: Sequence[str] | None = None,
-        split: str | None = None,
-        batch_size: int = 256,
-        revision: str | None = None,
-    ) -> Iterator[list[dict[str, Any]]]:
-        """Reads the products of a catalogue once, in order, without a cache and without the other tables.
-
-        Duplicate ids are not looked for, as that takes memory that grows with the catalogue.
-
-        Args:
-            source: As for `load`; only the products are needed.
-            columns: Columns to read; ``product_id`` is always read. None reads all.
-            split: Only products of this split. None, or a catalogue without the column ``split``: all products.
-            batch_size: Products per batch, at least 1; the last batch may be smaller.
-            revision: Branch, tag or commit of a Hub data set.
-
-        Returns:
-            Batches of products, each as `product` gives it (restricted to ``columns``).
-
-        Raises:
-            CatalogueError: The table is missing or unreadable, or a column is missing or of the wrong type (at
-                once); an id is null or a photo's path leaves the folder (when its batch is reached).
-        """
-        if batch_size < 1:
-            raise CatalogueError(f"batch_size={batch_size}", "Catalogue.stream", "Use at least 1.")
-        _check_split(split)
-        name = os.fspath(source)
-        folder = find_folder(name, revision)
-        table = HubTable(name, "products", revision) if folder is None else ParquetTable(folder, "products")
-        known, root = table.schema.names, None if folder is None else folder.photo_root
-        unknown = [column for column in columns or () if column not in known]
-        if unknown:
-            remedy = f"Choose from {', '.join(known)}."
-            raise CatalogueError(f"column {unknown[0]!r} does not exist", f"catalogue {name!r}, products", remedy)
-        wanted = known if columns is None else list(dict.fromkeys(["product_id", *columns]))
-        use_split = split is not None and "split" in known
-        read = dict.fromkeys([*wanted, *(["split"] if use_split else [])])
-        batches = table.batches(pa.schema([table.schema.field(column) for column in read]))
-
-        def records() -> Iterator[dict[str, Any]]:
-            for rows, place, start in batches:
-                check_ids(rows, "product_id", place, start)
-                if "image" in wanted:
-                    check_photo_paths(rows["image"], root, place, start)
-                kept = rows.filter(pc.equal(rows["split"], split)) if use_split else rows
-                with reading(place, "Write its text as UTF-8."):
-                    found = kept.select(wanted).to_pylist()
-                for record in found:
-                    tidy = _tidy(record, root)
-                    yield tidy if columns is None else {name: tidy[name] for name in wanted}
-
-        every = records()
-        return iter(lambda: list(islice(every, batch_size)), [])
-
     def product(self, row: int) -> dict[str, Any]:
         """One product.
 
@@ -363,10 +299,6 @@ class Catalogue(BaseCatalogue):
     def titles(self, rows: Iterable[int]) -> list[str]:
         """Titles of products, ``""`` where lacking, in the order of ``rows``; reads no other column."""
         return _texts(self.products, "title", rows)
-
-    def descriptions(self, rows: Iterable[int]) -> list[str]:
-        """Descriptions of products, ``""`` where lacking, in the order of ``rows``; reads no other column."""
-        return _texts(self.products, "description", rows)
 
 
 def check_unknown(unknown: str) -> None:
@@ -406,13 +338,9 @@ def _strings(column: pa.ChunkedArray) -> npt.NDArray[Any]:
     return strings
 
 
-def _check_split(split: str | None) -> None:
+def _rows_of_split(table: datasets.Dataset, split: str | None) -> npt.NDArray[np.int64]:
     if split is not None and split not in SPLITS:
         raise CatalogueError(f"split {split!r} does not exist", remedy=f"Use one of {', '.join(SPLITS)}, or None.")
-
-
-def _rows_of_split(table: datasets.Dataset, split: str | None) -> npt.NDArray[np.int64]:
-    _check_split(split)
     if split is None or "split" not in table.column_names:
         return np.arange(len(table), dtype=np.int64)
     return pc.indices_nonzero(pc.equal(table.data.column("split"), split)).to_numpy().astype(np.int64)

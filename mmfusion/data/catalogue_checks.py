@@ -37,14 +37,9 @@ def check_queries(queries: pa.Table, source: str) -> None:
     _check_none(queries, "query", blank, problem, place, "Write its text, or remove the query and its judgements.")
 
 
-def check_ids(table: pa.Table, name: str, place: str, start: int = 0) -> None:
-    """Raises an error naming the first id that is null or empty; ``start`` is the row of the table's first one."""
-    missing = pc.or_kleene(pc.is_null(table[name]), pc.equal(table[name], ""))
-    _check_none(table, name, missing, f"the id is {{{name}!r}}", place, "Give every row an id.", start)
-
-
-def check_photo_paths(column: pa.ChunkedArray, photo_root: str | None, place: str, start: int = 0) -> None:
+def check_photo_paths(column: pa.ChunkedArray, photo_root: str | None, place: str) -> None:
     """Raises an error naming the first photo that is stored as a path out of the catalogue's folder."""
+    start = 0
     for chunk in column.chunks:
         rows, paths = photo_paths(chunk)
         at = pc.index(_leaves(paths, photo_root), True).as_py()
@@ -120,7 +115,8 @@ def _check_text(table: pa.Table, place: str) -> None:
 
 def _check_table(table: pa.Table, id_column: str, place: str, *, null_split: bool) -> None:
     _check_text(table, place)
-    check_ids(table, id_column, place)
+    missing = pc.or_kleene(pc.is_null(table[id_column]), pc.equal(table[id_column], ""))
+    _check_none(table, id_column, missing, f"the id is {{{id_column}!r}}", place, "Give every row an id.")
     _check_unique(table, id_column, place)
     if "split" in table.column_names:
         split = table["split"]
@@ -146,15 +142,13 @@ def _check_unique(table: pa.Table, name: str, place: str) -> None:
     )
 
 
-def _check_none(
-    table: pa.Table, column: str, bad: pa.ChunkedArray, problem: str, place: str, remedy: str, start: int = 0
-) -> None:
+def _check_none(table: pa.Table, column: str, bad: pa.ChunkedArray, problem: str, place: str, remedy: str) -> None:
     """Raises an error for the first row that is bad; ``problem`` is formatted with the row's values by column."""
     row = pc.index(bad, True).as_py()
     if row >= 0:
         named = [name for name in table.column_names if f"{{{name}" in problem]
         values: dict[str, Any] = table.select(named).slice(row, 1).to_pylist()[0]
-        raise CatalogueError(problem.format_map(values), f"{place}, column {column!r}, row {start + row}", remedy)
+        raise CatalogueError(problem.format_map(values), f"{place}, column {column!r}, row {row}", remedy)
 
 
 def _leaves(paths: pa.Array, photo_root: str | None) -> pa.Array:

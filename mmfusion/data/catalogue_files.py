@@ -23,9 +23,6 @@ from mmfusion.files import is_hub_id, whole_file
 _BATCH_BYTES = 16 << 20
 _MAX_BATCH_ROWS = 65_536
 
-# Some rows of a table, the place that errors name, and the number of the first row there.
-Batch = tuple[pa.Table, str, int]
-
 
 @dataclass(frozen=True)
 class Folder:
@@ -143,7 +140,7 @@ class ParquetTable:
         state = [str(info[key]) for key in ("mtime", "ETag", "etag", "LastModified", "created") if key in info]
         return hashlib.sha256(handle.read(footer) + repr((size, state)).encode()).digest()
 
-    def batches(self, schema: pa.Schema) -> Iterator[Batch]:
+    def _batches(self, schema: pa.Schema) -> Iterator[pa.Table]:
         """Rows of the columns of ``schema``, as its types, a few megabytes at a time."""
         for path, footer in zip(self.files, self.footers, strict=True):
             place, start = self.folder.place(path), 0
@@ -151,7 +148,7 @@ class ParquetTable:
             with reading(place, remedy), self.folder.fs.open(path, "rb") as handle:
                 file = pq.ParquetFile(handle, buffer_size=1 << 20, pre_buffer=False)
                 for batch in file.iter_batches(_batch_rows(footer, schema.names), columns=schema.names):
-                    yield as_types(pa.Table.from_batches([batch]), schema, place, start), place, start
+                    yield as_types(pa.Table.from_batches([batch]), schema, place, start)
                     start += len(batch)
 
     def mapped(self, cache_dir: str, leave_out: Collection[str] = ()) -> datasets.Dataset:
@@ -178,7 +175,7 @@ class ParquetTable:
         """
         try:
             with whole_file(mapped, concurrent=True) as file, pa.ipc.new_stream(file, schema) as writer:
-                for table, _, _ in self.batches(schema):
+                for table in self._batches(schema):
                     writer.write_table(table)
         finally:
             # Arrow's allocator keeps what it was given: up to 100 MiB beside everything that follows.
@@ -192,7 +189,8 @@ def load_from_hub(
 
     Columns to ``leave_out`` are not in the table, but are downloaded, as files come whole.
     """
-    place, remedy = _on_hub(name, table)
+    place = f"Hub data set {name!r}, configuration {table!r}"
+    remedy = f"Check the id (there is no folder {name!r} either), the configuration's name, the network and your login."
     with reading(place, remedy), _without_progress_bars():
         splits = datasets.load_dataset(name, table, cache_dir=cache_dir, revision=revision, keep_in_memory=False)
         parts = list(splits.values())
@@ -217,38 +215,6 @@ def load_from_hub(
             elif schema.field(field.name).type != field.type:
                 plain = plain.cast_column(field.name, datasets.Features.from_arrow_schema(target)[field.name])
     return plain.remove_columns([column for column in plain.column_names if column in leave_out])
-
-
-class HubTable:
-    """One configuration of a Hub data set, read in order from the Hub, photos undecoded.
-
-    Attributes:
-        schema: Types that the columns are read as.
-    """
-
-    def __init__(self, name: str, table: str, revision: str | None) -> None:
-        """Opens it, and checks its columns."""
-        self._place, self._remedy = _on_hub(name, table)
-        with reading(self._place, self._remedy):
-            parts = datasets.load_dataset(name, table, revision=revision, streaming=True).values()
-            self._parts = [part if part.features is not None else part._resolve_features() for part in parts]
-            schema = self._parts[0].features.arrow_schema.remove_metadata()
-        self.schema = target_schema(schema, table, self._place)
-
-    def batches(self, schema: pa.Schema) -> Iterator[Batch]:
-        """Rows of the columns of ``schema``, as its types, some at a time."""
-        start = 0
-        with reading(self._place, self._remedy):
-            for part in self._parts:
-                for batch in part.decode(False).with_format("arrow").iter(256):
-                    yield as_types(batch, schema, self._place, start), self._place, start
-                    start += len(batch)
-
-
-def _on_hub(name: str, table: str) -> tuple[str, str]:
-    """How errors name a configuration, and the remedy where it cannot be read."""
-    remedy = f"Check the id (there is no folder {name!r} either), the configuration's name, the network and your login."
-    return f"Hub data set {name!r}, configuration {table!r}", remedy
 
 
 def _batch_rows(metadata: pq.FileMetaData, columns: Collection[str]) -> int:

@@ -71,7 +71,6 @@ def test_load_gives_the_tables_and_the_judgements(folder: Path, tmp_path: Path) 
     catalogue = load(folder, tmp_path)
     assert catalogue.product_ids.tolist() == ["p0", "p1", "p2", "p3"]
     assert catalogue.query_ids[1] == "q1"
-    assert catalogue.metadata_columns == ["price"]
     assert catalogue.qrels.grades([0, 1, 2], [0, 1, 2, 3]).tolist() == [[3, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 3]]
     assert catalogue.products[0]["image"] == PHOTO
     assert catalogue.products.cache_files and catalogue.queries.cache_files
@@ -88,7 +87,7 @@ def test_text_is_exact_and_blank_text_is_lacking(folder: Path, tmp_path: Path) -
         "Red dress",
         "👗 فستان أحمر 红色连衣裙",
     ]
-    assert catalogue.descriptions(np.array([3, 2])) == [" kept as it is ", ""]
+    assert [catalogue.product(row)["description"] for row in (3, 2)] == [" kept as it is ", ""]
     assert catalogue.query_texts([2, 1]) == ["裙 👗", "فستان"]
     assert catalogue.titles([]) == []
     assert catalogue.product(1) == {
@@ -135,7 +134,6 @@ def test_optional_columns_may_be_absent(tmp_path: Path) -> None:
     catalogue = load(write(tmp_path / "shop", content), tmp_path)
     assert catalogue.product_rows("test").tolist() == [0, 1, 2, 3]
     assert catalogue.query_rows("train").tolist() == [0, 1, 2]
-    assert catalogue.descriptions([0, 1]) == ["", ""]
     assert catalogue.product(0)["image"] is None
 
 
@@ -150,7 +148,6 @@ def test_integer_ids_and_dictionary_columns_become_strings(tmp_path: Path) -> No
     assert catalogue.product(3)["product_id"] == "13"
     assert catalogue.product_rows("test").tolist() == [2, 3]
     assert catalogue.qrels.grades([0], [0]).tolist() == [[3]]
-    assert [p["product_id"] for batch in Catalogue.stream(tmp_path / "shop") for p in batch] == ["10", "11", "12", "13"]
 
 
 @pytest.mark.parametrize("layout", ["products/{}.parquet", "products-{}.parquet"])
@@ -164,7 +161,6 @@ def test_a_table_may_be_several_files(tmp_path: Path, layout: str) -> None:
     pq.write_table(first, folder / layout.format("00000-of-00002"))
     catalogue = load(folder, tmp_path)
     assert catalogue.product_ids.tolist() == ["p0", "p1", "p2", "p3"]
-    assert [p["product_id"] for batch in Catalogue.stream(folder, split="train") for p in batch] == ["p0", "p1"]
 
 
 def test_photos_in_lists_and_by_path(tmp_path: Path) -> None:
@@ -177,7 +173,6 @@ def test_photos_in_lists_and_by_path(tmp_path: Path) -> None:
     assert catalogue.photo_root == str(folder)
     assert catalogue.product(0)["image"] == [PHOTO, found]
     assert [catalogue.product(row)["image"] for row in (1, 2, 3)] == [[], None, []]
-    assert next(Catalogue.stream(folder))[0]["image"] == [PHOTO, found]
 
 
 def test_image_feature_stays_undecoded(tmp_path: Path) -> None:
@@ -421,8 +416,6 @@ def test_damaged_data_behind_a_good_footer_is_named(folder: Path, tmp_path: Path
     (folder / "products.parquet").write_bytes(bytes(data))
     with pytest.raises(CatalogueError, match=r"'products\.parquet'.*cannot be read.*Write the file again"):
         load(folder, tmp_path)
-    with pytest.raises(CatalogueError, match=r"'products\.parquet'.*cannot be read.*Write the file again"):
-        list(Catalogue.stream(folder))
 
 
 def test_files_of_one_table_must_agree(folder: Path, tmp_path: Path) -> None:
@@ -456,11 +449,10 @@ def test_a_column_that_is_there_twice_is_named(folder: Path, tmp_path: Path) -> 
     ],
 )
 def test_a_source_that_is_not_there_is_named(folder: Path, tmp_path: Path, source: str, parts: list[str]) -> None:
-    for act in (lambda name: load(name, tmp_path), Catalogue.stream):
-        with pytest.raises(CatalogueError) as caught:
-            act(source.format(tmp=tmp_path, id=tmp_path.name))
-        for part in parts:
-            assert part in str(caught.value)
+    with pytest.raises(CatalogueError) as caught:
+        load(source.format(tmp=tmp_path, id=tmp_path.name), tmp_path)
+    for part in parts:
+        assert part in str(caught.value)
 
 
 def test_a_revision_is_for_the_hub(folder: Path, tmp_path: Path) -> None:
@@ -468,40 +460,7 @@ def test_a_revision_is_for_the_hub(folder: Path, tmp_path: Path) -> None:
         load(folder, tmp_path, revision="main")
 
 
-# --- Streaming, URLs and the Hub -----------------------------------------------------------------------------------
-
-
-def test_stream_gives_what_product_gives(folder: Path, tmp_path: Path) -> None:
-    catalogue = load(folder, tmp_path)
-    batches = list(Catalogue.stream(folder, batch_size=3))
-    assert [len(batch) for batch in batches] == [3, 1]
-    assert [product for batch in batches for product in batch] == [catalogue.product(row) for row in range(4)]
-    [[first, second]] = Catalogue.stream(folder, columns=["title"], split="test")
-    assert first == {"product_id": "p2", "title": ""}
-    assert second["title"] == "👗 فستان أحمر 红色连衣裙"
-
-
-def test_stream_needs_only_products(tmp_path: Path) -> None:
-    folder = write(tmp_path / "shop", {"products": {"product_id": ["a"], "title": ["b"]}})
-    expected = {"product_id": "a", "title": "b", "description": "", "image": None}
-    assert list(Catalogue.stream(folder, split="train")) == [[expected]]
-
-
-def test_stream_names_what_is_bad(folder: Path) -> None:
-    with pytest.raises(CatalogueError, match=r"column 'colour' does not exist.*Choose from product_id, title"):
-        Catalogue.stream(folder, columns=["colour"])
-    with pytest.raises(CatalogueError, match=r"split 'dev' does not exist.*train, val, test"):
-        Catalogue.stream(folder, split="dev")
-    with pytest.raises(CatalogueError, match=r"batch_size=0.*Use at least 1"):
-        Catalogue.stream(folder, batch_size=0)
-    content = tables()
-    content["products"]["product_id"] = ["p0", None, "p2", "p3"]
-    with pytest.raises(CatalogueError, match=r"products\.parquet.*'product_id', row 1: the id is None.*Give every row"):
-        list(Catalogue.stream(write(folder, content)))
-    content = tables()
-    content["products"]["image"][2] = {"bytes": None, "path": "../x.png"}
-    with pytest.raises(CatalogueError, match=r"'image', row 2.*'\.\./x\.png'"):
-        list(Catalogue.stream(write(folder, content)))
+# --- URLs and the Hub -----------------------------------------------------------------------------------
 
 
 def test_a_url_of_a_folder(folder: Path, tmp_path: Path) -> None:
@@ -512,8 +471,6 @@ def test_a_url_of_a_folder(folder: Path, tmp_path: Path) -> None:
         catalogue = load(url, tmp_path)
         assert catalogue.titles([0]) == ["Red dress"]
         assert catalogue.photo_root == (None if url.startswith("memory") else str(folder))
-        [streamed] = Catalogue.stream(url, columns=["image"], split="train")
-        assert [product["image"] for product in streamed] == [PHOTO, None]
     memory.rm(f"/{name}", recursive=True)
 
 
@@ -538,7 +495,7 @@ def pretend_hub(
     calls: list[Any] = []
     original = datasets.load_dataset
 
-    def answer(name: str, config: str, *, streaming: bool = False, **options: Any) -> Any:
+    def answer(name: str, config: str, **options: Any) -> Any:
         calls.append((name, config, options.get("revision")))
         files = {"train": str(folder / f"{config}.parquet")}
         if config == "products" and products_in_two:
@@ -547,7 +504,7 @@ def pretend_hub(
         if "image" in features:
             image = datasets.Image()
             features["image"] = datasets.List(image) if isinstance(features["image"], datasets.List) else image
-        return original("parquet", data_files=files, features=features, streaming=streaming, cache_dir=str(cache))
+        return original("parquet", data_files=files, features=features, cache_dir=str(cache))
 
     monkeypatch.setattr("mmfusion.data.catalogue.datasets.load_dataset", answer)
     return calls
@@ -586,10 +543,6 @@ def test_a_hub_data_set(folder: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert [catalogue.product(row) for row in range(4)] == [local.product(row) for row in range(4)]
     assert catalogue.products.cache_files
     assert pickle.loads(pickle.dumps(catalogue)).product(0) == local.product(0)
-    streamed = [product for batch in Catalogue.stream("someone/shop-data") for product in batch]
-    assert streamed == [local.product(row) for row in range(4)]
-    [test] = Catalogue.stream("someone/shop-data", columns=["title"], split="test")
-    assert test[0] == {"product_id": "12", "title": ""}
 
 
 def test_hub_splits_need_a_column(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -605,13 +558,10 @@ def test_a_hub_data_set_that_cannot_be_reached(tmp_path: Path, monkeypatch: pyte
         raise ConnectionError("Couldn't reach the Hub\nand a second line")
 
     monkeypatch.setattr("mmfusion.data.catalogue.datasets.load_dataset", refuse)
-    for act in (lambda name: load(name, tmp_path), Catalogue.stream):
-        with pytest.raises(
-            CatalogueError, match=r"Hub data set 'someone/shop'.*Couldn't reach.*Check the id"
-        ) as caught:
-            act("someone/shop")
-        assert isinstance(caught.value.__cause__, ConnectionError)
-        assert "\n" not in str(caught.value)
+    with pytest.raises(CatalogueError, match=r"Hub data set 'someone/shop'.*Couldn't reach.*Check the id") as caught:
+        load("someone/shop", tmp_path)
+    assert isinstance(caught.value.__cause__, ConnectionError)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif("MMFUSION_BENCH" not in os.environ, reason="MMFUSION_BENCH names no catalogue")
@@ -619,17 +569,14 @@ def test_a_real_catalogue(tmp_path: Path) -> None:
     catalogue = Catalogue.load(os.environ["MMFUSION_BENCH"], cache_dir=tmp_path)
     splits = [catalogue.split_qrels(split) for split in ("train", "val", "test")]
     assert all(len(qrels) > 0 for qrels in splits)
-    [first, *_] = Catalogue.stream(os.environ["MMFUSION_BENCH"], batch_size=50)
-    assert first == [catalogue.product(row) for row in range(50)]
 
 
 def test_columns_without_any_value_may_be_of_numbers_and_others_name_the_value(tmp_path: Path) -> None:
     missing = {"title": ["red", "blue"], "description": [math.nan, None], "image": pa.nulls(2, pa.int32())}
     pq.write_table(pa.table({"product_id": ["a", "b"], **missing}), tmp_path / "products.parquet")
     products = Catalogue.load_products(tmp_path, cache_dir=tmp_path / "cache")
-    assert products.descriptions([0, 1]) == ["", ""] and products.product(0)["image"] is None
-    (streamed,) = Catalogue.stream(tmp_path)
-    assert [row["description"] for row in streamed] == ["", ""]
+    assert [products.product(row)["description"] for row in (0, 1)] == ["", ""]
+    assert products.product(0)["image"] is None
     for name, number in (("description", 1.5), ("description", 3), ("image", 0.5)):
         pq.write_table(
             pa.table({"product_id": ["a", "b"], "title": ["x", "y"], name: [None, number]}),

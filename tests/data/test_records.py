@@ -76,9 +76,9 @@ def test_each_kind_of_table_gives_the_rows_that_were_given(kind: str) -> None:
     catalogue = Catalogue.from_records(*(make(filled(rows)) for rows in (PRODUCTS, QUERIES, QRELS)))
     assert catalogue.product_ids.tolist() == ["p0", "p1", "p2"] and catalogue.query_ids.tolist() == ["q0", "q1"]
     assert catalogue.titles([2, 1, 0]) == ["Mug", "", "Red dress"]
-    assert catalogue.descriptions([0, 1, 2]) == ["", " as it is ", ""]
+    assert [catalogue.product(row)["description"] for row in range(3)] == ["", " as it is ", ""]
     assert catalogue.query_texts([1, 0]) == ["mug", "red dress"]
-    assert catalogue.metadata_columns == ["price"] and catalogue.product(1)["price"] == 2.5
+    assert catalogue.product(1)["price"] == 2.5
     assert catalogue.product_rows("train").tolist() == [0, 1] and catalogue.query_rows("test").tolist() == [1]
     assert catalogue.qrels.grades([0, 1], [0, 1, 2]).tolist() == [[2, 0, 0], [0, 0, 3]]
 

@@ -86,7 +86,7 @@ def test_rows_splits_and_contents_are_those_of_the_loaded_catalogue(
     assert (streamed.product_ids == loaded.product_ids).all()
     assert (streamed.product_rows("val") == loaded.product_rows("val")).all()
     assert streamed.contents_digest() == loaded.contents_digest()
-    assert streamed.metadata_columns == loaded.metadata_columns
+    assert streamed.product_schema == loaded.product_schema
     assert streamed.shards.starts[-1] == sum(FILES)
     # Nothing that would need a product at a random place.
     assert not isinstance(streamed, Catalogue) and not hasattr(streamed, "titles")

@@ -539,7 +539,6 @@ def test_columns_of_a_catalogue_become_the_texts_of_its_rows(tmp_path: Path) -> 
     texts = ["Dress red Acme 9.90", "4.5 2026-01-02", "Mug Acme"]
     assert ProductTable(products, processor).texts(np.arange(3)) == texts
     assert [processor.product_text(products.product(row)) for row in range(3)] == texts
-    assert [processor.product_text(row) for batch in Catalogue.stream(tmp_path) for row in batch] == texts
 
 
 @pytest.mark.parametrize(
