@@ -18,7 +18,7 @@ from mmfusion.files import is_hub_id
 
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _PHOTOS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-_HEAD_BYTES = 1 << 16
+HEAD_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class SourceFile:
     def head(self) -> bytes:
         """Its first 64 KiB, to recognise a format by."""
         with self.open() as file:
-            return bytes(file.read(_HEAD_BYTES))
+            return bytes(file.read(HEAD_BYTES))
 
 
 @dataclass(frozen=True)

@@ -2,42 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from functools import lru_cache
 
-from mmfusion.importers.items import ImportLog
+from mmfusion.data.catalogue_schema import CatalogueError
+from mmfusion.importers.delimited import open_delimited
+from mmfusion.importers.excel_table import open_excel
+from mmfusion.importers.json_table import open_json
+from mmfusion.importers.parquet_table import open_parquet
+from mmfusion.importers.rows import Row, TextTable
 from mmfusion.importers.source import SourceFile
 
+__all__ = ["Row", "TextTable", "open_table"]
 
-class Row(NamedTuple):
-    """A row of a table.
-
-    Attributes:
-        line: Line of the file it starts in, from 1 with the header; number of the row where there are no lines.
-        cells: Values in the order of the table's columns: text, "" where there is none. Cells of JSON and Parquet that
-            hold no text (lists, photos) are as they are.
-    """
-
-    line: int
-    cells: list[Any]
-
-
-class TextTable:
-    """A table whose cells are read as text, so that ids keep their zeros.
-
-    Attributes:
-        file: Where it is.
-        columns: Names of the columns as written, without a byte order mark and white space around them.
-    """
-
-    file: SourceFile
-    columns: list[str]
-
-    def rows(self, log: ImportLog) -> Iterator[Row]:
-        """All rows in order; those that cannot be read go to the log."""
-        raise NotImplementedError
+_DELIMITED = (".csv", ".tsv", ".tab", ".psv")
+_PERHAPS = (*_DELIMITED, ".txt", ".dat", ".xls", "")
+_JSON = (".jsonl", ".ndjson", ".json")
+_WORKBOOK = (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods")
+_OF_WORKBOOK = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 
 
 def open_table(file: SourceFile) -> TextTable | None:
-    """The table in a file; None if it holds none."""
-    raise NotImplementedError
+    """The table in a file; None if it holds none.
+
+    Names and first bytes say what it is: a file `.xls` that holds text is read as text.
+
+    Raises:
+        CatalogueError: A table that is empty or cannot be read.
+        MissingLibraryError: A workbook, and the extra `excel` is not installed.
+    """
+    state = file.path.stat()
+    return _open(file, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=256)
+def _open(file: SourceFile, changed: int, size: int) -> TextTable | None:
+    """Every format looks at the same files; a table is opened once, unless its file changes."""
+    if file.suffix not in (*_PERHAPS, *_JSON, *_WORKBOOK, ".parquet"):
+        return None
+    head = file.head
+    if not head.strip():
+        if file.suffix in (*_DELIMITED, *_JSON, *_WORKBOOK, ".parquet"):
+            raise CatalogueError("is empty", file.name, "Export it again, or leave it out.")
+        return None
+    if head.startswith(b"PAR1") or file.suffix == ".parquet":
+        return open_parquet(file)
+    if file.suffix in _WORKBOOK and head.startswith(_OF_WORKBOOK):
+        return open_excel(file)
+    if file.suffix in _JSON:
+        return open_json(file)
+    if file.suffix in _PERHAPS and not head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        return open_delimited(file, certain=file.suffix in _DELIMITED)
+    return None
