@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,9 +17,10 @@ from tqdm import tqdm
 from mmfusion.data.catalogue_schema import COLUMNS, CatalogueError
 from mmfusion.files import move_files
 from mmfusion.importers.items import Imported, ImportLog, Item, Judgement, Query, ReadSettings, Split, Variants
+from mmfusion.importers.judgements import Judgements
 from mmfusion.importers.registry import find_importer
 from mmfusion.importers.source import Source, open_source
-from mmfusion.importers.splits import split_products, split_queries, split_queries_by_product
+from mmfusion.importers.splits import derived_query_id, split_products, split_queries, split_queries_by_product
 from mmfusion.importers.variants import Duplicates, products_of
 from mmfusion.importers.write import (
     ProductsWriter,
@@ -33,6 +35,7 @@ from mmfusion.importers.write import (
 
 # Products that are in memory at a time, where they are not grouped.
 _PART = 8192
+_TABLES = ("products.parquet", "queries.parquet", "qrels.parquet", "rejected.csv")
 
 
 @dataclass
@@ -50,6 +53,12 @@ class ImportSettings:
             distinct photos (`photo`); default: what suits the format.
         duplicates: What is done with an id that comes again: `first` keeps the first row, `merge` merges them, `error`
             stops.
+        clicks: Files of click data: an aggregated search report, a session log, UBI events or a GA4 export; several as
+            [a,b].
+        judgements: Files of judgements: query, product and grade, as lists, ESCI labels, TREC or BEIR qrels.
+        grades: How clicks become grades from 0 to 3; default: what suits the click data.
+        min_impressions: Pairs of query and product that were shown more rarely are not graded.
+        signal: What counts as success: orders (and carts), or clicks; default: orders, where the click data has some.
         split_by: What is split into train, val and test where the files do not say: queries, so that all products
             compete in each split; or each product with its variants, and the queries with the products they ask for.
         seed: Of the splits.
@@ -63,6 +72,11 @@ class ImportSettings:
     unpublished: bool = False
     variants: Variants | None = None
     duplicates: Duplicates = "first"
+    clicks: str | list[str] | None = None
+    judgements: str | list[str] | None = None
+    grades: Literal["funnel", "rate", "coec", "sdbn", "linear"] | None = None
+    min_impressions: int = 20
+    signal: Literal["orders", "clicks"] | None = None
     split_by: Literal["query", "product"] = "query"
     seed: int = 0
 
@@ -131,7 +145,29 @@ def import_catalogue(
 def _import(
     sources: Sequence[str], folder: Path, temporary: Path, settings: ImportSettings, dry_run: bool
 ) -> ImportResult:
-    log = ImportLog()
+    rejected = temporary / "rejected.csv"
+    with rejected.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "line", "reason"])
+        result, write = _read(sources, folder, temporary, settings, ImportLog(lambda *row: writer.writerow(row)))
+    tables = temporary / "tables"
+    tables.mkdir()
+    if not dry_run:
+        write(tables)
+    if result.log.rejected_by_reason:
+        rejected.rename(tables / rejected.name)
+    for name in _TABLES if not dry_run else ():
+        # Of an earlier import, and about products that may be gone.
+        if not (tables / name).exists():
+            (folder / name).unlink(missing_ok=True)
+    move_files(tables, folder, [path.name for path in sorted(tables.iterdir())])
+    return result
+
+
+def _read(
+    sources: Sequence[str], folder: Path, temporary: Path, settings: ImportSettings, log: ImportLog
+) -> tuple[ImportResult, Callable[[Path], None]]:
+    """All of an import but what it leaves: the result, and what writes the tables into a folder."""
     source = open_source(sources, folder / "downloads")
     name, importer = find_importer(source, settings.format)
     wanted = ReadSettings(
@@ -142,9 +178,8 @@ def _import(
     print(f"{source}: {importer.summary}")
     print("".join(f"  {column} ← {origin}\n" for column, origin in imported.mapping.items()), end="")
 
-    parts, tables = temporary / "parts", temporary / "tables"
+    parts = temporary / "parts"
     parts.mkdir()
-    tables.mkdir()
     products = ProductsWriter(parts)
     found = _read_products(products, imported, result)
     if not products.rows:
@@ -154,13 +189,14 @@ def _import(
     result.num_products = products.rows
     _judge(result, imported, found)
     split = _split(result, found)
-    if not dry_run:
+
+    def write(tables: Path) -> None:
         products.finish(tables / "products.parquet", split, result.template)
         if result.queries:
             write_queries(tables / "queries.parquet", result.queries)
             write_qrels(tables / "qrels.parquet", result.judgements, result.judgement_rule)
-        move_files(tables, folder, [path.name for path in sorted(tables.iterdir())])
-    return result
+
+    return result, write
 
 
 @dataclass
@@ -244,7 +280,20 @@ def _fulfilled(columns: dict[str, list[Any]], where: Sequence[Any], named: set[s
 
 def _judge(result: ImportResult, imported: Imported, found: _Found) -> None:
     """Queries and grades of known products; what is left out is counted."""
-    log = result.log
+    settings, log = result.settings, result.log
+    if settings.clicks is not None or settings.judgements is not None:
+        if settings.clicks is not None and settings.judgements is not None:
+            raise CatalogueError("both are given", "--clicks and --judgements", "Give one of them.")
+        ids = {name: name for name in found.groups}
+        graded = _graded(settings, {**found.product_of, **ids}, log)
+        log.left_out.update(graded.counts)
+        for warning in graded.warnings:
+            log.warn(warning)
+        result.judgement_rule = graded.rule
+        names = {text: derived_query_id(text) for text in graded.queries}
+        result.queries = [Query(name, text) for text, name in names.items()]
+        result.judgements = [Judgement(names[text], product, grade) for text, product, grade in graded.rows]
+        return
     queries = (imported.queries() if callable(imported.queries) else imported.queries) or []
     judgements = (imported.judgements() if callable(imported.judgements) else imported.judgements) or []
     grades: dict[tuple[str, str], int] = {}
@@ -262,6 +311,22 @@ def _judge(result: ImportResult, imported: Imported, found: _Found) -> None:
     log.leave_out("query without a judgement", len(queries) - len(result.queries))
     result.judgements = [Judgement(*pair, grade) for pair, grade in grades.items()]
     result.judgement_rule = imported.judgement_rule
+
+
+def _graded(settings: ImportSettings, known: dict[str, str], log: ImportLog) -> Judgements:
+    if settings.clicks is None:
+        raise NotImplementedError
+    from mmfusion.importers.clicks import read_clicks
+    from mmfusion.importers.grades import grade
+
+    clicks = read_clicks(settings.clicks, known, reject=log.reject)
+    return grade(
+        clicks,
+        settings.grades,
+        min_impressions=settings.min_impressions,
+        signal=settings.signal,
+        reject=log.reject,
+    )
 
 
 def _split(result: ImportResult, found: _Found) -> dict[str, Split] | None:
