@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.photo_check import check_photos
-from mmfusion.data.tables import ProductTable, QueryTable, Rows
+from mmfusion.data.tables import ProductTable, QueryTable, Rows, no_text
 from mmfusion.evaluation import (
     Evaluation,
     evaluate_pool,
@@ -22,7 +22,7 @@ from mmfusion.evaluation import (
     write_evaluation,
 )
 from mmfusion.evaluation.evaluate import PLACES, default_slices, pool_rows, take
-from mmfusion.evaluation.perturb import Perturbation, PerturbedInputs, no_text, perturbed_inputs
+from mmfusion.evaluation.perturb import Perturbation, PerturbedInputs, perturbed_inputs
 from mmfusion.evaluation.tables import router_weights_table
 from mmfusion.evaluation.weights import router_weights
 from mmfusion.model import MMFusionModel, MMFusionProcessor

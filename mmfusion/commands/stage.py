@@ -9,6 +9,7 @@ import lightning as L
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.datamodule import MMFusionDataModule
 from mmfusion.data.photo_check import check_photos
+from mmfusion.data.pseudo_queries import with_pseudo_queries
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.stages import Optimization, Stage
 from mmfusion.training import (
@@ -78,6 +79,9 @@ class StageConfig:
             runs; default: in the output folder. Not used with stream.
         dev_fraction: Share of train queries held out for validation instead of the val split, from 0 to below 1.
         dev_by: Query column whose values stay together in that fold; default: the query text.
+        pseudo_queries: Whether titles and attributes of products stand in for queries, where nobody has logged any: the
+            catalogue's own queries are not read, a tenth of its products is held out, and validation measures Recall@10
+            from their titles to their photos. See `with_pseudo_queries`; not with stream.
         stream: Whether products are read from where they are, for catalogues larger than memory and disk: nothing is
             cached, and an epoch visits each product that a query asks for rather than each query.
         shuffle_buffer: Products that each worker of a stream holds to draw from, beside a row group.
@@ -118,6 +122,7 @@ class StageConfig:
     feature_cache: str | None = None
     dev_fraction: float = 0.0
     dev_by: str | None = None
+    pseudo_queries: bool = False
     stream: bool = False
     shuffle_buffer: int = 4096
     checkpoint_every: int = 100
@@ -149,7 +154,19 @@ def begin(name: str, config: Config) -> tuple[Config, Run]:
 
 def open_catalogue(config: StageConfig, run: Run, num_products: int = 2000) -> Catalogue:
     """The catalogue of a training, which must be the one that the run began with."""
-    catalogue = load_catalogue(config.catalogue, config.base, run.folder, num_products, stream=config.stream)
+    if config.pseudo_queries and (config.stream or config.dev_fraction):
+        raise ValueError(
+            "--pseudo_queries reads the titles of all products and holds some of them out itself; leave --stream and "
+            "--dev_fraction out."
+        )
+    options = {"stream": config.stream, "products_only": config.pseudo_queries}
+    catalogue = load_catalogue(config.catalogue, config.base, run.folder, num_products, **options)
+    if config.pseudo_queries:
+        catalogue = with_pseudo_queries(catalogue, seed=config.seed)
+        print(
+            f"{len(catalogue.query_rows('train')):,} pseudo-queries from titles and attributes stand in for queries; "
+            "validation measures how titles find photos, and nothing says how people find what they ask for"
+        )
     note_catalogue(run, catalogue)
     return catalogue
 
@@ -165,7 +182,8 @@ def build_data(
 ) -> MMFusionDataModule:
     """Batches of a catalogue, with features of what the config freezes from a cache."""
     options: dict[str, Any] = {name: getattr(config, name) for name in _DATA_OPTIONS}
-    data = MMFusionDataModule(catalogue, processor, num_workers=config.hardware.num_workers, photos=photos, **options)
+    options |= {"num_workers": config.hardware.num_workers, "photos": photos, "val_texts": not config.pseudo_queries}
+    data = MMFusionDataModule(catalogue, processor, **options)
     if photos:
         check_photos(catalogue, data.train_rows, allow_missing=config.allow_missing_photos)
     folder = Path(config.feature_cache or run.folder / "feature_cache")

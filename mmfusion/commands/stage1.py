@@ -48,5 +48,6 @@ def main(config: Config) -> None:
         title_image_weight=config.title_image_weight,
         loss=config.loss,
         micro_batch=config.micro_batch,
+        titles_to_photos=config.pseudo_queries,
     )
     train(config, run, stage, data, processor)

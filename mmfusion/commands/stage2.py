@@ -59,5 +59,6 @@ def main(config: Config) -> None:
         modality_dropout=config.modality_dropout,
         loss=config.loss,
         micro_batch=config.micro_batch,
+        titles_to_photos=config.pseudo_queries,
     )
     train(config, run, stage, data, processor)

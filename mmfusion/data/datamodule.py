@@ -22,7 +22,7 @@ from mmfusion.data.qrels import Qrels
 from mmfusion.data.sampler import PairSampler, RowSampler
 from mmfusion.data.streamed_catalogue import StreamedCatalogue
 from mmfusion.data.streaming import StreamedProductTable, StreamedTable, StreamRowSampler, StreamSampler
-from mmfusion.data.tables import PairTable, ProductTable, QueryTable, log_cut_texts, text_lengths
+from mmfusion.data.tables import PairTable, ProductTable, QueryTable, log_cut_texts, no_text, text_lengths
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ class MMFusionDataModule(L.LightningDataModule):
         negatives_per_query: int | None = None,
         photo_views: int = 1,
         shuffle_buffer: int = 4096,
+        val_texts: bool = True,
     ) -> None:
         """Prepares the splits.
 
@@ -93,6 +94,8 @@ class MMFusionDataModule(L.LightningDataModule):
                 [`cropped_photo`].
             shuffle_buffer: Products that each worker holds to draw from where the catalogue is a
                 [`StreamedCatalogue`], at least 1; see [`StreamSampler`].
+            val_texts: False leaves the texts of products out in validation, where queries are their titles; not of a
+                fold of train queries.
 
         Raises:
             CatalogueError: The train split has no judged query, or there is no such column or kind of duplicate.
@@ -142,6 +145,8 @@ class MMFusionDataModule(L.LightningDataModule):
         self._train_products = self._product_table()
         # A fold of train queries is judged over train products: one table, so that nothing is cached twice.
         self._val_products = self._train_products if dev_fraction else self._product_table()
+        if not val_texts:
+            self._val_products.rewrite = no_text
 
     def cache_vision(self, model: MMFusionModel, folder: Path) -> None:
         """Replaces photos by activations of the model's frozen vision blocks, one cache for each split.
@@ -185,7 +190,7 @@ class MMFusionDataModule(L.LightningDataModule):
                     build_feature_cache(folder / own, model, table, rows, crop=crop, **options)
                     for crop, own in enumerate(names)
                 )
-            if self._text_cache and table.text_cache is None and len(rows):
+            if self._text_cache and table.text_cache is None and table.rewrite is None and len(rows):
                 model, folder = self._text_cache
                 texts = ProductTable(self.catalogue, self.processor, photos=False)
                 table.text_cache = build_text_cache(folder, model, texts, rows, "product")

@@ -215,6 +215,11 @@ def photo_counts(catalogue: BaseCatalogue, most: int) -> npt.NDArray[np.int64]:
     return np.minimum(counts.astype(np.int64), most)
 
 
+def no_text(name: str, text: str) -> str:
+    """The empty text, whatever it is: a function by name, so that workers can be handed it."""
+    return ""
+
+
 def log_cut_texts(table: ProductTable | QueryTable, rows: Rows) -> None:
     """Logs one line if texts are cut at the processor's limit; of more than 20,000 texts a sample is looked at.
 

@@ -10,7 +10,7 @@ from zlib import crc32
 
 import numpy as np
 
-from mmfusion.data.tables import Rewrite, Rows
+from mmfusion.data.tables import Rewrite, Rows, no_text
 
 Perturbation = Literal["none", "misleading_titles", "photos_dropped", "text_dropped", "typos", "photos_shuffled"]
 Colours = tuple[tuple[str, ...], ...]
@@ -174,11 +174,6 @@ def _misspellings(word: str) -> list[list[str]]:
 def _keys_beside(letter: str) -> str:
     keys = _KEYS_BESIDE.get(letter.lower(), "")
     return keys.upper() if letter.isupper() else keys
-
-
-def no_text(product_id: str, text: str) -> str:
-    """The empty text, whatever the product's: a function by name, so that workers can be handed it."""
-    return ""
 
 
 def _misleading(seed: int, product_id: str, text: str) -> str:

@@ -22,7 +22,7 @@ from mmfusion.stages.optimization import Optimization, can_fuse, freeze_by_rate,
 from mmfusion.stages.sharding import shard
 
 QUERIES, PRODUCTS = 0, 1
-RECALL_AT, NDCG_AT = 100, 10
+RECALL_AT, NDCG_AT, TITLES_AT = 100, 10, 10
 _QUERIES_AT_ONCE = 256
 
 
@@ -48,6 +48,7 @@ class Stage(L.LightningModule):
         *,
         loss: str = "contrastive",
         micro_batch: int = 0,
+        titles_to_photos: bool = False,
     ) -> None:
         """Takes a model.
 
@@ -57,6 +58,8 @@ class Stage(L.LightningModule):
             loss: Over all pairs of two sets: `contrastive` ([`GradedContrastiveLoss`]), `sigmoid`
                 ([`GradedSigmoidLoss`]), or one that [`register_loss`] added.
             micro_batch: Rows of which activations are held at a time ([`embed_in_micro_batches`]); 0 holds all.
+            titles_to_photos: Whether the queries of validation are titles, and its products show their photos alone:
+                what is measured is Recall@10 from titles to photos, and nothing that could be taken for queries.
         """
         super().__init__()
         if loss not in LOSSES:
@@ -70,6 +73,7 @@ class Stage(L.LightningModule):
         self.graded_loss, self.pair_loss = LOSSES[loss](), LOSSES[loss]()
         self.micro_batch = micro_batch
         freeze_by_rate(model, self.optimization)
+        self.titles_to_photos = titles_to_photos
         self.schedules: list[tuple[int, int]] = []
         self._collected: tuple[list[Any], list[Any]] = ([], [])
         self._sharded = False
@@ -187,20 +191,25 @@ class Stage(L.LightningModule):
         has_text, has_image = views.pop("present").any(0).tolist()
         # Where no product has a text or a photo, that view is arbitrary, and so would be its figures.
         missing = {name for name, there in (("text", has_text), ("image", has_image)) if not there}
+        if self.titles_to_photos:
+            views, missing = {"title_to_photo": next(iter(views.values()))}, set()
         for name, products in views.items():
             if name in missing:
                 continue
             metrics = self._rank(queries["query"], products, query_rows, product_rows)
             for metric, value in metrics.items():
-                self.log(f"val/{name}/{metric}", value, prog_bar=metric.startswith("ndcg"), rank_zero_only=False)
+                self.log(f"val/{name}/{metric}", value, prog_bar=metric.endswith("@10"), rank_zero_only=False)
 
     def _rank(self, queries: Tensor, products: Tensor, query_rows: Tensor, product_rows: Tensor) -> dict[str, float]:
         """Recall@100 and nDCG@10 in [0, 1] of queries (Q, D) over all given products (N, D); NaN where undefined.
 
+        From titles to photos it is Recall@10 alone.
+
         Ties are left in whatever order they come; use `mmfusion.evaluation` for figures to report.
         """
         relevant = max(self._judgements.levels)
-        recall, ndcg = RetrievalRecallAtK(RECALL_AT, relevant_grade=relevant), RetrievalNDCGAtK(NDCG_AT)
+        recall_at = TITLES_AT if self.titles_to_photos else RECALL_AT
+        recall, ndcg = RetrievalRecallAtK(recall_at, relevant_grade=relevant), RetrievalNDCGAtK(NDCG_AT)
         for part in torch.arange(len(queries)).split(_QUERIES_AT_ONCE):
             grades = self._judgements(query_rows[part], product_rows)
             ranked = (queries[part] @ products.T).topk(min(RECALL_AT, len(products)), dim=1).indices
@@ -208,7 +217,8 @@ class Stage(L.LightningModule):
             ndcg.update(grades.gather(1, ranked), grades.topk(min(NDCG_AT, len(products)), dim=1).values)
         # Not by `compute`: ranks have nothing to add up, as each has all queries, and a mean over no query is NaN here.
         means = [float(metric.total / metric.num_queries) for metric in (recall, ndcg)]
-        return dict(zip((f"recall@{RECALL_AT}", f"ndcg@{NDCG_AT}"), means, strict=True))
+        found = dict(zip((f"recall@{recall_at}", f"ndcg@{NDCG_AT}"), means, strict=True))
+        return {name: value for name, value in found.items() if not self.titles_to_photos or name.startswith("recall")}
 
     def configure_optimizers(self) -> Any:
         groups = parameter_groups(self.model, self.optimization)

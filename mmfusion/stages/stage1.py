@@ -29,6 +29,7 @@ class Stage1(Stage):
         title_image_weight: float = 0.3,
         loss: str = "contrastive",
         micro_batch: int = 0,
+        titles_to_photos: bool = False,
     ) -> None:
         """Takes a model.
 
@@ -38,9 +39,9 @@ class Stage1(Stage):
             query_text_weight: Weight of the graded loss between queries and product texts, at least 0.
             query_image_weight: Weight of the graded loss between queries and photos; 0 leaves photos out.
             title_image_weight: Weight of the loss that pairs each title with its own photo; 0 leaves it out.
-            loss, micro_batch: As in [`Stage`].
+            loss, micro_batch, titles_to_photos: As in [`Stage`].
         """
-        super().__init__(model, optimization, loss=loss, micro_batch=micro_batch)
+        super().__init__(model, optimization, loss=loss, micro_batch=micro_batch, titles_to_photos=titles_to_photos)
         self.weights = {
             "query_text": query_text_weight,
             "query_image": query_image_weight,

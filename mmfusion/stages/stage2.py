@@ -27,6 +27,7 @@ class Stage2(Stage):
         modality_dropout: float = 0.1,
         loss: str = "contrastive",
         micro_batch: int = 0,
+        titles_to_photos: bool = False,
     ) -> None:
         """Takes a model.
 
@@ -38,9 +39,9 @@ class Stage2(Stage):
             query_image_weight: Weight of the same for the photo view, at least 0.
             modality_dropout: Share of products that lose their text or (as often) their photo in a training step,
                 in [0, 1); only products that have both lose one.
-            loss, micro_batch: As in [`Stage`].
+            loss, micro_batch, titles_to_photos: As in [`Stage`].
         """
-        super().__init__(model, optimization, loss=loss, micro_batch=micro_batch)
+        super().__init__(model, optimization, loss=loss, micro_batch=micro_batch, titles_to_photos=titles_to_photos)
         self.weights = {"fused": fused_weight, "query_text": query_text_weight, "query_image": query_image_weight}
         self.modality_dropout = modality_dropout
         if fused_weight <= 0 or min(self.weights.values()) < 0:
