@@ -42,7 +42,25 @@ def load_query_tower(base: str | os.PathLike[str], **hub: Any) -> tuple[MMFusion
         if not config.query_only:
             config.query_tower_of = _fingerprint(base, config, processor, hub)
             config.query_only = True
-        return _load(base, config, hub), processor
+        model, info = load_with_info(base, config=config, **hub)
+        missing = sorted(info.get("missing_keys") or ())
+        if missing:
+            raise HubError(f"{base} lacks weights of the query tower: {', '.join(missing[:5])}; download it again.")
+        return model.eval(), processor
+
+
+def load_with_info(base: str | os.PathLike[str], **options: Any) -> tuple[MMFusionModel, dict[str, Any]]:
+    """A model, and which weights were missing or left over (`output_loading_info`), which is not logged."""
+    # transformers reports them as a table of warnings, also where they are meant to be so.
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        # The result is a pair, which transformers' types do not say.
+        loaded: Any = MMFusionModel.from_pretrained(base, output_loading_info=True, **options)
+    finally:
+        transformers_logging.set_verbosity(before)
+    model, info = loaded
+    return model, info
 
 
 def query_tower(model: MMFusionModel) -> MMFusionModel:
@@ -100,19 +118,3 @@ def _fingerprint(
         names = MMFusionModel(copy.deepcopy(config)).state_dict().keys()
     stored = stored_fingerprint(fetch_weights(base, hub), names, config, processor)
     return stored or model_fingerprint(MMFusionModel.from_pretrained(base, **hub), processor)
-
-
-def _load(base: str | os.PathLike[str], config: MMFusionConfig, hub: dict[str, Any]) -> MMFusionModel:
-    # transformers would report the weights of the product tower as left over, which they are meant to be.
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        loaded: Any = MMFusionModel.from_pretrained(base, config=config, output_loading_info=True, **hub)
-    finally:
-        transformers_logging.set_verbosity(before)
-    model, info = loaded
-    missing = sorted(info.get("missing_keys") or ())
-    if missing:
-        raise HubError(f"{base} lacks weights of the query tower: {', '.join(missing[:5])}; it is not whole.")
-    tower: MMFusionModel = model.eval()
-    return tower

@@ -8,7 +8,6 @@ from typing import Any
 
 from filelock import FileLock
 from transformers import PreTrainedConfig
-from transformers.utils import logging as transformers_logging
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.streamed_catalogue import StreamedCatalogue
@@ -18,6 +17,7 @@ from mmfusion.files import absolute_place, is_hub_id
 from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
 from mmfusion.model.configuration_mmfusion import own_fields
 from mmfusion.model.errors import explain
+from mmfusion.retrieval.query_tower import load_with_info
 from mmfusion.training.run import Run, RunError, read_record
 
 logger = logging.getLogger(__name__)
@@ -148,17 +148,7 @@ def load_base(
         setattr(config, name, value)
     config.check()
     renewed = {"query_router." if name == "query_router" else "fusion." for name in changed}
-    before = transformers_logging.get_verbosity()
-    # transformers reports new and unused weights as a table of warnings; _check_leftovers says it in a line, or raises.
-    transformers_logging.set_verbosity_error()
-    try:
-        # With output_loading_info the result is a pair, which transformers' types do not say.
-        loaded: Any = MMFusionModel.from_pretrained(
-            base, config=config, output_loading_info=True, ignore_mismatched_sizes=bool(renewed)
-        )
-    finally:
-        transformers_logging.set_verbosity(before)
-    model, info = loaded
+    model, info = load_with_info(base, config=config, ignore_mismatched_sizes=bool(renewed))
     _check_leftovers(base, info, tuple(renewed))
     processor = MMFusionProcessor.from_pretrained(base)
     for name in ("product_template", "query_prompt", "product_prompt"):
