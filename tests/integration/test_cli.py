@@ -197,6 +197,15 @@ def test_mmfusion_refuses_what_it_does_not_know(arguments: list[str], capsys: py
     assert "usage: mmfusion" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["stage3"]])
+def test_help_and_mistyped_commands_do_not_wait_for_torch(arguments: list[str]) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "mmfusion", *arguments]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=120)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "mmfusion.cli" in imported
+    assert not imported & {"torch", "transformers", "lightning", "numpy", "pyarrow", "jsonargparse"}
+
+
 def test_mmfusion_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["--help"])
     output = capsys.readouterr().out
