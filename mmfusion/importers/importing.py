@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +47,8 @@ class ImportSettings:
         columns: Column of the file by column of the catalogue, e.g. {"title": "Name", "image": ["Photo 1", "Photo 2"]}.
         id_column: Column of the file that holds the ids of products.
         locale: Market of a data set with several, e.g. us; or how numbers are written, e.g. de for 1.299,95.
+        subset: Part of a data set that comes in several: small or large of ESCI.
+        splits: Split by name of a part of a data set, e.g. {"novel_query": "val"} of Marqo-GS-10M.
         where: Only products that fulfil conditions on columns of the catalogue, e.g. [["price", "<", 50]].
         unpublished: Whether drafts, archived and hidden products are imported, too.
         variants: What becomes a product: a `product` with all its variants, each variant (`item`), or each of its
@@ -68,6 +70,8 @@ class ImportSettings:
     columns: dict[str, str | list[str]] = field(default_factory=dict)
     id_column: str | None = None
     locale: str | None = None
+    subset: str | None = None
+    splits: dict[str, str] = field(default_factory=dict)
     where: list[Any] | None = None
     unpublished: bool = False
     variants: Variants | None = None
@@ -170,9 +174,7 @@ def _read(
     """All of an import but what it leaves: the result, and what writes the tables into a folder."""
     source = open_source(sources, folder / "downloads")
     name, importer = find_importer(source, settings.format)
-    wanted = ReadSettings(
-        settings.columns, settings.id_column, settings.locale, settings.unpublished, settings.variants
-    )
+    wanted = ReadSettings(**{one.name: getattr(settings, one.name) for one in fields(ReadSettings)})
     imported = importer.read(source, wanted, log)
     result = ImportResult(folder, source, name, importer.summary, imported.mapping, settings, log, imported.template)
     print(f"{source}: {importer.summary}")

@@ -73,6 +73,8 @@ class ReadSettings:
             `image` may be a list of columns.
         id_column: Column of the file that holds ids.
         locale: Language or market: which rows of a data set in several, or how numbers are written ("de": 1.299,95).
+        subset: Part of a data set that comes in several, e.g. "small" for the small version of ESCI.
+        splits: Split by name of a part of a data set, e.g. {"novel_query": "val"}; overrides what is usual.
         unpublished: Whether drafts, archived and hidden products are read, too.
         variants: What becomes a product; None: the default of the format.
     """
@@ -82,6 +84,8 @@ class ReadSettings:
     locale: str | None = None
     unpublished: bool = False
     variants: Variants | None = None
+    subset: str | None = None
+    splits: Mapping[str, str] = field(default_factory=dict)
 
 
 class ImportLog:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -26,6 +27,12 @@ _MOST_NAMED = 3
 def split_named(name: str) -> Split | None:
     """The split that a file means by a name, e.g. "dev" or "Validation"; None if it is not one."""
     return _NAMES.get(name.strip().lower())
+
+
+def split_of_file(name: str) -> Split | None:
+    """The split that the name of a file (without its folders) says, e.g. "train-00000-of-00002.parquet"."""
+    words = re.findall(r"[a-z]+", name.replace("\\", "/").rpartition("/")[2].lower())
+    return next((split for word in reversed(words) if (split := split_named(word))), None)
 
 
 def normalised_query(text: str) -> str:
