@@ -57,7 +57,7 @@ def run_ablation(
     steps = plan_ablation(settings)
     if dry_run:
         skipped = [f"# not run: {name} ({reason})" for name, reason in reasons_not_run(settings).items()]
-        print("\n".join([*skipped, *(step.command() for step in steps)]))
+        print("\n".join([*skipped, *(step.command() for step in steps), "# next: the same command without --dry_run"]))
         return
     settings.output.mkdir(parents=True, exist_ok=True)
     if table_only:
@@ -132,6 +132,7 @@ def write_ablation(
     table.write_text(ablation_csv(rows, numbers.perturbed), "utf-8")
     draw_ablation(rows, picture)
     print(f"{text.split('## ')[0]}\nablation: {page}, {data}, {table}, {picture}", flush=True)
+    print(f"next: mmfusion report --results {settings.results / 'mean'}", flush=True)
     return numbers
 
 

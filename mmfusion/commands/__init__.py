@@ -67,7 +67,9 @@ def run_command(
     """
     try:
         _import_named_modules()
-        main(_parse(main, arguments, prog))
+        config = _parse(main, arguments, prog)
+        _hide_bars_of_libraries()
+        main(config)
     except Exception as error:
         if os.environ.get("MMFUSION_TRACEBACK") or not _explains_itself(error):
             raise
@@ -125,6 +127,21 @@ def _import_named_modules() -> None:
                 f"{IMPORT_VARIABLE} names the module {name!r}, which cannot be imported ({error}). Change into its "
                 "folder, install its package, or correct the name."
             ) from error
+
+
+def _hide_bars_of_libraries() -> None:
+    """Leaves bars to the commands: those of libraries tell of shards and tensors, and fill logs."""
+    # What is imported by now is all that a command needs; a light one waits for neither.
+    names = ("transformers.utils.logging", "datasets", "huggingface_hub.utils")
+    transformers, datasets, hub = (sys.modules.get(name) for name in names)
+    shown = hub is not None and sys.stderr.isatty() and not hub.are_progress_bars_disabled()
+    if transformers is not None:
+        transformers.disable_progress_bar()
+    if datasets is not None:
+        datasets.disable_progress_bars()
+    if hub is not None and shown:
+        # A download may take minutes, and somebody is looking.
+        hub.enable_progress_bars()
 
 
 def _explains_itself(error: Exception) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from mmfusion.data.hub_ids import check_readable
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.training.run import open_run, recorded_arguments
 
@@ -45,6 +46,8 @@ class Config:
 
 def main(config: Config) -> None:
     """Writes a model folder with new projections and a new fusion network, for stage 1 to train."""
+    for encoder in (config.text, config.vision):
+        check_readable(encoder, "model")
     torch.manual_seed(config.seed)
     encoders: dict[str, Any] = {"text": config.text, "vision": config.vision}
     encoders["trust_remote_code"] = config.trust_remote_code

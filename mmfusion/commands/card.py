@@ -53,3 +53,4 @@ def main(config: Config) -> None:
     del options["show"]
     path = write_card(options.pop("base"), **options)
     print(f"{load_card(path).table()}\ncard: {path.absolute()}")
+    print(f"next: mmfusion publish --base {config.base} --repo {config.repo}")

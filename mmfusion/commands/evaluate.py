@@ -39,6 +39,8 @@ class Config:
 
     Attributes:
         catalogue: Folder, fsspec URL or Hub id of a catalogue; default: the one that the model was trained on.
+        unknown_judgements: What to do with judgements of queries or products that the catalogue lacks: stop with an
+            error, or drop them and say how many.
         base: Folder or Hub id of the model.
         output: Folder for results and working files; results of several models may share it.
         name: Name of the results; default: the fusion kind of the model, or bm25, and the perturbation.
@@ -70,6 +72,7 @@ class Config:
     """
 
     catalogue: str | None = None
+    unknown_judgements: Literal["error", "drop"] = "error"
     base: str = "outputs/stage2"
     output: str = "outputs/evaluation"
     name: str | None = None
@@ -99,7 +102,7 @@ def main(config: Config) -> None:
     lock = take_lock(folder)
     model, processor = load_base(config.base)
     check_width(model.config, config.truncate_dim, config.allow_untrained_width)
-    catalogue = load_catalogue(config.catalogue, config.base, folder)
+    catalogue = load_catalogue(config.catalogue, config.base, folder, unknown=config.unknown_judgements)
     query_rows, product_rows = pool_rows(catalogue, config.split, config.pool)
     inputs = perturbed_inputs(config.perturb, product_rows, len(catalogue.products), config.seed)
     by_model = config.ranker == "model"
@@ -174,6 +177,7 @@ def main(config: Config) -> None:
         print(f"what the router weighs, per cent:\n\n{router_weights_table([result])}\n")
     lock.release()
     print(f"{text}\nresults: {folder.absolute()}")
+    print(f"next: mmfusion embed --base {config.base}" if by_model else f"next: mmfusion report --results {folder}")
 
 
 def _shorten(model: MMFusionModel, embeds: FloatArray, truncate_dim: int | None) -> FloatArray:

@@ -34,5 +34,6 @@ def main(config: Config) -> None:
     size = sum(path.stat().st_size for path in Path(config.output).iterdir())
     print(
         f"{config.output}: {size / 1e6:,.1f} MB, opset {description.opset}, {description.dimension} dimensions, "
-        f"queries of up to {description.max_length} tokens; largest difference from PyTorch {description.parity:.1e}"
+        f"queries of up to {description.max_length} tokens; largest difference from PyTorch {description.parity:.1e}; "
+        f"next: mmfusion serve --onnx {config.output}"
     )

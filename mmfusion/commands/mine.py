@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import asdict, dataclass, fields
+from typing import Literal
 
 import numpy as np
 
@@ -23,6 +24,8 @@ class Config(MiningSettings):
 
     Attributes:
         catalogue: Folder, fsspec URL or Hub id of a catalogue; default: the one that the model was trained on.
+        unknown_judgements: What to do with judgements of queries or products that the catalogue lacks: stop with an
+            error, or drop them and say how many.
         base: Folder or Hub id of the model that ranks.
         output: Folder for everything that is written.
         factory: FAISS factory string: Flat (exact), HNSW32 (fast), IVF1024,PQ48 (small) …; scores are exact with any.
@@ -35,6 +38,7 @@ class Config(MiningSettings):
     """
 
     catalogue: str | None = None
+    unknown_judgements: Literal["error", "drop"] = "error"
     base: str = "outputs/stage1"
     output: str = "outputs/hard_negatives"
     factory: str = "Flat"
@@ -56,11 +60,12 @@ def main(config: Config) -> None:
     arguments = recorded_arguments(config)
     del arguments["num_workers"]
     run = open_run(config.output, "mine", arguments)
+    following = f"next: mmfusion stage2 --hard_negatives {config.output}"
     if run.complete:
-        return print(f"{run.folder} is complete; delete it or give another --output to mine again.")
+        return print(f"{run.folder} is complete; delete it or give another --output to mine again; {following}")
     model, processor = load_base(config.base)
     model.eval()
-    products = load_catalogue(config.catalogue, config.base, run.folder)
+    products = load_catalogue(config.catalogue, config.base, run.folder, unknown=config.unknown_judgements)
     note_catalogue(run, products)
     qrels = products.split_qrels("train")
     products.judged_queries("train")
@@ -111,5 +116,5 @@ def main(config: Config) -> None:
     shutil.rmtree(work)
     print(
         f"{len(mined):,} negatives of {len(query_rows):,} queries ({counts['queries_without']:,} have none) in "
-        f"{run.folder}; next: mmfusion stage2 --hard_negatives {config.output}"
+        f"{run.folder}; {following}"
     )

@@ -51,5 +51,7 @@ def main(config: Config) -> None:
     if query := sum(size for name, size in published.files.items() if name.startswith("query/")):
         share = query / (whole - query)
         print(f"{query:>15,}  of them in query/, for a search front end: {share:.1%} of the model beside it")
-    sent = f"dry run: nothing was sent to {published.repo}" if published.url is None else f"published: {published.url}"
-    print(sent)
+    if published.url is None:
+        print(f"dry run: nothing was sent to {published.repo}; next: the same command without --dry_run")
+    else:
+        print(f"published: {published.url}; next: mmfusion card --show {published.repo}")

@@ -24,6 +24,8 @@ class Config:
         base: Folder or Hub id of the model that is shown, on the right.
         catalogue: Folder, fsspec URL or Hub id of a catalogue; default: the one that the model on the right was
             trained on.
+        unknown_judgements: What to do with judgements of queries or products that the catalogue lacks: stop with an
+            error, or drop them and say how many.
         output: Folder for the page and working files.
         queries_per_kind: Queries to show of each kind: a third the largest gains, a third the largest losses, the rest
             at random.
@@ -42,6 +44,7 @@ class Config:
     baseline: str = "outputs/text_only"
     base: str = "outputs/stage2"
     catalogue: str | None = None
+    unknown_judgements: Literal["error", "drop"] = "error"
     output: str = "outputs/report"
     queries_per_kind: int = 6
     split: Literal["train", "val", "test"] | None = None
@@ -57,7 +60,7 @@ def main(config: Config) -> None:
     """Writes report.html, a single file that needs no network; photos of the catalogue are embedded in it."""
     variants = load_variants(config.results, config.order)
     lock = take_lock(config.output)
-    catalogue = load_catalogue(config.catalogue, config.base, Path(config.output))
+    catalogue = load_catalogue(config.catalogue, config.base, Path(config.output), unknown=config.unknown_judgements)
     questions = Questions.like(variants[0], catalogue, config.split)
     check_photos(catalogue, questions.product_rows, allow_missing=config.allow_missing_photos)
 
@@ -83,3 +86,4 @@ def main(config: Config) -> None:
     path = write_page(config.output, page)
     lock.release()
     print(f"{format_table(variants)}\npage: {path.absolute()} ({path.stat().st_size / 1e6:.1f} MB)")
+    print(f"next: open it in a browser, then mmfusion card --base {config.base} --results [{config.results}]")

@@ -50,6 +50,7 @@ def main(config: Config) -> None:
         shares = " ".join(f"{weights.get(name, float('nan')):5.2f}" for name in ("text", "image"))
         title = hit.metadata.get("title") or "(no title)"
         print(f"{hit.rank:>4}  {hit.score:6.3f}  {shares}  {hit.product_id}  {title}")
+    print(f"next: mmfusion serve --index {config.index}")
 
 
 def open_index(folder: str, record: Mapping[str, Any], *, verify: bool) -> ProductIndex | MilvusIndex:

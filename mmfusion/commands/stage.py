@@ -27,6 +27,7 @@ from mmfusion.training import (
     recorded_arguments,
 )
 from mmfusion.training.best import KeepBest
+from mmfusion.training.run import is_first_rank
 
 # Settings that the data module takes under the same names.
 _DATA_OPTIONS = (
@@ -52,6 +53,8 @@ class StageConfig:
         base: Folder or Hub id of the model to start from.
         output: Folder for everything that is written.
         catalogue: Folder, fsspec URL or Hub id of a catalogue; default: the one that the base was trained on.
+        unknown_judgements: What to do with judgements of queries or products that the catalogue lacks: stop with an
+            error, or drop them and say how many.
         steps: Optimizer steps. A run that has finished goes on where the same command asks for more: the added steps
             warm up and decay once more.
         batch_size: Pairs of query and product per device and batch, at least 2.
@@ -103,6 +106,7 @@ class StageConfig:
     base: str | None = None
     output: str = "outputs/stage"
     catalogue: str | None = None
+    unknown_judgements: Literal["error", "drop"] = "error"
     steps: int = 400
     batch_size: int = 64
     extra_products: int = 0
@@ -148,6 +152,7 @@ def begin(name: str, config: Config) -> tuple[Config, Run]:
     run = open_run(config.output, name, recorded_arguments(config), dry_run=config.dry_run, extendable=True)
     if run.complete:
         print(f"{run.folder} is complete; raise --steps to extend it, or give another --output to train again.")
+        _say_next(run, config)
     L.seed_everything(config.seed, verbose=False)
     return config, run
 
@@ -160,7 +165,8 @@ def open_catalogue(config: StageConfig, run: Run, num_products: int = 2000) -> C
             "--dev_fraction out."
         )
     options = {"stream": config.stream, "products_only": config.pseudo_queries}
-    catalogue = load_catalogue(config.catalogue, config.base, run.folder, num_products, **options)
+    unknown = config.unknown_judgements
+    catalogue = load_catalogue(config.catalogue, config.base, run.folder, num_products, **options, unknown=unknown)
     if config.pseudo_queries:
         catalogue = with_pseudo_queries(catalogue, seed=config.seed)
         print(
@@ -195,7 +201,10 @@ def train(config: StageConfig, run: Run, stage: Stage, data: MMFusionDataModule,
     """Trains a stage, or resumes its training, and saves the model; a dry run only prints what it would need."""
     length = {"steps": config.steps, "accumulate": config.accumulate, "validate_every": config.validate_every}
     if config.dry_run:
-        return preflight(run, config.hardware, stage, data, **length)
+        preflight(run, config.hardware, stage, data, **length)
+        if is_first_rank():
+            print("next: the same command without --dry_run")
+        return
     best = None
     if config.keep == "best" or config.patience is not None:
         if not len(data.val_qrels) or config.validate_every > config.steps:
@@ -215,3 +224,10 @@ def train(config: StageConfig, run: Run, stage: Stage, data: MMFusionDataModule,
         best=best,
     )
     fit(run, trainer, stage, data, processor)
+    _say_next(run, config)
+
+
+def _say_next(run: Run, config: StageConfig) -> None:
+    if is_first_rank():
+        follows = "stage2" if run.record["recipe"] == "stage1" else "evaluate"
+        print(f"next: mmfusion {follows} --base {config.output}")

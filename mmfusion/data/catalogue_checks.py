@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmfusion.data.catalogue_schema import SPLITS, CatalogueError, is_list, reading
+from mmfusion.data.photos import FETCH_PHOTOS, is_url
 from mmfusion.data.qrels import DuplicateJudgementError, Qrels
 
 logger = logging.getLogger(__name__)
@@ -44,10 +45,13 @@ def check_photo_paths(column: pa.ChunkedArray, photo_root: str | None, place: st
         rows, paths = photo_paths(chunk)
         at = pc.index(_leaves(paths, photo_root), True).as_py()
         if at >= 0:
-            where = "it is not in a local folder" if photo_root is None else f"that is outside {photo_root!r}"
+            path, where = paths[at].as_py(), f"{place}, column 'image', row {start + rows[at].as_py()}"
+            if is_url(path):
+                raise CatalogueError(f"the photo is the URL {path!r}, which is not fetched here", where, FETCH_PHOTOS)
+            outside = "it is not in a local folder" if photo_root is None else f"that is outside {photo_root!r}"
             raise CatalogueError(
-                f"the photo is stored as the path {paths[at].as_py()!r}, and {where}",
-                f"{place}, column 'image', row {start + rows[at].as_py()}",
+                f"the photo is stored as the path {path!r}, and {outside}",
+                where,
                 "Store the photo's bytes, or a path relative to the catalogue's folder.",
             )
         start += len(chunk)
@@ -172,6 +176,9 @@ def _report_unknown(
     )
     where = f"{place}, first in row {rows[0]}"
     if unknown == "error":
-        remedy = f"Add them to {owner!r}, remove the judgements, or load with unknown='drop'."
+        remedy = (
+            f"Add them to {owner!r}, remove the judgements, or drop them: --unknown_judgements drop, from Python "
+            "unknown='drop'."
+        )
         raise CatalogueError(problem, where, remedy)
     logger.warning("%s: %s. These judgements are dropped.", where, problem)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmfusion.data.catalogue_schema import CatalogueError, as_types, lacks_values, reading, target_schema
+from mmfusion.data.hub_ids import check_readable
 from mmfusion.files import is_hub_id, whole_file
 
 # About how much of a table is in memory at a time, in bytes.
@@ -189,6 +190,8 @@ def load_from_hub(
 
     Columns to ``leave_out`` are not in the table, but are downloaded, as files come whole.
     """
+    if not Path(cache_dir, name.replace("/", "___").lower()).is_dir():
+        check_readable(name, "dataset")
     place = f"Hub data set {name!r}, configuration {table!r}"
     remedy = f"Check the id (there is no folder {name!r} either), the configuration's name, the network and your login."
     with reading(place, remedy), _without_progress_bars():

@@ -30,6 +30,7 @@ _EXPECTED = {
     "photo": "a struct with `bytes` and `path`, or a list of such structs",
     "grade": "integers of at least 0",
 }
+_IMPORT = "; `mmfusion import … --photos DIR` does for names of files, and with `--photos download` for URLs"
 _PHOTO_FIELDS = {"bytes": ("binary", "large_binary", "null"), "path": ("string", "large_string", "null")}
 
 
@@ -145,7 +146,7 @@ def _target_type(field: pa.Field, table: str, place: str) -> pa.DataType:
         raise CatalogueError(
             f"column {field.name!r} of table {table!r} has type {field.type}, not {_EXPECTED[role]}",
             place,
-            f"Convert it to {_EXPECTED[role]}{because}.",
+            f"Convert it to {_EXPECTED[role]}{because}{'' if role != 'photo' else _IMPORT}.",
         )
     return target
 

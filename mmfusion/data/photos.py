@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -29,6 +30,13 @@ logger = logging.getLogger(__name__)
 
 # Vector and document formats are left out: Pillow hands some of them (EPS) to an external interpreter.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "MPO", "PPM", "ICO")
+
+
+FETCH_PHOTOS = (
+    "`mmfusion import … --photos download` makes a catalogue with the files; from Python, mmfusion.hub.PhotoFetcher "
+    "fetches one."
+)
+"""The remedy where a photo is a URL."""
 
 
 def decode_photo(
@@ -187,6 +195,11 @@ def cropped_photo(photo: Image.Image, product_id: str, crop: int) -> Image.Image
     return ImageOps.mirror(cropped) if rng.random() < 0.5 else cropped
 
 
+def is_url(path: str) -> bool:
+    """Whether a photo is given as an address rather than as a path."""
+    return re.match(r"[a-z][a-z0-9+.-]*://", path, re.IGNORECASE) is not None
+
+
 def is_photo_list(image: Any) -> bool:
     """Whether a product's photos are several: a sequence, or the array of objects of a list column of pandas."""
     if getattr(getattr(image, "dtype", None), "kind", "") == "O":
@@ -221,6 +234,8 @@ def photo_bytes(photo: Any, root: str | os.PathLike[str] | None) -> bytes:
 
 
 def _read_file(path: str, root: str | os.PathLike[str] | None) -> bytes:
+    if is_url(path):
+        raise PhotoError(f"{path!r} is a URL, which is not fetched here. {FETCH_PHOTOS}")
     if root is None and not os.path.isabs(path):
         raise PhotoError(f"relative path {path!r} without a folder to find it in")
     if root is not None:

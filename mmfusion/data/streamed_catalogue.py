@@ -18,6 +18,7 @@ from mmfusion.data.catalogue import BaseCatalogue, check_unknown
 from mmfusion.data.catalogue_checks import check_photo_paths
 from mmfusion.data.catalogue_files import Folder, ParquetTable, find_folder
 from mmfusion.data.catalogue_schema import CatalogueError, as_types, first_line, reading
+from mmfusion.data.hub_ids import check_readable
 
 IntArray = npt.NDArray[np.int64]
 Record = dict[str, Any]
@@ -189,6 +190,7 @@ def _find(name: str, revision: str | None) -> Folder:
     folder = find_folder(name, revision)
     if folder is not None:
         return folder
+    check_readable(name, "dataset")
     url = f"hf://datasets/{name}{'' if revision is None else f'@{revision}'}"
     remedy = f"Check the id (there is no folder {name!r} either), the network and your login."
     with reading(f"Hub data set {name!r}", remedy):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
+from mmfusion.data.hub_ids import check_readable
 from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
 from mmfusion.model.errors import HubError, explained
 from mmfusion.model.weights import fetch_weights
@@ -34,6 +35,8 @@ def load_query_tower(base: str | os.PathLike[str], **hub: Any) -> tuple[MMFusion
     Raises:
         HubError: There is no such model, it is of another kind, or it cannot be read.
     """
+    if not hub:
+        check_readable(base, "model")
     with explained(base, hub.get("revision")):
         if _publishes_tower(base, hub):
             hub["subfolder"] = PUBLISHED

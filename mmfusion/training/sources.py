@@ -4,12 +4,13 @@ import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock
 from transformers import PreTrainedConfig
 
 from mmfusion.data.catalogue import Catalogue
+from mmfusion.data.hub_ids import check_readable
 from mmfusion.data.streamed_catalogue import StreamedCatalogue
 from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.data.toy_encoders import write_toy_encoders
@@ -31,6 +32,7 @@ def load_catalogue(
     *,
     stream: bool = False,
     products_only: bool = False,
+    unknown: Literal["error", "drop"] = "error",
 ) -> Catalogue:
     """Loads a catalogue; without a source the one that the base was trained on, or else the toy catalogue.
 
@@ -41,6 +43,7 @@ def load_catalogue(
         num_products: Size of the toy catalogue.
         stream: Leaves texts and photos of products where they are.
         products_only: Reads no queries and judgements; not of a stream.
+        unknown: What to do with judgements of unknown queries or products; see [`Catalogue.load`].
     """
     if source is None and base is not None:
         source = (read_record(Path(base)) or {}).get("catalogue")
@@ -48,7 +51,8 @@ def load_catalogue(
         with _one_rank_at_a_time(folder):
             source = str(write_toy_catalogue(folder / "toy_catalogue", num_products=num_products))
     load: Any = StreamedCatalogue.load if stream else Catalogue.load_products if products_only else Catalogue.load
-    catalogue: Catalogue = load(source, cache_dir=folder / "cache" / "catalogue")
+    more = {} if products_only else {"unknown": unknown}
+    catalogue: Catalogue = load(source, cache_dir=folder / "cache" / "catalogue", **more)
     logger.info("%r", catalogue)
     return catalogue
 
@@ -167,6 +171,7 @@ def _check_is_ours(base: str) -> None:
             f"--base {base!r} is not a model folder (no config.json); run the command before this one, or give a "
             "folder or a Hub id (org/name) of an mmfusion model."
         )
+    check_readable(base, "model")
     try:
         found, _ = PreTrainedConfig.get_config_dict(base)
     except OSError as error:

@@ -334,7 +334,16 @@ BAD: dict[str, tuple[Callable[[Tables], None], list[str]]] = {
     ),
     "unknown products": (
         put("qrels", "product_id", ["p3", "x1", "x2", "x1"]),
-        ["3 of 4 judgements", "2 ids", "'x1', 'x2'", "'qrels'", "'products'", "row 1", "unknown='drop'"],
+        [
+            "3 of 4 judgements",
+            "2 ids",
+            "'x1', 'x2'",
+            "'qrels'",
+            "'products'",
+            "row 1",
+            "--unknown_judgements drop",
+            "unknown='drop'",
+        ],
     ),
     "unknown query": (
         put("qrels", "query_id", ["q2", "q0", "zz", "q1"]),
@@ -367,6 +376,14 @@ BAD: dict[str, tuple[Callable[[Tables], None], list[str]]] = {
     "absolute path": (
         put("products", "image", [PHOTO, {"bytes": None, "path": "/etc/passwd"}, BLANK, None]),
         ["'/etc/passwd'", "row 1", "outside"],
+    ),
+    "a URL": (
+        put("products", "image", [PHOTO, {"bytes": None, "path": "https://shop.example/1.jpg"}, BLANK, None]),
+        ["the URL 'https://shop.example/1.jpg'", "row 1", "mmfusion import", "--photos download"],
+    ),
+    "names of photos as texts": (
+        put("products", "image", ["1.jpg", "https://shop.example/2.jpg", None, None]),
+        ["'image'", "has type string", "--photos DIR", "--photos download"],
     ),
     "path out of the folder in a list": (
         put("products", "image", [[PHOTO], None, [PHOTO, {"bytes": None, "path": "../x.png"}], []]),

@@ -223,6 +223,7 @@ def test_paths_are_found_in_the_root_and_do_not_leave_it(tmp_path: Path) -> None
         ("images/absent.png", root, "no file at"),
         ("images", root, "no file at"),
         ("images/ok.png", None, "relative path"),
+        ("https://shop.example/ok.png", root, "is a URL.*mmfusion import .* --photos download"),
     ):
         with pytest.raises(PhotoError, match=part):
             decode_photo({"bytes": None, "path": path}, root=root_folder)

@@ -172,9 +172,16 @@ def test_a_photo_root_holds_all_paths(folder: Path) -> None:
         return Catalogue.from_records([{"product_id": "p", "title": "t", "image": image}], photo_root=folder)
 
     assert read(make("photos/1.png")) == read(make(folder / "photos" / "1.png")) == [picture(1).tobytes()]
-    for path in ("../1.png", "photos/../../1.png", "/etc/passwd", "https://shop.example/1.png"):
+    for path in ("../1.png", "photos/../../1.png", "/etc/passwd"):
         with pytest.raises(CatalogueError, match=r"'image', row 0.*outside.*Store the photo's bytes"):
             make(path)
+
+
+@pytest.mark.parametrize("root", [None, "/"])
+@pytest.mark.parametrize("url", ["https://shop.example/1.png", "HTTP://shop.example/1.png", "s3://shop/1.png"])
+def test_a_url_names_the_way_to_its_photo(url: str, root: str | None) -> None:
+    with pytest.raises(CatalogueError, match=rf"row 0: the photo is the URL '{url}'.*mmfusion import .* download"):
+        Catalogue.from_records([{"product_id": "p", "title": "t", "image": url}], photo_root=root)
 
 
 def test_products_alone_and_missing_values() -> None:
