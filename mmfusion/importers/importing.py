@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -139,8 +140,11 @@ def import_catalogue(
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".import.lock", blocking=False)
     try:
-        with lock, writing(folder), tempfile.TemporaryDirectory(prefix=".import-", dir=folder) as temporary:
-            return _import(sources, folder, Path(temporary), settings, dry_run)
+        with lock, writing(folder):
+            for left in folder.glob(".import-*"):  # by an import that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            with tempfile.TemporaryDirectory(prefix=".import-", dir=folder) as temporary:
+                return _import(sources, folder, Path(temporary), settings, dry_run)
     except Timeout:
         remedy = "Wait for it to end, or give another --output."
         raise CatalogueError("another import writes to this folder", str(folder), remedy) from None
