@@ -12,13 +12,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
 from mmfusion.allocator import keep_freed_memory
 from mmfusion.data.photos import newest_decoder
 from mmfusion.files import replace_text, whole_file
 from mmfusion.model import MMFusionModel
 from mmfusion.model.errors import MMFusionError
+from mmfusion.progress import progress_bar
 
 _DATA, _MANIFEST = "activations.npy", "feature_cache.json"
 
@@ -168,7 +168,7 @@ def build_feature_cache(
     @torch.no_grad()
     def blocks() -> Iterator[Block]:
         keep_freed_memory()
-        with tqdm(total=len(rows), desc="caching frozen vision features", unit="product") as bar:
+        with progress_bar(total=len(rows), desc="caching frozen vision features", unit="product") as bar:
             for own, pixels in loader:
                 activations = None if pixels is None else model.get_vision_activations(pixels.to(model.device))
                 yield own, None if activations is None else activations.float().cpu().numpy()
@@ -220,7 +220,7 @@ def build_text_cache(
     ]
 
     def blocks() -> Iterator[Block]:
-        for input_ids, mask in tqdm(texts, desc=f"caching frozen {role} text features", unit="batch"):
+        for input_ids, mask in progress_bar(texts, desc=f"caching frozen {role} text features", unit="batch"):
             states = model.get_text_states(input_ids.to(model.device), mask.to(model.device), role)
             yield mask.sum(1).tolist(), states.float().cpu().numpy()[mask.bool().numpy()]
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmfusion.data.catalogue import Catalogue, CatalogueError
+from mmfusion.data.catalogue_schema import COLUMNS
 from mmfusion.data.qrels import Qrels
 from mmfusion.data.tables import Rows, photo_counts
 
@@ -110,9 +111,10 @@ def attribute_columns(catalogue: Catalogue, rows: Rows) -> list[str]:
         rows: (N,) int64 product rows to look at.
     """
     found: dict[str, int] = {}
-    for column in catalogue.metadata_columns:
+    columns = catalogue.product_schema.names
+    for column in columns:
         texts = str(catalogue.product_schema.field(column).type) in ("string", "large_string")
-        if texts and not _NOT_ASKED_FOR.search(column.lower()):
+        if texts and column not in COLUMNS["products"] and not _NOT_ASKED_FOR.search(column.lower()):
             values = Counter(_values(catalogue, column, rows))
             blank = values.pop("", 0)
             given = len(rows) - blank
@@ -121,9 +123,7 @@ def attribute_columns(catalogue: Catalogue, rows: Rows) -> list[str]:
             if few and words <= _MOST_WORDS * given:
                 found[column] = given
     chosen = sorted(found, key=lambda column: -found[column])[:_MOST_COLUMNS]
-    return sorted(
-        chosen, key=lambda column: (bool(_WHAT_IT_IS.search(column.lower())), catalogue.metadata_columns.index(column))
-    )
+    return sorted(chosen, key=lambda column: (bool(_WHAT_IT_IS.search(column.lower())), columns.index(column)))
 
 
 def _check_enough(catalogue: Catalogue, titles: dict[int, str], with_photo: np.ndarray, products: int) -> None:

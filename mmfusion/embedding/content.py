@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm.auto import tqdm
 
 from mmfusion.data.photos import PhotoError, decoder_of, photo_bytes
 from mmfusion.data.tables import ProductTable, Rows
+from mmfusion.progress import progress_bar
 
 # 128 bits of blake2b as two numbers, so that millions are compared without an object for each.
 Digests = npt.NDArray[np.uint64]
@@ -28,7 +28,7 @@ def content_digests(table: ProductTable, rows: Rows, *, photos_beside_text: bool
         photos_beside_text: False for a tower of texts, which looks at the photos of products without a text alone.
     """
     digests = np.zeros((len(rows), 2), dtype=np.uint64)
-    with tqdm(total=len(rows), desc="reading products", unit="product") as bar:
+    with progress_bar(total=len(rows), desc="reading products", unit="product") as bar:
         for start in range(0, len(rows), _BLOCK):
             block = rows[start : start + _BLOCK]
             texts = table.texts(block)

@@ -9,7 +9,6 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from mmfusion.embedding.job import (
     EmbeddedBatch,
@@ -21,6 +20,7 @@ from mmfusion.embedding.job import (
     write_batches,
 )
 from mmfusion.embedding.shards import EmbeddedCatalogue
+from mmfusion.progress import progress_bar
 from mmfusion.training.checkpoints import STOPPED
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class ProductEmbedder(L.LightningModule):
 
     def on_predict_start(self) -> None:
         ranks = self.trainer.world_size
-        self._bar = tqdm(
+        self._bar = progress_bar(
             total=sum(len(rows) for _, rows in self._batches),
             desc=f"embedding (first of {ranks} parts)" if ranks > 1 else "embedding",
             unit="product",

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import pyarrow as pa
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from mmfusion.data.catalogue_schema import COLUMNS, CatalogueError
 from mmfusion.files import move_files
@@ -33,6 +32,7 @@ from mmfusion.importers.write import (
     write_queries,
     writing,
 )
+from mmfusion.progress import progress_bar
 
 # Products that are in memory at a time, where they are not grouped.
 _PART = 8192
@@ -236,7 +236,7 @@ def _read_products(products: ProductsWriter, imported: Imported, result: ImportR
         log=log,
         product_of=found.product_of,
     )
-    with tqdm(desc="products", unit="", unit_scale=True, delay=2) as progress:
+    with progress_bar(desc="products", unit="", unit_scale=True, delay=2) as progress:
         while part := list(islice(stream, _PART)):
             progress.update(len(part))
             columns = _columns(part, log)

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
 from mmfusion.allocator import keep_freed_memory
 from mmfusion.data.catalogue import Catalogue
@@ -14,6 +13,7 @@ from mmfusion.data.feature_cache import FeatureCache
 from mmfusion.data.sampler import RowSampler
 from mmfusion.data.tables import ProductTable, QueryTable, Rewrite, Rows, log_cut_texts, text_lengths
 from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
+from mmfusion.progress import progress_bar
 from mmfusion.retrieval.vectors import FloatArray, IntArray
 
 
@@ -140,7 +140,7 @@ def _batches(
     sampler = RowSampler(rows, lengths, batch_size=batch_size)
     loader = DataLoader(table, batch_size=None, sampler=sampler, num_workers=num_workers)
     # Below another bar, this one vanishes when it is full.
-    with tqdm(total=len(rows), desc="embedding", unit=unit, leave=None) as bar:
+    with progress_bar(total=len(rows), desc="embedding", unit=unit, leave=None) as bar:
         for batch in loader:
             found = batch.pop(f"{unit}_rows").numpy()
             inputs = {name: value.to(model.device, non_blocking=True) for name, value in batch.items()}

@@ -11,9 +11,9 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mmfusion.distributed.shards import gradient_norm
+from mmfusion.progress import progress_bar
 from mmfusion.stages import Stage
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class StepProgress(L.Callback):
     """A progress bar over optimizer steps, which budgets are given in, with the loss, on the first rank."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.bar = tqdm(
+        self.bar = progress_bar(
             total=trainer.max_steps,
             initial=trainer.global_step,
             desc=type(pl_module).__name__,
