@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Literal
 
+from mmfusion.importers.items import ImportLog
+
 Decimal = Literal[".", ","]
 
 # Of ISO 4217.
@@ -65,6 +67,7 @@ class Prices:
     Attributes:
         decimal: The decimal point where a price does not show it; None: unknown.
         doubtful: The first price that could be read in two ways, with no other one to decide; "" if none.
+        unreadable: Texts that are no price, with their numbers.
 
     Args:
         sample: Some values of the column.
@@ -77,6 +80,7 @@ class Prices:
         self.decimal: Decimal | None = seen.most_common(1)[0][0] if seen else decimal_of_locale(locale)
         self.currency = currency
         self.doubtful = ""
+        self.unreadable: Counter[str] = Counter()
 
     def read(self, text: str) -> tuple[float | None, str]:
         """Amount of a price and its currency (a code of ISO 4217, or ""); the lowest of a range. None: no price."""
@@ -87,7 +91,22 @@ class Prices:
             for number in _numbers(text)
             if not number.startswith("-") and (amount := self._amount(number)) is not None
         ]
-        return (min(amounts), currency_in(text) or self.currency) if amounts else (None, "")
+        if not amounts:
+            if text.strip() and len(self.unreadable) < 1000:
+                self.unreadable[text] += 1
+            return None, ""
+        return min(amounts), currency_in(text) or self.currency
+
+    def report(self, log: ImportLog, column: str) -> None:
+        """Says what is doubtful, after all was read."""
+        if self.doubtful:
+            log.warn(
+                f"{column}: {self.doubtful!r} was read as thousands, as no other price shows its decimal point; "
+                "where that is wrong, say how numbers are written, e.g. --locale de or --locale en"
+            )
+        if self.unreadable:
+            text, _ = self.unreadable.most_common(1)[0]
+            log.warn(f"{column}: {self.unreadable.total():,} values are no price and stay empty, e.g. {text[:40]!r}")
 
     def _amount(self, number: str) -> float | None:
         decimal = _decimal_of(number)
