@@ -5,6 +5,7 @@ import json
 import zipfile
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from mmfusion.data.catalogue_schema import CatalogueError
 from mmfusion.importers import rows as importer_rows
+from mmfusion.importers.arrow_table import ArrowTable
 from mmfusion.importers.items import ImportLog
 from mmfusion.importers.source import SourceFile
 from mmfusion.importers.tables import TextTable, open_table
@@ -443,3 +445,44 @@ def test_any_cells_come_back(
     lines = [by.join(["sku", "name", "cost"]), *(by.join(map(quoted, ("x", *row[1:]))) for row in rows)]
     file = source(tmp_path_factory.mktemp("any"), "a.csv", "\n".join(lines).encode("utf-8-sig"))
     assert cells(file) == [["x", *row[1:]] for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "feather"])
+def test_labels_and_photos_of_datasets(tmp_path: Path, kind: str) -> None:
+    features = {
+        "photo": datasets.Image(),
+        "kind": datasets.ClassLabel(names=["pan", "lid"]),
+        "n": datasets.Value("int8"),
+    }
+    rows = {"photo": [{"bytes": b"1", "path": None}, None], "kind": [1, -1], "n": [0, None]}
+    data = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    path = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pq.write_table(data.data.table, path)
+    else:
+        new = pa.ipc.new_stream if kind == "arrow" else pa.ipc.new_file
+        with new(str(path), data.data.schema) as writer:
+            writer.write_table(data.data.table)
+    assert cells(SourceFile(path, path.name)) == [[{"bytes": b"1", "path": None}, "lid", "0"], ["", "", ""]]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_large_photos_are_read_a_few_at_a_time(tmp_path: Path, kind: str) -> None:
+    rows = pa.table({"photo": [bytes(5 << 20)] * 10})
+    path = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pq.write_table(rows, path, compression="none", use_dictionary=False)
+    else:
+        with pa.ipc.new_stream(str(path), rows.schema) as writer:
+            writer.write_table(rows)
+    found = table(SourceFile(path, path.name))
+    assert isinstance(found, ArrowTable)
+    assert [len(batch) for batch in found.batches()] == [3, 3, 3, 1]
+
+
+def test_arrow_that_is_cut_off(tmp_path: Path) -> None:
+    with pa.ipc.new_stream(str(tmp_path / "a.arrow"), pa.schema([("id", pa.string())])) as writer:
+        writer.write_table(pa.table({"id": ["1" * 500]}))
+    file = source(tmp_path, "a.arrow", (tmp_path / "a.arrow").read_bytes()[:-600])
+    with pytest.raises(CatalogueError, match=r"a\.arrow: cannot be read"):
+        cells(file)

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 import pyarrow.compute as pc
 
 from mmfusion.data.catalogue_schema import CatalogueError
+from mmfusion.importers.arrow_table import ParquetTable
 from mmfusion.importers.collect import QueryCollector, cell, records, refuse_columns, tables_of
 from mmfusion.importers.html_text import html_to_text
 from mmfusion.importers.items import Imported, ImportLog, Item, Judgement, ReadSettings
-from mmfusion.importers.parquet_table import ParquetTable
 from mmfusion.importers.registry import register_importer
 from mmfusion.importers.source import Source
 from mmfusion.importers.splits import split_named, split_of_file
