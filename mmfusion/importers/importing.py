@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +15,13 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from mmfusion.data.catalogue_schema import COLUMNS, CatalogueError
+from mmfusion.data.photo_urls import PhotoFetcher
 from mmfusion.files import move_files
+from mmfusion.importers.downloads import Downloads
 from mmfusion.importers.items import Imported, ImportLog, Item, Judgement, Query, ReadSettings, Split, Variants
 from mmfusion.importers.judgements import Judgements
+from mmfusion.importers.photo_store import DOWNLOADED, FAILED, PhotoCounts, PhotoStore
+from mmfusion.importers.photos import PhotoFolders
 from mmfusion.importers.registry import find_importer
 from mmfusion.importers.source import Source, open_source
 from mmfusion.importers.splits import derived_query_id, split_products, split_queries, split_queries_by_product
@@ -35,8 +39,8 @@ from mmfusion.importers.write import (
 from mmfusion.progress import progress_bar
 
 # Products that are in memory at a time, where they are not grouped.
-_PART = 8192
-_TABLES = ("products.parquet", "queries.parquet", "qrels.parquet", "rejected.csv")
+_PART, _PART_BYTES = 8192, 64 << 20
+_TABLES = ("products.parquet", "queries.parquet", "qrels.parquet", "rejected.csv", FAILED)
 
 
 @dataclass
@@ -56,6 +60,12 @@ class ImportSettings:
             distinct photos (`photo`); default: what suits the format.
         duplicates: What is done with an id that comes again: `first` keeps the first row, `merge` merges them, `error`
             stops.
+        photos: Folders of photos, several as [a,b]; `download` among them fetches those that are named by URLs and are
+            in no folder. Default: the folders of the sources.
+        embed_photos: Whether the catalogue holds the photos themselves rather than a link to their folder.
+        allow_missing_photos: Whether to go on where fewer than half of the photos that are named can be read.
+        downloads_per_host: Photos that are fetched from one server at a time.
+        allow_private_urls: Whether photos are also fetched from this machine and private networks.
         clicks: Files of click data: an aggregated search report, a session log, UBI events or a GA4 export; several as
             [a,b].
         judgements: Files of judgements: query, product and grade, as lists, ESCI labels, TREC or BEIR qrels.
@@ -77,6 +87,11 @@ class ImportSettings:
     unpublished: bool = False
     variants: Variants | None = None
     duplicates: Duplicates = "first"
+    photos: str | list[str] | None = None
+    embed_photos: bool = False
+    allow_missing_photos: bool = False
+    downloads_per_host: int = 4
+    allow_private_urls: bool = False
     clicks: str | list[str] | None = None
     judgements: str | list[str] | None = None
     grades: Literal["funnel", "rate", "coec", "sdbn", "linear"] | None = None
@@ -101,6 +116,7 @@ class ImportResult:
         judgements: Grades of these queries.
         judgement_rule: How they came about.
         template: Text of a product that suits the data.
+        photos: What became of photos.
         log: What was left out, and warnings.
         settings: How it was made.
     """
@@ -118,6 +134,7 @@ class ImportResult:
     queries: list[Query] = field(default_factory=list)
     judgements: list[Judgement] = field(default_factory=list)
     judgement_rule: str = ""
+    photos: PhotoCounts = field(default_factory=PhotoCounts)
 
 
 def import_catalogue(
@@ -157,13 +174,16 @@ def _import(
     with rejected.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "line", "reason"])
-        result, write = _read(sources, folder, temporary, settings, ImportLog(lambda *row: writer.writerow(row)))
+        log = ImportLog(lambda *row: writer.writerow(row))
+        result, write = _read(sources, folder, temporary, settings, log, dry_run)
     tables = temporary / "tables"
     tables.mkdir()
     if not dry_run:
         write(tables)
     if result.log.rejected_by_reason:
         rejected.rename(tables / rejected.name)
+    if (temporary / FAILED).exists():
+        (temporary / FAILED).rename(tables / FAILED)
     for name in _TABLES if not dry_run else ():
         # Of an earlier import, and about products that may be gone.
         if not (tables / name).exists():
@@ -173,7 +193,7 @@ def _import(
 
 
 def _read(
-    sources: Sequence[str], folder: Path, temporary: Path, settings: ImportSettings, log: ImportLog
+    sources: Sequence[str], folder: Path, temporary: Path, settings: ImportSettings, log: ImportLog, dry_run: bool
 ) -> tuple[ImportResult, Callable[[Path], None]]:
     """All of an import but what it leaves: the result, and what writes the tables into a folder."""
     source = open_source(sources, folder / "downloads")
@@ -187,22 +207,56 @@ def _read(
     parts = temporary / "parts"
     parts.mkdir()
     products = ProductsWriter(parts)
-    found = _read_products(products, imported, result)
+    photos = _photo_store(source, folder, temporary / FAILED, settings, log)
+    found = _read_products(products, photos, imported, result)
     if not products.rows:
         reasons = (log.left_out + log.rejected_by_reason).most_common(3)
         why = ", ".join(f"{reason}: {count:,}" for reason, count in reasons) or "there are no rows"
         raise CatalogueError(f"no product is left ({why})", str(source), "Check the file and --where.")
-    result.num_products = products.rows
+    result.num_products, result.photos = products.rows, photos.counts
+    if not dry_run:
+        photos.fetch()
+    photos.check(allow_missing=settings.allow_missing_photos)
     _judge(result, imported, found)
     split = _split(result, found)
 
     def write(tables: Path) -> None:
-        products.finish(tables / "products.parquet", split, result.template)
+        photos.link()
+        products.finish(tables / "products.parquet", split, result.template, photos.settled)
+        photos.close()
         if result.queries:
             write_queries(tables / "queries.parquet", result.queries)
             write_qrels(tables / "qrels.parquet", result.judgements, result.judgement_rule)
 
     return result, write
+
+
+def _photo_store(source: Source, folder: Path, failures: Path, settings: ImportSettings, log: ImportLog) -> PhotoStore:
+    given = [settings.photos] if isinstance(settings.photos, str) else settings.photos or []
+    for place in given:
+        if place != "download" and not os.path.isdir(place):
+            remedy = "Check the spelling, or write download."
+            raise CatalogueError("there is no such folder", f"--photos {place}", remedy)
+    places = [Path(place) for place in given if place != "download"]
+    folders = PhotoFolders(places or source.folders, log, given=bool(places), skip=folder)
+    downloads = None
+    if "download" in given:
+        fetcher = PhotoFetcher(allow_private=settings.allow_private_urls)
+        downloads = Downloads(folder / DOWNLOADED, fetcher, per_host=settings.downloads_per_host)
+    return PhotoStore(folder, folders, log, failures, downloads=downloads, embed=settings.embed_photos)
+
+
+def _in_parts(items: Iterator[Item]) -> Iterator[list[Item]]:
+    """Products that are in memory at a time: fewer where their photos are."""
+    part, size = list[Item](), 0
+    for item in items:
+        part.append(item)
+        size += sum(len(photo) for photo in item.photos)
+        if len(part) >= _PART or size >= _PART_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 @dataclass
@@ -218,7 +272,7 @@ class _Found:
     product_of: dict[str, str] = field(default_factory=dict)
 
 
-def _read_products(products: ProductsWriter, imported: Imported, result: ImportResult) -> _Found:
+def _read_products(products: ProductsWriter, photos: PhotoStore, imported: Imported, result: ImportResult) -> _Found:
     settings, log, found = result.settings, result.log, _Found()
     named = where_columns(settings.where or [])
     seen: set[str] = set()
@@ -237,7 +291,7 @@ def _read_products(products: ProductsWriter, imported: Imported, result: ImportR
         product_of=found.product_of,
     )
     with progress_bar(desc="products", unit="", unit_scale=True, delay=2) as progress:
-        while part := list(islice(stream, _PART)):
+        for part in _in_parts(stream):
             progress.update(len(part))
             columns = _columns(part, log)
             seen |= columns.keys()
@@ -249,7 +303,7 @@ def _read_products(products: ProductsWriter, imported: Imported, result: ImportR
                 columns = _columns(part, log)
             if part:
                 found.groups.update((item.item_id, item.group_id or item.item_id) for item in part)
-                products.write(columns, [[] for _ in part])
+                products.write(columns, [photos.structs(item) for item in part])
     if named - seen:
         remedy = f"Use one of {', '.join(sorted(seen))}."
         raise CatalogueError(f"there is no column {min(named - seen)!r}", "--where", remedy)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,17 +67,24 @@ class ProductsWriter:
                     table = table.append_column(field, pa.nulls(len(table), field.type))
                 yield pa.table([_as(table[field.name], field.type) for field in schema], schema=schema)
 
-    def finish(self, path: Path, split: Mapping[str, str] | None, template: str) -> None:
+    def finish(
+        self,
+        path: Path,
+        split: Mapping[str, str] | None,
+        template: str,
+        settle: Callable[[pa.Table], Iterator[pa.Table]],
+    ) -> None:
         """Writes the table of products.
 
         Args:
             path: The Parquet file.
             split: Split by product id, where products are split.
             template: Text of a product that suits the data, kept in the file's metadata.
+            settle: Last changes of photos: `PhotoStore.settled`.
         """
         with whole_file(path) as file:
             writer: pq.ParquetWriter | None = None
-            for table in self.tables():
+            for table in itertools.chain.from_iterable(map(settle, self.tables())):
                 if split is not None:
                     names = [split.get(name) for name in table["product_id"].to_pylist()]
                     table = table.append_column("split", pa.array(names, pa.string()))

@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from mmfusion import MMFusionProcessor
+from mmfusion.data import photo_urls
 from mmfusion.data.photos import PhotoError
 from mmfusion.data.toy_encoders import write_toy_encoders
-from mmfusion.hub import PhotoFetcher, photo_urls
+from mmfusion.hub import PhotoFetcher
 
 
 def png() -> bytes:

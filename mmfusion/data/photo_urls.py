@@ -10,6 +10,8 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from PIL import Image
@@ -18,8 +20,22 @@ from mmfusion.data.photos import PhotoError, decode_photo
 
 _PORTS = {"http": 80, "https": 443}
 _REDIRECTS = (301, 302, 303, 307, 308)
+# Answers of servers that are overloaded, restarted or slow.
+_BUSY = (408, 425, 429, 500, 502, 503, 504)
 # Translates to any IPv4 address, a private one too.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class BusyError(PhotoError):
+    """A photo may be had later: its server cannot be reached, is too slow, or says so.
+
+    Attributes:
+        seconds: For how long the server does not want to be asked again, 0 where it does not say.
+    """
+
+    def __init__(self, reason: str, seconds: float = 0.0) -> None:
+        super().__init__(reason)
+        self.seconds = seconds
 
 
 @dataclass(frozen=True)
@@ -68,7 +84,7 @@ class PhotoFetcher:
         """The file behind a URL, as it is.
 
         Raises:
-            PhotoError: As for a call.
+            PhotoError: As for a call; a `BusyError` where it is worth to ask again.
         """
         deadline, place = time.monotonic() + self.seconds, url
         for _ in range(self.max_redirects + 1):
@@ -81,7 +97,7 @@ class PhotoFetcher:
             except (OSError, http.client.HTTPException, UnicodeError) as error:
                 late = time.monotonic() >= deadline
                 reason = f"it took longer than {self.seconds:g} s" if late else f"{error or type(error).__name__}"
-                raise PhotoError(f"{_shown(parts)} cannot be fetched: {reason}") from error
+                raise BusyError(f"{_shown(parts)} cannot be fetched: {reason}") from error
             if isinstance(found, bytes):
                 return found
             place = urljoin(place, found)
@@ -122,7 +138,10 @@ class PhotoFetcher:
         if answer.status in _REDIRECTS and target:
             return target
         if answer.status != 200:
-            raise PhotoError(f"{_shown(parts)} cannot be fetched: the server answers {answer.status} {answer.reason}")
+            reason = f"{_shown(parts)} cannot be fetched: the server answers {answer.status} {answer.reason}"
+            if answer.status in _BUSY:
+                raise BusyError(reason, _seconds(answer.getheader("Retry-After", "")))
+            raise PhotoError(reason)
         content = b"" if (answer.length or 0) > self.max_bytes else answer.read(self.max_bytes + 1)
         if (answer.length or 0) + len(content) > self.max_bytes:
             raise PhotoError(f"{_shown(parts)} has more than {self.max_bytes:,} bytes")
@@ -187,6 +206,16 @@ def _checked(url: str) -> SplitResult:
     if parts.username is not None or parts.password is not None:
         raise PhotoError(f"{_shown(parts)} comes with a user name or password; give a URL without.")
     return parts
+
+
+def _seconds(retry_after: str) -> float:
+    """What a server says with Retry-After: seconds, or a date."""
+    if retry_after.strip().isdecimal():
+        return float(retry_after)
+    try:
+        return max((parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds(), 0.0)
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def _target(parts: SplitResult) -> str:
