@@ -54,6 +54,8 @@ class ImportSettings:
         locale: Market of a data set with several, e.g. us; or how numbers are written, e.g. de for 1.299,95.
         subset: Part of a data set that comes in several: small or large of ESCI.
         splits: Split by name of a part of a data set, e.g. {"novel_query": "val"} of Marqo-GS-10M.
+        subset: Part of a data set that comes in several, e.g. small for the small version of ESCI.
+        splits: Split by name of a part of a data set, e.g. {"novel_query": "val"}; default: what is usual for it.
         where: Only products that fulfil conditions on columns of the catalogue, e.g. [["price", "<", 50]].
         unpublished: Whether drafts, archived and hidden products are imported, too.
         variants: What becomes a product: a `product` with all its variants, each variant (`item`), or each of its
