@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Literal
 
 from mmfusion.importers.items import ImportLog
@@ -135,6 +136,7 @@ def currency_in(text: str) -> str:
     return next((code for sign, code in _SIGNS.items() if sign in text), "")
 
 
+@lru_cache(maxsize=4096)
 def availability(text: str) -> str:
     """`in_stock`, `out_of_stock`, `preorder` or `backorder`; other words as they are. A number is one of pieces."""
     word = re.sub(r"[\s_-]", "", text.strip().rsplit("/", 1)[-1].lower())
