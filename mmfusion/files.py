@@ -44,7 +44,7 @@ def sha256_of(path: Path) -> str:
 def whole_file(path: Path, *, concurrent: bool = False) -> Iterator[BinaryIO]:
     """A file to write that gets its name once all of it is on the disk, so that no reader finds half of it.
 
-    It is written beside its place, as a rename is atomic within one file system only. An exception in the block leaves
+    It is written next to its place, as a rename is atomic within one file system only. An exception in the block leaves
     what had the name before; so does a kill, which also leaves a file that `is_partial`.
 
     Args:
@@ -79,10 +79,10 @@ def replace_text(path: Path, text: str, *, concurrent: bool = False) -> None:
 
 @contextmanager
 def whole_folder(folder: Path, *, files: frozenset[str] | None, overwrite: bool) -> Iterator[Path]:
-    """A hidden folder beside `folder` to write into, which takes its place when the block ends.
+    """A hidden folder next to `folder` to write into, which takes its place when the block ends.
 
     A reader sees the old folder or the new one, complete. If writing fails or is killed, the old one stays as it was;
-    what a kill left beside it is removed when the folder is replaced again. (Where the system cannot exchange two
+    what a kill left next to it is removed when the folder is replaced again. (Where the system cannot exchange two
     names, there is no folder for a moment; killed then, the old one is called `.NAME.old-…`.)
 
     Args:

@@ -100,7 +100,7 @@ class Retriever:
             processor = MMFusionProcessor.from_pretrained(model_name_or_path, **hub)
         retriever = cls(model, processor, photo_loader=photo_loader)
         if chosen != torch.float32:
-            # An index belongs to the weights as they were saved, whatever they are rounded to here.
+            # An index belongs to the weights as they were saved, however they are rounded here.
             retriever._fingerprint = model_fingerprint(model, processor)
         # Unless it is checked, torch names the GPU that it was built for, whether there is one or not.
         found = torch.accelerator.current_accelerator(check_available=True)
@@ -190,7 +190,7 @@ class Retriever:
             float32 (n, D), or (D,) for a single dict. Each vector (with a query router each view) has unit length.
 
         Raises:
-            ValueError: A column of the template is in no product, a value is no text, or a photo cannot be read: the
+            ValueError: A column of the template is in no product, a value is not a text, or a photo cannot be read: the
                 message names the product. Or `batch_size` or `truncate_dim` is out of range.
         """
         alone = isinstance(products, Mapping)
@@ -226,7 +226,7 @@ class Retriever:
             `index` is the [`ProductIndex`], which `save` writes into a folder.
 
         Raises:
-            ValueError: As for `encode_products`; or an id is missing or comes twice, or a column mixes types.
+            ValueError: As for `encode_products`; or an id is missing or appears twice, or a column mixes types.
         """
         records = _records_of(products)
         vectors, weights = self._embed_products(records, batch_size, show_progress_bar, truncate_dim)

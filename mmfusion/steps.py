@@ -56,7 +56,7 @@ def check_steps(pytest_arguments: Sequence[str] = ()) -> Steps:
 def find_checkout(start: Path | None = None) -> Path | None:
     """The folder that holds `pyproject.toml`, `mmfusion/` and `tests/`, or None.
 
-    Looks at `start` (default: the working directory) and its parents, then beside the installed package, which is
+    Looks at `start` (default: the working directory) and its parents, then next to the installed package, which is
     where an editable install points.
     """
     start = (start or Path.cwd()).resolve()

@@ -22,7 +22,7 @@ from processes import end, end_server, left_behind, session_mark
 # In the environment of all processes that tests start, those of pytest-xdist's workers too.
 session_mark()
 torch.set_num_threads(1)
-# A busy machine is no fault of a test.
+# A busy machine is not a test's fault.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 

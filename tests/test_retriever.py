@@ -217,7 +217,7 @@ def test_the_query_tower_alone_searches(folder: Path, retriever: Retriever) -> N
         ),
         (lambda r: r.encode_products([{"title": "a", "image": "no/such.png"}]), "no file at"),
         (lambda r: r.encode_products([{"title": "a", "image": 7}]), "7 is a int; give a path"),
-        (lambda r: r.index([{"title": "a", "product_id": "x"}] * 2), "'x' comes twice"),
+        (lambda r: r.index([{"title": "a", "product_id": "x"}] * 2), "'x' appears twice"),
         (lambda r: r.index([{"title": "a", "product_id": "x"}, {"title": "a"}]), "Product 1 has no product_id"),
         (lambda r: r.index([{"title": "a", "price": 3}, {"title": "a", "price": "cheap"}]), "Column 'price'"),
     ],

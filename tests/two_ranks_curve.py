@@ -54,7 +54,7 @@ def build_stage(name: str, folder: Path) -> tuple[Stage, Any]:
     if name == "stage1":
         model, processor = build_model(folder)
         return Stage1(model), processor
-    # An expert's load is balanced over the batch of a rank, so that it is no part of the comparison.
+    # An expert's load is balanced over the batch of a rank, so that it is not part of the comparison.
     model, processor = build_model(folder, query_router=True, role_embedding=True)
     return Stage2(model, modality_dropout=0.0), processor
 

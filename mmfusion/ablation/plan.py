@@ -38,7 +38,7 @@ class AblationStep:
 
     Attributes:
         recipe: Name of the recipe.
-        flags: Its flags in their order, values as they stand on the command line.
+        flags: Its flags in their order, values as they are on the command line.
         variant: Variant that asked for it first.
         seed: Of training; None where no seed plays a part.
         folder: Run folder of a training; folder of the results of an evaluation.
@@ -58,7 +58,7 @@ class AblationStep:
 
     @property
     def stem(self) -> Path:
-        """Path without ending of its log and its record, beside a run folder because a recipe wants that for itself."""
+        """Path without ending of its log and its record, next to a run folder, as a command needs that for itself."""
         return self.folder / self.name if self.name else self.folder
 
     @property
@@ -195,7 +195,7 @@ class _Planner:
             options = settings.stage2_options
             budget = {"fusion": "", "steps": settings.stage2_steps, "batch_size": settings.stage2_batch_size}
             budget["extra_products"] = settings.extra_products
-        # A cache refuses the features of another encoder, so that each state of the encoder needs a folder of its own.
+        # A cache rejects the features of another encoder, so that each state of the encoder needs its own folder.
         if optimization.vision_learning_rate > 0:
             lower = settings.freeze_vision_blocks
             cache, blocks = (f"lower_{lower}_blocks", lower) if lower else (None, None)

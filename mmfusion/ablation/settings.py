@@ -33,7 +33,7 @@ class AblationSettings:
             where that is not known: it is not run.
         variants: Names of the variants to run; None: all.
         seeds: Of training; different, at least one.
-        fusions: Fusion kinds to compare beside `text_only` and `concat`, which are variants of their own.
+        fusions: Fusion kinds to compare in addition to `text_only` and `concat`, which are variants of their own.
         default_fusion: The one of them that is perturbed, routed and trained in one stage.
         stage1_steps: Optimizer steps of stage 1.
         stage2_steps: Optimizer steps of stage 2; variants without a stage 1 have the sum of both.
@@ -43,8 +43,8 @@ class AblationSettings:
         photo_views: Views of each photo to train with, in variants that see.
         stage1_optimization: Learning rates and schedule of stage 1.
         stage2_optimization: The same of stage 2.
-        stage1_options: Further flags of mmfusion stage1, for every variant alike.
-        stage2_options: Further flags of mmfusion stage2, for every variant alike.
+        stage1_options: Further flags of mmfusion stage1, for every variant.
+        stage2_options: Further flags of mmfusion stage2, for every variant.
         freeze_vision_blocks: Lowest vision blocks that are frozen where the vision encoder is trained.
         feature_cache: Absolute folder that all runs share.
         validate_every: Optimizer steps between validations.

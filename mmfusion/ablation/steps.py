@@ -36,7 +36,7 @@ class StepFailedError(MMFusionError, RuntimeError):
         log = _beside(step, ".log")
         super().__init__(
             f"{step.title} failed with exit code {code}. The end of {log}:\n\n{tail(log)}\n\n"
-            f"The command was: {step.command()}\nRun the ablation again to go on from here."
+            f"The command was: {step.command()}\nRun the ablation again to continue from here."
         )
 
 
@@ -226,5 +226,5 @@ def _run(step: AblationStep) -> None:
 
 
 def _beside(step: AblationStep, ending: str) -> Path:
-    """A file beside the folder or the results of a step."""
+    """A file next to the folder or the results of a step."""
     return step.stem.with_name(f"{step.stem.name}{ending}")

@@ -11,7 +11,7 @@ from mmfusion.ablation.settings import AblationError, AblationSettings
 from mmfusion.evaluation.comparison import Variant
 from mmfusion.model import VIEWS
 
-# GCL weighs a photo 0.9 and its title 0.1; the other way round is common as well, so both stand beside a learned share.
+# GCL weighs a photo 0.9 and its title 0.1; the opposite is common, too, so both are compared with a learned share.
 WEIGHTED_MEANS: dict[str, dict[str, Any]] = {
     "weighted_mean_text_90": {"fusion_text_weight": 0.9},
     "weighted_mean_text_10": {"fusion_text_weight": 0.1},

@@ -15,8 +15,8 @@ class Config(AblationSettings):
     """Settings of `mmfusion ablation`.
 
     Attributes:
-        fusions: Fusion kinds to compare beside text_only and concat, which are variants of their own; weighted_mean is
-            three variants: text's share fixed at 0.9, at 0.1, and learned.
+        fusions: Fusion kinds to compare in addition to text_only and concat, which have their own variants;
+            weighted_mean is three variants: text's share fixed at 0.9, at 0.1, and learned.
         stage1_optimization: Learning rates and schedule of stage 1. An encoder whose rate is 0 is frozen and its
             features are cached. The defaults suit tiny encoders trained from scratch.
         keep_working_files: Whether checkpoints and copies of the catalogue stay in the folders of finished trainings.
@@ -42,7 +42,7 @@ class Config(AblationSettings):
 
 
 def main(config: Config) -> None:
-    """Writes ablation.<split>.md, .json, .csv and .png; run again to go on where it stopped.
+    """Writes ablation.<split>.md, .json, .csv and .png; run again to continue where it stopped.
 
     Each variant is trained and evaluated by other commands, as processes whose logs are beside their folders.
     """

@@ -13,7 +13,7 @@ class Config:
     Attributes:
         base: Folder of the model.
         results: Files (NAME.json) or folders that `mmfusion evaluate` wrote, e.g. [outputs/evaluation]. Those of this
-            model are its results, and the others stand beside them.
+            model are its results, and the others are shown next to them.
         ablation: Output folder of `mmfusion ablation`.
         output: The file; default: README.md in the folder of the model.
         notes: Markdown file with prose of your own (what made the difference, what is doubtful), put in as it is.

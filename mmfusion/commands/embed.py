@@ -33,7 +33,7 @@ class Config:
         truncate_dim: Components to keep of each vector (of each view, with a query router), of a number that the model
             was trained for (its `matryoshka_dims`); default: all.
         allow_untrained_width: Whether truncate_dim may be any other number, too.
-        allow_missing_photos: Whether to go on where fewer than half of the photos that products name can be read.
+        allow_missing_photos: Whether to continue where fewer than half of the photos that products name can be read.
         shard_size: Products per shard, and what a kill costs at most per device.
         batch_size: Products per forward pass.
         engine: `lightning`: the devices of this machine, or nodes that torchrun or SLURM start. `ray` (needs
@@ -61,17 +61,17 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Writes shard-*.parquet and manifest.json; run again to go on, or to follow a catalogue that has changed.
+    """Writes shard-*.parquet and manifest.json; run again to continue, or to follow a catalogue that has changed.
 
-    A run that was killed goes on with the shards that are missing. A run on a changed catalogue embeds new products and
-    those whose text or photos have changed, drops those that are gone, and leaves the other vectors as they are.
+    A run that was killed continues with the shards that are missing. A run on a changed catalogue embeds new products
+    and those whose text or photos have changed, drops those that are gone, and leaves the other vectors as they are.
     """
     hardware = config.hardware
     _check_hardware(hardware, config.engine)
     # Vectors depend neither on the catalogue's place nor on the rest, which may change from day to day.
     vectors = {"base": config.base, "split": config.split, "vector_type": config.vector_type}
     run = open_run(config.output, "embed", {**vectors, "dim": config.truncate_dim})
-    with full_disk_ends(run.folder, "go on"):
+    with full_disk_ends(run.folder, "continue"):
         job = load_job(config, run.folder)
         if job.table.photos:
             check_photos(job.catalogue, job.rows, allow_missing=config.allow_missing_photos)

@@ -55,11 +55,11 @@ class Config:
             typos (one in each query with a word of four letters or more), photos_shuffled (the control: each product
             shows the photo of another one, and the gain of seeing must vanish).
         compare: Names of results in the output folder, to print before this one, e.g. [text_only, concat].
-        label_source: Who or what judged, printed beside the numbers.
+        label_source: Who or what judged, printed next to the numbers.
         truncate_dim: Components to keep of each vector (of each view, with a query router), of a number that the model
             was trained for (its `matryoshka_dims`); default: all.
         allow_untrained_width: Whether truncate_dim may be any other number, too.
-        allow_missing_photos: Whether to go on where fewer than half of the photos that products name can be read.
+        allow_missing_photos: Whether to continue where fewer than half of the photos that products name can be read.
         weights_agree: Whether to embed the products without photos and without texts, too, and say how well the
             reported modality weights agree with what leaving a modality out does to the scores; takes three times as
             long.

@@ -58,8 +58,8 @@ class Config:
 def main(config: Config) -> None:
     """Writes an index: vectors, product ids with titles, metadata and modality weights, and a description.
 
-    It is a folder with a FAISS index, or, with `milvus_uri`, a collection in Milvus; an upload that was cut off goes on
-    when it is run again. The token of a server is taken from the environment variable MILVUS_TOKEN.
+    It is a folder with a FAISS index, or, with `milvus_uri`, a collection in Milvus; an upload that was cut off
+    continues when it is run again. The token of a server is taken from the environment variable MILVUS_TOKEN.
     """
     record = finished_record(config.embeddings, "embeddings", "embed")
     _check_flags(config)
@@ -161,7 +161,7 @@ def _choose(embedded: EmbeddedCatalogue, config: Config) -> Choice:
 
 
 def _metadata(catalogue: Catalogue, embedded: EmbeddedCatalogue) -> pa.Table:
-    """Columns of the catalogue but for ids and photos, in the order of the vectors."""
+    """Columns of the catalogue except for ids and photos, in the order of the vectors."""
     table = catalogue.products.data.table
     rows = pc.index_in(embedded.column("product_id"), value_set=table.column("product_id").combine_chunks())
     if rows.null_count:

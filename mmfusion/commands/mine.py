@@ -30,7 +30,7 @@ class Config(MiningSettings):
         output: Folder for everything that is written.
         factory: FAISS factory string: Flat (exact), HNSW32 (fast), IVF1024,PQ48 (small) …; scores are exact with any.
         search_parameters: FAISS run-time parameters, e.g. nprobe=16.
-        allow_missing_photos: Whether to go on where fewer than half of the photos that products name can be read.
+        allow_missing_photos: Whether to continue where fewer than half of the photos that products name can be read.
         batch_size: Products per forward pass.
         shard_size: Queries that are mined, and 16 times as many products that are embedded, between two savings.
         num_workers: Processes that decode photos, and then search, each in one thread; the result does not depend on

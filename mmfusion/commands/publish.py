@@ -50,7 +50,7 @@ def main(config: Config) -> None:
     print(f"{whole:>15,}  bytes in {len(published.files)} files")
     if query := sum(size for name, size in published.files.items() if name.startswith("query/")):
         share = query / (whole - query)
-        print(f"{query:>15,}  of them in query/, for a search front end: {share:.1%} of the model beside it")
+        print(f"{query:>15,}  of them in query/, for a search front end: {share:.1%} of the whole model")
     if published.url is None:
         print(f"dry run: nothing was sent to {published.repo}; next: the same command without --dry_run")
     else:

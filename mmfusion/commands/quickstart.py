@@ -1,4 +1,4 @@
-"""Train, evaluate, index and search on the toy catalogue, beside a text-only tower."""
+"""Train, evaluate, index and search on the toy catalogue, and compare with a text-only tower."""
 
 import sys
 from dataclasses import dataclass

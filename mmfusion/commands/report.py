@@ -20,7 +20,7 @@ class Config:
     Attributes:
         results: Folder that `mmfusion evaluate` wrote into.
         order: Names of the results, first variant first, e.g. [text_only, concat]; default: all, oldest first.
-        baseline: Folder or Hub id of the model that is compared with, usually text only; it stands on the left.
+        baseline: Folder or Hub id of the model that is compared with, usually text only; it is on the left.
         base: Folder or Hub id of the model that is shown, on the right.
         catalogue: Folder, fsspec URL or Hub id of a catalogue; default: the one that the model on the right was
             trained on.
@@ -33,7 +33,7 @@ class Config:
         freeze_vision_blocks: Number of lowest vision blocks whose activations are cached, as in `mmfusion evaluate`. 0
             reads photos.
         feature_cache: Folder of that cache.
-        allow_missing_photos: Whether to go on where fewer than half of the photos that products name can be read.
+        allow_missing_photos: Whether to continue where fewer than half of the photos that products name can be read.
         batch_size: Products per forward pass.
         num_workers: Processes that decode photos.
         seed: Of the random queries and of the bootstrap.

@@ -49,7 +49,7 @@ def main(config: Config) -> None:
 
     GET /search?query=red+dress&k=10&filter=[["price","<",50]], or POST /search with the same as a JSON object; GET
     /products/{id}?k=10 for a stored product and those most like it; GET /health; GET /metrics for Prometheus. When
-    `mmfusion index` has built the index anew, the service changes over to it between two requests. There is neither
+    `mmfusion index` has built the index again, the service switches to it between two requests. There is neither
     encryption nor a password: run it behind a proxy where others than you can reach it.
     """
     check_installed()

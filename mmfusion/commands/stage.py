@@ -55,7 +55,7 @@ class StageConfig:
         catalogue: Folder, fsspec URL or Hub id of a catalogue; default: the one that the base was trained on.
         unknown_judgements: What to do with judgements of queries or products that the catalogue lacks: stop with an
             error, or drop them and say how many.
-        steps: Optimizer steps. A run that has finished goes on where the same command asks for more: the added steps
+        steps: Optimizer steps. A run that has finished continues where the same command asks for more: the added steps
             warm up and decay once more.
         batch_size: Pairs of query and product per device and batch, at least 2.
         extra_products: Further train products per device and batch, as negatives; cheap where encoders are frozen.
@@ -74,7 +74,7 @@ class StageConfig:
         optimization: Learning rates and schedule; an encoder whose rate is 0 is frozen and its features are cached.
         query_text_weight: Weight of the loss between queries and product texts.
         query_image_weight: Weight of the loss between queries and photos.
-        allow_missing_photos: Whether to go on where fewer than half of the photos that products name can be read.
+        allow_missing_photos: Whether to continue where fewer than half of the photos that products name can be read.
         photo_views: Views of each photo to train with: the photo as it is, and others that are cropped and perhaps
             mirrored. Features of frozen encoders are cached for each.
         freeze_vision_blocks: Lowest blocks of the vision encoder to freeze where its rate is above 0; 0 trains all.
@@ -87,7 +87,7 @@ class StageConfig:
             from their titles to their photos. See `with_pseudo_queries`; not with stream.
         stream: Whether products are read from where they are, for catalogues larger than memory and disk: nothing is
             cached, and an epoch visits each product that a query asks for rather than each query.
-        shuffle_buffer: Products that each worker of a stream holds to draw from, beside a row group.
+        shuffle_buffer: Products that each worker of a stream holds to draw from, in addition to a row group.
         checkpoint_every: Optimizer steps between checkpoints.
         validate_every: Optimizer steps between validations on the val split.
         keep: Whether the model folder gets the last model, or the one that did best in validation (by nDCG@10 of the
@@ -97,7 +97,7 @@ class StageConfig:
         hardware: Devices, precision and workers.
         hub: Where checkpoints are pushed during training; default: nowhere.
         resume: Run on the Hub to continue here with its own arguments, as hub:org/run or hub:org/run@revision.
-        trust_checkpoint: Whether that run may belong to somebody else.
+        trust_checkpoint: Whether that run may belong to someone else.
         dry_run: Whether to take one step with the largest batch, print the plan (parameters, tokens and photos per
             step, memory, time, disk), and write nothing. If memory runs out, it names a micro_batch that fits.
         seed: Of new weights, order of batches, choice of positives, and dropout.
@@ -158,7 +158,7 @@ def begin(name: str, config: Config) -> tuple[Config, Run]:
 
 
 def open_catalogue(config: StageConfig, run: Run, num_products: int = 2000) -> Catalogue:
-    """The catalogue of a training, which must be the one that the run began with."""
+    """The catalogue of a training, which must be the one that the run started with."""
     if config.pseudo_queries and (config.stream or config.dev_fraction):
         raise ValueError(
             "--pseudo_queries reads the titles of all products and holds some of them out itself; leave --stream and "

@@ -75,7 +75,7 @@ class BaseCatalogue:
 
     @property
     def name(self) -> str:
-        """The Hub id, or the last part of the folder or URL: what may be told to others."""
+        """The Hub id, or the last part of the folder or URL: what others may see."""
         return self.source if is_hub_id(self.source) else os.path.basename(self.source.rstrip("/")) or self.source
 
     @property
@@ -156,7 +156,7 @@ class BaseCatalogue:
     def contents_digest(self) -> str:
         """SHA-256 (hex) of ids, splits and judgements, in their order; texts and photos are not read.
 
-        It tells whether something was made with the same catalogue.
+        It shows whether something was made with the same catalogue.
         """
         digest = hashlib.sha256()
         for table, ids in ((self.products, self.product_ids), (self.queries, self.query_ids)):
@@ -291,7 +291,7 @@ class Catalogue(BaseCatalogue):
             with ``bytes`` and an absolute ``path``, or a list of such mappings) and all further columns.
 
         Raises:
-            IndexError: There is no such row; -1 is none, as it stands for padding.
+            IndexError: There is no such row; -1 means padding.
         """
         _check_rows([row], len(self.products))
         return _tidy(self.products[int(row)], self.photo_root)

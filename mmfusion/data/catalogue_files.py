@@ -179,7 +179,7 @@ class ParquetTable:
                 for table in self._batches(schema):
                     writer.write_table(table)
         finally:
-            # Arrow's allocator keeps what it was given: up to 100 MiB beside everything that follows.
+            # Arrow's allocator keeps what it was given: up to 100 MiB in addition to everything that follows.
             pa.default_memory_pool().release_unused()
 
 

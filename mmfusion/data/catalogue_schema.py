@@ -1,4 +1,4 @@
-"""The tables of a catalogue: their columns, the types that these are read as, and the error of whatever is wrong."""
+"""The tables of a catalogue: their columns, the types that these are read as, and the error for what is wrong."""
 
 from __future__ import annotations
 

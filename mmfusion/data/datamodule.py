@@ -83,8 +83,8 @@ class MMFusionDataModule(L.LightningDataModule):
             dev_fraction: Share of train queries held out as the validation fold instead of the val split, in [0, 1).
             dev_by: Query column whose values go to one side of that fold as a whole, e.g. the combination of
                 attributes asked for; default: the query text.
-            extra_products: Train products per device and step beside those that belong to the queries; more negatives
-                are cheap where encoders are frozen and cached.
+            extra_products: Train products per device and step in addition to those of the queries; more negatives are
+                cheap where encoders are frozen and cached.
             no_duplicates: What no two products of a global batch share: product, photo and title, or some of
                 them; None: they are not compared.
             group_by: Product column that is of one value in a batch, as far as a value has enough queries.
@@ -251,7 +251,7 @@ class MMFusionDataModule(L.LightningDataModule):
         return well if self.trainer is None else bool(self.trainer.strategy.reduce_boolean_decision(well))
 
     def _loading(self) -> dict[str, Any]:
-        # A generator of its own keeps the making of an iterator from drawing on the global random state, which
+        # A separate generator keeps the making of an iterator from drawing on the global random state, which
         # dropout uses and which an exact resume restores.
         return {
             "batch_size": None,

@@ -196,7 +196,7 @@ def build_text_cache(
     """Computes the states of a text encoder, or opens the cache if it is there.
 
     Args:
-        folder: Folder for caches, created; each gets a folder of its own, named by what it depends on. A cache takes
+        folder: Folder for caches, created; each gets its own folder, named by what it depends on. A cache takes
             about 4 bytes per token and unit of width.
         model: Model whose text encoder is frozen.
         table: `QueryTable` or `ProductTable` without a cache and without photos.
@@ -231,7 +231,7 @@ def build_text_cache(
 def _photos_key(model: MMFusionModel, table: Any, rows: Array, crop: int) -> str:
     """Hash of everything that the activations depend on: frozen weights, preprocessing, and the photos themselves.
 
-    Photos that all decoders read alike have the key that they had before there were several.
+    Photos that all decoders read the same way have the key that they had before there were several.
     """
     read = (model.frozen_vision_blocks, model.config.image_pooling, list(model.config.vision_feature_layers))
     digest = hashlib.sha256(str((*read, crop) if crop else read).encode())

@@ -75,7 +75,7 @@ class HardNegatives:
         for name in (MANIFEST, TABLE):
             if not (folder / name).is_file():
                 raise FileNotFoundError(
-                    f"hard_negatives: {folder} is no folder of mined negatives: {name} is missing; make one with "
+                    f"hard_negatives: {folder} is not a folder of mined negatives: {name} is missing; make one with "
                     "mmfusion mine"
                 )
         table = _read_table(folder, catalogue)
@@ -90,7 +90,7 @@ class HardNegatives:
             query, product = (table.column(name)[at].as_py() for name in ("query_id", "product_id"))
             raise HardNegativesError(
                 f"{folder / TABLE}, row {at}: product {product!r} is judged at the best grade of query {query!r}, so "
-                "it is no negative"
+                "it is not a negative"
             )
         return cls(queries, products)
 

@@ -27,7 +27,7 @@ def pair_batches(
         size: Pairs per batch.
         groups: Group of each product by row; None: one group.
         keys: (number of products, kinds) keys by row; the products of one batch differ in each, where -1 equals
-            nothing, and no product comes twice. A pair that would not waits for a later batch. None: pairs are not
+            nothing, and no product appears twice. A pair that would not waits for a later batch. None: pairs are not
             compared.
     """
     batches: list[IntArray] = []

@@ -35,7 +35,7 @@ def check_photos(catalogue: BaseCatalogue, rows: Rows | None = None, *, allow_mi
     Args:
         catalogue: Products.
         rows: Rows that are going to be read, int64 (n,), ascending; None: all.
-        allow_missing: Whether to go on anyway, without looking.
+        allow_missing: Whether to continue anyway, without looking.
 
     Raises:
         CatalogueError: Names the first photos that cannot be read, with the paths that were tried.

@@ -43,7 +43,7 @@ def _parts(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     while at + 4 <= len(data):
         marker = data[at + 1]
         if data[at] != 0xFF:
-            # Between segments decoders skip what is no marker.
+            # Between segments decoders skip what is not a marker.
             at = data.find(b"\xff", at)
             if at < 0:
                 return

@@ -56,7 +56,7 @@ class PhotoFetcher:
         >>> PhotoFetcher()("http://127.0.0.1/photo.jpg")
         Traceback (most recent call last):
         ...
-        mmfusion.model.photos.PhotoError: http://127.0.0.1/photo.jpg is at 127.0.0.1, which is no public address; give allow_private=True to fetch it all the same.
+        mmfusion.model.photos.PhotoError: http://127.0.0.1/photo.jpg is at 127.0.0.1, which is not a public address; give allow_private=True to fetch it anyway.
     """  # noqa: E501 (a line of a doctest)
 
     max_bytes: int = 20_000_000
@@ -75,8 +75,8 @@ class PhotoFetcher:
         """The photo, in mode RGB, as `decode_photo` decodes it.
 
         Raises:
-            PhotoError: The URL is not one of http or https, or leads to a private address; the answer is no photo, too
-                large, too slow or redirected too often. The message has the URL without its query, and the reason.
+            PhotoError: The URL is not one of http or https, or leads to a private address; the answer is not a photo,
+                too large, too slow or redirected too often. The message has the URL without its query, and the reason.
         """
         return decode_photo(self.fetch(url))
 
@@ -128,8 +128,8 @@ class PhotoFetcher:
         private = [address for address in addresses if not is_public(address)]
         if private and not self.allow_private:
             raise PhotoError(
-                f"{_shown(parts)} is at {private[0]}, which is no public address; give allow_private=True to fetch it "
-                "all the same."
+                f"{_shown(parts)} is at {private[0]}, which is not a public address; give allow_private=True to fetch "
+                "it anyway."
             )
         return addresses[0]
 
@@ -174,7 +174,7 @@ class _Connection(http.client.HTTPConnection):
         super().__init__(host, port, timeout=timeout)
         self.address = address
         self.secure = secure
-        # http.client lets go of its socket before the body is read, where the server closes the connection after it.
+        # http.client releases its socket before the body is read, where the server closes the connection after it.
         self.watched: socket.socket | None = None
         # The name of the host is sent with its port unless it is this one.
         self.default_port = _PORTS["https" if secure else "http"]
@@ -220,11 +220,11 @@ def _seconds(retry_after: str) -> float:
 
 def _target(parts: SplitResult) -> str:
     path = parts.path or "/"
-    # Quoted already, or not; a space or an umlaut in it is none of HTTP's.
+    # Quoted already, or not; a space or an umlaut in it is not allowed in HTTP.
     return quote(f"{path}?{parts.query}" if parts.query else path, safe="%/:=&?~+!$,;'@()*[]")
 
 
 def _shown(parts: SplitResult) -> str:
-    """A URL as it may be told: its query may be a signature, and its user a password."""
+    """A URL as it may be logged: its query may be a signature, and its user a password."""
     port = f":{parts.port}" if parts.port else ""
     return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"

@@ -267,7 +267,7 @@ def _open(data: bytes) -> Image.Image:
     try:
         return _open_whole(data)
     except Exception:
-        # Pillow refuses the whole photo where a PNG's profile is longer than its limit, or is none at all.
+        # Pillow rejects the whole photo where a PNG's profile is longer than its limit, or is none at all.
         without = without_profile(data)
         if without is None:
             raise

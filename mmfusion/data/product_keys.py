@@ -1,4 +1,4 @@
-"""What tells products of one training batch apart: their photo, their title, or the value of a column."""
+"""What distinguishes products of one training batch: their photo, their title, or the value of a column."""
 
 import hashlib
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def product_keys(catalogue: BaseCatalogue, kinds: Sequence[str]) -> IntArray:
 
     Titles are compared without case and outer blanks. Of several photos the first one counts, by the bytes of its file:
     further ones, such as a size chart, are shared by products that are not alike. A photo that is stored as a path is
-    told apart by its path.
+    identified by its path.
 
     Args:
         catalogue: Its products.

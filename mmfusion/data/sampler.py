@@ -11,12 +11,12 @@ from mmfusion.data.pair_batches import pair_batches
 from mmfusion.data.qrels import Qrels, best_grades
 from mmfusion.data.tables import PairRows, Rows
 
-# What generators are seeded with beside seed, epoch and number of a batch, so that none runs in step with another.
+# What generators are seeded with in addition to seed, epoch and batch, so that no two give the same numbers.
 _FURTHER, _CROP = 1, 2
 
 
 class Negatives(Protocol):
-    """Hard negatives by query; `digest` tells one table from another."""
+    """Hard negatives by query; `digest` identifies the table."""
 
     digest: str
 
@@ -29,7 +29,7 @@ class RowsSampler(DistributedSampler[Any]):
 
     Attributes:
         start_batch: Where the next epoch begins; only that one.
-        sources: What, beside the arguments of a run, the batches depend on; kept in checkpoints.
+        sources: What, other than the arguments of a run, the batches depend on; kept in checkpoints.
     """
 
     start_batch = 0
@@ -48,7 +48,7 @@ class PairSampler(RowsSampler):
     """Batches of queries, each with one of its products, and further products; yields this rank's part of each.
 
     An epoch visits every query once, in an order drawn from (seed, epoch), with one product of the highest grade the
-    query has, drawn anew. Batches are made by [`pair_batches`] and come in random order. The incomplete last batch is
+    query has, drawn again. Batches are made by [`pair_batches`] and come in random order. The incomplete last batch is
     dropped. The global batch depends on `batch_size * num_replicas` alone: two ranks of 64 see what one of 128 sees.
     Further products are mined negatives of the queries, and products drawn evenly from the pool for each batch:
     negatives for most queries, and positives or near misses for some.
@@ -84,7 +84,7 @@ class PairSampler(RowsSampler):
             extra_products: Further products per rank and batch, at least 0; no more than the pool holds are drawn.
             groups: (number of products,) group of each product by row; batches are of one group where a group fills
                 them. None: groups are not looked at.
-            keys: (number of products, kinds) int64, see [`product_keys`]: no product comes twice in a global batch,
+            keys: (number of products, kinds) int64, see [`product_keys`]: no product appears twice in a global batch,
                 nor two that are equal in one of them. A pair that would be waits for a later batch of the epoch; where
                 none has room for it, its query is left out of the epoch. None: products are not compared.
             negatives: Mined negatives of queries, products of the pool.
@@ -149,7 +149,7 @@ class PairSampler(RowsSampler):
         return [PairRows(queries[batches[i]], products[batches[i]]) for i in rng.permutation(len(batches))]
 
     def _further(self, index: int, queries: Rows, products: Rows) -> Rows:
-        """Rows (n,) beside the pairs of the global batch `index`; n is a multiple of the ranks.
+        """Rows (n,) in addition to the pairs of the global batch `index`; n is a multiple of the ranks.
 
         Fewer than asked for where the pool holds no more. Where products are compared, none comes in that is one of the
         batch or equals one in a kind; random products take the place of mined negatives that do.

@@ -22,7 +22,7 @@ Polygon = tuple[Point, ...]
 Rgb = tuple[int, int, int]
 
 # (lowest, highest) hue in degrees, saturation and value in percent. Ranges of two colours never overlap, so that
-# the name of a colour can always be told from the photo.
+# the name of a colour can always be seen in the photo.
 COLOUR_RANGES: Final[dict[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]]] = {
     "red": ((352, 363), (82, 95), (72, 86)),
     "orange": ((22, 30), (85, 100), (92, 100)),

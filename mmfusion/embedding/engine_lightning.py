@@ -115,7 +115,7 @@ def _stop_on_sigterm(trainer: L.Trainer) -> None:
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(number)
         if trainer.is_global_zero:
-            logger.warning("SIGTERM: embedding stops; run the same command to go on")
+            logger.warning("SIGTERM: embedding stops; run the same command to continue")
         # Lightning's launcher takes a rank of its own that ends with another code than 0 for one that failed.
         raise SIGTERMException(STOPPED if trainer.local_rank == 0 else 0)
 

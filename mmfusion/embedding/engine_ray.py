@@ -41,7 +41,7 @@ _ANSWER_SECONDS = 10.0
 
 
 class RayJobError(MMFusionError):
-    """A job on Ray cannot begin, or cannot go on."""
+    """A job on Ray cannot begin, or cannot continue."""
 
 
 def embed_with_ray(
@@ -50,7 +50,8 @@ def embed_with_ray(
     """Embeds what is missing, drops what is gone, and writes the manifest.
 
     Vectors are those of Lightning, bit for bit, on the same kind of processor and, on CPUs, with the same number of
-    threads: OMP_NUM_THREADS, or 1, whatever the cluster has. A worker that dies is replaced, and its shard begun anew.
+    threads: OMP_NUM_THREADS, or 1, whatever the cluster has. A worker that dies is replaced, and its shard starts
+    again.
 
     Args:
         job: What to embed.
@@ -104,7 +105,7 @@ def _compute(ray: Any, job: EmbeddingJob, shards: list[NewShard], worker: tuple[
     # It warns that there are no progress bars but this one.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     forget_tries(job.folder)
-    # A block for each shard, as Ray hands out blocks and begins them anew.
+    # A block for each shard, as Ray hands out blocks and starts them again.
     items = ray.data.from_items([as_item(job, shard) for shard in shards], override_num_blocks=len(shards))
     *_, accelerator, threads = worker
     results = items.map(
@@ -114,7 +115,7 @@ def _compute(ray: Any, job: EmbeddingJob, shards: list[NewShard], worker: tuple[
         **({"num_gpus": 1} if accelerator == "gpu" else {"num_cpus": threads + job.settings.num_workers}),
     )
     total = sum(len(shard.places) for shard in shards)
-    # Results come a shard at a time, so that the mean of the whole job tells more than the last of them.
+    # Results come a shard at a time, so that the mean of the whole job says more than the last of them.
     try:
         with tqdm(total=total, desc=f"embedding ({workers} workers)", unit="product", smoothing=0) as bar:
             for result in results.iter_rows():
@@ -126,7 +127,7 @@ def _compute(ray: Any, job: EmbeddingJob, shards: list[NewShard], worker: tuple[
         raise
     except ray.exceptions.RayError as error:
         raise RayJobError(
-            f"the Ray cluster gave up ({str(error).splitlines()[0]}); run the same command again to go on."
+            f"the Ray cluster gave up ({str(error).splitlines()[0]}); run the same command again to continue."
         ) from error
 
 
@@ -182,7 +183,7 @@ class ShardWorker:
                 f"the model, or what prepares photos, differs here ({job.provenance}) from that on the driver "
                 f"({self.provenance}); have the same files and packages on all machines"
             )
-        # An environment of its own, as schedulers such as SLURM describe the cluster rather than this one device.
+        # A separate environment, as schedulers such as SLURM describe the cluster rather than this one device.
         self.fabric = Fabric(
             accelerator=self.accelerator,
             devices=1,
@@ -210,7 +211,7 @@ class ShardWorker:
 
 
 def forget_tries(folder: Path) -> None:
-    """Begins to count anew how often each shard was tried."""
+    """Starts to count again how often each shard was tried."""
     shutil.rmtree(folder / "cache" / "tries", ignore_errors=True)
     (folder / "cache" / "tries").mkdir(parents=True)
 
@@ -226,7 +227,7 @@ def _note_try(folder: Path, name: str) -> None:
     if before >= MOST_TRIES:
         raise RayJobError(
             f"{before} workers died over the shard {name}; look for memory that ran out in what Ray says of them, give "
-            "a smaller batch_size or fewer workers per machine, and run the same command again to go on"
+            "a smaller batch_size or fewer workers per machine, and run the same command again to continue"
         )
 
 
@@ -258,7 +259,7 @@ def check_ray() -> None:
         MissingLibraryError: Ray is not installed.
         RayJobError: Nothing answers at RAY_ADDRESS.
     """
-    # Of an address that is no host and port, such as `auto`, Ray soon says so itself; of one that is, after minutes.
+    # Of an address that is not a host and port, such as `auto`, Ray soon says so itself; of one that is, after minutes.
     found = re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d{1,5})", os.environ.get("RAY_ADDRESS", ""))
     if import_ray().is_initialized() or found is None:
         return

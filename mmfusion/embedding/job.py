@@ -88,7 +88,7 @@ class EmbeddingJob:
     """Brings a folder of embedded products up to date with a catalogue: `find`, then an engine, then `finish`.
 
     Attributes:
-        provenance: What the vectors depend on beside the products.
+        provenance: What the vectors depend on other than the products.
         contents: (P, 2) digests of what the products show; set by `find`, or by an engine on other ranks.
     """
 
@@ -122,7 +122,7 @@ class EmbeddingJob:
 
         Raises:
             ValueError: There is no product, the model has fewer components than `truncate_dim` or was not trained for
-                that many, or binary vectors are wanted of a routed model or of a dimension that is no multiple of 8.
+                that many, or binary vectors are wanted of a routed model or of a dimension that is not a multiple of 8.
         """
         if not len(rows):
             raise ValueError(f"{catalogue!r} has no product to embed; check --split and the column 'split'.")
@@ -176,7 +176,7 @@ class EmbeddingJob:
             raise RuntimeError(
                 f"{sum(len(one.places) for one in new)} products are not in any shard of {self.folder}, although all "
                 "ranks or workers are done; is the folder on a file system that they all share? Run the same command "
-                "again to go on."
+                "again to continue."
             )
         shards = [self._without_dropped(one) for one in sorted(old, key=lambda one: one.first)]
         entries = tuple(self._checked.get(path.name) or entry_of(path) for path in shards)
@@ -201,7 +201,7 @@ class EmbeddingJob:
     def _compare(self) -> tuple[list[OldShard], list[NewShard]]:
         """Shards in the folder that hold something wanted, whether or not a manifest names them, and those to compute.
 
-        A product is embedded anew if no shard has its id with its content. Those are cut into shards in the order of
+        A product is embedded again if no shard has its id with its content. Those are cut into shards in the order of
         the catalogue: after a kill the cuts fall where they would have fallen, as finished shards leave no part of one
         behind.
         """
@@ -258,7 +258,7 @@ class EmbeddingJob:
 def describe(
     model: MMFusionModel, processor: MMFusionProcessor, settings: EmbeddingSettings, precision: str
 ) -> Provenance:
-    """What vectors depend on beside the products; `precision` is that of the forward pass, as Lightning names it."""
+    """What vectors depend on other than the products; `precision` is that of the forward pass, in Lightning's words."""
     config = model.config
     check_width(config, settings.truncate_dim, settings.allow_untrained_width)
     dimension = model.shorten(torch.zeros(1, config.vector_dim), settings.truncate_dim).shape[1]
@@ -281,7 +281,7 @@ def describe(
 def shard_batches(rows: Rows, lengths: npt.NDArray[np.int64], batch_size: int) -> list[Rows]:
     """The batches of a shard, shortest texts first.
 
-    Batches are made within a shard, because the products beside it change the last digits of a vector: so neither the
+    Batches are made within a shard, because the products next to it change the last digits of a vector: so neither the
     engine nor the number of ranks nor the shards that are there already change what comes out.
 
     Args:

@@ -45,7 +45,7 @@ def pack(vectors: FloatArray, kind: VectorType) -> PackedVectors:
     depend on another's. binary keeps signs.
 
     Raises:
-        ValueError: Binary vectors are wanted of a dimension that is no multiple of 8.
+        ValueError: Binary vectors are wanted of a dimension that is not a multiple of 8.
     """
     if kind == "binary":
         check_binary(vectors.shape[1])
@@ -77,7 +77,7 @@ def check_binary(dimension: int) -> None:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What vectors depend on beside the product. A folder holds vectors of one `Provenance` only.
+    """What vectors depend on other than the product. A folder holds vectors of one `Provenance` only.
 
     Attributes:
         model_fingerprint: Of weights, config and preprocessing.
@@ -184,7 +184,7 @@ class Manifest:
 
     Attributes:
         schema_version: Version of the folder's layout.
-        provenance: What the vectors depend on beside the products.
+        provenance: What the vectors depend on other than the products.
         model: Folder name or Hub id of the model.
         model_revision: Commit of the model on the Hub, or None.
         catalogue: Folder name or Hub id of the catalogue.

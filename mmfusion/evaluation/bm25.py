@@ -65,7 +65,7 @@ def query_words(text: str) -> list[str]:
     """Words of a query: as of [`tokenize`], but of a script without spaces only pieces of full length.
 
     So "连衣裙" (dress) asks for 连衣 and 衣裙, and does not find a clothes hanger, 衣架. A run that is shorter is asked
-    for as it is. Of Japanese, endings and particles of one or two hiragana beside another script are left out.
+    for as it is. Of Japanese, endings and particles of one or two hiragana next to another script are left out.
 
     >>> query_words("连衣裙 XL"), query_words("赤い服")
     (['连衣', '衣裙', 'xl'], ['赤', '服'])
@@ -144,7 +144,7 @@ def rank_bm25(
 
     Raises:
         ImportError: The extra `bm25` is not installed.
-        ValueError: Ids and texts differ in number or an id comes twice.
+        ValueError: Ids and texts differ in number or an id appears twice.
     """
     order = TieOrder(product_ids)
     if len(order) != len(product_texts):

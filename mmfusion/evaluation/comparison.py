@@ -52,7 +52,7 @@ class Compared:
         mean: In [0, 1], over queries and seeds; None where undefined.
         by_seed: The same for each seed, by the seed as text.
         before: Difference to the variant before; None where there is none to compare with.
-        reference: Difference to the reference (text only, or the first variant), likewise.
+        reference: Difference to the reference (text only, or the first variant), in the same way.
     """
 
     metric: str
@@ -102,7 +102,7 @@ class Row:
         return [found for found in self.compared if not found.column]
 
     def out_of_order(self) -> list[str]:
-        """Metrics in which the variant stands on the wrong side of the one before it."""
+        """Metrics in which the variant is on the wrong side of the one before it."""
         sign = {"above": 1, "below": -1, "either": 0}[self.expected]
         return [found.metric for found in self.overall() if found.before and sign * found.before.difference < 0]
 
@@ -169,7 +169,7 @@ def average(by_seed: BySeed, name: str) -> Evaluation:
         same_queries = tables[0]["query_id"].equals(table["query_id"])
         if not same_queries or first.means.keys() != other.means.keys() or keys[0] != keys[1]:
             raise ValueError(
-                f"{first.name!r} and {other.name!r} differ in queries, metrics or slices; evaluate both alike"
+                f"{first.name!r} and {other.name!r} differ in queries, metrics or slices; evaluate both in the same way"
             )
     columns = {column: tables[0][column] for column in tables[0].column_names}
     for metric in first.means:

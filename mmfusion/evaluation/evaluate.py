@@ -170,7 +170,7 @@ def evaluate_rankings(
         recall_at: Cut-offs of Recall.
         ndcg_at: Cut-offs of nDCG (linear gain, ideal over all judged products of the pool).
         name: What made the rankings.
-        label_source: Who or what judged, shown beside the numbers.
+        label_source: Who or what judged, shown next to the numbers.
         provenance: How the rankings were made, JSON values.
 
     Returns:
@@ -289,7 +289,7 @@ def _align(
         raise ValueError(f"query row {stray[0]} has a ranking but is not in evaluated_query_rows; add or drop it")
     padding, ordered = ranked < 0, np.sort(ranked, axis=1)
     for wrong, what in (
-        (padding[:, :-1] & ~padding[:, 1:], "goes on after a -1; move the padding to its end"),
+        (padding[:, :-1] & ~padding[:, 1:], "continues after a -1; move the padding to its end"),
         (
             ~padding & ~np.isin(ranked, pool),
             "holds product row {value}, which is not in the pool; rank the products of product_rows only and pass "

@@ -15,7 +15,7 @@ METRICS = ("recall@100", "ndcg@10")
 """The two metrics of every table and comparison."""
 
 CONDITIONS = ("pool", "num_products", "num_queries", "relevant_grade", "gain", "judgements_by_grade")
-"""What must be equal before numbers of two evaluations may stand in one table."""
+"""What must be equal before numbers of two evaluations may be in one table."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Evaluation:
         per_query: One row a query: query_id, the sliced query columns as text, num_relevant, the metrics (float64 in
             [0, 1], null where undefined).
         gain: How nDCG turns a grade into a gain.
-        label_source: Who or what judged, shown beside the numbers.
+        label_source: Who or what judged, shown next to the numbers.
         provenance: How the rankings were made (command, model, catalogue …), JSON values.
     """
 
@@ -167,7 +167,7 @@ def check_alike(evaluations: Sequence[Evaluation], names: Sequence[str] = CONDIT
             if getattr(first, name) != getattr(other, name):
                 raise ValueError(
                     f"{first.name!r} has {name}={getattr(first, name)!r} but {other.name!r} has "
-                    f"{name}={getattr(other, name)!r}: their numbers cannot stand in one table; evaluate both alike"
+                    f"{name}={getattr(other, name)!r}: their numbers cannot be compared; evaluate both in the same way"
                 )
 
 

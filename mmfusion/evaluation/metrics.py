@@ -2,7 +2,7 @@
 
 torchmetrics has both metrics, but it sees only the list that it is handed: fed a top-k list, its recall divides by the
 relevant products *in the list* and its ideal is the list re-sorted, so relevant products that were not retrieved cost
-nothing and both numbers come out too high. Ours are told what the whole pool holds.
+nothing and both numbers come out too high. Ours are given what the whole pool holds.
 """
 
 import torch

@@ -14,7 +14,7 @@ _MAX_BARS = 24
 
 
 def write_evaluation(evaluation: Evaluation, folder: str | Path, name: str | None = None) -> list[Path]:
-    """Saves an evaluation, and beside it `<name>.slices.csv`, `<name>.md` and `<name>.png`.
+    """Saves an evaluation, and next to it `<name>.slices.csv`, `<name>.md` and `<name>.png`.
 
     Args:
         evaluation: What to write.

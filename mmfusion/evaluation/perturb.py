@@ -84,10 +84,10 @@ def perturbed_inputs(perturbation: Perturbation, product_rows: Rows, num_product
 
 
 def typo(text: str, rng: Random) -> str:
-    """Makes one slip of the keyboard in one word: two letters swapped, one dropped, doubled, or hit beside its key.
+    """Makes one slip of the keyboard in one word: two letters swapped, one dropped, doubled, or hit next to its key.
 
     The word is drawn among runs of at least four letters without digits; a text that has none stays as it is. The first
-    letter is never touched, and no word is split, joined or lost. Keys beside each other are those of a QWERTY row.
+    letter is never touched, and no word is split, joined or lost. Keys next to each other are those of a QWERTY row.
 
     Args:
         text: Any text, of any script.

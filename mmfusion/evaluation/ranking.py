@@ -42,7 +42,7 @@ def rank(
         below k, the rest is score -inf and column -1.
 
     Raises:
-        ValueError: Shapes do not fit, a product id comes twice, or an embedding is NaN or infinite.
+        ValueError: Shapes do not fit, a product id appears twice, or an embedding is NaN or infinite.
 
     >>> queries, products = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 1.0], [0.5, 0.0], [1.0, 0.0]])
     >>> rank(queries, products, k=3, product_ids=["10", "9", "1"])[1]
@@ -76,7 +76,7 @@ class TieOrder:
         product_ids: N different ids, fewer than 2**32.
 
     Raises:
-        ValueError: An id comes twice.
+        ValueError: An id appears twice.
     """
 
     def __init__(self, product_ids: Sequence[str] | np.ndarray) -> None:
@@ -86,7 +86,7 @@ class TieOrder:
         if same.size:
             first, second = by_id[same[0]], by_id[same[0] + 1]
             raise ValueError(
-                f"product id {ids[first]!r} comes twice, in rows {first} and {second}; remove the duplicate"
+                f"product id {ids[first]!r} appears twice, in rows {first} and {second}; remove the duplicate"
             )
         self._column_of_place = torch.from_numpy(by_id)
         self._place_of_column = torch.empty_like(self._column_of_place)

@@ -91,7 +91,7 @@ def results_table(
 
     Args:
         evaluations: At least one; rows of the table in this order.
-        slice_by: Query column whose values become columns, beside "all". A column that was not sliced adds none.
+        slice_by: Query column whose values become columns next to "all". A column that was not sliced adds none.
         metrics: Metrics of a cell, in per cent.
 
     Returns:
@@ -318,7 +318,7 @@ def template_environment(folder: Path, *, html: bool = False) -> jinja2.Environm
     """Jinja2 with the formats of this module as filters; a place that nobody fills is an error.
 
     Args:
-        folder: Where templates and what they include lie.
+        folder: Where templates and what they include are.
         html: Escapes what is filled in. Markdown is not escaped: tables and prose are Markdown themselves.
     """
     environment = jinja2.Environment(

@@ -78,7 +78,7 @@ def write_card(
     Args:
         folder: Model folder, with the `run.json` of its recipe if the training is to be described.
         results: Files or folders that `mmfusion evaluate` wrote. Those of this model, known by its fingerprint, are its
-            results; the others stand beside them.
+            results; the others are shown next to them.
         ablation: Output folder of `mmfusion ablation`. Without `results`, those of this model in it are taken.
         output: The file; default: README.md in the folder. Only a card that was written here is replaced.
         repo: Hub id for the snippets.
@@ -248,7 +248,7 @@ def _eval_results(result: Result) -> list[EvalResult]:
             task_name="Product retrieval",
             dataset_type=name,
             dataset_name=f"{name}, whole catalogue" if whole else name,
-            # Results of one data set and split are told apart by it: the larger pool is the harder task.
+            # Results of one data set and split are distinguished by it: the larger pool is the harder task.
             dataset_config="whole_catalogue" if whole else None,
             dataset_split=result.split,
             dataset_args={

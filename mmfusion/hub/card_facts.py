@@ -96,12 +96,12 @@ def read_facts(folder: str | Path) -> ModelFacts:
     """Reads config, processor and the headers of the weights; the weights themselves are not loaded.
 
     Raises:
-        CardError: This is no mmfusion model, or a file is missing or damaged.
+        CardError: This is not an mmfusion model, or a file is missing or damaged.
     """
     folder = Path(folder)
     for name in ("config.json", "processor_config.json"):
         if not (folder / name).is_file():
-            raise CardError(f"{name} is missing, so this is no model folder", str(folder), _REMEDY)
+            raise CardError(f"{name} is missing, so this is not a model folder", str(folder), _REMEDY)
     kind = read_json(folder / "config.json", _REMEDY).get("model_type")
     if kind != "mmfusion":
         raise CardError(f"this is a {kind!r} model", f"{folder / 'config.json'}, field 'model_type'", _REMEDY)
@@ -129,7 +129,7 @@ def read_facts(folder: str | Path) -> ModelFacts:
 def weights_tag(fingerprint: str) -> str:
     """Name of the tag that publishing puts on the commit of these weights; a card's snippets are pinned to it.
 
-    A commit hash cannot stand in a file of that commit, and a branch moves.
+    A commit hash cannot be in a file of that commit, and a branch moves.
     """
     return f"weights-{fingerprint[:12]}"
 

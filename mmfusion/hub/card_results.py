@@ -1,4 +1,4 @@
-"""Result files, read as what a card may say: checked, told apart by model, and never without their conditions."""
+"""Result files, read as what a card may say: checked, kept apart by model, and never without their conditions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Result:
         perturbation: What was done to the inputs; "none" for nothing.
         model: Fingerprint of the model; "" for means over several models and for baselines without one.
         bytes_per_product: Size of a vector; None for a ranking without vectors.
-        agreement: What `--weights_agree` wrote beside it; None where it was not asked for.
+        agreement: What `--weights_agree` wrote next to it; None where it was not asked for.
     """
 
     path: Path
@@ -55,7 +55,7 @@ class Result:
 
     @property
     def conditions(self) -> tuple[Any, ...]:
-        """What must be equal for two results to stand in one table."""
+        """What must be equal for two results to be in one table."""
         own = [getattr(self.evaluation, name) for name in CONDITIONS]
         return (self.dataset, self.split, *(json.dumps(value, sort_keys=True) for value in own))
 
@@ -80,7 +80,9 @@ class Result:
         try:
             return paired_bootstrap(self.evaluation, other.evaluation, metric, where=where)
         except ValueError as error:
-            raise CardError(str(error), f"{self.path} and {other.path}", "evaluate both alike, or give one") from error
+            raise CardError(
+                str(error), f"{self.path} and {other.path}", "evaluate both in the same way, or give one"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Measured:
     changed: tuple[Result, ...]
 
     def results_table(self) -> str:
-        """This model beside the others, with intervals."""
+        """This model compared with the others, with intervals."""
         titles = [metric_title(metric) for metric in METRICS]
         rows: list[list[Cell]] = [["", *titles, *(f"this model against it, {title}" for title in titles)]]
         for other in self.others:
@@ -167,7 +169,7 @@ def sort_results(results: Sequence[Result], fingerprint: str, vector_bytes: int)
             continue
         # A result without the field is of a version that had no shortened vectors, and marked no baseline, either.
         if "bytes_per_product" not in result.evaluation.provenance:
-            problem = "the field is missing, so that a baseline cannot be told from the model"
+            problem = "the field is missing, so that a baseline cannot be distinguished from the model"
             field = f"{result.path}, field 'provenance.bytes_per_product'"
             raise CardError(problem, field, "evaluate again with `mmfusion evaluate`")
         own += [result] if result.bytes_per_product is not None else []

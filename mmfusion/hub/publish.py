@@ -141,7 +141,7 @@ def gather(
 ) -> dict[str, int]:
     """Writes all files that are published of a model into an empty folder.
 
-    The model is loaded and saved anew rather than copied, so that nothing else that lies in its folder (checkpoints,
+    The model is loaded and saved again rather than copied, so that nothing else that is in its folder (checkpoints,
     logs, caches) can come along.
 
     Args:
@@ -209,7 +209,7 @@ def _check_public(folder: Path, model_folder: Path) -> None:
 
 
 def _license(model_folder: Path) -> str:
-    """The text of the model's own license, or of this package's, which lies in a checkout or with what is installed."""
+    """The text of the model's own license, or of this package's, which is in a checkout or with what is installed."""
     for folder in (model_folder, Path(mmfusion.__file__).parent.parent):
         if (folder / LICENSE).is_file():
             return (folder / LICENSE).read_text("utf-8")

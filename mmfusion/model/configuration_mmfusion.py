@@ -49,7 +49,7 @@ class MMFusionConfig(PreTrainedConfig):
         image_pooling: `mean`, `cls` or `pooler` for photos, or `patches`: mean over the states of patches, without
             class tokens and registers. `MMFusionModel.from_backbones` gives both poolings the values that the encoders
             were trained with.
-        vision_feature_layers: Blocks of the vision encoder, from 0, whose output states reach the product tower beside
+        vision_feature_layers: Blocks of the vision encoder, from 0, whose output states reach the product tower with
             the pooled top: colour and pattern live below the top. transformers' `hidden_states` begin with the output
             of the embeddings, so that block `i` is `hidden_states[i + 1]` of a ViT. Finer grids are averaged down to
             the coarsest of them. Empty: the top states alone.
@@ -142,7 +142,7 @@ class MMFusionConfig(PreTrainedConfig):
         """Loads a config from a folder or the Hub, as `PreTrainedConfig.from_pretrained` does.
 
         Raises:
-            HubError: It cannot be fetched, or it is no config of an mmfusion model.
+            HubError: It cannot be fetched, or it is not a config of an mmfusion model.
         """
         source, trust = pretrained_model_name_or_path, kwargs.pop("trust_remote_code", None)
         with explained(source, kwargs.get("revision")), trusting(source, trust, kwargs):
@@ -298,7 +298,7 @@ _VALID: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (("image_pooling",), IMAGE_POOLINGS.__contains__, f"one of {', '.join(IMAGE_POOLINGS)}"),
 )
 
-# Keys that transformers writes into a config beside its fields, and needs when it reads one.
+# Keys that transformers writes into a config in addition to its fields, and needs when it reads one.
 _WRITTEN_KEYS = frozenset(
     {"model_type", "transformers_version", "_name_or_path", "output_attentions", "auto_map", "quantization_config"}
 )
@@ -340,6 +340,6 @@ def _sub_config(value: Any, default_type: str) -> PreTrainedConfig:
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 
-# Its code is saved beside the weights, for `trust_remote_code=True` where this package is not installed.
+# Its code is saved next to the weights, for `trust_remote_code=True` where this package is not installed.
 MMFusionConfig.register_for_auto_class("AutoConfig")
 keep_module(__name__)

@@ -1,4 +1,4 @@
-"""Errors of mmfusion, and one line for whatever goes wrong between this machine and the Hub."""
+"""Errors of mmfusion, and one line for what goes wrong between this machine and the Hub."""
 
 import sys
 from collections.abc import Iterator
@@ -101,14 +101,14 @@ _OF_THE_HUB: tuple[tuple[type[Exception], str], ...] = (
     ),
     (
         HFValidationError,
-        "{repo!r} is no folder on this machine and no name of a repository; give a folder, or org/name.",
+        "{repo!r} is neither a folder on this machine nor the name of a repository; give a folder, or org/name.",
     ),
 )
 _OF_A_STATUS = {
     401: "The Hub does not know the token that was sent for {repo}; log in again with `hf auth login`.",
     403: "The token may not do this to {repo}%s; use one with write access to it.",
-    409: "{repo} was changed by somebody else at the same time%s; try again.",
-    412: "{repo} was changed by somebody else at the same time%s; try again.",
+    409: "{repo} was changed by someone else at the same time%s; try again.",
+    412: "{repo} was changed by someone else at the same time%s; try again.",
     429: "The Hub takes no more requests for now (429) for {repo}; wait some minutes and try again.",
 }
 
@@ -135,8 +135,8 @@ def _of_the_hub(error: BaseException) -> str | None:
     if status in _OF_A_STATUS:
         return _OF_A_STATUS[status].replace("%s", reason)
     if status >= 500:
-        return f"The Hub at {{hub}} has a fault of its own ({status}) at {{repo}}; try again later."
-    return f"The Hub refuses the request for {{repo}} ({status}){reason}."
+        return f"The Hub at {{hub}} has an internal error ({status}) for {{repo}}; try again later."
+    return f"The Hub rejects the request for {{repo}} ({status}){reason}."
 
 
 def _of_the_connection(error: BaseException) -> str | None:

@@ -18,10 +18,10 @@ class Family(NamedTuple):
         model_types: `model_type` of their configs; of text encoders, that of the whole checkpoint or of its text half.
         pooling: How states become one vector, one of `TEXT_POOLINGS` or `IMAGE_POOLINGS`: the default of new models.
         why: One line for readers: what that vector is.
-        prefix: States before those of the patches (class tokens), not counting registers, which a config tells.
+        prefix: States before those of the patches (class tokens), not counting registers, which a config names.
         without_pooler: The pooling where `pooling` is `pooler` and a checkpoint lacks the pooler or its weights.
         classifier: The pooling of a checkpoint that was trained further as a `…ForImageClassification`, if another.
-        pooled_only: Layers, beside `pooler` and `head`, that the encoder applies to its pooled output alone.
+        pooled_only: Layers, other than `pooler` and `head`, that the encoder applies to its pooled output alone.
     """
 
     model_types: tuple[str, ...]
@@ -74,7 +74,7 @@ TEXT_FAMILIES: tuple[Family, ...] = (
     Family(
         ("t5", "mt5", "umt5", "longt5", "switch_transformers", "t5gemma"),
         "mean",
-        "the encoder half alone; it has no token that stands for the text, and sentence-t5 and gtr-t5 are averaged",
+        "the encoder half alone; it has no token that represents the text, and sentence-t5 and gtr-t5 are averaged",
     ),
     Family(
         ("embedding_gemma2", "embedding_gemma2_text", "nomic_bert", "jina_embeddings_v3"),
@@ -113,7 +113,7 @@ LEGACY_END = 2
 
 
 def text_end(config: PreTrainedConfig) -> Literal["end token", "highest id"] | None:
-    """By what an encoder finds the state that stands for a text; None: not by a token."""
+    """By what an encoder finds the state that represents a text; None: not by a token."""
     if config.model_type in _HIGHEST_ID or is_legacy_end(config):
         return "highest id"
     return "end token" if config.model_type in (*_END_TOKEN, *_END_TOKEN_ALONE) else None
@@ -294,7 +294,9 @@ def trained_pooling(model: PreTrainedModel, encoder: PreTrainedModel, dual: bool
             _warn(encoder, "mmfusion does not know its family", pooling)
         return pooling
     if encoder.config.model_type == "blip-2":
-        reason = "its score takes, of the query tokens of a photo, the one nearest to a text, which is no vector of it"
+        reason = (
+            "its score takes, of the query tokens of a photo, the one nearest to a text, which is not a vector of it"
+        )
         choices = "'mean' or 'cls' (the first query token)"
         _warn(encoder, reason if dual else "it was trained on to generate texts", family.pooling, choices)
         return family.pooling

@@ -121,7 +121,7 @@ Kind = TypeVar("Kind", bound=type[Fusion])
 def register_fusion(name: str) -> Callable[[Kind], Kind]:
     """Adds a kind of fusion network, to be named in `MMFusionConfig.fusion`.
 
-    `save_pretrained` writes the file of the class beside the weights, with imports of `mmfusion.model` made relative.
+    `save_pretrained` writes the file of the class next to the weights, with imports of `mmfusion.model` made relative.
     So that it runs where mmfusion is not installed, it may import only torch, transformers, `mmfusion.model` and the
     standard library. A class of a notebook is not written.
 
@@ -285,7 +285,7 @@ class WeightedMean(Fusion):
 class Concat(Fusion):
     """Late fusion: concatenated pooled features through a two-layer perceptron.
 
-    A learned vector stands for a missing modality. Weights are the shares of the two modalities in what the network
+    A learned vector replaces a missing modality. Weights are the shares of the two modalities in what the network
     does with them: how far its output moves when that vector takes the modality's place.
     """
 
@@ -319,7 +319,7 @@ class Concat(Fusion):
         without_text = self.out(F.gelu(self.text_in(self.missing_text) + image))
         without_image = self.out(F.gelu(text + self.image_in(self.missing_image)))
         moved = torch.stack([(whole - without_text).norm(dim=-1), (whole - without_image).norm(dim=-1)], dim=1).float()
-        # If nothing moves it, the present modalities share alike.
+        # If nothing moves it, the present modalities share equally.
         moved = (moved + torch.finfo(moved.dtype).tiny) * present
         return (moved / moved.sum(1, keepdim=True)).to(text.dtype)
 
@@ -454,7 +454,7 @@ def mean_shares(shares: Tensor, counted: Tensor) -> Tensor:
 
 
 def load_imbalance(load: Tensor) -> Tensor:
-    """experts * sum of load²: 1 if all experts serve alike, up to the number of experts if one serves everything.
+    """experts * sum of load²: 1 if all experts are used equally, up to the number of experts if one does everything.
 
     The load-balance loss of Switch Transformers (arXiv:2101.03961, eq. 4), experts * sum of f * P, where the share f
     of the products that an expert serves is its mean probability P, since every expert serves every product.

@@ -147,7 +147,7 @@ def head_size(layers: Sequence[Mapping[str, Any]], width: int) -> int:
 
 
 def check_head(layers: Any) -> None:
-    """Raises a ValueError for the first layer that is none of those that [`TextHead`] knows."""
+    """Raises a ValueError for the first layer that [`TextHead`] does not know."""
     if not isinstance(layers, (list, tuple)):
         raise ValueError(f"MMFusionConfig.text_head is {layers!r}; give a list of layers.")
     for layer in layers:
@@ -193,7 +193,7 @@ class VisionNeck(nn.Module):
 
 
 class Projection(nn.Linear):
-    """Linear map into the embedding space, plus a perceptron beside it where `hidden_size` is above 0.
+    """Linear map into the embedding space, plus a perceptron next to it where `hidden_size` is above 0.
 
     The perceptron's output layer starts at zero, so that training starts from the linear map.
     """

@@ -1,4 +1,4 @@
-"""What stands for no value in the tables that people have."""
+"""How tables mark a missing value."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from PIL import Image
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value stands for none: None, NaN, NaT, or the NA of pandas and the masked cells of NumPy."""
+    """Whether a value is missing: None, NaN, NaT, or the NA of pandas and the masked cells of NumPy."""
     if value is None or type(value).__name__ == "MaskedConstant":
         return True
     # Two photos are compared pixel by pixel.
@@ -15,5 +15,5 @@ def is_missing(value: Any) -> bool:
     try:
         return bool(value != value)
     except (TypeError, ArithmeticError):
-        # Whether pandas' NA and a signalling NaN equal themselves cannot be told.
+        # Whether pandas' NA and a signalling NaN equal themselves is undefined.
         return True

@@ -23,7 +23,7 @@ MAX_PIXELS = 64_000_000
 DECODER = 2
 """Version of what this file makes of a photo. 1 is how all photos were read before colour profiles were applied.
 
-It tells nothing about most photos, whose pixels are the same in every version; see `first_decoder`.
+It says nothing about most photos, whose pixels are the same in every version; see `first_decoder`.
 """
 
 
@@ -110,7 +110,7 @@ def check_size(photo: Image.Image, max_pixels: int) -> None:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turns whatever Pillow raises over a photo into a PhotoError."""
+    """Turns any error that Pillow raises over a photo into a PhotoError."""
     try:
         yield
     except (PhotoError, ImportError):

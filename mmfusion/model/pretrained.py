@@ -113,14 +113,14 @@ def without_decoder(config: PreTrainedConfig) -> PreTrainedConfig:
     """The config as that of an encoder by itself, where there is such a class.
 
     Raises:
-        ValueError: It is an encoder-decoder without an encoder class: states of its decoder would stand for a text.
+        ValueError: It is an encoder-decoder without an encoder class: states of its decoder would represent a text.
     """
     if not getattr(config, "is_encoder_decoder", False):
         return config
     if not hasattr(transformers, type(config).__name__.removesuffix("Config") + "EncoderModel"):
         raise ValueError(
             f"A {config.model_type!r} model is an encoder-decoder, and transformers has no class for its encoder "
-            "alone: states of the decoder would stand for the text. Use an encoder, or a family with an encoder class "
+            "alone: states of the decoder would represent the text. Use an encoder, or a family with an encoder class "
             "(T5, mT5, UMT5, T5Gemma)."
         )
     config = copy.deepcopy(config)
@@ -231,7 +231,7 @@ def load_half(
     else:
         config = read_config(source, trust_remote_code=trust_remote_code)
         if config.model_type == "blip-2":
-            # A language model beside them may be a hundred times as large.
+            # A language model next to them may be a hundred times as large.
             return _blip2_half(source, config, read_weights(source, lambda name: is_read(name, half)), half, dtype)
         own = class_to_load(config, half)
         if own is not None and own.__name__.endswith("EncoderModel"):
@@ -290,7 +290,7 @@ def check_complete(source: str | PreTrainedModel, encoder: PreTrainedModel, miss
 
 
 def copy_weights(encoder: PreTrainedModel, source: PreTrainedModel) -> frozenset[str]:
-    """Gives an encoder the weights of another of its kind, but for poolers and mask tokens that it has no place for.
+    """Gives an encoder the weights of another of its kind, except for poolers and mask tokens that it has no place for.
 
     Returns:
         Names of weights of the encoder that the other one lacks.
@@ -420,7 +420,7 @@ def _trained_text_pooling(half: Half) -> str:
     if family is UNKNOWN:
         logger.warning(
             "The checkpoint does not say how a %r encoder was trained to make one vector of a text; text_pooling is "
-            "'mean'. If it was another, as its card tells, give text_pooling: %s.",
+            "'mean'. If it was another, as its card says, give text_pooling: %s.",
             config.model_type,
             ", ".join(TEXT_POOLINGS),
         )
@@ -429,7 +429,7 @@ def _trained_text_pooling(half: Half) -> str:
 
 @torch.no_grad()
 def check_text_encoder(encoder: PreTrainedModel, pooling: str) -> None:
-    """Embeds a short text twice, and once more beside a longer one.
+    """Embeds a short text twice, and once more next to a longer one.
 
     Raises:
         ValueError: The vectors differ by more than rounding, or the encoder cannot embed token ids at all.
@@ -439,7 +439,7 @@ def check_text_encoder(encoder: PreTrainedModel, pooling: str) -> None:
         first, again = (_embed(encoder, alone, pooling) for _ in range(2))
         padded = _embed(encoder, beside, pooling)
     tolerance = _TOLERANCES.get(encoder.dtype, _HALF_TOLERANCE)
-    for other, when in ((again, "from call to call"), (padded[:1], "with the texts beside it, and so with padding")):
+    for other, when in ((again, "from call to call"), (padded[:1], "with the texts next to it, and so with padding")):
         distance = float(1 - F.cosine_similarity(first.double(), other.double()).min())
         # Written so that a NaN is an error, too.
         if not distance <= tolerance:
@@ -460,7 +460,7 @@ def _embed(encoder: PreTrainedModel, texts: list[list[int]], pooling: str) -> Te
 
 
 def _probes(encoder: PreTrainedModel) -> tuple[list[list[int]], list[list[int]]]:
-    """A short text by itself, and beside a longer one; both end as the encoder expects."""
+    """A short text by itself, and next to a longer one; both end as the encoder expects."""
     config = encoder.config
     size = len(encoder.get_input_embeddings().weight)  # type: ignore[arg-type]
     special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "cls", "sep", "mask")}

@@ -27,10 +27,10 @@ PhotoLoader = Callable[[str], Image.Image]
 class MMFusionProcessor(ProcessorMixin):
     """Turns queries and products into the inputs of [`MMFusionModel`].
 
-    A product's columns become text alike whichever library the product comes from. None, NaN, NaT and pandas' NA mean
-    that there is no value. The values of a list are joined by a comma and a blank, as sellers enumerate, which keeps
-    "light blue" and "dark red" apart; missing ones are left out. Numbers are written with their shortest digits and
-    keep their type (`3` is "3", `3.0` is "3.0", so convert a column of whole numbers that pandas made floats of),
+    A product's columns become text the same way, whichever library the product comes from. None, NaN, NaT and pandas'
+    NA mean that there is no value. The values of a list are joined by a comma and a blank, as sellers enumerate, which
+    keeps "light blue" and "dark red" apart; missing ones are left out. Numbers are written with their shortest digits
+    and keep their type (`3` is "3", `3.0` is "3.0", so convert a column of whole numbers that pandas made floats of),
     dates as ISO 8601 with a blank before the time. Structs and bytes are errors.
 
     Args:
@@ -237,8 +237,8 @@ class MMFusionProcessor(ProcessorMixin):
         """The product's text as its template renders it, without the prompt; empty if all columns used are blank.
 
         Raises:
-            ValueError: A column that the template names is not in the product, or holds what is no text, number, date
-                or list of those.
+            ValueError: A column that the template names is not in the product, or is not a text, number, date or list
+                of those.
         """
         values = {}
         for column in self.template_columns:
@@ -307,7 +307,7 @@ def text_of(value: Any) -> str:
     """A column's value as text, cleaned; "" for a missing one, as [`MMFusionProcessor`] describes.
 
     Raises:
-        TypeError: It is no text, number, date or list of those; says what it is, and what to do.
+        TypeError: It is not a text, number, date or list of those; says what it is, and what to do.
     """
     value = _plain(value)
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Code that comes with weights, of encoders and of fusions, and our own code beside the weights.
+"""Code that comes with weights, of encoders and of fusions, and our own code next to the weights.
 
 Code that comes with weights runs only where the caller trusts it; nobody is asked at a terminal.
 """
@@ -62,7 +62,7 @@ def remote_class(config: dict[str, Any] | PreTrainedConfig, kind: str, where: st
     Args:
         config: The config, or its dict.
         kind: Key of `auto_map`: `"AutoConfig"`, `"AutoModel"`, or that of a fusion.
-        where: Folder or Hub id that the config lies in, for error messages.
+        where: Folder or Hub id that the config is in, for error messages.
 
     Raises:
         HubError: transformers does not know the model type and the config names no code, or the code is not trusted.
@@ -92,19 +92,19 @@ def is_known(model_type: str) -> bool:
 
 
 def save_encoder_code(encoder: PreTrainedModel, folder: str | os.PathLike[str]) -> None:
-    """Copies the code of an encoder from a local folder beside the model; code on the Hub stays where it is."""
+    """Copies the code of an encoder from a local folder next to the model; code on the Hub stays where it is."""
     references = (getattr(encoder.config, "auto_map", None) or {}).values()
     if type(encoder).__module__.startswith("transformers_modules.") and not any("--" in str(one) for one in references):
         for one in (encoder, encoder.config):
             file = Path(str(sys.modules[type(one).__module__].__file__))
             for name in (file, *map(Path, get_relative_import_files(file))):
                 if (Path(__file__).parent / name.name).exists():
-                    raise ValueError(f"{name} would replace a file of mmfusion beside the weights; rename it.")
+                    raise ValueError(f"{name} would replace a file of mmfusion next to the weights; rename it.")
             custom_object_save(one, Path(folder))
 
 
 def save_portable_code(kind: type[Any], folder: str | os.PathLike[str]) -> None:
-    """Writes the file that defines a class beside the weights; one of ours is there already."""
+    """Writes the file that defines a class next to the weights; one of ours is there already."""
     file = source_file(kind)
     if file is None:
         logger.warning(
@@ -121,7 +121,7 @@ _PORTABLE = {"torch", "transformers", "__future__"} | sys.stdlib_module_names
 
 
 def check_portable(kind: type[Any]) -> None:
-    """Raises a ValueError if the file of a class would not run beside weights where mmfusion is not installed.
+    """Raises a ValueError if the file of a class would not run next to weights where mmfusion is not installed.
 
     It may import torch, transformers, mmfusion.model and the standard library, and must not have the name of a file of
     ours. Classes of a notebook, and those that came with weights, are not looked at.
@@ -130,7 +130,7 @@ def check_portable(kind: type[Any]) -> None:
     if file is None or kind.__module__.startswith((f"{_PACKAGE}.", "transformers_modules.")):
         return
     if (Path(__file__).parent / file.name).exists():
-        raise ValueError(f"{file} would replace a file of mmfusion beside the weights; rename it.")
+        raise ValueError(f"{file} would replace a file of mmfusion next to the weights; rename it.")
     portable_source(file)
 
 
@@ -156,7 +156,7 @@ def portable_source(file: Path) -> str:
             allowed = {name.partition(".")[0] for name in names} <= _PORTABLE
         if not allowed:
             raise ValueError(
-                f"{file}, line {node.lineno}, imports {', '.join(names)}; a file that is saved beside the weights may "
+                f"{file}, line {node.lineno}, imports {', '.join(names)}; a file that is saved next to the weights may "
                 f"import only torch, transformers, the standard library, and names `from {_PACKAGE}`."
             )
     return "".join(lines)

@@ -37,7 +37,7 @@ _PROMPTS = {"query": ("query",), "product": ("document", "passage", "corpus")}
 
 
 class SentenceEncoder(NamedTuple):
-    """What the folder says beside its encoder.
+    """What the folder says in addition to its encoder.
 
     Attributes:
         folder: Of the encoder and its tokenizer: the source itself, or the folder within it on this machine.
@@ -61,7 +61,7 @@ class SentenceEncoder(NamedTuple):
 
 
 def read_sentence_encoder(source: str) -> SentenceEncoder | None:
-    """Reads what lies beside an encoder; None if it is no folder or repository of sentence-transformers.
+    """Reads the files next to an encoder; None if it is not a folder or repository of sentence-transformers.
 
     Args:
         source: Folder or Hub id.
@@ -76,7 +76,7 @@ def read_sentence_encoder(source: str) -> SentenceEncoder | None:
     kinds = [_kind(source, module) for module in modules]
     if not kinds or kinds[0] not in ("Transformer", "CLIPModel"):
         _unsupported(
-            source, f"begins with the module {kinds[0] if kinds else None!r}, which is no encoder of transformers"
+            source, f"begins with the module {kinds[0] if kinds else None!r}, which is not an encoder of transformers"
         )
     paths = [module.get("path") or "" for module in modules]
     for path in filter(None, paths):
@@ -242,7 +242,7 @@ def _weights(source: str, path: str, prefix: str) -> dict[str, Tensor]:
 
 
 def _prompts(source: str) -> dict[str, str]:
-    """The prompts of both roles. sentence-transformers itself reads a `passage` prompt only beside a `document`."""
+    """The prompts of both roles. sentence-transformers itself reads a `passage` prompt only next to a `document`."""
     known = (_read(source, "config_sentence_transformers.json") or {}).get("prompts") or {}
     chosen = {role: next((known[name] for name in names if known.get(name)), "") for role, names in _PROMPTS.items()}
     others = sorted(name for name, prompt in known.items() if prompt)

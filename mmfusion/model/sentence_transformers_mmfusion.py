@@ -306,7 +306,7 @@ class MMFusionTowers(InputModule):
 class _Features(dict[str, Any]):
     """Features with vectors, which are shortened rightly when `encode(…, truncate_dim=…)` stores a cut of them.
 
-    sentence-transformers tells no module of `truncate_dim`: it cuts the vectors after the last one.
+    sentence-transformers does not pass `truncate_dim` to modules: it cuts the vectors after the last one.
     """
 
     # With a mapping alone it is a copy that has nothing to cut: so accelerate makes one for mixed precision.

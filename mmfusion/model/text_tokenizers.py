@@ -31,7 +31,7 @@ def open_tokenizer(source: Any, **kwargs: Any) -> Any:
 
     Raises:
         HubError: It cannot be fetched, a package is missing that it is made with, or its vocabulary is missing, for
-            which transformers would give a tokenizer that reads every text alike.
+            which transformers would give a tokenizer that reads every text the same way.
     """
     try:
         with explained(source, kwargs.get("revision")):

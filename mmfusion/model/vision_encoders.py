@@ -60,7 +60,7 @@ def encode_photos_from(
         sizes: From [`photo_sizes`]; read where all blocks are frozen.
 
     Raises:
-        ValueError: One of `layers` lies inside the frozen part, of which only the last output is known.
+        ValueError: One of `layers` is inside the frozen part, of which only the last output is known.
     """
     blocks = vision_blocks(encoder)
     if block == len(blocks):
@@ -98,7 +98,7 @@ def photo_sizes(config: PreTrainedConfig, pooling: str, layers: Sequence[int] = 
 
 
 def _measured_sizes(device: str, config: PreTrainedConfig, pooling: str, layers: Sequence[int]) -> PhotoSizes:
-    # An encoder of its own: some keep in evaluation mode what they computed from the weights of that moment.
+    # A separate encoder: some keep in evaluation mode what they computed from the weights of that moment.
     with torch.device(device), torch.no_grad(), torch.random.fork_rng(devices=()):
         encoder = new_encoder(config, pooler=pooling == "pooler").eval()
         count = len(vision_blocks(encoder)) if layers else 0
@@ -132,7 +132,7 @@ def _takes_photos(config: PreTrainedConfig) -> Iterator[None]:
 
 @torch.no_grad()
 def check_repeats(encoder: PreTrainedModel, pooling: str) -> None:
-    """Shows an encoder a photo of noise by itself and beside a blank one: the vectors may differ by rounding alone.
+    """Shows an encoder a photo of noise by itself and next to a blank one: the vectors may differ by rounding alone.
 
     Raises:
         ValueError: They differ by more than 0.1 % of their length in float32, 5 % in half precision; or the encoder
@@ -152,8 +152,8 @@ def check_repeats(encoder: PreTrainedModel, pooling: str) -> None:
         )
     if (share := _difference(alone, beside)) > tolerance:
         raise ValueError(
-            f"{name} gives a photo by itself and beside another one vectors that differ by {share:.0%} of their length "
-            f"(at most {tolerance:.1%} may be rounding), so that no photo has one vector; use another encoder."
+            f"{name} gives a photo by itself and next to another one vectors that differ by {share:.0%} of their "
+            f"length (at most {tolerance:.1%} may be rounding), so that no photo has one vector; use another encoder."
         )
 
 
@@ -178,8 +178,8 @@ def check_resumes(encoder: PreTrainedModel, block: int, pooling: str) -> None:
         resumed = encode_photos_from(encoder, vision_activations(encoder, photos, block, pooling), block, pooling)
     if whole.shape != resumed.pooled.shape or _difference(whole, resumed.pooled) > 5e-2:
         raise ValueError(
-            f"{type(encoder).__name__} cannot go on from the output of its {block} lowest blocks alone; freeze all of "
-            f"it ({len(vision_blocks(encoder))} blocks) or nothing."
+            f"{type(encoder).__name__} cannot continue from the output of its {block} lowest blocks alone; freeze all "
+            f"of it ({len(vision_blocks(encoder))} blocks) or nothing."
         )
 
 
@@ -193,7 +193,7 @@ def vision_activations(
     of [`encode_photos`] one after the other.
 
     Raises:
-        ValueError: The blocks are told the size of the photo beside their input (as by rotary positions), and it is
+        ValueError: The blocks get the size of the photo with their input (as by rotary positions), and it is
             not the encoder's own, which [`encode_photos_from`] assumes.
     """
     if block == len(vision_blocks(encoder)):
@@ -299,7 +299,7 @@ def _before(encoder: nn.Module, sequence: nn.Module) -> list[nn.Module]:
 
 
 def _block_lists(encoder: nn.Module) -> list[nn.ModuleList]:
-    """The outermost list of blocks, found breadth first, and those beside it that share its stages."""
+    """The outermost list of blocks, found breadth first, and those next to it that share its stages."""
     queue: list[nn.Module] = [encoder]
     while queue:
         parent = queue.pop(0)
@@ -375,7 +375,7 @@ def _vision_inputs(encoder: PreTrainedModel, pixel_values: Tensor) -> dict[str, 
 
 
 def _tells_size(values: Any) -> bool:
-    """Whether a block is told more than switches: rotary positions, masks, height and width."""
+    """Whether a block gets more than switches: rotary positions, masks, height and width."""
     if isinstance(values, (list, tuple)):
         return any(map(_tells_size, values))
     return isinstance(values, (Tensor, int)) and not isinstance(values, bool)

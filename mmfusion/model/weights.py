@@ -45,7 +45,7 @@ def fetch_weights(
         The files: one, or the shards.
 
     Raises:
-        HubError: There are only pickles, a shard lies outside the folder, or a download is not what was published.
+        HubError: There are only pickles, a shard is outside the folder, or a download is not what was published.
     """
     if arguments.get("use_safetensors") is False:
         raise HubError("use_safetensors=False would read pickles, which can run code; leave it out.")
@@ -93,7 +93,7 @@ def read_weights(source: str, wanted: Callable[[str], bool]) -> dict[str, torch.
 
 
 def check_no_adapter(source: str | os.PathLike[str], arguments: Mapping[str, Any]) -> None:
-    """Raises an error for a PEFT adapter, by itself or beside a model.
+    """Raises an error for a PEFT adapter, by itself or next to a model.
 
     Where peft is installed, transformers would apply it, from a pickle if need be; elsewhere it would leave it out
     without a word, and vectors would be others.
@@ -123,7 +123,7 @@ def shards(index: Path, wanted: Callable[[str], bool] | None = None) -> list[str
     """Names of the files that an index of sharded weights names; with `wanted`, of those that hold such a weight.
 
     Raises:
-        HubError: The file is no such index, or one of the names leads out of its folder or is no safetensors file.
+        HubError: The file is no such index, or one of the names leads out of its folder or is not a safetensors file.
     """
     try:
         places = json.loads(index.read_text("utf-8"))["weight_map"].items()
@@ -135,7 +135,7 @@ def shards(index: Path, wanted: Callable[[str], bool] | None = None) -> list[str
     for name in names:
         check_name(name, index.name)
         if not name.endswith(".safetensors"):
-            raise HubError(f"{index.name} names {name!r}, which is no safetensors file; nothing else is read.")
+            raise HubError(f"{index.name} names {name!r}, which is not a safetensors file; nothing else is read.")
     return names
 
 

@@ -2,7 +2,7 @@
 
 import os
 
-# From 1.29 on, ONNX Runtime tells its makers about models and machine unless this is set before it is imported, and
+# From 1.29 on, ONNX Runtime reports models and machine to its makers unless this is set before it is imported, and
 # keeps an id of the machine and what it has not sent yet in the user's cache.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 

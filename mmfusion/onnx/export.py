@@ -37,7 +37,7 @@ PARITY = 1e-4
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "query_embeds"
 # Older ones lack operators that PyTorch writes.
 _OLDEST_OPSET = 18
-# A protobuf file ends at 2 GiB; the graph beside the weights takes a little.
+# A protobuf file ends at 2 GiB; the graph next to the weights takes a little.
 _ONE_FILE = 2**31 - 2**26
 _FAILURES = (torch.onnx.OnnxExporterError, RuntimeError, ValueError)
 _FIXED = ["red floral summer dress", "42", "¿vestido rojo de algodón?", "连衣裙 🧥", "قميص أزرق", "A" * 400]
@@ -119,7 +119,7 @@ def write_graph(tower: MMFusionModel, folder: Path, opset: int | None = None, on
         tower: A query tower on the CPU, in evaluation mode and single precision.
         folder: Where to.
         opset: Version of the ONNX operators, from 18; None: what PyTorch writes best.
-        one_file: Bytes of weights from which on they go to a file beside it, `model.onnx.data`.
+        one_file: Bytes of weights from which on they go to a file next to it, `model.onnx.data`.
 
     Returns:
         The opset.

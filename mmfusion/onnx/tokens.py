@@ -16,7 +16,7 @@ def query_tokenizer(processor: MMFusionProcessor) -> Tokenizer:
     """A copy of the processor's tokenizer that truncates and pads as the processor does for queries.
 
     Raises:
-        OnnxError: It is no tokenizer of the library `tokenizers`, which alone can be written as a tokenizer.json.
+        OnnxError: It is not a tokenizer of the library `tokenizers`, which alone can be written as a tokenizer.json.
     """
     if isinstance(processor.tokenizer, SiglipTokenizer):
         return _of_siglip(processor)

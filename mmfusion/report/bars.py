@@ -1,4 +1,4 @@
-"""Where the bars of a figure lie, in per cent of its width, so that it grows with the page while its text does not."""
+"""Where the bars of a figure are, in per cent of its width, so that it grows with the page while its text does not."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def load_variants(folder: str | Path, order: Sequence[str] | None) -> list[Evalu
 
     Raises:
         FileNotFoundError: The folder holds no evaluation, or not the one that is named.
-        ValueError: A name comes twice, a metric is missing, or results cannot stand in one table.
+        ValueError: A name appears twice, a metric is missing, or results cannot be in one table.
     """
     if order is None:
         names = saved_evaluations(folder)
@@ -135,7 +135,7 @@ def write_page(folder: str | os.PathLike[str], page: str) -> Path:
         page: The document.
 
     Raises:
-        FileExistsError: The folder holds a file of that name that is no report.
+        FileExistsError: The folder holds a file of that name that is not a report.
     """
     path = Path(folder) / FILE_NAME
     path.parent.mkdir(parents=True, exist_ok=True)

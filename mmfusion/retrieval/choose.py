@@ -11,9 +11,9 @@ _EXACT_UP_TO = 50_000
 # Links between vectors take this many neighbours, of 4 bytes each, twice at the lowest level.
 _LINKS = 32
 _GRAPH_UP_TO = 5_000_000
-# FAISS wants at least so many training vectors per cluster.
+# FAISS asks for at least so many training vectors per cluster.
 _PER_CLUSTER = 39
-# Bytes of a vector beside its bits.
+# Bytes of a vector in addition to its bits.
 _FACTORS = 8
 
 
@@ -36,7 +36,7 @@ def choose_index(count: int, dimension: int, memory_bytes: int, *, bits: int = 3
 
     1. Up to 50,000 vectors that fit: Flat, which is exact.
     2. Up to 5 million that fit with their links: HNSW32, the fastest. It looks at 1,024 products for each query, as
-       queries are texts, which lie apart from the products that the links are between.
+       queries are texts, which are far from the products that the links are between.
     3. If a byte per component fits: IVF with SQ8.
     4. If a bit per component and 8 bytes per vector fit: IVF with RaBitQ, whose best 8 k candidates are scored again
        with a byte per component.

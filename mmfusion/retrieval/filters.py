@@ -63,7 +63,7 @@ def alternatives_of(conditions: Filter) -> list[list[Any]]:
     """Lists of conditions, of which one holds.
 
     Raises:
-        FilterError: The filter is no list.
+        FilterError: The filter is not a list.
     """
     if not isinstance(conditions, (list, tuple)) or not conditions:
         raise FilterError(f"the filter is {conditions!r}; give a list of (field, operator, value) triples.")
@@ -111,7 +111,7 @@ def _contains(column: Any, value: Any) -> Any:
 
 
 def _compare(column: Any, operator: str, value: Any) -> Any:
-    # NaN, which older indexes hold, is no value.
+    # NaN, which older indexes hold, is not a value.
     there = pc.invert(pc.is_null(column, nan_is_null=True))
     kind = column.type
     stored = column.cast(number_type(kind)) if is_moment(kind) else column
@@ -122,7 +122,7 @@ def _compare(column: Any, operator: str, value: Any) -> Any:
     if isinstance(compared, bool):
         return pc.and_(there, compared)
     operator, value = compared
-    # 49.995 is no value of a column of two decimal places, and yet below 50.
+    # 49.995 is not a value of a column of two decimal places, and yet below 50.
     bound = value if isinstance(value, Decimal) else pa.scalar(value, stored.type)
     return pc.and_(there, _COMPARE[operator](stored, bound))
 
@@ -131,7 +131,7 @@ def values_of(kind: pa.DataType, values: Iterable[Any]) -> list[Any]:
     """What of some values a column can hold, without missing ones; moments as the whole numbers they are stored as.
 
     Raises:
-        TypeError, ValueError: It is no list, or one of them cannot be compared with the column.
+        TypeError, ValueError: It is not a list, or one of them cannot be compared with the column.
     """
     if not isinstance(values, (list, tuple, set)):
         raise TypeError("not a list")
@@ -159,7 +159,7 @@ def comparison(kind: pa.DataType, operator: str, value: Any) -> tuple[str, Any] 
         number, rest = divmod(_nanoseconds(kind, value), _step(kind))
         kind = number_type(kind)
     elif pa.types.is_integer(kind) and isinstance(value, float):
-        # Numbers are compared as numbers: 49.5 is no value of an integer column, and yet below 50.
+        # Numbers are compared as numbers: 49.5 is not a value of an integer column, and yet below 50.
         bounded = min(max(value, -(2.0**65)), 2.0**65)
         number, rest = int(bounded // 1), int(bounded % 1 > 0)
     else:
@@ -201,7 +201,8 @@ def _nanoseconds(kind: pa.DataType, value: Any) -> int:
 
     Args:
         kind: Type of the column.
-        value: A date, datetime, time or timedelta, of Python, NumPy or pandas; or an ISO 8601 text, but for durations.
+        value: A date, datetime, time or timedelta, of Python, NumPy or pandas; or an ISO 8601 text (not for
+            durations).
 
     Raises:
         TypeError, ValueError: The value cannot be compared with the column.

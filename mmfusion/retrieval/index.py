@@ -41,7 +41,7 @@ from mmfusion.retrieval.vectors import (
 class ProductIndex(SearchIndex):
     """Product embeddings with their ids, modality weights and metadata. Make one with `build` or `load`.
 
-    The base that was built never changes. What `update` adds goes to a small exact index beside it, and searches skip
+    The base that was built never changes. What `update` adds goes to a small exact index next to it, and searches skip
     what `delete` removed, until `compact` makes a new base of both. Searches may run in several
     threads, also while another one updates: each sees the index before a change or after it.
     """
@@ -99,7 +99,7 @@ class ProductIndex(SearchIndex):
             sample: float [M, D], vectors of all kinds of products, to train on and to measure recall with.
 
         Raises:
-            ValueError: numbers of rows differ, an id or a name of a column comes twice, an embedding or weight is NaN
+            ValueError: numbers of rows differ, an id or a name of a column appears twice, an embedding or weight is NaN
                 or infinite, FAISS cannot make such an index, or there are too few vectors to train it.
         """
         if not model_fingerprint:
@@ -130,7 +130,7 @@ class ProductIndex(SearchIndex):
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Writes `index.faiss`, `products.arrow` and `index.json` into a folder: all of them or none.
 
-        The files are written into a hidden folder beside it, which then takes its place. Of an index that was loaded,
+        The files are written into a hidden folder next to it, which then takes its place. Of an index that was loaded,
         files that have not changed get a second name where the file system can do that.
 
         Args:
@@ -199,7 +199,7 @@ class ProductIndex(SearchIndex):
 
         Returns:
             Scores float32 and places int64, both [Q, min(k, N)], best first in FAISS's order; place -1 where an index
-            that is not exact found no more. Places count deleted products and go on through those that were added.
+            that is not exact found no more. Places count deleted products and continue through those that were added.
 
         Raises:
             ValueError: k is below 1, or the embeddings have another dimension or a NaN.

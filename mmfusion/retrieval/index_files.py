@@ -78,7 +78,7 @@ def stamp_of(path: Path) -> Stamp | None:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the base of a loaded index lies, as long as nothing else has taken its place.
+    """Where the base of a loaded index is, as long as nothing else has taken its place.
 
     Attributes:
         folder: the folder.
@@ -229,7 +229,7 @@ def _write_products(products: pa.Table, path: Path) -> None:
 
 def _check_there(folder: Path, name: str) -> None:
     if not (folder / name).is_file():
-        raise FileNotFoundError(f"{folder} is no product index: {name} is missing; build one with mmfusion index")
+        raise FileNotFoundError(f"{folder} is not a product index: {name} is missing; build one with mmfusion index")
 
 
 def _sums_of(path: Path) -> dict[str, Any]:
@@ -258,7 +258,7 @@ def _ends_of(path: Path) -> str:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turns whatever a damaged file brings about into one error."""
+    """Turns any error that a damaged file causes into one."""
     try:
         yield
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, OSError, TokenError) as error:

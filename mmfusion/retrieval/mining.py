@@ -1,6 +1,6 @@
 """Hard negatives of train queries: products that a model ranks high although nobody judged them the best.
 
-Several processes mine them in shards; a command that was stopped goes on with the shards that are missing.
+Several processes mine them in shards; a command that was stopped continues with the shards that are missing.
 """
 
 import shutil
@@ -40,7 +40,7 @@ class MiningSettings:
         num_negatives: Most negatives of a query; the highest places are taken.
         absolute_margin: A negative's score is at most that of the positive less this, at least 0; None: no such bound.
         relative_margin: The same with this share of the positive score's magnitude; None: no such bound.
-        positive_score: What stands for the positive where a query has several products of its best grade.
+        positive_score: What is taken for the positive where a query has several products of its best grade.
         max_negative_grade: Highest grade of a negative. Products of a query's best grade never are.
     """
 
@@ -65,7 +65,7 @@ class MiningSettings:
                 raise ValueError(f"{name} is {value}; give at least {lowest}.")
 
     def highest_score(self, positive: float) -> float:
-        """The highest score of a negative beside a positive's."""
+        """The highest score of a negative next to a positive's."""
         if self.absolute_margin is None and self.relative_margin is None:
             return float("inf")
         return positive - max(self.absolute_margin or 0.0, (self.relative_margin or 0.0) * abs(positive))
@@ -137,7 +137,7 @@ class Miner:
         return found[order], scores[order]
 
     def _positive(self, embed: FloatArray, query: int) -> tuple[int, float]:
-        """Best grade of a query, and the score that stands for its products of that grade."""
+        """Best grade of a query, and the score that is taken for its products of that grade."""
         products, grades = self._qrels.for_query(query)
         best = int(grades.max())
         scores = self._scores(embed, np.searchsorted(self._product_rows, products[grades == best]))
@@ -152,7 +152,7 @@ def embed_in_shards(path: Path, rows: IntArray, size: int, embed: Callable[[IntA
     """Embeddings (R, D) float32 of rows, memory-mapped; what is there already is not computed again.
 
     Args:
-        path: The .npy file; until it is complete, shards are kept in a folder beside it.
+        path: The .npy file; until it is complete, shards are kept in a folder next to it.
         rows: (R,) rows.
         size: Rows per shard.
         embed: Gives (n, D) for n rows.

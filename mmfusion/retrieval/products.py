@@ -1,4 +1,4 @@
-"""The table beside the vectors of an index: ids, modality weights and metadata, row by row."""
+"""The table next to the vectors of an index: ids, modality weights and metadata, row by row."""
 
 import bisect
 import re
@@ -21,15 +21,15 @@ def products_table(product_ids: Ids, metadata: pa.Table | None, modality_weights
     """Columns `product_id`, and as far as they are given, structs `modality_weights` and `metadata` (NaN as null).
 
     Raises:
-        ValueError: An id is no string or comes twice, numbers of rows differ, a weight is not finite, or two columns of
-            the metadata have the same name.
+        ValueError: An id is not a string or appears twice, numbers of rows differ, a weight is not finite, or two
+            columns of the metadata have the same name.
     """
     ids = ids_column(product_ids)
     first = pc.index_in(ids, value_set=ids).to_numpy()
     again = np.flatnonzero(first != np.arange(len(ids)))
     if len(again):
         row = int(again[0])
-        raise ValueError(f"product id {ids[row].as_py()!r} comes twice, in rows {first[row]} and {row}; remove one")
+        raise ValueError(f"product id {ids[row].as_py()!r} appears twice, in rows {first[row]} and {row}; remove one")
     # Structs keep metadata columns of any name apart from ours.
     columns: dict[str, pa.Array | pa.ChunkedArray] = {"product_id": ids}
     if modality_weights is not None:
@@ -51,7 +51,7 @@ def ids_column(product_ids: Ids) -> pa.Array | pa.ChunkedArray:
     """Ids as an Arrow column of strings.
 
     Raises:
-        ValueError: One is no string, or not one of Unicode; or this is a single string.
+        ValueError: One is not a string, or not one of Unicode; or this is a single string.
     """
     if isinstance(product_ids, str):
         raise ValueError(f"product_ids is the text {product_ids!r}; give a list of ids")
@@ -62,7 +62,7 @@ def ids_column(product_ids: Ids) -> pa.Array | pa.ChunkedArray:
     ids = ids.to_pylist() if in_arrow else list(ids)
     for row, product_id in enumerate(ids):
         if not isinstance(product_id, str):
-            raise ValueError(f"product id {product_id!r} in row {row} is no string; convert ids before indexing")
+            raise ValueError(f"product id {product_id!r} in row {row} is not a string; convert ids before indexing")
     try:
         return pa.array(ids, pa.string())
     except UnicodeEncodeError as error:
@@ -162,7 +162,7 @@ def _take(table: pa.Table, rows: IntArray) -> pa.Table:
 def _plain(metadata: pa.Table) -> pa.Table:
     """The same values, those of dictionaries as themselves: a file of Arrow holds one dictionary for all its rows.
 
-    NaN, which stands for a missing value in tables of pandas, becomes null.
+    NaN, which marks a missing value in tables of pandas, becomes null.
     """
     names = metadata.column_names
     again = [name for name in names if names.count(name) > 1]

@@ -17,7 +17,7 @@ from mmfusion.model.errors import HubError, explained
 from mmfusion.model.weights import fetch_weights
 from mmfusion.retrieval.fingerprint import model_fingerprint, stored_fingerprint
 
-# Where mmfusion publish puts the query tower beside the whole model.
+# Where mmfusion publish puts the query tower next to the whole model.
 PUBLISHED = "query"
 
 

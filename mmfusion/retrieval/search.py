@@ -84,7 +84,7 @@ class SearchIndex(ABC):
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """What a service tells of the index: engine, kind, dimension, and recall where it was measured."""
+        """What a service reports about the index: engine, kind, dimension, and recall where it was measured."""
 
     @abstractmethod
     def product(self, product_id: str) -> StoredProduct:

@@ -124,7 +124,7 @@ class Segment:
 
     def copied_codes(self) -> Any:
         """A copy of the FAISS index with the live vectors, numbered from 0; None if its codes cannot be copied."""
-        # Codes for fast scans of 32 at a time lie interleaved; a graph has its rows in its links.
+        # Codes for fast scans of 32 at a time are interleaved; a graph has its rows in its links.
         kinds = (faiss.IndexRefine, faiss.IndexPreTransform, faiss.IndexIVF, faiss.IndexFlatCodes)
         sources = parts_of(self.index)
         if not all(isinstance(one, kinds) and not isinstance(one, faiss.IndexIVFFastScan) for one in sources):
@@ -146,7 +146,7 @@ class Segment:
 
     def _map_rows(self) -> None:
         # FAISS finds entries of inverted lists through a map that it makes once, and that is not to be copied by half.
-        # (With rescoring, vectors are those that are scored again, which lie in a row.)
+        # (With rescoring, vectors are those that are scored again, which are stored in order.)
         with self._lock:
             index = self._behind_transforms
             if isinstance(index, faiss.IndexIVF) and index.direct_map.no():
@@ -224,7 +224,7 @@ def search_selected(index: Any, queries: FloatArray, k: int, wanted: BoolArray |
 
     The fewer rows are selected, the more clusters are looked into and the more of a graph is walked, so that about as
     many vectors are compared as without a selection. Where that does not find k, all clusters or all vectors are
-    searched: what is selected may lie far from the query.
+    searched: what is selected may be far from the query.
 
     Args:
         index: FAISS index.

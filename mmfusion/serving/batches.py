@@ -27,7 +27,7 @@ class QueueFullError(Exception):
 
 
 class MicroBatcher(Generic[T, R]):
-    """Computes items in batches, one batch after another, in a thread of its own.
+    """Computes items in batches, one batch after another, in a separate thread.
 
     A batch is what has come while the one before was computed: an item that comes alone does not wait for others, and
     batches grow with the load.
@@ -132,7 +132,7 @@ class Searches:
     """Answers batches of requests.
 
     Attributes:
-        searcher: Query tower and index; replaced when there is a new index. A batch keeps the one that it began with.
+        searcher: Query tower and index; replaced when there is a new index. A batch keeps the one that it started with.
         observe_batch: Gets the number of queries that are computed together.
         default_k: Products for a request that does not say how many; fewer if the index has no more.
     """

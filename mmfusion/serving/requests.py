@@ -69,7 +69,7 @@ async def read(request: Request, model: type[Model], max_body_kib: int) -> Model
     """
     query = request.query_params
     if request.method != "POST":
-        # A name that comes twice has a list of values, which no field accepts.
+        # A name that appears twice has a list of values, which no field accepts.
         given = {name: values[0] if len(values := query.getlist(name)) == 1 else values for name in query}
         return model.model_validate({**given, **request.path_params})
     if query:

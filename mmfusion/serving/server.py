@@ -80,7 +80,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def run_server(app: Starlette, bound: socket.socket, limits: ServiceLimits) -> None:
-    """Serves until SIGTERM or Ctrl-C, then answers what has begun.
+    """Serves until SIGTERM or Ctrl-C, then answers the requests that have started.
 
     Args:
         app: The application.
@@ -103,8 +103,8 @@ def run_server(app: Starlette, bound: socket.socket, limits: ServiceLimits) -> N
     bound.listen(config.backlog)
     host, port = bound.getsockname()[:2]
     logger.info("listening on http://%s:%s", f"[{host}]" if ":" in host else host, port)
-    # What is loaded by now stays. Python would look through all of it time and again, and answer nobody for a quarter
-    # of a second.
+    # What is loaded by now stays. The garbage collector would search all of it again and again, and keep requests
+    # waiting for a quarter of a second each time.
     gc.collect()
     gc.freeze()
     with contextlib.suppress(KeyboardInterrupt):

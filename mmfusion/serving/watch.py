@@ -1,4 +1,4 @@
-"""Follows an index folder: an index that is built anew takes the place of the one that is served."""
+"""Follows an index folder: an index that is built again replaces the one that is served."""
 
 import logging
 from collections.abc import Callable
@@ -31,7 +31,7 @@ class IndexWatch:
         """Loads a new index, prepares it, and hands it to `swap`, which may raise an error, too.
 
         Returns:
-            "done", or "refused" if it cannot be used, which is logged; None: there is none, or not the whole of it yet.
+            "done", or "refused" if it cannot be used, which is logged; None: there is none, or it is not complete yet.
         """
         version = _version_of(self.folder)
         # Between two renames there is no folder for a moment.
@@ -43,7 +43,7 @@ class IndexWatch:
             if _version_of(self.folder) != version:
                 return None
             swap(index)
-        except Exception as error:  # Whatever a damaged file brings about must not end the watch.
+        except Exception as error:  # No error of a damaged file may end the watch.
             if _version_of(self.folder) != version:
                 return None
             self._seen = version
@@ -63,5 +63,5 @@ def load_index(folder: Path, verify: bool = False) -> ProductIndex:
 
 
 def _version_of(folder: Path) -> Version:
-    """What tells the files of an index from those that take their place."""
+    """What distinguishes the files of an index from those that replace them."""
     return tuple(stamp_of(folder / name) for name in sorted(FILES))

@@ -73,7 +73,7 @@ def _embed(model: MMFusionModel, rows: Inputs, size: int, options: dict[str, Any
 
 
 def _rows(name: str, value: Tensor) -> Tensor:
-    # The only output that is no row of its own for each query or product.
+    # The only output that is not a row of its own for each query or product.
     return value.unsqueeze(0) if name == "expert_load" else value
 
 

@@ -87,7 +87,7 @@ def can_fuse(device: torch.device, precision: str | None) -> bool:
 def warmup_cosine(
     optimizer: torch.optim.Optimizer, schedules: Sequence[tuple[int, int]], settings: Optimization
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up, then half a cosine down to `final_fraction`, anew for each extension of a training.
+    """Linear warm-up, then half a cosine down to `final_fraction`, again for each extension of a training.
 
     Such warm restarts are those of SGDR (Loshchilov and Hutter, arXiv:1608.03983).
 

@@ -166,7 +166,7 @@ class Stage(L.LightningModule):
         if gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
-            # Lightning knows no shards, and refuses fused optimizers in mixed precision, scaled or not.
+            # Lightning knows no shards, and rejects fused optimizers in mixed precision, scaled or not.
             clip_gradients(self.parameters(), gradient_clip_val)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -205,7 +205,7 @@ class Stage(L.LightningModule):
 
         From titles to photos it is Recall@10 alone.
 
-        Ties are left in whatever order they come; use `mmfusion.evaluation` for figures to report.
+        Ties stay in the order in which they come; use `mmfusion.evaluation` for figures to report.
         """
         relevant = max(self._judgements.levels)
         recall_at = TITLES_AT if self.titles_to_photos else RECALL_AT

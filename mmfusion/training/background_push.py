@@ -1,4 +1,4 @@
-"""A thread that pushes snapshots to a place that may be away, while training goes on."""
+"""A thread that pushes snapshots to a place that may be away, while training continues."""
 
 import logging
 import shutil
@@ -31,7 +31,7 @@ class Snapshot:
 
 
 class BackgroundPush:
-    """Pushes the newest snapshot of each kind, one at a time, from a thread of its own.
+    """Pushes the newest snapshot of each kind, one at a time, from a separate thread.
 
     At most one snapshot per kind waits. A push that fails logs a warning of one line, and is tried again together with
     the next snapshot and at the end, unless a newer one of its kind has replaced it by then. Short faults are up to the

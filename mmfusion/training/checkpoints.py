@@ -111,7 +111,7 @@ def check_fits(checkpoint: Path, weights: dict[str, Tensor]) -> None:
         raise RunError(
             f"{checkpoint} holds weights of another architecture: {name} is {there.get(name, 'missing')} there and "
             f"{here.get(name, 'missing')} in this model, and {len(differing) - 1} more differ. Give --base the model "
-            "that this run began with, or another --output to start again."
+            "that this run started with, or another --output to start again."
         )
 
 
@@ -134,9 +134,9 @@ class CheckpointNotWrittenError(OSError, MMFusionError):
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, syncs it to the disk, and renames it.
+    """Writes a checkpoint next to its place, syncs it to the disk, and renames it.
 
-    Lightning's own plugin goes through the folder for temporary files, which may lie on another disk, so that moving
+    Lightning's own plugin goes through the folder for temporary files, which may be on another disk, so that moving
     the file is a copy that a kill cuts off; and it does not sync.
     """
 
@@ -160,17 +160,17 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 # A Checkpoint, as Lightning calls these after all other callbacks: the state is then that of a finished step.
 class ResumeCheckpoint(Checkpoint):
-    """Writes a checkpoint every few optimizer steps, keeps the last two, and stops training upon a signal.
+    """Writes a checkpoint every few optimizer steps, keeps the last two, and stops training on a signal.
 
     Needs a trainer with a [`WholeCheckpointIO`]. When a checkpoint cannot be written, it logs a warning and training
-    goes on: somebody may make room, and a disk that was full for a minute should not end a run of days. If the next
+    continues: someone may make room, and a disk that was full for a minute should not end a run of days. If the next
     one cannot be written either, training stops, so that at most twice the interval of work is lost. The older
     checkpoints stay until a new one is written.
 
     When a signal has arrived at one of the ranks, training stops after the optimizer step, or the validation, with a
     checkpoint, and the process ends with code `STOPPED`; the same command resumes exactly. A signal after the last step
     changes nothing. The signals are SIGTERM and, in a SLURM job, SIGUSR1, which `sbatch --signal=SIGUSR1@120` sends
-    ahead of the time limit, and upon which the job is queued again. Lightning's own handlers are replaced: they write
+    ahead of the time limit, after which the job is queued again. Lightning's own handlers are replaced: they write
     from within a step, talk to other ranks from within a signal, and end with code 0.
 
     Unlike Lightning's `ModelCheckpoint` it has no state, so a checkpoint names no folder of the machine that wrote it

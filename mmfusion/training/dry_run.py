@@ -1,8 +1,8 @@
-"""The dry run: one step with the largest batch in a process of its own, and a micro-batch that fits where it does not.
+"""The dry run: one step with the largest batch in a separate process, and a micro-batch that fits where it does not.
 
 Each attempt is made in a new child process, so that its peak of memory is that of the step and of nothing before it,
-and so that a lack of memory ends the child alone: its allocations are limited, and a kernel that has to end a process
-all the same prefers the child.
+and so that a lack of memory ends the child alone: its allocations are limited, and a kernel that has to
+end a process anyway prefers the child.
 """
 
 import logging

@@ -41,7 +41,7 @@ class Step:
         bound_by: What limits them.
         fits: Whether the step was taken within `usable` bytes; peak, seconds and optimizer are known only then.
         usable: Bytes for the step.
-        reserve: Bytes that training needs beside the step.
+        reserve: Bytes that training needs in addition to the step.
         load_seconds, batch_bytes: Time to read the batch, and its tensors.
         host_peak: Bytes of main memory while it was read, and for those read ahead.
         peak: Bytes.
@@ -174,10 +174,10 @@ class Plan:
         if step.fits:
             how = f", with --micro_batch {self.micro_batch}" if self.micro_batch else ""
             what = f"{in_words(step.capacity)} that this process may use ({step.bound_by}){how}"
-            measured = "peak of torch's allocator" if on_cuda else "peak resident memory of a process of its own"
+            measured = "peak of torch's allocator" if on_cuda else "peak resident memory of a separate process"
             yield "memory, measured", f"{in_words(step.peak)} of {what}; {measured}"
         if step.reserve:
-            yield "memory, besides", f"{in_words(step.reserve)} for batches read ahead and other ranks, computed"
+            yield "other memory", f"{in_words(step.reserve)} for batches read ahead and other ranks, computed"
         if on_cuda:
             yield "main memory", f"{in_words(step.host_peak)} per device to read batches"
 

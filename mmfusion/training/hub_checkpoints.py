@@ -35,7 +35,7 @@ _ALONE_FROM_BYTES = 1 << 20
 
 @dataclass
 class HubCheckpoints:
-    """Where checkpoints are pushed while training goes on; nothing is pushed without a repository.
+    """Where checkpoints are pushed while training continues; nothing is pushed without a repository.
 
     Attributes:
         repo: Hub repository of models, e.g. `org/run`; it is made if it is missing.
@@ -57,7 +57,7 @@ class HubCheckpoints:
 class PushCheckpoints(L.Callback):
     """Pushes the `last` checkpoint and the `best` model to a branch of a Hub repository, from the first rank.
 
-    `last.ckpt` continues training exactly (`--resume hub:org/run`); beside it are `run.json`, free of local paths, and
+    `last.ckpt` continues training exactly (`--resume hub:org/run`); next to it are `run.json`, free of local paths, and
     the config and processor of the model. `best/` is the model with the highest nDCG@10 of the first ranked view in
     validation, as `from_pretrained("org/run", revision="checkpoints", subfolder="best")` loads it.
 
@@ -138,7 +138,7 @@ class PushCheckpoints(L.Callback):
             model.config.save_pretrained(folder / MODEL_FOLDER)
             processor.save_pretrained(folder / MODEL_FOLDER)
             for code in (folder / MODEL_FOLDER).glob("*.py"):
-                # Who continues a training has mmfusion; who uses the best model finds its code beside that.
+                # Who continues a training has mmfusion; who uses the best model finds its code next to it.
                 code.unlink()
 
     @contextmanager

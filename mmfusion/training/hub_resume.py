@@ -1,4 +1,4 @@
-"""`--resume hub:org/run@revision`: a training that began on another machine goes on here, exactly."""
+"""`--resume hub:org/run@revision`: continues a training of another machine here, exactly."""
 
 import json
 import os
@@ -59,7 +59,7 @@ class HubAddress:
         if found is None or ".." in text:
             raise HubError(
                 f"--resume {text!r} is not an address on the Hub; give hub:org/run, or hub:org/run@revision with a "
-                "branch, tag or commit. (A run in a folder of this machine is resumed by the command that began it.)"
+                "branch, tag or commit. (A run in a folder of this machine is resumed by the command that started it.)"
             )
         return cls(found["repo"], found["revision"] or "checkpoints")
 
@@ -70,7 +70,7 @@ class HubAddress:
 def continue_from_hub(recipe: str, config: Config) -> Config:
     """Makes the output folder that of a run which was pushed to the Hub, ready to be resumed.
 
-    Arguments are those of the run on the Hub. Only what belongs to a machine may be given anew: `catalogue` (it must
+    Arguments are those of the run on the Hub. Only what belongs to a machine may differ: `catalogue` (it must
     have the same content), `feature_cache`, `log_to` and `hardware`. If the output folder holds the same run already,
     it is resumed from there.
 
@@ -118,8 +118,8 @@ def _find(recipe: str, given: Any, address: HubAddress) -> tuple[str, list[str],
     config = continued_config(given, record["arguments"], address)
     if given.catalogue is None and not record.get("catalogue"):
         raise RunError(
-            f"The catalogue of {address} was a folder of the machine that it began on; give --catalogue with the same "
-            "products, queries and judgements."
+            f"The catalogue of {address} was a folder of the machine that it started on; give --catalogue with the "
+            "same products, queries and judgements."
         )
     return commit, names, record, config
 
@@ -172,13 +172,13 @@ def _list(address: HubAddress) -> tuple[str, list[str]]:
 
 
 def _check_trusted(address: HubAddress, trusted: bool) -> None:
-    """Refuses a checkpoint of others: it says which weights and optimizer states training goes on with."""
+    """Refuses a checkpoint of others: it says which weights and optimizer states training continues with."""
     owner = address.repo.split("/")[0]
     if trusted or owner in _own_namespaces():
         return
     raise HubError(
         f"{address} belongs to {owner!r}, and neither your user nor an organisation that you may write to has this "
-        "name: a checkpoint of somebody else decides on weights and arguments of your run (though it cannot run code). "
+        "name: someone else's checkpoint decides on weights and arguments of your run (though it cannot run code). "
         "If you trust its owner, add --trust_checkpoint true."
     )
 
@@ -187,16 +187,16 @@ def _own_namespaces() -> set[str]:
     try:
         account = HfApi().whoami()
     except Exception:
-        # Without a token, or with one that may not tell whose it is, everybody is somebody else.
+        # Without a token, or with one that may not say whose it is, everyone counts as someone else.
         return set()
     writers = [org["name"] for org in account.get("orgs") or [] if org.get("roleInOrg") in ("admin", "write")]
     return {str(account.get("name")), *writers}
 
 
-def _download(address: HubAddress, commit: str, names: list[str], *, anew: bool = False) -> Path:
+def _download(address: HubAddress, commit: str, names: list[str], *, force: bool = False) -> Path:
     """A folder with some files of a commit."""
     try:
-        return Path(snapshot_download(address.repo, revision=commit, allow_patterns=names, force_download=anew))
+        return Path(snapshot_download(address.repo, revision=commit, allow_patterns=names, force_download=force))
     except Exception as error:
         raise explain(error, address.repo, address.revision) from error
 
@@ -216,8 +216,8 @@ def _read_record(address: HubAddress, commit: str) -> dict[str, Any]:
 
 def _download_checkpoint(address: HubAddress, commit: str, expected: Mapping[str, Any]) -> Path:
     # The library compares no checksum, and would take what arrived damaged from its cache the second time.
-    for anew in (False, True):
-        path = _download(address, commit, [CHECKPOINT], anew=anew) / CHECKPOINT
+    for force in (False, True):
+        path = _download(address, commit, [CHECKPOINT], force=force) / CHECKPOINT
         if sha256_of(path) == expected["sha256"]:
             return path
     raise HubError(
@@ -277,7 +277,7 @@ def _wait_for_fetch(folder: Path) -> None:
 
 
 def continued_config(given: Config, recorded: Mapping[str, Any], run: object) -> Config:
-    """The config of a run that goes on elsewhere: its own values where none are given, and none that contradict them.
+    """The config of a run that continues elsewhere: its own values where none are given, and none that contradict them.
 
     Args:
         given: Config of the command; a field counts as given where it differs from its default.
@@ -299,10 +299,10 @@ def continued_config(given: Config, recorded: Mapping[str, Any], run: object) ->
     except (ArgumentError, TypeError, ValueError) as error:
         raise RunError(
             f"{run} was made with arguments that this command does not take ({' '.join(str(error).split())}); name "
-            "another revision, or continue it with the version of mmfusion that began it."
+            "another revision, or continue it with the version of mmfusion that started it."
         ) from error
     if config.base not in (None, default.base):
-        raise RunError(f"--base {config.base!r} is not for a run that goes on: {run} has its own; leave it out.")
+        raise RunError(f"--base {config.base!r} is not for a run that continues: {run} has its own; leave it out.")
     free = {name: getattr(default, name) for name in (*LOCAL_ARGUMENTS, *NOT_RECORDED)}
     merged = _merge("", replace(config, **free), default, own, run)
     return replace(merged, **{name: getattr(config, name) for name in (*LOCAL_ARGUMENTS, "output", "hub")})
@@ -318,8 +318,8 @@ def _merge(prefix: str, given: Any, default: Any, recorded: Any, run: object) ->
         elif value not in (getattr(default, name), own):
             if not flag.startswith(_PER_MACHINE):
                 raise RunError(
-                    f"--{flag} is {value!r}, but {run} was begun with {own!r}; leave it out to continue exactly, or "
-                    "begin a run of its own."
+                    f"--{flag} is {value!r}, but {run} was started with {own!r}; leave it out to continue exactly, or "
+                    "start a new run."
                 )
             changes[name] = value
     return replace(recorded, **changes)

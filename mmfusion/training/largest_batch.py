@@ -45,10 +45,10 @@ class Epoch(NamedTuple):
 
 
 class LargestBatch:
-    """Looks for the largest batch of the first epoch, of whichever rank.
+    """Looks for the largest batch of the first epoch, of any rank.
 
     Batches are compared by the characters of their texts, padded to the longest, and by their photos; the ones at the
-    top are tokenised. With `--extra_products` the rows beside the pairs are drawn for these alone.
+    top are tokenised. With `--extra_products` the rows that are not in the pairs are drawn for these alone.
     """
 
     def __init__(self, data: MMFusionDataModule, ranks: int) -> None:

@@ -42,7 +42,7 @@ class HostMemory:
         return max(0, left[name]), name
 
     def peak(self) -> int:
-        """Most bytes that were in use since the process began."""
+        """Most bytes that were in use since the process started."""
         status = _status()
         return max(status["RssAnon"], status["VmHWM"] - status["RssFile"])
 
@@ -73,7 +73,7 @@ class CudaMemory:
 
     @contextmanager
     def limited(self, capacity: int) -> Iterator[None]:
-        # Until the process ends: only a process of its own for one step comes here.
+        # Until the process ends: only a separate process for one step comes here.
         torch.cuda.set_per_process_memory_fraction(max(0.0, min(1.0, capacity / torch.cuda.mem_get_info()[1])))
         yield
 

@@ -24,7 +24,7 @@ WINDOW = 50
 LONG_WAIT = 0.1
 # Scores that are computed at once for the in-batch accuracy.
 _MAX_PAIRS = 2**21
-# Parts of the names of what training logs beside losses: shares, and the logit scale.
+# Parts of the names of what training logs other than losses: shares, and the logit scale.
 _NO_LOSSES = ("logit_scale", "weight", "expert_load", "accuracy")
 
 
@@ -53,7 +53,7 @@ class StepProgress(L.Callback):
         self.bar.close()
 
     def on_exception(self, *_: Any) -> None:
-        # The next message begins on a line of its own.
+        # The next message begins on a new line.
         if hasattr(self, "bar"):
             self.bar.close()
 
@@ -84,7 +84,7 @@ class StepStatistics(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Mapping[str, Tensor], *_: Any
     ) -> None:
         if not self._warmed_up:
-            # Workers start, and much is allocated: that is no measure of what follows.
+            # Workers start, and much is allocated: that is not a measure of what follows.
             self._warmed_up = True
             return
         began, waited = trainer.train_dataloader.last_fetch  # type: ignore[union-attr]

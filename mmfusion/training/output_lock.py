@@ -27,7 +27,7 @@ if sys.platform != "win32":
 logger = logging.getLogger(__name__)
 
 NAME = ".mmfusion.lock"
-# What launchers give to all ranks of a job alike.
+# What launchers set to the same value for all ranks of a job.
 _OF_A_JOB = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM)
@@ -48,7 +48,7 @@ class _HeldFile:
 
 
 class OutputLock:
-    """A lock that is held until `release`, or until nobody refers to it, or until the process ends, in whatever way."""
+    """A lock that is held until `release`, or until nobody refers to it, or until the process ends, however it does."""
 
     def __init__(self, file: _HeldFile | None = None) -> None:
         self._file = file
@@ -80,7 +80,7 @@ def take_lock(folder: str | os.PathLike[str], *, beside: bool = False) -> Output
 
     Args:
         folder: Output folder, created if missing unless `beside`.
-        beside: Puts the file beside the folder, which is going to be replaced as a whole.
+        beside: Puts the file next to the folder, which is going to be replaced as a whole.
 
     Raises:
         RunError: Another job has it (the message says which process, where and since when), or `folder` is a file.
@@ -117,7 +117,7 @@ def take_lock(folder: str | os.PathLike[str], *, beside: bool = False) -> Output
             return OutputLock(known)
         if not taken:
             raise _in_use(folder, owner)
-        # The job before has let go and removed its file in between.
+        # The job before has released it and removed its file in between.
     own = {
         "process": os.getpid(),
         "host": socket.gethostname(),

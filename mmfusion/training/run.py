@@ -1,4 +1,4 @@
-"""An output folder that knows what made it: begun once, and resumed by the same command with the same arguments."""
+"""An output folder that knows what made it: started once, and resumed by the same command with the same arguments."""
 
 import json
 import logging
@@ -110,19 +110,19 @@ def open_run(
     dry_run: bool = False,
     extendable: bool = False,
 ) -> Run:
-    """Begins a run in a folder, or returns the one that was begun there with the same arguments.
+    """Starts a run in a folder, or returns the one that was started there with the same arguments.
 
     Args:
         output: Folder, created if missing.
         recipe: Name of the command.
         arguments: Everything that changes the result, as JSON values; see `recorded_arguments`.
         dry_run: Leaves the folder as it is; the run is in a temporary folder, which is removed with the run.
-        extendable: Whether a finished run goes on where `steps` alone is another number, and a higher one. Where it
+        extendable: Whether a finished run continues where `steps` alone is another number, and a higher one. Where it
             ended is kept in the record under `extensions`, as the schedule of learning rates depends on it.
 
     Raises:
         RunError: The folder holds something else (other files, another command, a run with other arguments), another
-            job is writing it, or this is not the first rank and the first one has not begun the run in time.
+            job is writing it, or this is not the first rank and the first one has not started the run in time.
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("mmfusion").setLevel(logging.INFO)
@@ -190,7 +190,7 @@ def finished_record(folder: str | os.PathLike[str], what: str, command: str) -> 
 
 
 def is_first_rank() -> bool:
-    """Whether this process is the one that writes, as the launcher's environment tells before torch does."""
+    """Whether this process is the one that writes, by the launcher's environment, which is there before torch's."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"))
 
 
@@ -221,8 +221,8 @@ def _wait_for_run(folder: Path, wanted: dict[str, Any], extendable: bool) -> Non
     wait_for_first_rank(
         is_begun,
         _FIRST_RANK_SECONDS,
-        f"The first rank has begun no run in the output folder {folder} after {_FIRST_RANK_SECONDS:.0f} seconds; see "
-        "what it says, and give an --output on a disk that all nodes share.",
+        f"The first rank has not started a run in the output folder {folder} after {_FIRST_RANK_SECONDS:.0f} seconds; "
+        "see what it says, and give an --output on a disk that all nodes share.",
     )
 
 

@@ -80,12 +80,12 @@ def note_catalogue(run: Run, catalogue: Catalogue) -> None:
     """Notes in the record where the catalogue is and what is in it.
 
     Raises:
-        RunError: The run began with another content: other products, queries, splits or judgements.
+        RunError: The run started with other contents: other products, queries, splits or judgements.
     """
     contents = catalogue.contents_digest()
     if run.record.get("catalogue_contents") not in (None, contents):
         raise RunError(
-            f"The catalogue {catalogue.source!r} is not the one that this run began with: ids, splits or judgements "
+            f"The catalogue {catalogue.source!r} is not the one that this run started with: ids, splits or judgements "
             "differ; give the same --catalogue, or another --output to start again."
         )
     run.note(catalogue=absolute_place(catalogue.source), catalogue_contents=contents)
@@ -130,7 +130,7 @@ def load_base(
         base: Folder or Hub id of an mmfusion model.
         fusion: Kind of fusion network; None keeps the base's own. A new kind starts from initialised weights, and
             everything else must be in the checkpoint.
-        fusion_config: Fields of the config that begin with `fusion_`; weights of another shape start anew.
+        fusion_config: Fields of the config that begin with `fusion_`; weights of another shape are initialised again.
         query_router: Whether the query tower weighs views; None keeps the base's own. A new router starts even.
 
     Raises:

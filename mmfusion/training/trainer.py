@@ -142,7 +142,7 @@ def fit(
     with expected_warnings_ignored(), full_disk_ends(run.folder):
         trainer.fit(stage, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if checkpoint is not None and step_of(checkpoint) == trainer.max_steps:
-            # Interrupted when it was done but for the last validation, which fit leaves out then.
+            # Interrupted just before the last validation, which fit skips then.
             trainer.validate(stage, datamodule=data, verbose=False)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     model, facts = whole_model(stage.model), {}
@@ -172,7 +172,7 @@ def _loggers(run: Run, log_to: str) -> list[Logger]:
 
 def _print_table(metrics: dict[str, Any], folder: Path) -> None:
     print(f"\n{'metric':<28}{'value':>10}")
-    # A learning rate at the end of its schedule is 0 and tells nothing; curves.png shows its way.
+    # A learning rate at the end of its schedule is 0 and says nothing; curves.png shows the schedule.
     for name, value in sorted(item for item in metrics.items() if not item[0].startswith("lr-")):
         shown = f"{100 * value:.1f} %" if name.startswith("val/") else f"{value:.4f}"
         print(f"{name:<28}{shown:>10}")

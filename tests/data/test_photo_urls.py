@@ -129,7 +129,7 @@ PRIVATE_6 = [
 @pytest.mark.parametrize("host", [*PRIVATE, *(f"[{address}]" for address in PRIVATE_6)])
 def test_private_addresses_are_refused_unless_they_are_asked_for(host: str, server: Server) -> None:
     line = refusal(PhotoFetcher(), f"http://{host}:{server.server_address[1]}/photo?signature=secret")
-    assert "which is no public address; give allow_private=True" in line and "secret" not in line
+    assert "which is not a public address; give allow_private=True" in line and "secret" not in line
     assert not server.asked
 
 
@@ -137,7 +137,7 @@ def test_a_redirect_to_a_private_address_is_refused(server: Server, monkeypatch:
     monkeypatch.setattr(photo_urls, "is_public", lambda address: address == "127.0.0.1")
     assert PhotoFetcher()(f"{server.url}/to?{server.url}/photo").size == (256, 256)
     line = refusal(PhotoFetcher(), f"{server.url}/to?http://10.0.0.1/latest/meta-data")
-    assert line.startswith("http://10.0.0.1/latest/meta-data is at 10.0.0.1, which is no public address")
+    assert line.startswith("http://10.0.0.1/latest/meta-data is at 10.0.0.1, which is not a public address")
 
 
 def test_the_address_that_was_checked_is_the_one_that_is_asked(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

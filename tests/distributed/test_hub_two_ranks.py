@@ -1,4 +1,4 @@
-"""Two gloo ranks that push their checkpoints to the Hub: one of them does, both end, and two others go on exactly."""
+"""Two gloo ranks that push their checkpoints to the Hub: one of them does, both end, two others continue exactly."""
 
 from __future__ import annotations
 

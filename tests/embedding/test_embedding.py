@@ -94,7 +94,7 @@ def finished(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def vectors_by_id(folder: Path) -> dict[str, bytes]:
-    """Bytes of each product's vector and weights; an id that comes twice is an error."""
+    """Bytes of each product's vector and weights; an id that appears twice is an error."""
     embedded = EmbeddedCatalogue.open(folder)
     embedded.check()
     vectors, weights = np.concatenate(list(embedded.vectors())), embedded.modality_weights()

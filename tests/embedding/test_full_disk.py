@@ -39,7 +39,7 @@ def test_an_embedding_job_on_a_full_disk_goes_on_when_there_is_room(place: Path,
     run = small_disk / "run"
     for leave in (400_000, 30_000):
         fill(small_disk, leave)
-        with pytest.raises(DiskFullError, match=r"run cannot be written.* and run the same command to go on"):
+        with pytest.raises(DiskFullError, match=r"run cannot be written.* and run the same command to continue"):
             embed(place, run)
         assert not (run / "manifest.json").exists() and not list(run.glob(".*partial"))
     (small_disk / "filler").unlink()

@@ -113,7 +113,7 @@ def problems(family: Family, result: Result) -> list[str]:
     if exported != family.exports or (not exported and onnx and not re.match("OnnxError: PyTorch cannot export", onnx)):
         found.append(f"ONNX: {onnx}")
     if not family.hinted and not result["warnings"]:
-        found.append("nothing tells how it was trained, and there is no warning")
+        found.append("nothing says how it was trained, and there is no warning")
     return found
 
 
@@ -220,7 +220,7 @@ def _rank_correlation(ours: Tensor, own: Tensor) -> float:
 
 
 def _apart(model: Any, processor: Any, images: list[Image.Image]) -> float:
-    """Largest 1 - cosine of a query, a title and a photo alone and beside others."""
+    """Largest 1 - cosine of a query, a title and a photo alone and next to others."""
     short = texts()[1]
     alone = _queries(model, processor, [short])
     beside = _queries(model, processor, [short, LONG])[:1]

@@ -26,14 +26,14 @@ _INTRO = """# Encoders
 <!-- Written by tests/families_page.py from docs/encoders.json; change those, not this. -->
 
 What `MMFusionModel.from_backbones` and `recipes/base.py` make of each family of encoders by default. Each was tried as
-a tiny checkpoint with random weights, laid out as its checkpoints lie on the Hub: that shows that the code reads a
+a tiny checkpoint with random weights, laid out as its checkpoints are on the Hub: that shows that the code reads a
 family right, and says nothing about how well its published weights search.
 
 A family works if
 
 - a query, a product text and a photo get the vectors that transformers or sentence-transformers themselves give
   (cosine of at least {cosine}; of a dual encoder also the same order of photos for each query),
-- a vector is the same alone and beside others, to {float32} of cosine in single and {float64} in double precision,
+- a vector is the same alone and next to others, to {float32} of cosine in single and {float64} in double precision,
 - a saved model gives the same bits when it is loaded,
 - in a training step each parameter that is read gets a gradient,
 - its query tower in ONNX differs by at most {onnx} in each component, unless the table says otherwise.

@@ -42,7 +42,7 @@ def marian(folder: Path) -> None:
     save(folder, tf.MarianModel(tf.MarianConfig(vocab_size=len(tokenizer), **ends, **_SEQ2SEQ)), tokenizer)
 
 
-@family("FNet (its Fourier transform mixes in the padding)", text="-", refused="padding|beside it", common=True)
+@family("FNet (its Fourier transform mixes in the padding)", text="-", refused="padding|next to it", common=True)
 def fnet(folder: Path) -> None:
     tokenizer = vocabularies.bert()
     config = tf.FNetConfig(

@@ -38,7 +38,7 @@ def write_sentence_files(
     lower_case: bool = False,
     longest: int | None = None,
 ) -> None:
-    """Writes what sentence-transformers puts beside an encoder.
+    """Writes what sentence-transformers puts next to an encoder.
 
     Args:
         folder: Of the checkpoint.

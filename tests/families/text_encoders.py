@@ -11,7 +11,7 @@ from families import vocabularies
 from families.family import TRANSFORMER, WIDTH, family, save
 from families.features import first, last, mean, of_texts
 
-UNKNOWN = "mean over tokens, as nothing tells how it was trained; a warning lists the choices"
+UNKNOWN = "mean over tokens, as nothing says how it was trained; a warning lists the choices"
 AVERAGED = "mean over tokens"
 CLASS_TOKEN = "first token"
 LAST_TOKEN = "last token"

@@ -36,7 +36,7 @@ SECTIONS = ("Results", "Ablation: what each part adds", "Slices", "Perturbed inp
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the tiny model that the recipes start from; tests write beside it, and never into it."""
+    """A folder with the tiny model that the recipes start from; tests write next to it, and never into it."""
     return Path(starting_base(None, tmp_path_factory.mktemp("tiny")))
 
 
@@ -252,7 +252,7 @@ def test_a_card_passes_the_validation_of_the_hub(
 
 
 def records(folder: Path, **arguments: Any) -> None:
-    """A stage 2 in a folder, which started from a base beside it."""
+    """A stage 2 in a folder, which started from a base next to it."""
     base = folder.parent / "base"
     base.mkdir()
     recipe = {"text": "org/text-encoder", "vision": "org/vision-encoder", "seed": 0}

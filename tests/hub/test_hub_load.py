@@ -275,7 +275,7 @@ def test_weights_in_a_pickle_are_refused_with_the_reason(
 
 
 @pytest.mark.parametrize("where", ["folder", "hub"])
-@pytest.mark.parametrize("whole", [True, False], ids=["beside a model", "alone"])
+@pytest.mark.parametrize("whole", [True, False], ids=["next to a model", "alone"])
 @pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.safetensors"])
 def test_an_adapter_is_refused_with_the_reason(
     hub: LoopbackHub,
@@ -361,7 +361,7 @@ def test_a_repository_that_cannot_be_read_is_one_line(
     hub.repo(repo).private, hub.repo(repo).gated = False, "manual"
     line = one_line(lambda: MMFusionModel.from_pretrained(repo, token=hub.reader_token))
     assert f"{repo} is gated" in line and f"{hub.endpoint}/{repo}" in line
-    assert "no name of a repository" in one_line(lambda: MMFusionModel.from_pretrained("not a name/at/all"))
+    assert "nor the name of a repository" in one_line(lambda: MMFusionModel.from_pretrained("not a name/at/all"))
     with pytest.raises((RunError, HubError), match=r"^[^\n]*org/mm-ecmo[^\n]*$"):
         load_base("org/mm-ecmo")
 

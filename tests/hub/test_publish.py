@@ -67,7 +67,7 @@ def test_a_dry_run_lists_files_and_sizes_and_sends_nothing(
     rows = [line.split() for line in printed.splitlines()]
     sizes = {row[1]: int(row[0].replace(",", "")) for row in rows if len(row) == 2}
     query = sum(size for name, size in sizes.items() if name.startswith("query/"))
-    assert f"{query / (sum(sizes.values()) - query):.1%} of the model beside it" in printed
+    assert f"{query / (sum(sizes.values()) - query):.1%} of the whole model" in printed
     assert "dry run" in printed
 
 
@@ -141,7 +141,7 @@ def test_a_folder_without_model_or_processor_is_refused(tmp_path: Path, model_fo
     MMFusionModel.from_pretrained(model_folder).save_pretrained(tmp_path)
     with pytest.raises(HubError, match=r"no processor_config\.json"):
         publish(tmp_path, "org/model", dry_run=True)
-    with pytest.raises(HubError, match="no name of a repository"):
+    with pytest.raises(HubError, match="nor the name of a repository"):
         publish(model_folder, "org/too/many", dry_run=True)
 
 

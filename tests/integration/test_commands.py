@@ -85,13 +85,13 @@ def test_a_run_that_goes_on_elsewhere_keeps_its_config() -> None:
     assert (merged.steps, merged.batch_size, merged.hardware.num_workers) == (7, 16, 3)
     assert (merged.output, merged.catalogue, merged.resume, merged.base) == ("here", "mine", None, None)
     for name, value, message in (
-        ("steps", 9, "--steps is 9, but it was begun with 7; leave it out"),
+        ("steps", 9, "--steps is 9, but it was started with 7; leave it out"),
         (
             "optimization",
             Optimization(0.5, 1e-3, 1e-3),
-            r"--optimization\.learning_rate is 0\.5, but it was begun with",
+            r"--optimization\.learning_rate is 0\.5, but it was started with",
         ),
-        ("base", "other", "--base 'other' is not for a run that goes on"),
+        ("base", "other", "--base 'other' is not for a run that continues"),
     ):
         with pytest.raises(MMFusionError, match=message):
             continued_config(config_of("stage1", **{name: value}), recorded, "it")

@@ -295,7 +295,7 @@ def test_a_rank_waits_for_the_first_one_to_begin_a_run(tmp_path: Path, monkeypat
 def test_a_rank_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr("mmfusion.training.run._FIRST_RANK_SECONDS", 0.2)
-    with pytest.raises(RunError, match="first rank has begun no run"):
+    with pytest.raises(RunError, match="first rank has not started a run"):
         open_run(tmp_path / "run", "stage1", {"steps": 1})
     assert not (tmp_path / "run").exists()
 

@@ -56,7 +56,7 @@ def without(folder: Path, *lost: str) -> Path:
 
 @pytest.fixture
 def own_code(tmp_path: Path) -> Path:
-    """A text encoder whose code lies beside its weights, and leaves a file behind when it runs."""
+    """A text encoder whose code lies next to its weights, and leaves a file behind when it runs."""
     folder = saved(tmp_path / "own", TEXT_ENCODERS["bert"]())
     config = json.loads((folder / "config.json").read_text())
     names = {"AutoConfig": "own_model.OwnConfig", "AutoModel": "own_model.OwnModel"}

@@ -337,7 +337,7 @@ def test_where_mmfusion_is_not_installed_it_loads_by_name_pickles_and_loads_agai
     assert [module["type"] for module in entry] == ["sentence_transformers_mmfusion.MMFusionTowers"]
     code = json.loads((saved / "config.json").read_text("utf-8"))["auto_map"]
     assert code["AutoModel"] == "modeling_mmfusion.MMFusionModel", (
-        "it is to name the file beside it, not the repository"
+        "it is to name the file next to it, not the repository"
     )
     _assert_same(_query_vectors(saved, QUERIES), _query_vectors(folder, QUERIES))
 

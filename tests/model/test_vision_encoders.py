@@ -240,7 +240,7 @@ def test_an_encoder_whose_vectors_depend_on_the_batch_is_an_error() -> None:
 
     config: Any = vision_encoder("vit").config
     encoder = Whitened(config).eval()
-    with pytest.raises(ValueError, match="by itself and beside another"):
+    with pytest.raises(ValueError, match="by itself and next to another"):
         backbones.check_repeats(encoder, "cls")
 
 
@@ -251,10 +251,10 @@ def test_what_takes_no_photo_is_one_line() -> None:
 
 
 def test_an_encoder_that_cannot_be_resumed_says_so_when_blocks_are_frozen() -> None:
-    # Its groups of patches go from stage to stage beside the states.
+    # Its groups of patches go from stage to stage next to the states.
     source = vision_encoder("groupvit")
     model = assemble(source)
-    with pytest.raises(ValueError, match=r"cannot go on from the output of its 1 lowest blocks.*3 blocks"):
+    with pytest.raises(ValueError, match=r"cannot continue from the output of its 1 lowest blocks.*3 blocks"):
         model.freeze_vision(1)
     assert model.frozen_vision_blocks == 0
     assert all(value.requires_grad for value in backbones.vision_blocks(model.vision_model).parameters())

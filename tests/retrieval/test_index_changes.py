@@ -106,7 +106,7 @@ def test_every_kind_of_index_is_changed_saved_and_compacted(tmp_path: Path, fact
     index.delete([f"b{row}" for row in range(1, 200, 2)])
     before = found(index)
     assert len(index) == 201 and "b1" not in before[0] and "b201" in before[0] and "new" in before[0]
-    # Of an exact vector beside a lossy base, the exact one counts.
+    # Of an exact vector next to a lossy base, the exact one counts.
     queries, added = vectors(3, seed=99), vectors(2, seed=5)
     assert before[0]["a0"] == pytest.approx(float(queries[0] @ added[0]), abs=1e-3)
     index.save(tmp_path / "index", overwrite=True)
@@ -318,13 +318,13 @@ def test_updates_of_another_model_dimension_or_columns_are_refused() -> None:
         index.update(new, ["x"], model_fingerprint="m", metadata=metadata(["x"]), modality_weights=weights)
     with pytest.raises(ValueError, match="row 0 holds a NaN"):
         index.update(new * np.nan, ["x"], model_fingerprint="m", metadata=metadata(["x"]))
-    with pytest.raises(ValueError, match="'x' comes twice"):
+    with pytest.raises(ValueError, match="'x' appears twice"):
         index.update(vectors(2), ["x", "x"], model_fingerprint="m")
     with pytest.raises(ValueError, match="'y' is not in the index"):
         index.delete(["a0", "y"])
     with pytest.raises(ValueError, match="product_ids is the text 'a0'; give a list"):
         index.delete("a0")
-    with pytest.raises(ValueError, match="product id 7 in row 1 is no string"):
+    with pytest.raises(ValueError, match="product id 7 in row 1 is not a string"):
         index.delete(["a0", 7])  # type: ignore[list-item]
     assert len(index) == 60 and "a0" in index.product_ids
 

@@ -228,7 +228,7 @@ def test_changes_are_those_of_an_exact_index_and_are_there_when_it_is_opened_aga
         for one in (milvus, index):
             with pytest.raises(ValueError, match=r"product 'nothing' is not in the index; nothing was deleted"):
                 one.delete(["a0", "nothing"])
-            with pytest.raises(ValueError, match=r"product id 7 in row 1 is no string"):
+            with pytest.raises(ValueError, match=r"product id 7 in row 1 is not a string"):
                 one.delete(["a0", 7])
         milvus.delete([])
     with MilvusIndex.connect(tmp_path / "index.db") as milvus:
@@ -352,7 +352,7 @@ def test_metadata_that_milvus_cannot_hold_is_named_before_anything_is_made(
     [
         ({"product_ids": ["a", "b"]}, "3 product embeddings for 2 product ids"),
         ({"product_ids": list("abcd")}, "3 product embeddings for 4 product ids"),
-        ({"product_ids": ["a", "a", "b"]}, "'a' comes twice"),
+        ({"product_ids": ["a", "a", "b"]}, "'a' appears twice"),
         (
             {"product_ids": ["a", "b", "é" * 33_000]},
             r"product 'é{60}…' in row 2: its product id takes more than 65,535",

@@ -132,7 +132,7 @@ def test_the_plan_has_the_numbers_that_counting_gives(
     )
     assert plan.numbers("training") == [30, round(30 * 3 / (len(batches) // 4), 1)]
     assert "3 validations" in plan["ETA"]
-    assert plan["memory, besides"] and plan["memory, measured"] and "3 checkpoints" in plan["disk"]
+    assert plan["other memory"] and plan["memory, measured"] and "3 checkpoints" in plan["disk"]
 
 
 def batches_of_all_ranks(data: MMFusionDataModule, ranks: int) -> Any:

@@ -183,7 +183,7 @@ def test_a_checkpoint_of_someone_else_needs_a_flag(
 
 
 def fetch(output: Path, resume: str, **given: Any) -> dict[str, Any]:
-    """What stage 1 does first: puts the run into place, and gives the arguments that it goes on with."""
+    """What stage 1 does first: puts the run into place, and gives the arguments that it continues with."""
     return vars(continue_from_hub("stage1", config_of("stage1", output=str(output), resume=resume, **given)))
 
 
@@ -271,9 +271,9 @@ def test_damage_on_the_way_is_noticed(on_hub: Callable[..., Any], hub: LoopbackH
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ({"steps": 9}, "--steps is 9, but hub:org/run@checkpoints was begun with 8; leave it out"),
+        ({"steps": 9}, "--steps is 9, but hub:org/run@checkpoints was started with 8; leave it out"),
         ({"optimization": Optimization()}, r"--optimization\.\w*learning_rate is "),
-        ({"base": "outputs/other"}, "--base 'outputs/other' is not for a run that goes on"),
+        ({"base": "outputs/other"}, "--base 'outputs/other' is not for a run that continues"),
     ],
 )
 def test_an_argument_that_contradicts_the_run_is_refused(
@@ -310,7 +310,7 @@ def test_records_of_other_recipes_and_versions_are_refused(
 def test_another_catalogue_and_a_full_output_folder_are_refused(on_hub: Callable[..., Any], tmp_path: Path) -> None:
     on_hub()
     other = write_toy_catalogue(tmp_path / "catalogue", num_products=120, seed=1)
-    with pytest.raises(RunError, match="is not the one that this run began with"):
+    with pytest.raises(RunError, match="is not the one that this run started with"):
         command("stage1")(output=str(tmp_path / "run"), resume="hub:org/run", catalogue=str(other))
     with pytest.raises(RunError, match="holds something else than the run hub:org/run@checkpoints"):
         fetch(other, "hub:org/run")

@@ -185,7 +185,7 @@ def test_another_rank_finds_what_the_first_one_refuses_when_that_one_is_gone(
         open_run(tmp_path / "run", "stage1", {"steps": 2})
     with pytest.raises(RunError, match="files that no"):
         open_run(tmp_path / "other", "stage1", {})
-    with pytest.raises(RunError, match="first rank has begun no run"):
+    with pytest.raises(RunError, match="first rank has not started a run"):
         open_run(tmp_path / "new", "stage1", {})
     monkeypatch.setenv("MASTER_PORT", "2222")
     holders.append(Holder(tmp_path / "run"))

@@ -23,7 +23,7 @@ from mmfusion.data.toy_catalogue import write_toy_catalogue
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CHECKPOINT_EVERY = 3
-# EX_TEMPFAIL: the same command goes on.
+# EX_TEMPFAIL: the same command continues.
 STOPPED = 75
 
 

@@ -1,4 +1,4 @@
-"""Columns of the table beside the vectors as fields of a Milvus collection and back, and filters on them.
+"""Columns of the table next to the vectors as fields of a Milvus collection and back, and filters on them.
 
 Columns have typed fields rather than Milvus's dynamic ones: all dynamic values of a product together take no more than
 65,536 bytes, which a single text may, and how a filter treats one that is missing differs between Milvus Lite and
@@ -100,7 +100,7 @@ class Column:
 
 
 def columns_of(schema: pa.Schema) -> tuple[Column, ...]:
-    """The columns of a table that [`products_table`] made, but for the id, and their fields.
+    """The columns of a table that [`products_table`] made, except for the id, and their fields.
 
     A field has the name of its column where Milvus takes it, so that other programs find it.
 

@@ -105,7 +105,7 @@ class MilvusIndex(SearchIndex, AbstractContextManager["MilvusIndex"]):
     ) -> "MilvusIndex":
         """Uploads product embeddings with a table of their ids, weights and metadata into a new collection.
 
-        After an upload that was cut off, `connect` raises an error; the same call goes on with the upload.
+        After an upload that was cut off, `connect` raises an error; the same call continues with the upload.
 
         Args:
             embeds: as of `build`.
@@ -275,7 +275,7 @@ class MilvusIndex(SearchIndex, AbstractContextManager["MilvusIndex"]):
         """Removes products.
 
         Raises:
-            ValueError: the index has no such product, or an id is no string; none is removed then.
+            ValueError: the index has no such product, or an id is not a string; none is removed then.
             MilvusError: Milvus rejects the request or cannot be reached.
         """
         ids = ids_column(product_ids).to_pylist()

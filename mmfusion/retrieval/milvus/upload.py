@@ -1,4 +1,4 @@
-"""Bringing products into a collection, part by part, so that an upload that was cut off goes on where it stopped."""
+"""Bringing products into a collection, part by part, so that an upload that was cut off continues where it stopped."""
 
 import base64
 import hashlib
@@ -35,7 +35,7 @@ class CollectionDescription:
         model_fingerprint: Identifies the model that made the embeddings; queries must come from the same one.
         index_type: Kind of index in Milvus.
         search_params: Run-time parameters of searches, for example {"ef": 128}.
-        products_schema: Arrow schema of the table beside the vectors (base64).
+        products_schema: Arrow schema of the table next to the vectors (base64).
         created_by: Software that made the collection.
         complete: Whether all products are there.
         source: Digest of the products that are being uploaded; empty afterwards.
@@ -57,7 +57,7 @@ class CollectionDescription:
 
     @property
     def schema(self) -> pa.Schema:
-        """Of the table beside the vectors."""
+        """Of the table next to the vectors."""
         return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.products_schema)))
 
     def as_properties(self) -> dict[str, str]:
@@ -238,7 +238,7 @@ def _digest_of(table: pa.Table) -> str:
 
 
 def _regrouped(blocks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """The same rows in blocks of `size`, but for the last."""
+    """The same rows in blocks of `size`, except for the last."""
     held: list[np.ndarray] = []
     for block in blocks:
         rest = np.concatenate([*held, block])
