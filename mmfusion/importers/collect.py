@@ -13,6 +13,8 @@ from mmfusion.importers.source import Source, SourceFile
 from mmfusion.importers.splits import normalised_query, split_named
 from mmfusion.importers.tables import TextTable, open_table
 
+# Columns of what names a row without an id, and of its photos.
+KEY, PHOTOS = "__key__", "photos"
 _QUERY, _PRODUCT, _GRADE = ("query-id", "query_id"), ("corpus-id", "corpus_id"), ("score", "relevance")
 _WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
 

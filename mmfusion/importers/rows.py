@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 from mmfusion.data.catalogue_schema import CatalogueError
@@ -55,12 +56,25 @@ class TextTable(ABC):
         if row is None and log.rejected_by_reason.total() == rejected_before:
             raise CatalogueError("holds a header and no rows", self.file.name, "Export it again, or leave it out.")
 
+    def sample(self, rows: int) -> list[Row]:
+        """The first rows, to see what columns hold; as they stay in memory, without the bytes of photos."""
+        found = islice(self.rows(ImportLog()), rows)
+        return [Row(line, [_without_bytes(cell) for cell in cells]) for line, cells in found]
+
     @abstractmethod
     def _rows(self, log: ImportLog) -> Iterator[Row]: ...
 
     def place(self, line: int) -> str:
         """What errors call a row."""
         return f"{self.file.name}, line {line}"
+
+
+def _without_bytes(cell: Any) -> Any:
+    if isinstance(cell, list):
+        return [_without_bytes(one) for one in cell]
+    if isinstance(cell, dict):
+        return {name: _without_bytes(one) for name, one in cell.items()}
+    return b"" if isinstance(cell, bytes) else cell
 
 
 def find_header(rows: Sequence[Sequence[str]]) -> int | None:

@@ -13,11 +13,11 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, cast
 
 from mmfusion.data.catalogue_schema import CatalogueError
+from mmfusion.importers.collect import KEY, PHOTOS
 from mmfusion.importers.items import ImportLog
 from mmfusion.importers.rows import Row, TextTable
 from mmfusion.importers.source import SourceFile
 
-KEY, PHOTOS = "__key__", "photos"
 _SAMPLED = 1000
 _DECODER = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=lambda _: "")
 _TEXTS = (".txt", ".text", ".cls", ".id", ".title", ".caption", ".description", ".label")

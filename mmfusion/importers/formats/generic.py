@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 from mmfusion.data.catalogue_schema import CatalogueError
-from mmfusion.importers.collect import tables_of
+from mmfusion.importers.collect import KEY, tables_of
 from mmfusion.importers.columns import Mapped, as_told, by_name, key, shown
 from mmfusion.importers.html_text import html_to_text
 from mmfusion.importers.items import Imported, ImportLog, Item, ReadSettings
@@ -40,7 +39,8 @@ _NAMES: dict[str, tuple[str, ...]] = {
             "nombre del producto | título | producto | titolo | nome | nome prodotto | prodotto | "
             "naam | productnaam | artikelnaam | nazwa | nazwa produktu | nome do produto | produto | "
             "benämning | namn | navn | produktnavn | název | название | наименование | 商品名 | 商品名称 | "
-            "商品名稱 | 标题 | タイトル | 상품명"
+            "商品名稱 | 标题 | タイトル | 상품명 | "
+            "caption | text | txt"
         ),
         "description": (
             "description | product_description | long_description | detail_desc | desc | body_html | "
@@ -118,23 +118,33 @@ class Generic:
         Raises:
             CatalogueError: No table has titles and ids, or columns do not fit the settings.
         """
-        plans = [_Plan(table, settings) for table in tables_of(source)]
-        if not plans:
+        tables = tables_of(source)
+        if not tables:
             raise CatalogueError("no file is a table", str(source), "Give a CSV, TSV, JSON, Excel or Parquet file.")
-        chosen = [plan for plan in plans if plan.has_titles]
-        for plan in plans:
-            if chosen and plan not in chosen:
-                log.warn(f"{plan.table.file.name} has no column of titles and is not read")
-        for plan in chosen or plans[:1]:
-            plan.check()
-        mapped = {target: names for plan in reversed(chosen) for target, names in plan.mapped.items()}
-        return Imported(
-            (item for plan in chosen for item in plan.items(log)),
-            shown(mapped),
-            variants="item",
-            groups=settings.variants in ("product", "photo"),
-            template="{title} {description}" if "description" in mapped else "{title}",
-        )
+        return read_tables(tables, settings, log)
+
+
+def read_tables(tables: Sequence[TextTable], settings: ReadSettings, log: ImportLog) -> Imported:
+    """Reads each table of products.
+
+    Raises:
+        CatalogueError: No table has titles and ids, or columns do not fit the settings.
+    """
+    plans = [_Plan(table, settings) for table in tables]
+    chosen = [plan for plan in plans if plan.has_titles]
+    for plan in plans:
+        if chosen and plan not in chosen:
+            log.warn(f"{plan.table.file.name} has no column of titles and is not read")
+    for plan in chosen or plans[:1]:
+        plan.check()
+    mapped = {target: names for plan in reversed(chosen) for target, names in plan.mapped.items()}
+    return Imported(
+        (item for plan in chosen for item in plan.items(log)),
+        shown(mapped),
+        variants="item",
+        groups=settings.variants in ("product", "photo"),
+        template="{title} {description}" if "description" in mapped else "{title}",
+    )
 
 
 class _Plan:
@@ -147,12 +157,14 @@ class _Plan:
 
     def __init__(self, table: TextTable, settings: ReadSettings) -> None:
         self.table, self.settings = table, settings
-        self.sample = list(islice(table.rows(ImportLog()), _SAMPLED))
+        self.sample = table.sample(_SAMPLED)
         mapped = by_name(table.columns, _NAMES, several=("image", "product_id"))
         self._choose_id(mapped)
         self._by_language(mapped)
         self._by_number(mapped)
         self.mapped = as_told(mapped, table.columns, settings, table.file.name)
+        if "product_id" not in self.mapped and KEY in table.columns:
+            self.mapped["product_id"] = [KEY]
         self._by_content()
         if self.mapped.get("group_id") == self.mapped.get("product_id"):
             self.mapped.pop("group_id", None)
@@ -183,7 +195,7 @@ class _Plan:
         others = [
             (named.get(column) or (column if column not in _RESERVED else f"{column} (file)"), place)
             for column, place in place_of.items()
-            if column not in taken
+            if column not in taken and column != KEY
         ]
         id_place, title_place, text_place = places["product_id"], places["title"], places.get("description")
         price_place, group_place = places.get("price"), places.get("group_id")
