@@ -168,7 +168,7 @@ def test_private_servers_are_refused_unless_they_are_asked_for(tmp_path: Path, s
     found = Downloads(tmp_path, PhotoFetcher())
     found.want(f"{server.url}/photo/1")
     found.fetch()
-    assert "is no public address" in found.failed[f"{server.url}/photo/1"] and not server.asked
+    assert "is not a public address" in found.failed[f"{server.url}/photo/1"] and not server.asked
 
 
 def test_a_full_disk_ends_the_downloads_and_keeps_what_is_there(
