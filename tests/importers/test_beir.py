@@ -50,7 +50,7 @@ def test_corpus(folder: Path) -> None:
     ]
     assert {name: found.by_id["007"].metadata[name] for name in ("maker", "price")} == {
         "maker": "Wren",
-        "price": "19.5",
+        "price": 19.5,
     }
     assert found.by_id["20000000000000000001"].metadata["url"] == "https://a.example/mat"
     assert found.imported.template == "{title} {description}"

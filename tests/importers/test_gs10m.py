@@ -56,10 +56,10 @@ def test_parts_are_splits_and_kinds(parts: Path) -> None:
         "a-test": ("copper pan", "test", "novel_document"),
     }
     assert found.grades == {
-        "a": {LONG: 100, "0071": 71},
-        "b": {"0071": 99},
-        "c": {"0071": 100, "5": 94},
-        "a-test": {"5": 97},
+        "a": {LONG: 3, "0071": 2},
+        "b": {"0071": 3},
+        "c": {"0071": 3, "5": 3},
+        "a-test": {"5": 3},
     }
     assert read(parts, splits={"novel_query": "dev"}).splits["c"] == "val"
 
@@ -88,8 +88,18 @@ def test_grades_from_positions_and_ids_from_texts(tmp_path: Path) -> None:
         tmp_path, "x.csv", "lid,7,3,Lid,7_1", "Lid ,8,200,Lid,8_1", header="query,product_id,position,title,pair_id\n"
     )
     found = read(tmp_path)
-    assert [one.grade for one in found.judgements] == [98, 0]
+    assert [one.grade for one in found.judgements] == [3, 0]
     assert len({query.query_id for query in found.queries}) == 1
+
+
+@pytest.mark.parametrize(
+    ("score", "grade"), [(100, 3), (76, 3), (75, 2), (51, 2), (50, 1), (26, 1), (25, 0), (1, 0), (0, 0)]
+)
+def test_scores_are_grades_in_four_bands(tmp_path: Path, score: int, grade: int) -> None:
+    write(tmp_path, "x.csv", f",lid,7,1,Lid,7_1,{score},1,1,a")
+    found = read(tmp_path)
+    assert found.grades == {"a": {"7": grade}}
+    assert "51 to 75 is 2" in found.imported.judgement_rule
 
 
 def test_photos_in_parquet_are_passed_on_at_once(tmp_path: Path) -> None:
@@ -134,6 +144,13 @@ def test_sample(samples: Path) -> None:
     expected = json.loads((samples / "gs10m" / "expected.json").read_text())
     found = read(samples / "gs10m")
     assert sorted(found.ids) == sorted(expected["product_ids"])
-    assert found.grades == expected["grades_linear"]
+    bands = {
+        query: {name: (score - 1) // 25 for name, score in own.items()}
+        for query, own in expected["grades_linear"].items()
+    }
+    assert found.grades == bands
+    assert {name: found.grades[name] for name in ("q1", "q2")} == {
+        name: expected["grades_in_four_bands"][name] for name in ("q1", "q2")
+    }
     assert found.splits == {"q1": "train", "q2": "train", "q3": "test"}
     assert {item.item_id: len(item.photos) for item in found.items} == expected["photos"]

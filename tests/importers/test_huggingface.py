@@ -1,5 +1,6 @@
 """Data sets of Hugging Face: saved ones, imagefolders, and tables with photos."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import HfApi
+from loopback_hub.server import LoopbackHub
 from PIL import Image
 from readers import read
 
@@ -91,6 +94,18 @@ def test_parquet_of_the_hub(tmp_path: Path) -> None:
         "3": ("test", 0),
         "4": ("test", 1),
     }
+
+
+@pytest.mark.usefixtures("hub_client_environment")
+def test_id_of_the_hub(hub: LoopbackHub) -> None:
+    name, file = hub.unique("lids"), io.BytesIO()
+    pq.write_table(saved("07", "8").data.table, file)
+    HfApi().create_repo(name, repo_type="dataset")
+    HfApi().upload_file(
+        path_or_fileobj=file, path_in_repo="data/train-00000-of-00001.parquet", repo_id=name, repo_type="dataset"
+    )
+    found = read(name)
+    assert (found.format, found.ids, len(found.items[1].photos)) == ("huggingface", ["07", "8"], 1)
 
 
 def test_several_columns_and_lists_of_photos(tmp_path: Path) -> None:

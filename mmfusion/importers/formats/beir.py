@@ -24,6 +24,7 @@ from mmfusion.importers.registry import register_importer
 from mmfusion.importers.source import Source, SourceFile
 from mmfusion.importers.splits import split_named, split_of_file
 from mmfusion.importers.tables import TextTable, open_table
+from mmfusion.importers.values import Prices
 
 _ID = ("_id", "id")
 _ORDER = ("train", "val", "test", None)
@@ -79,6 +80,8 @@ def documents(tables: Sequence[TextTable], log: ImportLog) -> Iterator[Item]:
                 metadata |= {key: one for key, one in fields.items() if isinstance(one, (str, list))}
             for name in (*_ID, "title", "text", "image", "metadata"):
                 metadata.pop(name, None)
+            if isinstance(metadata.get("price"), str):
+                metadata["price"] = Prices().read(metadata["price"])[0]
             photos = photos_in(row.get("image"))
             yield Item(
                 cell(row, *_ID), cell(row, "title"), cell(row, "text"), photos, metadata, place=table.place(line)

@@ -13,7 +13,7 @@ from mmfusion.importers.html_text import html_to_text
 from mmfusion.importers.items import Imported, ImportLog, Item, Judgement, ReadSettings
 from mmfusion.importers.registry import register_importer
 from mmfusion.importers.source import Source
-from mmfusion.importers.splits import split_named, split_of_file
+from mmfusion.importers.splits import derived_query_id, split_named, split_of_file
 from mmfusion.importers.tables import TextTable
 
 _EXAMPLES = {"query", "product_id", "esci_label"}
@@ -102,7 +102,8 @@ def _judgements(
                     if label.lower() not in _GRADES:
                         raise ValueError(f"esci_label is none of E, S, C and I: {label!r}")
                     split = split_named(cell(row, "split")) or split_of_file(table.file.name)
-                    query_id = queries.add(cell(row, "query_id"), cell(row, "query"), split)
+                    text = cell(row, "query")
+                    query_id = queries.add(cell(row, "query_id") or derived_query_id(text), text, split)
                 except ValueError as error:
                     log.reject(table.file.name, line, str(error))
                     continue

@@ -46,7 +46,7 @@ class Gs10mImporter:
             mapping={"product_id": "product_id", "title": "title", "image": "image", "query": "query"},
             queries=lambda: rows.queries.queries,
             judgements=lambda: rows.judgements,
-            judgement_rule="score_linear: 101 - position",
+            judgement_rule="score_linear (101 - position): 76 to 100 is 3, 51 to 75 is 2, 26 to 50 is 1, less is 0",
         )
 
 
@@ -98,8 +98,8 @@ class _Rows:
     def _judge(self, row: dict[str, str], product_id: str, part: str | None) -> None:
         if not product_id:
             raise ValueError("product_id is empty")
-        grade = whole_number(row["score_linear"]) if "score_linear" in row else 101 - whole_number(row["position"])
+        score = whole_number(row["score_linear"]) if "score_linear" in row else 101 - whole_number(row["position"])
         text = cell(row, "query")
         split = self._splits[part] if part else None
         query_id = self.queries.add(cell(row, "query_id") or derived_query_id(text), text, split, part)
-        self.judgements.append(Judgement(query_id, product_id, max(grade, 0)))
+        self.judgements.append(Judgement(query_id, product_id, min(max((score - 1) // 25, 0), 3)))
