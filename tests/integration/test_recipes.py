@@ -262,8 +262,8 @@ def test_a_finished_run_is_left_alone_and_another_one_refused(
     command("stage2")(**options, steps=3, validate_every=2)
     assert "is complete" in capsys.readouterr().out
     assert (outputs / "stage2" / "model.safetensors").stat().st_mtime_ns == before
-    with pytest.raises(RunError, match=r"steps was 3, now 5.*another --output"):
-        command("stage2")(**options, steps=5, validate_every=2)
+    with pytest.raises(RunError, match=r"batch_size was 16, now 8.*another --output"):
+        command("stage2")(**{**options, "batch_size": 8}, steps=3, validate_every=2)
     with pytest.raises(RunError, match="belongs to stage2, not stage1"):
         command("stage1")(output=str(outputs / "stage2"))
 
