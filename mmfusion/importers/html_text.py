@@ -23,7 +23,7 @@ _TAG = re.compile(rf"</?(?:{_INLINE}|{_BLOCK}|[a-z]\w*[:-][\w:-]+){_REST}|<![a-z
 _UNSEEN = re.compile(
     r"<!--.*?(?:-->|\Z)|<(style|script|head|title)\b[^>]*>.*?(?:</\1\s*>|\Z)", re.IGNORECASE | re.DOTALL
 )
-_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _ZERO_WIDTH = re.compile("[\u200b\u2060\ufeff\xad]")
 _SHORTCODE = re.compile(r"\[(/?)([A-Za-z][\w-]*)(\s[^\[\]]*)?/?\]")
 _NAMED_SHORTCODES = {"gallery", "products", "product", "embed", "playlist", "audio", "video", "caption", "more"}
@@ -42,7 +42,7 @@ def html_to_text(text: str) -> str:
         if "<" in text:
             text = _UNSEEN.sub(" ", text)
             text = _TAG.sub(" ", _INLINE_TAG.sub("", text))
-        unescaped = _ENTITY.sub(_unescape, text)
+        unescaped = ENTITY.sub(_unescape, text)
         if unescaped == text:
             break
         text = unescaped
