@@ -15,6 +15,7 @@ from mmfusion.evaluation.bootstrap import PairedDifference, paired_bootstrap
 from mmfusion.evaluation.comparison import Ablation, Row
 from mmfusion.evaluation.evaluation import METRICS, Evaluation, Slice, check_alike
 from mmfusion.model import VIEWS
+from mmfusion.pages import escape_cell, page_environment, text_table
 
 Cell = str | int | float | PairedDifference | None
 """Of a table: text and counts as they are, a share in per cent, a difference with its interval, None undefined."""
@@ -48,11 +49,6 @@ def format_cell(cell: Cell, undefined: str = "–") -> str:
     return percent(cell, undefined) if cell is None or isinstance(cell, float) else str(cell)
 
 
-def escape_cell(text: str) -> str:
-    """A text that stays in its cell of a Markdown table."""
-    return " ".join(text.replace("|", r"\|").replace("<", "&lt;").split())
-
-
 def markdown_table(rows: Sequence[Sequence[Cell]], *, aligned: bool = False) -> str:
     """A Markdown table; the first row is its head, the first column is aligned left and all others right.
 
@@ -61,17 +57,7 @@ def markdown_table(rows: Sequence[Sequence[Cell]], *, aligned: bool = False) -> 
         aligned: Pads cells to equal widths and writes "-" for what is undefined, to be read in a terminal as well.
     """
     undefined = "-" if aligned else "–"
-    cells = [[escape_cell(format_cell(cell, undefined)) for cell in row] for row in rows]
-    if not aligned:
-        rule = ["---", *["---:"] * (len(cells[0]) - 1)]
-        return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], rule, *cells[1:]])
-    first, *others = (max(3, *map(len, column)) for column in zip(*cells, strict=True))
-    lines = []
-    for head, *row in cells:
-        padded = [head.ljust(first), *(cell.rjust(width) for cell, width in zip(row, others, strict=True))]
-        lines.append(f"| {' | '.join(padded)} |")
-    rule_line = f"|{'-' * (first + 2)}|" + "".join(f"{'-' * (width + 1)}:|" for width in others)
-    return "\n".join([lines[0], rule_line, *lines[1:]])
+    return text_table([[format_cell(cell, undefined) for cell in row] for row in rows], aligned=aligned)
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
@@ -315,20 +301,8 @@ def ablation_csv(rows: Sequence[Row], perturbed: Sequence[dict[str, Any]]) -> st
 
 
 def template_environment(folder: Path, *, html: bool = False) -> jinja2.Environment:
-    """Jinja2 with the formats of this module as filters; a place that nobody fills is an error.
-
-    Args:
-        folder: Where templates and what they include are.
-        html: Escapes what is filled in. Markdown is not escaped: tables and prose are Markdown themselves.
-    """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
-        autoescape=html,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    """`page_environment` with the formats of this module as filters."""
+    environment = page_environment(folder, html=html)
     filters: list[Callable[..., Any]] = [metric_title, percent, points, interval, format_cell, escape_cell]
     environment.filters.update({found.__name__: found for found in filters})
     return environment

@@ -18,7 +18,6 @@ from mmfusion.evaluation.comparison import Ablation
 from mmfusion.evaluation.tables import (
     Cell,
     ablation_table,
-    escape_cell,
     markdown_table,
     metric_title,
     perturbed_table,
@@ -39,6 +38,7 @@ from mmfusion.hub.card_facts import (
 from mmfusion.hub.card_results import Measured, Result, read_ablations, read_results, sort_results
 from mmfusion.hub.private import CardError, check_no_secret, public_text
 from mmfusion.model.errors import explained
+from mmfusion.pages import escape_cell
 
 WRITTEN = "Written by recipes/card.py"
 DEFAULT_REPO = "org/mm-ecom"

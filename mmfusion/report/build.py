@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,8 +26,6 @@ _FOLDER = Path(__file__).parent
 _GENERATOR = '<meta name="generator" content="mmfusion report">'
 # A run's arguments fit; their seed comes last.
 _LONGEST = 4000
-# Browsers replace or reject these, and none of them is text: C0 and C1 controls (but tab and line ends), surrogates.
-_NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def load_variants(folder: str | Path, order: Sequence[str] | None) -> list[Evaluation]:
@@ -93,8 +90,7 @@ def build_report(
     cards = Cards(questions, [baseline, fusion])
     css = (_FOLDER / "page.css").read_text("utf-8")
     environment = template_environment(_FOLDER, html=True)
-    environment.finalize = _without_controls
-    environment.filters.update(shorten=shorten, points=lambda number: points(number).replace("-", "−"))
+    environment.filters.update(points=lambda number: points(number).replace("-", "−"))
     return environment.get_template("page.html").render(
         css=css,
         css_digest=base64.b64encode(hashlib.sha256(css.encode("utf-8")).digest()).decode("ascii"),
@@ -145,12 +141,6 @@ def write_page(folder: str | os.PathLike[str], page: str) -> Path:
     return path
 
 
-def shorten(text: str, limit: int = 300) -> str:
-    """A text that a catalogue brought, in one line, cut after so many characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= limit else f"{line[:limit]}…"
-
-
 def shorten_paths(value: Any) -> Any:
     """The value with each absolute path in it cut to "…/name": a page is passed on, a machine's folders are not."""
     if isinstance(value, Mapping):
@@ -196,8 +186,3 @@ def _heat_map(variants: Sequence[Evaluation], metric: str) -> list[dict[str, Any
 
 def _shade(number: int) -> str:
     return "even" if number == 0 else f"{'up' if number > 0 else 'down'}{abs(number)}"
-
-
-def _without_controls(value: Any) -> Any:
-    """Applied to all that is filled in; what is markup already was made of such texts."""
-    return _NOT_TEXT.sub("\ufffd", value) if isinstance(value, str) and not hasattr(value, "__html__") else value

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from mmfusion.data.photos import PhotoReader
+from mmfusion.pages import thumbnail
 from mmfusion.report.queries import METRIC, Chosen, Questions, Ranking
 
 SIZE = (132, 176)
 """Largest width and height of a thumbnail in pixels, enough for a sharp picture on a dense screen."""
-_QUALITY = 78
 
 
 class Cards:
@@ -83,8 +80,4 @@ class Cards:
         photos = self._read(product["product_id"], image)
         if not photos:
             return {"missing": "photo unreadable" if stored else "no photo"}
-        small, file = photos[0].copy(), io.BytesIO()
-        small.thumbnail(SIZE, Image.Resampling.LANCZOS)
-        small.save(file, "JPEG", quality=_QUALITY, optimize=True)
-        uri = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
-        return {"uri": uri, "width": small.width, "height": small.height, "others": stored - 1}
+        return {**thumbnail(photos[0], SIZE), "others": stored - 1}

@@ -22,7 +22,7 @@ ORDER = [
     ["stages"],
     ["retrieval", "evaluation"],
     ["data", "losses", "extras"],
-    ["model", "distributed", "files", "allocator", "control_groups", "steps", "progress"],
+    ["model", "distributed", "files", "allocator", "control_groups", "steps", "progress", "pages"],
 ]
 LEVEL = {name: level for level, names in enumerate(reversed(ORDER)) for name in names}
 

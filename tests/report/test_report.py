@@ -27,9 +27,10 @@ from mmfusion.evaluation import Evaluation, evaluate_rankings, paired_bootstrap
 from mmfusion.evaluation.comparison import compare_in_order
 from mmfusion.evaluation.tables import percent
 from mmfusion.evaluation.tables import points as plain_points
+from mmfusion.pages import shorten
 from mmfusion.report import Questions, Ranking, build_report, choose, load_variants, write_page
 from mmfusion.report.bars import Scale
-from mmfusion.report.build import shorten, shorten_paths
+from mmfusion.report.build import shorten_paths
 from mmfusion.report.tiles import SIZE, Cards
 from mmfusion.training.sources import starting_base
 
