@@ -22,16 +22,17 @@ def escape_cell(text: str) -> str:
     return " ".join(text.replace("|", r"\|").replace("<", "&lt;").split())
 
 
-def text_table(rows: Sequence[Sequence[str]], *, aligned: bool = False) -> str:
-    """A Markdown table of texts; the first row is its head, the first column is aligned left and all others right.
+def text_table(rows: Sequence[Sequence[str]], *, aligned: bool = False, numbers: bool = True) -> str:
+    """A Markdown table of texts; the first row is its head.
 
     Args:
         rows: Texts, the same number in each row.
+        numbers: Aligns all columns but the first to the right.
         aligned: Pads cells to equal widths, to be read in a terminal as well.
     """
     cells = [[escape_cell(cell) for cell in row] for row in rows]
     if not aligned:
-        rule = ["---", *["---:"] * (len(cells[0]) - 1)]
+        rule = ["---", *["---:" if numbers else "---"] * (len(cells[0]) - 1)]
         return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], rule, *cells[1:]])
     first, *others = (max(3, *map(len, column)) for column in zip(*cells, strict=True))
     lines = []
@@ -46,7 +47,7 @@ def page_environment(folder: Path, *, html: bool = False) -> jinja2.Environment:
     """Jinja2 over the templates of a folder; a place that nobody fills is an error.
 
     Args:
-        folder: Where templates and what they include lie.
+        folder: Where templates and what they include are.
         html: Escapes what is filled in, and replaces what is no text. Markdown is not escaped: tables and prose are
             Markdown themselves.
     """

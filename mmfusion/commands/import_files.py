@@ -28,4 +28,11 @@ def main(config: Config) -> None:
     catalogue with a report of what was read and what was left out.
     """
     result = import_catalogue(config.sources, config.output, config, dry_run=config.dry_run)
+    photos = result.photos
+    for warning in result.log.warnings:
+        print(f"warning: {warning}")
+    if photos.named:
+        print(f"{photos.found:,} of {photos.named:,} photos found, {photos.unused:,} of nobody")
+    if result.changes is not None:
+        print(f"since the last import: {result.changes}")
     print(f"{result.num_products:,} products in {result.folder}")

@@ -6,6 +6,7 @@ import csv
 import os
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,12 +18,14 @@ from filelock import FileLock, Timeout
 from mmfusion.data.catalogue_schema import COLUMNS, CatalogueError
 from mmfusion.data.photo_urls import PhotoFetcher
 from mmfusion.files import move_files
+from mmfusion.importers.changes import DIGESTS, Changes, Digests
 from mmfusion.importers.downloads import Downloads
 from mmfusion.importers.items import Imported, ImportLog, Item, Judgement, Query, ReadSettings, Split, Variants
 from mmfusion.importers.judgements import Judgements
 from mmfusion.importers.photo_store import DOWNLOADED, FAILED, PhotoCounts, PhotoStore
 from mmfusion.importers.photos import PhotoFolders
 from mmfusion.importers.registry import find_importer
+from mmfusion.importers.report import tiles_of, write_report
 from mmfusion.importers.source import Source, open_source
 from mmfusion.importers.splits import derived_query_id, split_products, split_queries, split_queries_by_product
 from mmfusion.importers.variants import Duplicates, products_of
@@ -119,6 +122,7 @@ class ImportResult:
         judgement_rule: How they came about.
         template: Text of a product that suits the data.
         photos: What became of photos.
+        changes: What has changed since the last import into this folder, if there was one.
         log: What was left out, and warnings.
         settings: How it was made.
     """
@@ -137,6 +141,7 @@ class ImportResult:
     judgements: list[Judgement] = field(default_factory=list)
     judgement_rule: str = ""
     photos: PhotoCounts = field(default_factory=PhotoCounts)
+    changes: Changes | None = None
 
 
 def import_catalogue(
@@ -180,8 +185,7 @@ def _import(
         result, write = _read(sources, folder, temporary, settings, log, dry_run)
     tables = temporary / "tables"
     tables.mkdir()
-    if not dry_run:
-        write(tables)
+    write(tables)
     if result.log.rejected_by_reason:
         rejected.rename(tables / rejected.name)
     if (temporary / FAILED).exists():
@@ -190,7 +194,8 @@ def _import(
         # Of an earlier import, and about products that may be gone.
         if not (tables / name).exists():
             (folder / name).unlink(missing_ok=True)
-    move_files(tables, folder, [path.name for path in sorted(tables.iterdir())])
+    names = sorted((path.name for path in tables.iterdir()), key=lambda name: (name == DIGESTS, name))
+    move_files(tables, folder, names)
     return result
 
 
@@ -216,19 +221,29 @@ def _read(
         why = ", ".join(f"{reason}: {count:,}" for reason, count in reasons) or "there are no rows"
         raise CatalogueError(f"no product is left ({why})", str(source), "Check the file and --where.")
     result.num_products, result.photos = products.rows, photos.counts
+    _judge(result, imported, found)
+    split = _split(result, found)
     if not dry_run:
         photos.fetch()
     photos.check(allow_missing=settings.allow_missing_photos)
-    _judge(result, imported, found)
-    split = _split(result, found)
 
     def write(tables: Path) -> None:
-        photos.link()
-        products.finish(tables / "products.parquet", split, result.template, photos.settled)
+        digests = Digests(folder)
+        if dry_run:
+            for table in products.tables():
+                deque(digests.noted(photos.settled(table)), 0)
+        else:
+            photos.link()
+            target = tables / "products.parquet"
+            products.finish(target, split, result.template, lambda table: digests.noted(photos.settled(table)))
+            digests.write(tables / DIGESTS)
+            if result.queries:
+                write_queries(tables / "queries.parquet", result.queries)
+                write_qrels(tables / "qrels.parquet", result.judgements, result.judgement_rule)
+        result.changes = digests.against(folder)
+        tiles = tiles_of(products.tables(), products.rows, photos, fetched=not dry_run)
+        write_report(result, tables, tiles, temporary / "rejected.csv")
         photos.close()
-        if result.queries:
-            write_queries(tables / "queries.parquet", result.queries)
-            write_qrels(tables / "qrels.parquet", result.judgements, result.judgement_rule)
 
     return result, write
 

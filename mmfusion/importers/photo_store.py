@@ -6,8 +6,8 @@ import base64
 import binascii
 import csv
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
@@ -45,6 +45,7 @@ class PhotoCounts:
         by_id: Photos, among both, that are called by the id of a product rather than named by it.
         products: Products that have a photo.
         unused: Photos in the folders that belong to no product.
+        examples: (product, photo as it is named, reason) of the first that are missing.
     """
 
     named: int = 0
@@ -52,6 +53,7 @@ class PhotoCounts:
     by_id: int = 0
     products: int = 0
     unused: int = 0
+    examples: list[tuple[str, str, str]] = field(default_factory=list)
 
     @property
     def missing(self) -> int:
@@ -66,7 +68,6 @@ class PhotoStore:
 
     Attributes:
         counts: What became of photos.
-        examples: (product, photo as it is named, reason) of the first that are missing.
         unreadable: Path of photos that were tried and cannot be read, and the reasons.
     """
 
@@ -92,7 +93,6 @@ class PhotoStore:
             embed: Whether the tables hold the bytes of photos rather than paths.
         """
         self.counts = PhotoCounts()
-        self.examples: list[tuple[str, str, str]] = []
         self.unreadable: dict[str, str] = {}
         self.embed = embed
         self._folder, self._folders, self._log, self._downloads = folder, folders, log, downloads
@@ -171,7 +171,7 @@ class PhotoStore:
 
     def link(self) -> None:
         """Makes the links that paths go through; where there can be none, tables are going to hold bytes instead."""
-        for root, name in self._names.items():
+        for root, name in self._names.items() if not self.embed else ():
             link = self._folder / name
             if os.path.lexists(link):
                 continue
@@ -204,6 +204,26 @@ class PhotoStore:
                 column = pa.array(images, pa.list_(PHOTO))
                 yield part.set_column(part.column_names.index("image"), "image", column)
                 start, images, size = row + 1, [], 0
+
+    def located(self, photo: dict[str, Any]) -> dict[str, Any]:
+        """A value of the column `image` with the whole path of its file."""
+        path = photo["path"]
+        if photo["bytes"] is not None or not path:
+            return photo
+        inside, _, rest = path.partition("/")
+        root = next((root for root, name in self._names.items() if name == inside), None)
+        return {"bytes": None, "path": os.path.abspath(self._folder / path if root is None else root / rest)}
+
+    def missing_of(self, products: Collection[str]) -> dict[str, str]:
+        """The first photo that is missing, and why, of those of some products that lack one."""
+        if self._failed_file is None:
+            return {}
+        found: dict[str, str] = {}
+        with self._failures.open(encoding="utf-8", newline="") as file:
+            for product_id, photo, reason in csv.reader(file):
+                if product_id in products:
+                    found.setdefault(product_id, f"{photo}: {reason}")
+        return found
 
     def close(self) -> None:
         """Ends the list of photos that are missing."""
@@ -265,8 +285,8 @@ class PhotoStore:
                 self._every *= 2
 
     def _miss(self, product_id: str, photo: str, reason: str) -> None:
-        if len(self.examples) < _EXAMPLES:
-            self.examples.append((product_id, photo, reason))
+        if len(self.counts.examples) < _EXAMPLES:
+            self.counts.examples.append((product_id, photo, reason))
         if self._failed_file is None:
             self._failed_file = self._failures.open("w", encoding="utf-8", errors="replace", newline="")
             csv.writer(self._failed_file).writerow(["product_id", "photo", "reason"])
@@ -285,8 +305,7 @@ class PhotoStore:
             return None
         if not self.embed:
             return photo
-        roots = [root for root, name in self._names.items() if name == inside]
-        file = (roots[0] / path) if roots else self._folder / photo["path"]
+        file = Path(self.located(photo)["path"])
         try:
             return {"bytes": file.read_bytes(), "path": file.name}
         except OSError as error:
@@ -296,7 +315,9 @@ class PhotoStore:
 
     def _first_missing(self) -> str:
         where = ", ".join(map(str, self._folders.roots)) or "no folder"
-        lines = [f"{photo!r} of product {name!r} ({reason} below {where})" for name, photo, reason in self.examples]
+        lines = [
+            f"{photo!r} of product {name!r} ({reason} below {where})" for name, photo, reason in self.counts.examples
+        ]
         if self._downloads is not None:
             lines += [f"{url}: {reason}" for url, reason in self._downloads.failed.items()]
         lines += [f"{path}: {reason}" for path, reason in self.unreadable.items()]

@@ -249,7 +249,7 @@ def test_photos_are_stored_as_bytes_in_parts(tmp_path: Path, monkeypatch: pytest
     assert [one["product_id"] for one in kept] == list(rows)
     assert kept[0]["image"] == [{"bytes": (folder / "0.jpg").read_bytes(), "path": "0.jpg"}]
     assert kept[3]["image"] is None and kept[5]["image"] is None
-    assert photos.counts.missing == 1 and photos.examples == [("3", "photos/3.jpg", "No such file or directory")]
+    assert photos.counts.missing == 1 and photos.counts.examples == [("3", "photos/3.jpg", "No such file or directory")]
 
 
 def test_without_links_photos_are_stored_as_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
