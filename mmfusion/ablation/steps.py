@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -70,8 +69,6 @@ class StepRecord:
         if not path.is_file():
             return None
         record = cls(**json.loads(path.read_text()))
-        # As commands were written before `mmfusion COMMAND` was there.
-        record.command = re.sub(r"^python recipes/(\w+)\.py", r"mmfusion \1", record.command)
         return record if record.command == step.command() else None
 
 

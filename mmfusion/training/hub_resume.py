@@ -21,7 +21,6 @@ from mmfusion.training.hub_checkpoints import CHECKPOINT, LOCAL_ARGUMENTS, MODEL
 from mmfusion.training.output_lock import NAME as LOCK
 from mmfusion.training.output_lock import take_lock
 from mmfusion.training.run import (
-    JOINED_LIST,
     NOT_RECORDED,
     RunError,
     is_first_rank,
@@ -292,8 +291,6 @@ def continued_config(given: Config, recorded: Mapping[str, Any], run: object) ->
     default, parser = command(), ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(command)
     values = {name: value for name, value in recorded.items() if name not in LOCAL_ARGUMENTS}
-    if isinstance(values.get(JOINED_LIST), str):
-        values[JOINED_LIST] = values[JOINED_LIST].split(",")
     try:
         own = command(**parser.instantiate(parser.parse_object(values)))
     except (ArgumentError, TypeError, ValueError) as error:

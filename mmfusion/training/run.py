@@ -23,8 +23,6 @@ _RECORD = "run.json"
 NOT_RECORDED = ("output", "hub", "resume", "trust_checkpoint", "dry_run", "allow_missing_photos", "unknown_judgements")
 # Settings that came later, and what they were before: a record without them was made so.
 _CAME_LATER = {"keep": "last", "patience": None, "pseudo_queries": False}
-# A list that records have as one text, as it was given before lists were.
-JOINED_LIST = "no_duplicates"
 # A slow disk may keep the first rank busy with imports.
 _FIRST_RANK_SECONDS = 300.0
 _PACKAGES = ("torch", "lightning", "transformers", "huggingface_hub", "mmfusion")
@@ -97,8 +95,6 @@ def step_of(checkpoint: Path) -> int:
 def recorded_arguments(config: Any) -> dict[str, Any]:
     """Those fields of a config that change the result, as the JSON values of a record."""
     values = {name: value for name, value in _as_json(asdict(config)).items() if name not in NOT_RECORDED}
-    if values.get(JOINED_LIST) is not None:
-        values[JOINED_LIST] = ",".join(values[JOINED_LIST])
     return {name: value for name, value in values.items() if name not in _CAME_LATER or value != _CAME_LATER[name]}
 
 

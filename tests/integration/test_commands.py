@@ -17,7 +17,6 @@ from mmfusion.model.errors import MMFusionError
 from mmfusion.stages import Optimization
 from mmfusion.training import recorded_arguments
 from mmfusion.training.hub_resume import continued_config
-from mmfusion.training.run import open_run
 
 REQUIRED = {
     "base": ["--text", "org/text", "--vision", "org/vision"],
@@ -95,14 +94,6 @@ def test_a_run_that_goes_on_elsewhere_keeps_its_config() -> None:
     ):
         with pytest.raises(MMFusionError, match=message):
             continued_config(config_of("stage1", **{name: value}), recorded, "it")
-
-
-def test_a_run_of_an_older_version_is_resumed(tmp_path: Path) -> None:
-    arguments = {**RECORDED["stage2"], "no_duplicates": "product,photo"}
-    record = {"recipe": "stage2", "arguments": arguments, "complete": True}
-    (tmp_path / "run.json").write_text(json.dumps(record))
-    config = config_of("stage2", output=str(tmp_path), no_duplicates=["product", "photo"])
-    assert open_run(config.output, "stage2", recorded_arguments(config)).complete
 
 
 def test_commands_that_do_not_train_load_no_lightning() -> None:
