@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from mmfusion.data.catalogue_schema import CatalogueError
 
@@ -299,7 +299,6 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
     "shown_ids": ("query response hit ids", "result ids", "hit ids", "shown products", "results shown"),
 }
-ROLES = tuple(NAMES)
 
 
 def plain_name(name: str) -> str:
@@ -312,54 +311,62 @@ def plain_name(name: str) -> str:
     return " ".join(re.sub(r"[\W_]+", " ", spaced).lower().split())
 
 
-def recognise(names: Iterable[str]) -> dict[str, str]:
-    """The column of each role that has one, by `NAMES`; of several, the one whose name comes first there.
-
-    >>> recognise(["Search Term", "SKU", "Clicks", "CTR"])
-    {'query': 'Search Term', 'product_id': 'SKU', 'clicks': 'Clicks'}
-    """
-    by_name: dict[str, str] = {}
-    for name in names:
-        by_name.setdefault(plain_name(name), name)
-    found = {
-        role: next((by_name[name] for name in options if name in by_name), None) for role, options in NAMES.items()
-    }
-    return {role: name for role, name in found.items() if name is not None}
-
-
-def map_columns(names: Sequence[str], given: Mapping[str, str], place: str) -> dict[str, str]:
-    """The column of each role: those given, and for the other roles those that are recognised.
+def choose_columns(
+    names: Sequence[str],
+    given: Mapping[str, str],
+    known: Mapping[str, Sequence[str]],
+    place: str,
+) -> dict[str, str]:
+    """The column of each role: those given, and for the other roles those whose name is known.
 
     Args:
         names: Columns of the file.
-        given: Column by role (`ROLES`), as somebody passed it.
+        given: Column by role, as somebody passed it.
+        known: Names by role, plain ones; of several that are there, the first one is taken.
         place: The file, for errors.
 
     Raises:
         CatalogueError: A role or a column that is given does not exist, a column is given for two roles, or the name of
-            a column that is used is there twice.
+            a column that is recognised is there twice.
+
+    >>> choose_columns(["Search Term", "SKU", "Clicks", "CTR"], {}, NAMES, "report.csv")
+    {'query': 'Search Term', 'product_id': 'SKU', 'clicks': 'Clicks'}
     """
     for role, name in given.items():
-        if role not in ROLES:
-            raise CatalogueError(
-                f"--columns names {role!r}, which a click log has not", place, f"Use {', '.join(ROLES)}."
-            )
+        if role not in known:
+            remedy = f"Use {', '.join(known)}."
+            raise CatalogueError(f"--columns names {role!r}, which is not read from these files", place, remedy)
         if name not in names:
-            raise CatalogueError(
-                f"--columns takes {role!r} from {name!r}, which is no column (columns: {', '.join(names)})", place,
-                "Correct the name; upper and lower case count.",
-            )  # fmt: skip
-    twice = sorted(name for name in set(given.values()) if list(given.values()).count(name) > 1)
-    if twice:
-        roles = " and ".join(role for role, name in given.items() if name == twice[0])
-        raise CatalogueError(f"--columns takes {roles} from one column, {twice[0]!r}", place, "Give each its own.")
-    free = [name for name in names if name not in given.values()]
-    mapping = {**recognise(free), **given}
-    for role, name in mapping.items():
-        alike = [other for other in names if plain_name(other) == plain_name(name)]
-        if len(alike) > 1 and (role not in given or alike.count(name) > 1):
-            raise CatalogueError(
-                f"{role} may be in each of the columns {', '.join(map(repr, alike))}", place,
-                "Rename or remove one of them in the file, or say which with --columns.",
-            )  # fmt: skip
-    return mapping
+            problem = f"--columns takes {role!r} from {name!r}, which is no column (columns: {', '.join(names)})"
+            raise CatalogueError(problem, place, "Correct the name; upper and lower case count.")
+        roles = [other for other, column in given.items() if column == name]
+        if len(roles) > 1:
+            problem = f"--columns takes {' and '.join(roles)} from one column, {name!r}"
+            raise CatalogueError(problem, place, "Give each its own.")
+    by_name: dict[str, list[str]] = {}
+    for name in names:
+        if name not in given.values():
+            # A table numbers names that come again.
+            by_name.setdefault(plain_name(re.sub(r" \(\d+\)$", "", name)), []).append(name)
+    mapping = dict(given)
+    for role, options in known.items():
+        found = next((by_name[option] for option in options if option in by_name), [])
+        if role not in given and found:
+            mapping[role] = found[0]
+            if len(found) > 1:
+                problem = f"{role} may be in each of the columns {', '.join(map(repr, found))}"
+                remedy = "Rename or remove one of them in the file, or say which with --columns."
+                raise CatalogueError(problem, place, remedy)
+    return {role: mapping[role] for role in known if role in mapping}
+
+
+def require_columns(mapping: Mapping[str, str], roles: Sequence[str], names: Sequence[str], place: str) -> None:
+    """Refuses a file without a column that it needs.
+
+    Raises:
+        CatalogueError: One of the roles has none.
+    """
+    for role in roles:
+        if role not in mapping:
+            problem = f"no column of {role} is recognised (columns: {', '.join(names)})"
+            raise CatalogueError(problem, place, f'Name it: --columns \'{{"{role}": "…"}}\'.')

@@ -1,7 +1,6 @@
 """Events of session logs, UBI and GA4: what each means, which search it belongs to, and what they come to."""
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -9,7 +8,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from mmfusion.importers.click_columns import plain_name
-from mmfusion.importers.text_rows import RowBatch
+from mmfusion.importers.items import ImportLog
+from mmfusion.importers.row_batches import RowBatch
 
 SEARCH, SHOWN, CLICK, CART, PURCHASE, VIEW = range(6)
 # Position of a row that has none.
@@ -60,7 +60,7 @@ def times(texts: Sequence[str]) -> npt.NDArray[np.int64]:
     return (numbers.fillna(0).clip(-1e15, 1e18) * 4).astype("int64").to_numpy()
 
 
-def ga4_rows(batch: RowBatch, counts: Counter[str]) -> RowBatch:
+def ga4_rows(batch: RowBatch, log: ImportLog) -> RowBatch:
     """Rows of one product or search each, from events of the BigQuery export of Google Analytics 4.
 
     An item's query is the event's `search_term`; where it has none, `carry_queries` finds it. Lists that are named, and
@@ -71,7 +71,7 @@ def ga4_rows(batch: RowBatch, counts: Counter[str]) -> RowBatch:
     lists = [batch.values(name) for name in ("event_params", "items")]
     for line, name, user, time, parameters, items in zip(batch.lines, *columns, *lists, strict=True):
         if name not in _GA4_EVENTS:
-            counts["event is of no use"] += 1
+            log.leave_out("event is about no search and no product")
             continue
         values = dict(_ga4_parameters(parameters))
         session = f"{user}.{values.get('ga_session_id', '')}" if user else ""
@@ -85,7 +85,7 @@ def ga4_rows(batch: RowBatch, counts: Counter[str]) -> RowBatch:
             named = f"{item.get('item_list_name') or ''} {item.get('item_list_id') or ''}".replace("(not set)", "")
             listed = name in ("view_item_list", "select_item") and not row["query"] and named.strip()
             if listed and not _SEARCH_LIST.search(named):
-                counts["list is of no search"] += 1
+                log.leave_out("product list is of no search")
                 continue
             position = str(item.get("item_list_index") or item.get("index") or "").replace("(not set)", "")
             event = "impression" if searching else name
@@ -118,9 +118,10 @@ def carry_queries(events: pd.DataFrame) -> pd.DataFrame:
         events: Columns `query` (-1 for none), `product`, `event`, `session_id`, `search_id` (0 for none), `time`.
 
     Returns:
-        The events by session and time; `query` is -1 where none was found.
+        The events in the same order; `query` is -1 where none was found.
     """
-    events = events.sort_values(["session_id", "time"], kind="stable", ignore_index=True)
+    order = np.lexsort([events["time"], events["session_id"]])
+    given, events = events, events.iloc[order].reset_index(drop=True)
     query = events["query"].where(events["query"] >= 0)
     named = events["search_id"] != 0
     if named.any():
@@ -134,7 +135,9 @@ def carry_queries(events: pd.DataFrame) -> pd.DataFrame:
     query = carried(query.mask(searching), [session, product], ~searching)
     query = carried(query.where(searching), [session], event.isin([SHOWN, CLICK, VIEW]))
     query = carried(query.mask(searching), [session, product], ~searching)
-    return events.assign(query=query.fillna(-1).astype("int64"))
+    found = np.empty(len(given), np.int64)
+    found[order] = query.fillna(-1)
+    return given.assign(query=found)
 
 
 def count_sessions(events: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, int]:
@@ -149,7 +152,8 @@ def count_sessions(events: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, in
         product that was clicked or bought was shown, and one that was bought or put into a cart was chosen: clicked.
     """
     key = events["search_id"].where(events["search_id"] != 0, events["session_id"])
-    events = events.assign(session=key, order=np.arange(len(events)))
+    # Numbers in the order of the file, so that nothing depends on the hashes.
+    events = events.assign(session=pd.factorize(key)[0])
     alone = key == 0
     pairs = ["query", "product"]
     grouped = events[~alone].drop_duplicates(["session", *pairs, "event"])
@@ -164,7 +168,6 @@ def count_sessions(events: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, in
         .groupby(["session", *pairs], sort=True, as_index=False)
         .agg({"position": "min", **dict.fromkeys(flags, "max"), "file": "first", "line": "first"})
     )
-    sessions["session"] = np.unique(sessions["session"], return_inverse=True)[1]
     counted = sessions.assign(impressions=1).rename(columns={"clicked": "clicks", "purchased": "purchases"})
     single = events[alone]
     cells = pd.concat(

@@ -5,9 +5,10 @@ as hashes whose key ends with the process, and what looks like an e-mail address
 """
 
 import math
+import os
 import re
+import tempfile
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from mmfusion.data.catalogue_schema import CatalogueError
-from mmfusion.importers.click_columns import map_columns, recognise
+from mmfusion.importers.click_columns import NAMES, choose_columns, require_columns
 from mmfusion.importers.click_events import (
     NO_POSITION,
     SEARCH,
@@ -30,8 +31,10 @@ from mmfusion.importers.click_events import (
     settle_views,
     times,
 )
+from mmfusion.importers.items import ImportLog
 from mmfusion.importers.query_texts import normalise_query, unwanted_query
-from mmfusion.importers.text_rows import Reject, RowBatch, find_files, read_rows
+from mmfusion.importers.row_batches import Reject, RowBatch, read_table, row_batches
+from mmfusion.importers.source import open_source
 
 IntArray = npt.NDArray[np.int64]
 
@@ -60,7 +63,7 @@ class ClickLog:
         has_impressions: Whether the log says what was shown; without, `impressions` are 0.
         counts: Rows that were left out, by reason.
         warnings: Sentences for the report.
-        num_rows: Rows that were read, with those that were left out.
+        num_rows: Rows that could be read, with those that were left out.
         num_merged: Kept rows that were added to another one: the same query and product again, or the same event in the
             same session.
     """
@@ -95,33 +98,32 @@ def read_clicks(
     *,
     columns: Mapping[str, str] | None = None,
     reject: Reject | None = None,
-    encoding: str | None = None,
+    downloads: Path | None = None,
 ) -> ClickLog:
     """Reads click data of any of the kinds, told apart by their columns.
 
     Args:
-        paths: Files, folders and patterns: CSV with any delimiter, JSON Lines, JSON, Parquet, also with gzip.
-            Events of UBI are joined with files of UBI queries by `query_id`.
+        paths: Files, folders, patterns and URLs, as `open_source` takes them: CSV with any delimiter, JSON Lines, JSON,
+            Parquet, Excel, also compressed. Events of UBI are joined with files of UBI queries by `query_id`.
         known_products: Ids of the catalogue; a mapping takes the ids of the log (SKUs, variants) to those.
         columns: Column of the file by role, for what is not recognised: query, product_id, impressions, clicks,
             add_to_cart, purchases, position, session_id, search_id, event, time.
         reject: Gets file, line (from 1) and reason of every row that is left out. A reason is "kind: value"; it never
             has personal data.
-        encoding: Of text files; default: see `read_rows`.
+        downloads: Folder for what is fetched from URLs; default: one that is removed afterwards.
 
     Raises:
         CatalogueError: A file cannot be read, columns are missing or named twice, or no row is left.
     """
-    reader = _Reader(known_products, columns or {}, reject or (lambda file, line, reason: None))
-    for path in find_files(paths):
-        for batch in read_rows(path, partial(_suits, columns or {}), reader.refuse, encoding=encoding):
-            reader.add(batch)
+    given = [os.fspath(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    log = ImportLog(reject)
+    with tempfile.TemporaryDirectory() as folder:
+        source = open_source(given, downloads or Path(folder))
+        reader = _Reader(known_products, columns or {}, log)
+        for file in source.tables:
+            for batch in row_batches(read_table(file), log):
+                reader.add(batch)
     return reader.log()
-
-
-def _suits(columns: Mapping[str, str], names: Sequence[str]) -> int:
-    found = {**recognise(names), **{role: name for role, name in columns.items() if name in names}}
-    return len(found) if len({"query", "product_id", "event", "search_id", "session_id"} & set(found)) > 1 else 0
 
 
 class _Codes(dict[str, int]):
@@ -145,8 +147,10 @@ class _Reader:
     A value that cannot be used has a negative code, which says in `reasons` why.
     """
 
-    def __init__(self, known: Container[str] | Mapping[str, str], columns: Mapping[str, str], reject: Reject) -> None:
-        self.known, self.columns, self.reject = known, columns, reject
+    def __init__(
+        self, known: Container[str] | Mapping[str, str], columns: Mapping[str, str], left_out: ImportLog
+    ) -> None:
+        self.known, self.columns, self.left_out = known, columns, left_out
         self.reasons: list[str] = []
         self.queries, self.products = _Codes(self._query), _Codes(self._product)
         self.query_codes: dict[str, int] = {}
@@ -154,7 +158,6 @@ class _Reader:
         self.numbers = {name: _Codes(partial(self._count, name)) for name in COUNTS}
         self.events, self.positions = _Codes(self._event), _Codes(self._position)
         self.blank = self.queries[""]
-        self.counts: Counter[str] = Counter()
         self.num_rows = 0
         self.files: dict[str, int] = {}
         self.mappings: dict[str, dict[str, str]] = {}
@@ -163,36 +166,21 @@ class _Reader:
         self.searches: list[pd.DataFrame] = []
         self.has_impressions = True
 
-    def refuse(self, file: str, line: int, reason: str) -> None:
-        """A row that is no row."""
-        self.num_rows += 1
-        self._leave_out(file, line, reason)
-
-    def _leave_out(self, file: str, line: int, reason: str) -> None:
-        self.counts[reason.partition(":")[0]] += 1
-        self.reject(file, line, reason)
-
     def add(self, batch: RowBatch) -> None:
         """Rows of one file."""
         self.num_rows += len(batch.lines)
         if "event_name" in batch.names and {"event_params", "items"} & set(batch.names):
             self.mappings.setdefault("GA4 export", {name: name for name in ("event_name", "event_params", "items")})
-            rows = ga4_rows(batch, self.counts)
+            rows = ga4_rows(batch, self.left_out)
             self._add_events(rows, {name: name for name in rows.names})
             return
-        mapping = map_columns(batch.names, self.columns, batch.file)
+        mapping = choose_columns(batch.names, self.columns, NAMES, batch.file)
         follows = {"session_id", "search_id"} & set(mapping)
         if {"shown_ids", "search_id", "query"} <= set(mapping) and "event" not in mapping:
             self._add_searches(batch, mapping)
             return
         needed = ("product_id",) if "event" in mapping and follows else ("query", "product_id")
-        missing = next((role for role in needed if role not in mapping), None)
-        if missing:
-            raise CatalogueError(
-                f"no column of {missing} is recognised (columns: {', '.join(batch.names)})",
-                batch.file,
-                f'Name it: --columns \'{{"{missing}": "…"}}\'.',
-            )
+        require_columns(mapping, needed, batch.names, batch.file)
         if "event" in mapping:
             self.mappings.setdefault("UBI events" if "action_name" in batch.names else "session log", mapping)
             self._add_events(batch, mapping)
@@ -270,7 +258,7 @@ class _Reader:
         bad = codes < 0
         for row in np.flatnonzero(bad.any(axis=1)):
             reason = self.reasons[-1 - codes[row, bad[row].argmax()]]
-            self._leave_out(batch.file, int(frame["line"].iloc[row]), reason)
+            self.left_out.reject(batch.file, int(frame["line"].iloc[row]), reason)
         return frame[~bad.any(axis=1)]
 
     def log(self) -> ClickLog:
@@ -279,7 +267,7 @@ class _Reader:
         Raises:
             CatalogueError: No row is left.
         """
-        warnings: list[str] = []
+        warnings = list(self.left_out.warnings)
         sessions, merged, parts = None, 0, []
         if self.logs:
             events = settle_views(self._events(warnings))
@@ -300,7 +288,9 @@ class _Reader:
             warnings += self._impossible(cells)
         else:
             cells["impressions"] = 0
-            warnings.append("nothing says what was shown: all products of a query that are known were clicked")
+            warnings.append(
+                "the log does not say what was shown: no pair gets grade 0, and min_impressions does nothing"
+            )
         warnings += self._lost_zeros()
         if sessions is not None:
             sessions = None if sessions.empty else sessions.drop(columns=["file", "line"])
@@ -313,7 +303,7 @@ class _Reader:
             sessions=sessions,
             files=list(self.files),
             has_impressions=self.has_impressions,
-            counts=dict(self.counts),
+            counts=dict(self.left_out.rejected_by_reason + self.left_out.left_out),
             warnings=warnings,
             num_rows=self.num_rows,
             num_merged=merged,
@@ -325,7 +315,7 @@ class _Reader:
         if self.searches or (events["query"] < 0).any():
             events = carry_queries(events)
         for file, line in events.loc[events["query"] < 0, ["file", "line"]].itertuples(index=False):
-            self._leave_out(list(self.files)[file], line, "query is blank, and no search before it is known")
+            self.left_out.reject(list(self.files)[file], line, "query is blank, and no search before it is known")
         return _from_one(events[(events["query"] >= 0) & (events["event"] != SEARCH)], warnings)
 
     def _hits(self) -> Iterator[pd.DataFrame]:
@@ -367,9 +357,8 @@ class _Reader:
 
     def _nothing_left(self) -> CatalogueError:
         files = ", ".join(self.files) or "the click files"
-        if not self.num_rows:
-            return CatalogueError("holds a header, but no rows", files, "Export it again.")
-        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in self.counts.most_common(3))
+        found = self.left_out.rejected_by_reason + self.left_out.left_out
+        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in found.most_common(3))
         return CatalogueError(
             f"no row of {self.num_rows:,} is left ({reasons})",
             files,

@@ -13,15 +13,17 @@ import pandas as pd
 from mmfusion.data.catalogue_schema import CatalogueError
 from mmfusion.importers.clicks import COUNTS, ClickLog
 from mmfusion.importers.judgements import Judgements
-from mmfusion.importers.text_rows import Reject
+from mmfusion.importers.row_batches import Reject
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 Signal = Literal["orders", "clicks"]
-Method = Literal["funnel", "rate", "coec", "sdbn", "linear", "pbm"]
+Method = Literal["funnel", "propensity", "rate", "coec", "sdbn", "linear"]
 
-# Observations that a prior counts for.
-PRIOR_STRENGTH = 10.0
+# Shares of the best score of a query from which on a product has grade 1, 2 and 3.
+SHARES = (0.1, 0.3, 0.7)
+# Impressions, and expected clicks, that the priors of `grade` count for.
+PRIOR_STRENGTH, PRIOR_CLICKS = 10.0, 1.0
 
 
 def funnel(clicks: IntArray, add_to_cart: IntArray, purchases: IntArray) -> IntArray:
@@ -68,24 +70,68 @@ def smoothed_rate(successes: npt.ArrayLike, trials: npt.ArrayLike, strength: flo
     return (successes + mean * strength) / np.maximum(trials + strength, 1e-12)
 
 
-def relative_grades(query: IntArray, score: FloatArray) -> IntArray:
-    """Scores as grades: a query's best product has 3, and the others their share of its score, rounded to thirds.
+def relative_grades(query: IntArray, score: FloatArray, successes: npt.ArrayLike) -> IntArray:
+    """Scores as grades by their share of the best score of the query: from 0.7 on 3, from 0.3 on 2, from 0.1 on 1.
+
+    A product without a success has 0, whatever a prior makes of it: else one that was rarely shown would be better than
+    one that was often passed over.
 
     Args:
         query: int64 [n], the query of each score.
         score: float64 [n], at least 0.
+        successes: Numbers [n], at least 0.
 
     Returns:
-        Grades, int64 [n], 0 to 3; all 0 for a query whose scores are 0.
+        Grades, int64 [n], 0 to 3; all 0 for a query without a success.
 
-    >>> relative_grades(np.array([0, 0, 0, 1]), np.array([0.3, 0.2, 0.01, 0.0]))
+    >>> relative_grades(np.array([0, 0, 0, 1]), np.array([0.4, 0.2, 0.1, 0.1]), np.array([4, 2, 0, 0]))
     array([3, 2, 0, 0])
     """
+    score = np.where(np.asarray(successes) > 0, score, 0.0)
     best = pd.Series(score).groupby(query).transform("max").to_numpy()
-    return np.floor(3 * score / np.where(best > 0, best, 1.0) + 0.5).astype(np.int64)
+    return np.digitize(score / np.where(best > 0, best, 1.0), SHARES)
 
 
-def coec(position: IntArray, clicks: IntArray, impressions: IntArray, pair: IntArray) -> FloatArray:
+def propensities(
+    position: IntArray, clicks: IntArray, impressions: IntArray, pair: IntArray, prior_clicks: float = 5.0
+) -> FloatArray:
+    """How often shoppers look at each position, as a share of how often they look at the first.
+
+    Pairs that were shown at several positions tell: their clicks differ by position alone. In the model, clicks of a
+    pair at a position are Poisson with mean impressions x attractiveness x propensity; its likelihood, with a Gamma
+    prior on the propensities, is maximised by turns. Without pairs that move, the prior is left: 1 / sqrt(position).
+
+    Source: intervention harvesting, Agarwal et al., WSDM 2019 (arXiv:1812.05161), for the position-based model of
+    Craswell et al., WSDM 2008; the prior is ours.
+
+    Args:
+        position: int64 [n] from 1, of each cell (a pair at a position).
+        clicks: int64 [n]; those above the impressions are cut to them.
+        impressions: int64 [n].
+        pair: int64 [n] from 0, the pair that each cell belongs to.
+        prior_clicks: Expected clicks that the prior counts for at each position.
+
+    Returns:
+        float64 [last position + 1], 1 at position 1; place 0 is not used.
+    """
+    prior = 1 / np.sqrt(np.maximum(np.arange(int(position.max(initial=1)) + 1), 1))
+    moves = np.bincount(pair)[pair] > 1
+    position, impressions, pair = position[moves], impressions[moves], np.unique(pair[moves], return_inverse=True)[1]
+    clicks = np.minimum(clicks[moves], impressions)
+    found, of_pair, of_position = prior, np.bincount(pair, clicks), np.bincount(position, clicks, len(prior))
+    for _ in range(100):
+        expected = np.bincount(pair, impressions * found[position])
+        attractiveness = of_pair / np.maximum(expected, 1e-12)
+        expected = np.bincount(position, impressions * attractiveness[pair], len(prior))
+        before, found = found, (of_position + prior_clicks * prior) / (expected + prior_clicks)
+        if np.abs(found - before).max() < 1e-4:
+            break
+    return found / found[1]
+
+
+def coec(
+    position: IntArray, clicks: IntArray, impressions: IntArray, pair: IntArray, strength: float = 0.0
+) -> FloatArray:
     """Clicks over expected clicks: those that the mean product would have got at the same positions.
 
     Source: Zhang and Jones, WWW 2007; a method of OpenSearch's Search Relevance Workbench. It takes the mean product
@@ -96,6 +142,7 @@ def coec(position: IntArray, clicks: IntArray, impressions: IntArray, pair: IntA
         clicks: int64 [n]; those above the impressions are cut to them.
         impressions: int64 [n].
         pair: int64 [n] from 0, the pair that each cell belongs to.
+        strength: Expected clicks that a prior at the mean, 1, counts for.
 
     Returns:
         float64 [pairs], 1 for the mean; 0 where no click was expected.
@@ -104,8 +151,8 @@ def coec(position: IntArray, clicks: IntArray, impressions: IntArray, pair: IntA
     cells = pd.DataFrame({"position": position, "clicks": clicks, "impressions": impressions})
     of_position = cells.groupby("position").transform("sum")
     expected = impressions * of_position["clicks"] / of_position["impressions"].clip(lower=1)
-    sums = np.bincount(pair, expected)
-    return np.divide(np.bincount(pair, clicks), sums, out=np.zeros(len(sums)), where=sums > 0)
+    sums = np.bincount(pair, expected) + strength
+    return np.divide(np.bincount(pair, clicks) + strength, sums, out=np.zeros(len(sums)), where=sums > 0)
 
 
 class Sdbn(NamedTuple):
@@ -160,16 +207,20 @@ def linear(position: FloatArray, deepest: float) -> IntArray:
     return np.clip(np.floor(4 * (1 - (position - 0.5) / max(deepest, 1.0))), 0, 3).astype(np.int64)
 
 
-_OF_BEST = "over the best of the query: from 5/6 on 3, from 1/2 on 2, from 1/6 on 1, else 0"
+_OF_BEST = "over the best of the query: from 0.7 on 3, from 0.3 on 2, from 0.1 on 1; without any 0"
 RULES: dict[str, str] = {
     "funnel": "3 bought, 2 put into the cart, 1 clicked, 0 only shown, each where it happened at least once "
     "(Karmaker Santu et al., SIGIR 2017)",
-    "rate": "{signal} per impression, with a Beta prior of {strength:g} impressions at the mean rate, " + _OF_BEST,
-    "coec": "clicks over expected clicks at the same positions (Zhang and Jones, WWW 2007), " + _OF_BEST,
+    "propensity": "{signal} per look, an impression being as many looks as its position is looked at (estimated: "
+    "Agarwal et al., WSDM 2019), with a Beta prior of {strength:g} looks at the mean, " + _OF_BEST,
+    "rate": "{signal} per impression, with a Beta prior of {strength:g} impressions at the mean, " + _OF_BEST,
+    "coec": "{signal} over those expected at the same positions (Zhang and Jones, WWW 2007), with a prior of "
+    "{prior_clicks:g} at the mean, " + _OF_BEST,
     "sdbn": "clicks over examinations up to the last click of a session (Chapelle and Zhang, WWW 2009), with a Beta "
-    "prior of {strength:g} sessions, " + _OF_BEST,
+    "prior of {strength:g} sessions at the mean, " + _OF_BEST,
     "linear": "101 - position (GS-10M, arXiv:2404.08535), in four bands over positions 1 to {deepest:g}: 3, 2, 1, 0",
 }
+_PAIR = ["query", "product"]
 
 
 def grade(
@@ -184,86 +235,112 @@ def grade(
 
     Args:
         log: From `read_clicks`.
-        method: One of `RULES`; None: "sdbn" for logs with sessions, else "funnel".
+        method: One of `RULES`. None: "propensity" where the log has positions, else "rate"; "funnel" where it does not
+            say what was shown.
         min_impressions: A pair that was shown more rarely (in fewer sessions, where the log has some) has no grade,
             whatever happened to it, and does not enter the mean of any position; of no effect on logs that do not say
             what was shown. With 1 every pair counts.
-        signal: What counts as success. "orders": purchases and carts, too. "clicks": clicks alone. Default: "orders"
-            where the log has purchases or carts.
+        signal: What counts as success. "orders": purchases (and carts, for the funnel). "clicks": clicks alone.
+            Default: "orders" for the funnel, "clicks" for all others.
         reject: Gets file, line and reason of each pair that is left out.
 
     Raises:
         CatalogueError: The method is unknown or needs what the log lacks, or no pair is left.
     """
-    method = method or ("sdbn" if log.has_sessions else "funnel")
-    _check(log, method)
-    counts, strength = dict(log.counts), PRIOR_STRENGTH
-    cells = log.cells
-    keys = ["query", "product"]
-    shown = cells.groupby(keys)["impressions"].transform("sum")
-    rare = (shown < min_impressions) & log.has_impressions
-    if rare.any():
-        few = cells[rare].drop_duplicates(keys)
-        counts[f"below min_impressions={min_impressions}"] = len(few)
-        for row in few.itertuples() if reject else ():
-            pair = f"{log.queries[row.query]!r} / {log.products[row.product]!r}"
-            reject(log.files[row.file], row.line, f"below min_impressions={min_impressions}: {pair}")  # type: ignore[misc]
-    cells = cells[~rare].reset_index(drop=True)
-    if cells.empty:
-        raise CatalogueError(
-            f"no pair of query and product was shown {min_impressions} times (most: {shown.max()})",
-            ", ".join(log.files),
-            f"Lower it: --min_impressions {max(1, int(shown.max()))}.",
-        )
-    weighted = cells.assign(
-        place=cells["position"] * cells["impressions"].clip(lower=1), weight=cells["impressions"].clip(lower=1)
-    )
-    pairs = weighted.groupby(keys, as_index=False, sort=False)[[*COUNTS, "place", "weight"]].sum()
-    query, product = pairs["query"].to_numpy(), pairs["product"].to_numpy()
-    if signal is None:
-        signal = "orders" if pairs[["add_to_cart", "purchases"]].to_numpy().any() else "clicks"
-    success = pairs["purchases" if signal == "orders" else "clicks"].to_numpy()
-    deepest = float(cells["position"].max())
-    if method == "funnel":
-        bought = int(signal == "orders")
-        grades = funnel(pairs["clicks"].to_numpy(), *(pairs[name].to_numpy() * bought for name in COUNTS[2:]))
-    elif method == "rate":
-        grades = relative_grades(query, smoothed_rate(success, pairs["impressions"], strength))
-    elif method == "coec":
-        at = cells.groupby(keys, sort=False).ngroup().to_numpy()
-        position, clicks, impressions = (cells[name].to_numpy() for name in ("position", "clicks", "impressions"))
-        grades = relative_grades(query, coec(position, clicks, impressions, at))
-    elif method == "linear":
-        grades = linear((pairs["place"] / pairs["weight"]).to_numpy(), deepest)
-    else:
-        found = sdbn(log.sessions.merge(pairs[keys], on=keys))  # type: ignore[union-attr]
-        query, product = found.query, found.product
-        grades = relative_grades(query, smoothed_rate(found.clicked, found.examined, strength))
-        if len(query) < len(pairs):
-            counts["never examined"] = len(pairs) - len(query)
-    judged = dict.fromkeys(query.tolist())
-    counts["queries without a judgement"] = len(log.queries) - len(judged)
-    rows = [
-        (log.queries[q], log.products[p], g)
-        for q, p, g in zip(query.tolist(), product.tolist(), grades.tolist(), strict=True)
-    ]
-    rule = RULES[method].format(signal="orders" if signal == "orders" else "clicks", strength=strength, deepest=deepest)
+    if method is None:
+        method = "funnel" if not log.has_impressions else "propensity" if log.has_positions else "rate"
+    signal = signal or ("orders" if method == "funnel" else "clicks")
+    _check(log, method, signal)
+    counts, warnings = dict(log.counts), list(log.warnings)
+    cells = _often_shown(log, min_impressions, reject, counts, warnings)
+    query, product, grades, rule = _graded(log, cells, method, signal)
+    judged = list(dict.fromkeys(query.tolist()))
+    if len(judged) < len(log.queries):
+        counts["query without a judgement"] = len(log.queries) - len(judged)
+    if not grades.any():
+        warnings.append("all grades are 0: no pair that was shown often enough has a success")
+    rows = zip(query.tolist(), product.tolist(), grades.tolist(), strict=True)
     return Judgements(
-        [log.queries[q] for q in judged], rows, f"{method}: {rule}", list(log.warnings), counts, method=method
+        [log.queries[one] for one in judged],
+        [(log.queries[q], log.products[p], one) for q, p, one in rows],
+        f"{method}: {rule}; pairs shown fewer than {min_impressions} times have no grade",
+        warnings,
+        counts,
+        method=method,
     )
 
 
-def _check(log: ClickLog, method: str) -> None:
-    place, remedy = "--grades", f"Use one of {', '.join(RULES)}."
+def _check(log: ClickLog, method: str, signal: Signal) -> None:
     if method not in RULES:
-        raise CatalogueError(f"method {method!r} is unknown", place, remedy)
+        raise CatalogueError(f"method {method!r} is unknown", "--grades", f"Use one of {', '.join(RULES)}.")
+    place = f"--grades {method}"
     if method == "sdbn" and not log.has_sessions:
-        raise CatalogueError(
-            "sdbn needs sessions, and the log has none", place, "Use funnel or rate, or pass a session log."
+        raise CatalogueError("the log has no sessions", place, "Use propensity or rate, or give a session log.")
+    if method in ("coec", "linear", "sdbn", "propensity") and not log.has_positions:
+        remedy = 'Use rate or funnel, or name the column: --columns \'{"position": "…"}\'.'
+        raise CatalogueError("the log has no position for some products that were shown", place, remedy)
+    if method not in ("funnel", "linear") and not log.has_impressions:
+        raise CatalogueError("the log does not say what was shown", place, "Use funnel.")
+    if method in ("sdbn", "linear") and signal == "orders":
+        raise CatalogueError(f"{method} does not count orders", f"{place} --signal orders", "Leave out --signal.")
+    if method != "funnel" and signal == "orders" and not log.cells["purchases"].any():
+        raise CatalogueError("the log has no purchases", f"{place} --signal orders", "Use --signal clicks.")
+
+
+def _often_shown(
+    log: ClickLog, least: int, reject: Reject | None, counts: dict[str, int], warnings: list[str]
+) -> pd.DataFrame:
+    """Cells of the pairs that were shown often enough; the others are counted."""
+    shown = log.cells.groupby(_PAIR)["impressions"].transform("sum")
+    rare = (shown < least) & log.has_impressions
+    few = log.cells[rare].drop_duplicates(_PAIR)
+    if few.empty:
+        return log.cells
+    counts[f"below min_impressions={least}"] = len(few)
+    for row in few.itertuples() if reject else ():
+        pair = f"{log.queries[row.query]!r} / {log.products[row.product]!r}"
+        reject(log.files[row.file], row.line, f"below min_impressions={least}: {pair}")  # type: ignore[misc]
+    if rare.all():
+        remedy = f"Lower it: --min_impressions {max(1, int(shown.max()))}."
+        problem = f"no pair of query and product was shown {least} times (most: {shown.max()})"
+        raise CatalogueError(problem, ", ".join(log.files), remedy)
+    lost, all_clicks = int(log.cells.loc[rare, "clicks"].sum()), int(log.cells["clicks"].sum())
+    if lost > all_clicks / 2:
+        warnings.append(
+            f"{lost:,} of {all_clicks:,} clicks are of pairs below min_impressions={least}; lower it to use them"
         )
-    if method in ("coec", "linear", "sdbn") and not log.has_positions:
-        raise CatalogueError(
-            f"{method} needs the position of every product that was shown", place, "Use funnel or rate."
-        )
-    if method in ("rate", "coec", "sdbn") and not log.has_impressions:
-        raise CatalogueError(f"{method} needs to know what was shown, and the log does not say", place, "Use funnel.")
+    return log.cells[~rare].reset_index(drop=True)
+
+
+def _graded(
+    log: ClickLog, cells: pd.DataFrame, method: str, signal: Signal
+) -> tuple[IntArray, IntArray, IntArray, str]:
+    """Query, product and grade of each pair, and the rule."""
+    at = cells.groupby(_PAIR, sort=False).ngroup().to_numpy()
+    position, impressions = cells["position"].to_numpy(), cells["impressions"].to_numpy()
+    success = cells["purchases" if signal == "orders" else "clicks"].to_numpy()
+    pairs = cells.groupby(_PAIR, sort=False, as_index=False)[list(COUNTS)].sum()
+    query, product = pairs["query"].to_numpy(), pairs["product"].to_numpy()
+    successes = np.bincount(at, success)
+    values = {"signal": signal, "strength": PRIOR_STRENGTH, "prior_clicks": PRIOR_CLICKS, "deepest": position.max()}
+    rule = RULES[method].format(**values)
+    if method == "funnel":
+        orders = int(signal == "orders")
+        grades = funnel(pairs["clicks"].to_numpy(), *(pairs[name].to_numpy() * orders for name in COUNTS[2:]))
+    elif method == "linear":
+        weight = np.maximum(impressions, 1)
+        grades = linear(np.bincount(at, position * weight) / np.bincount(at, weight), position.max())
+    elif method == "sdbn":
+        found = sdbn(log.sessions.merge(pairs[_PAIR], on=_PAIR))  # type: ignore[union-attr]
+        query, product = found.query, found.product
+        grades = relative_grades(query, smoothed_rate(found.clicked, found.examined, PRIOR_STRENGTH), found.clicked)
+    elif method == "coec":
+        grades = relative_grades(query, coec(position, success, impressions, at, PRIOR_CLICKS), successes)
+    else:
+        looks = np.bincount(at, impressions)
+        if method == "propensity":
+            share = propensities(position, cells["clicks"].to_numpy(), impressions, at)
+            looks = np.bincount(at, impressions * share[position])
+            rule += f" (positions 1 to {min(10, len(share) - 1)}: {', '.join(f'{one:.2f}' for one in share[1:11])})"
+        grades = relative_grades(query, smoothed_rate(successes, looks, PRIOR_STRENGTH), successes)
+    return query, product, grades, rule

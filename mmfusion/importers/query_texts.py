@@ -1,14 +1,17 @@
 """Queries as they are kept: normalised, and never what looks like personal data."""
 
 import re
-import unicodedata
 from collections.abc import Container
+
+from mmfusion.importers.splits import normalised_query
 
 # What exports write where there is no query, or where rare ones were added up.
 _NO_QUERY = re.compile(
     r"\((not set|not provided|other|none|empty|blank|data deleted|entrance|redacted)\)|undefined|null|\[object object\]"
 )
 _INVISIBLE = dict.fromkeys([0xAD, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF])
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 _EMAIL = re.compile(r"[^\s@]+(@|%40|\s?\((at|a)\)\s?|\s?\[at\]\s?)[^\s@]+(\.|\s?[(\[]dot[)\]]\s?)[a-z]{2,}")
 # Digits in groups, as phone and card numbers are written; not within a word or a decimal number.
@@ -24,9 +27,7 @@ def normalise_query(text: str) -> str:
     """
     if not text.isascii():
         text = text.encode("utf-8", "replace").decode().translate(_INVISIBLE)
-        text = unicodedata.normalize("NFKC", text)
-    text = "".join(" " if character < " " or character == "\x7f" else character for character in text)
-    return " ".join(text.lower().split())
+    return normalised_query(_CONTROL.sub(" ", text))
 
 
 def unwanted_query(query: str, known_ids: Container[str] = ()) -> str:
