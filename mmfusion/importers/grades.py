@@ -63,11 +63,11 @@ def smoothed_rate(successes: npt.ArrayLike, trials: npt.ArrayLike, strength: flo
     >>> smoothed_rate([1, 30], [2, 98], strength=10).round(2)
     array([0.34, 0.31])
     """
-    trials = np.asarray(trials, np.float64)
-    successes = np.minimum(np.asarray(successes, np.float64), trials)
-    mean = successes.sum() / max(trials.sum(), 1.0)
+    shown = np.asarray(trials, np.float64)
+    cut = np.minimum(np.asarray(successes, np.float64), shown)
+    mean = cut.sum() / max(shown.sum(), 1.0)
     # 1e-12 keeps 0 / 0 at 0.
-    return (successes + mean * strength) / np.maximum(trials + strength, 1e-12)
+    return (cut + mean * strength) / np.maximum(shown + strength, 1e-12)
 
 
 def relative_grades(query: IntArray, score: FloatArray, successes: npt.ArrayLike) -> IntArray:

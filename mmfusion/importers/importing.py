@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from mmfusion.files import move_files
 from mmfusion.importers.changes import DIGESTS, Changes, Digests
 from mmfusion.importers.downloads import Downloads
 from mmfusion.importers.items import Imported, ImportLog, Item, Judgement, Query, ReadSettings, Split, Variants
-from mmfusion.importers.judgements import Judgements
+from mmfusion.importers.judgements import Judgements, read_judgements
 from mmfusion.importers.photo_store import DOWNLOADED, FAILED, PhotoCounts, PhotoStore
 from mmfusion.importers.photos import PhotoFolders
 from mmfusion.importers.registry import find_importer
@@ -99,7 +99,7 @@ class ImportSettings:
     allow_private_urls: bool = False
     clicks: str | list[str] | None = None
     judgements: str | list[str] | None = None
-    grades: Literal["funnel", "rate", "coec", "sdbn", "linear"] | None = None
+    grades: Literal["funnel", "propensity", "rate", "coec", "sdbn", "linear"] | None = None
     min_impressions: int = 20
     signal: Literal["orders", "clicks"] | None = None
     split_by: Literal["query", "product"] = "query"
@@ -362,11 +362,22 @@ def _judge(result: ImportResult, imported: Imported, found: _Found) -> None:
         if settings.clicks is not None and settings.judgements is not None:
             raise CatalogueError("both are given", "--clicks and --judgements", "Give one of them.")
         ids = {name: name for name in found.groups}
-        graded = _graded(settings, {**found.product_of, **ids}, log)
-        log.left_out.update(graded.counts)
+        queries = (imported.queries() if callable(imported.queries) else imported.queries) or []
+        known_queries = {query.query_id: query for query in queries}
+        graded = _graded(settings, {**found.product_of, **ids}, known_queries, log)
+        # Rows that were rejected are counted already.
+        log.left_out.update({why: n for why, n in graded.counts.items() if why not in log.rejected_by_reason})
         for warning in graded.warnings:
             log.warn(warning)
         result.judgement_rule = graded.rule
+        if graded.by_id:
+            result.queries = [known_queries[name] for name in graded.queries if name in known_queries]
+            result.judgements = [Judgement(*row) for row in graded.rows if row[0] in known_queries]
+            log.leave_out("judgement of an unknown query", len(graded.rows) - len(result.judgements))
+            if not result.queries:
+                remedy = "Give a file with the texts in a column `query`, or import the queries, too."
+                raise CatalogueError("queries are named by id, and no file has their texts", "--judgements", remedy)
+            return
         names = {text: derived_query_id(text) for text in graded.queries}
         result.queries = [Query(name, text) for text, name in names.items()]
         result.judgements = [Judgement(names[text], product, grade) for text, product, grade in graded.rows]
@@ -390,9 +401,13 @@ def _judge(result: ImportResult, imported: Imported, found: _Found) -> None:
     result.judgement_rule = imported.judgement_rule
 
 
-def _graded(settings: ImportSettings, known: dict[str, str], log: ImportLog) -> Judgements:
+def _graded(
+    settings: ImportSettings, known: dict[str, str], known_queries: Collection[str], log: ImportLog
+) -> Judgements:
+    if settings.judgements is not None:
+        return read_judgements(settings.judgements, known, known_queries=known_queries, reject=log.reject)
     if settings.clicks is None:
-        raise NotImplementedError
+        raise ValueError("neither clicks nor judgements are given")
     from mmfusion.importers.clicks import read_clicks
     from mmfusion.importers.grades import grade
 
