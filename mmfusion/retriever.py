@@ -1,5 +1,6 @@
 """Lists in, vectors out: queries and products through one model, and an index over the products."""
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from threading import Lock
@@ -24,7 +25,9 @@ from mmfusion.model.processing_mmfusion import PHOTO_COLUMN, photos_of, query_te
 from mmfusion.retrieval import ProductIndex, Searcher
 from mmfusion.retrieval.embedding import check_width
 from mmfusion.retrieval.fingerprint import model_fingerprint
-from mmfusion.retrieval.query_tower import load_query_tower
+from mmfusion.retrieval.query_tower import load_query_tower, untrained_problem
+
+logger = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float32]
 PhotoLoader = Callable[[str], Image.Image]
@@ -58,6 +61,7 @@ class Retriever:
         self.photo_loader = photo_loader
         self._fingerprint: str | None = None
         self._tokenizing = Lock()
+        self._looked = False
 
     @classmethod
     def from_pretrained(
@@ -248,6 +252,10 @@ class Retriever:
         truncate_dim: int | None,
     ) -> tuple[Tensor, Tensor]:
         """Vectors (n, D) and shares of text and photo (n, 2), both float32."""
+        if not self._looked and self.model.is_untrained:
+            # No error, as from Python this is how a model begins that is trained next.
+            logger.warning("%s", untrained_problem("this model"))
+        self._looked = True
         columns = {column for record in records for column in record} | set(_OPTIONAL_COLUMNS)
         blank = {column: None for column in self.processor.template_columns if column in columns}
         texts = [self.processor.product_text({**blank, **record}) for record in records]

@@ -1,8 +1,10 @@
 """Calls the commands of `mmfusion` in this process, with their settings as keyword arguments."""
 
 import importlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -29,3 +31,10 @@ def command(name: str, /) -> Callable[..., None]:
         main_of(name)(config_of(name, *values, **settings))
 
     return run
+
+
+def as_if_trained(base: str | Path) -> str:
+    """Lets commands take a model that was only assembled; its vectors and fingerprint stay as they are."""
+    path = Path(base) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "untrained_projection": ""}))
+    return str(base)

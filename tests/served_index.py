@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from commands import as_if_trained
 
 from mmfusion.retrieval import ProductIndex
 from mmfusion.retrieval.query_tower import load_query_tower
@@ -16,7 +17,7 @@ ODD_IDS = ["a,b", "line\nbreak", "🧥 parka", "50% off/../x?y#z", " "]
 
 def write_served(folder: Path) -> Retriever:
     """Writes `toy_base`, and an index in `run/index` with the record that index.py leaves."""
-    base = starting_base(None, folder)
+    base = as_if_trained(starting_base(None, folder))
     encoder = Retriever(*load_query_tower(base))
     (folder / "run").mkdir()
     (folder / "run" / "run.json").write_text(json.dumps({"complete": True, "base": base}))

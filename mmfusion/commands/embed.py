@@ -12,6 +12,7 @@ from mmfusion.embedding import EmbeddedCatalogue, EmbeddingJob, EmbeddingSetting
 from mmfusion.embedding.engine_lightning import embed_with_lightning
 from mmfusion.embedding.engine_ray import ACCELERATORS, embed_with_ray
 from mmfusion.files import absolute_place
+from mmfusion.retrieval.query_tower import check_trained
 from mmfusion.training import Hardware, load_base, load_catalogue, open_run
 from mmfusion.training.full_disk import full_disk_ends
 from mmfusion.training.hardware import compile_blocks
@@ -73,6 +74,7 @@ def main(config: Config) -> None:
     run = open_run(config.output, "embed", {**vectors, "dim": config.truncate_dim})
     with full_disk_ends(run.folder, "continue"):
         job = load_job(config, run.folder)
+        check_trained(job.model, config.base)
         if job.table.photos:
             check_photos(job.catalogue, job.rows, allow_missing=config.allow_missing_photos)
         base, source = absolute_place(config.base), job.catalogue.source

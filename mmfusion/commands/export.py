@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmfusion.onnx import export_query_tower
-from mmfusion.retrieval.query_tower import load_query_tower
+from mmfusion.retrieval.query_tower import check_trained, load_query_tower
 from mmfusion.training.output_lock import take_lock
 
 
@@ -30,6 +30,7 @@ def main(config: Config) -> None:
     """
     with take_lock(config.output, beside=True):
         model, processor = load_query_tower(config.base)
+        check_trained(model, config.base)
         description = export_query_tower(model, processor, config.output, opset=config.opset)
     size = sum(path.stat().st_size for path in Path(config.output).iterdir())
     print(

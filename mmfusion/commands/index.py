@@ -13,6 +13,7 @@ from mmfusion.embedding import EmbeddedCatalogue
 from mmfusion.retrieval import Choice, MilvusIndex, ProductIndex, choose_index
 from mmfusion.retrieval.choose import physical_memory
 from mmfusion.retrieval.products import take_rows
+from mmfusion.retrieval.query_tower import check_base
 from mmfusion.retrieval.vectors import TRAIN_SIZE
 from mmfusion.training.full_disk import full_disk_ends
 from mmfusion.training.run import Run, finished_record, open_run
@@ -63,6 +64,7 @@ def main(config: Config) -> None:
     """
     record = finished_record(config.embeddings, "embeddings", "embed")
     _check_flags(config)
+    check_base(record["base"])
     embedded = EmbeddedCatalogue.open(config.embeddings)
     embedded.check()
     uri = config.milvus_uri

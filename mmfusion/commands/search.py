@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mmfusion.retrieval import MilvusIndex, ProductIndex, Searcher
-from mmfusion.retrieval.query_tower import load_query_tower
+from mmfusion.retrieval.query_tower import check_trained, load_query_tower
 from mmfusion.retriever import Retriever
 from mmfusion.training.run import RunError, finished_record
 
@@ -41,7 +41,10 @@ class Config:
 def main(config: Config) -> None:
     """Prints the k best products with score, modality weights and title."""
     record = finished_record(config.index, "index", "index")
-    retriever = Retriever(*load_query_tower(config.base or record["base"]))
+    base = config.base or record["base"]
+    model, processor = load_query_tower(base)
+    check_trained(model, base)
+    retriever = Retriever(model, processor)
     index = open_index(config.index, record, verify=config.verify)
     hits = Searcher(retriever, index).search(config.query, config.k, filter=config.filter)
     print(f"{'rank':>4}  {'score':>6}  {'text':>5} {'photo':>5}  product")

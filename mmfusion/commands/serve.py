@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmfusion.commands.search import open_index
 from mmfusion.retrieval import ProductIndex, QueryEncoder, Searcher
-from mmfusion.retrieval.query_tower import load_query_tower
+from mmfusion.retrieval.query_tower import check_trained, load_query_tower
 from mmfusion.retriever import Retriever
 from mmfusion.serving import ServiceLimits, check_installed
 from mmfusion.training.run import finished_record
@@ -96,4 +96,5 @@ def _load_encoder(base: str, onnx: str | None) -> tuple[QueryEncoder, dict[str, 
         exported = OnnxQueryTower.load(onnx)
         return exported, facts_of_onnx(Path(onnx), exported.description)
     model, processor = load_query_tower(base)
+    check_trained(model, base)
     return Retriever(model, processor), facts_of_tower(model)

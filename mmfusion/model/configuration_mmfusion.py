@@ -71,6 +71,8 @@ class MMFusionConfig(PreTrainedConfig):
             what a search front end loads; it embeds no product.
         query_tower_of: Fingerprint of the whole model that a query tower was taken from, by which an index of that
             model's products knows it.
+        untrained_projection: Digest of the query projection as it was made for encoders that share no space, by which
+            an [`MMFusionModel`] knows that it `is_untrained`. Empty: the encoders share one, or nobody knows.
         freeze_batch_norm: Keeps BatchNorm statistics of the backbones fixed in training mode.
         logit_scale_init: Initial inverse temperature of the contrastive losses, > 0.
         initializer_range: Standard deviation of new weights.
@@ -114,6 +116,7 @@ class MMFusionConfig(PreTrainedConfig):
     query_router: bool = False
     query_only: bool = False
     query_tower_of: str = ""
+    untrained_projection: str = ""
     freeze_batch_norm: bool = True
     logit_scale_init: float = 20.0
     initializer_range: float = 0.02
@@ -288,7 +291,7 @@ _VALID: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
         "True or False",
     ),
     (
-        ("fusion", "query_prompt", "product_prompt", "product_template", "query_tower_of"),
+        ("fusion", "query_prompt", "product_prompt", "product_template", "query_tower_of", "untrained_projection"),
         lambda value: isinstance(value, str),
         "a string",
     ),

@@ -1,6 +1,7 @@
 """The two-tower model: a text-only query tower, and a product tower that fuses title and photos into one vector."""
 
 import copy
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -295,10 +296,26 @@ class MMFusionModel(MMFusionPreTrainedModel):
         for head in filter(None, (model.text_head, model.query_head)):
             if model.config.text_head == text_half.layers:
                 head.load_state_dict(text_half.weights)
-        _start_projection(model.query_projection, text_half.projection)
-        _start_projection(model.text_projection, text_half.projection)
-        _start_projection(model.image_projection, vision_half.projection)
+        started = [
+            _start_projection(model.query_projection, text_half.projection),
+            _start_projection(model.text_projection, text_half.projection),
+            _start_projection(model.image_projection, vision_half.projection),
+        ]
+        # Both halves of a dual encoder were trained into one space. A tower of texts needs no photo in it.
+        of_texts = model.config.fusion == "text_only" and all(started[:2])
+        if not (all(started) and _are_halves(text, vision)) and not of_texts:
+            model.config.untrained_projection = _digest(model.query_projection)
         return model
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether nothing has trained the projections since `from_backbones` made them for encoders of two spaces.
+
+        Vectors of texts and photos, and with new random projections also those of queries and products, cannot be
+        compared then.
+        """
+        made = self.config.untrained_projection
+        return bool(made) and made == _digest(self.query_projection)
 
     def train(self, mode: bool = True) -> "MMFusionModel":
         """Sets training mode; BatchNorm layers of the backbones keep their statistics if the config says so.
@@ -659,8 +676,24 @@ def _portable(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
+def _are_halves(text: str | PreTrainedModel, vision: str | PreTrainedModel) -> bool:
+    """Whether both come from one checkpoint."""
+    if text is vision:
+        return True
+    names = [str(source if isinstance(source, (str, Path)) else source.name_or_path) for source in (text, vision)]
+    first, second = (Path(name).resolve() if Path(name).exists() else name.rstrip("/") for name in names)
+    return all(names) and first == second
+
+
+def _digest(projection: nn.Module) -> str:
+    """Some of the SHA-256 of its weights."""
+    weights = (value.detach().float().cpu().contiguous() for value in projection.state_dict().values())
+    return hashlib.sha256(b"".join(value.numpy().tobytes() for value in weights)).hexdigest()[:16]
+
+
 @torch.no_grad()
-def _start_projection(projection: nn.Linear, pretrained: nn.Linear | None) -> None:
+def _start_projection(projection: nn.Linear, pretrained: nn.Linear | None) -> bool:
+    """Starts a projection where vectors stay what they were; says whether there is such a start."""
     if pretrained is not None and pretrained.out_features == projection.out_features:
         # A neck appends its slots to what the encoder's own projection was trained on.
         projection.weight.zero_()[:, : pretrained.in_features] = pretrained.weight
@@ -668,6 +701,9 @@ def _start_projection(projection: nn.Linear, pretrained: nn.Linear | None) -> No
             projection.bias.copy_(pretrained.bias)
     elif projection.in_features == projection.out_features:
         projection.weight.copy_(torch.eye(projection.in_features))
+    else:
+        return False
+    return True
 
 
 def _photo_mask(

@@ -110,7 +110,7 @@ _OF_TRANSFORMERS: dict[str, Any] = {
 
 def _stable(fields: dict[str, Any]) -> dict[str, Any]:
     # Where a model was loaded from, by which version and by whose code says nothing about its vectors.
-    versions = ("transformers_version", "schema_version", "query_only", "query_tower_of")
+    versions = ("transformers_version", "schema_version", "query_only", "query_tower_of", "untrained_projection")
     dropped = ("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", *versions)
     return {
         name: _stable(value) if isinstance(value, dict) else value

@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from mmfusion.data.hub_ids import check_readable
 from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
-from mmfusion.model.errors import HubError, explained
+from mmfusion.model.errors import HubError, MMFusionError, explained
 from mmfusion.model.weights import fetch_weights
 from mmfusion.retrieval.fingerprint import model_fingerprint, stored_fingerprint
 
@@ -64,6 +64,43 @@ def load_with_info(base: str | os.PathLike[str], **options: Any) -> tuple[MMFusi
         transformers_logging.set_verbosity(before)
     model, info = loaded
     return model, info
+
+
+class UntrainedError(MMFusionError):
+    """A model would make vectors of queries and products that cannot be compared."""
+
+
+def check_trained(model: MMFusionModel, base: str | os.PathLike[str]) -> None:
+    """Raises an error where a model's projections were made for encoders of two spaces, and never trained.
+
+    Args:
+        model: A model, or a query tower.
+        base: Where it was loaded from.
+
+    Raises:
+        UntrainedError: It [`is_untrained`][MMFusionModel.is_untrained]; names both ways out.
+    """
+    if model.is_untrained:
+        raise UntrainedError(untrained_problem(repr(os.fspath(base))))
+
+
+def untrained_problem(name: str) -> str:
+    """What is wrong with a model that nothing has trained, and both ways out."""
+    return (
+        f"{name} was never trained: its projections are as they were made, for encoders that share no space, so that "
+        "queries find products by chance. Train it (mmfusion stage1, then stage2; or mmfusion fit), or search without "
+        "training by one dual encoder, such as CLIP or SigLIP, as both halves: mmfusion base --text CLIP --vision CLIP."
+    )
+
+
+def check_base(base: str | os.PathLike[str]) -> None:
+    """[`check_trained`] for a model of which only vectors are at hand; one that cannot be read is left alone."""
+    try:
+        made = MMFusionConfig.from_pretrained(base).untrained_projection
+    except (OSError, ValueError):
+        return
+    if made:
+        check_trained(load_query_tower(base)[0], base)
 
 
 def query_tower(model: MMFusionModel) -> MMFusionModel:

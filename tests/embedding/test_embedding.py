@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from commands import as_if_trained
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as drawn
@@ -49,7 +50,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows[0]["product_id"], rows[1]["product_id"], rows[2]["product_id"] = "a,b", "line\nbreak", "🧥 parka"
     rows[3]["image"], rows[4]["title"], rows[4]["description"] = None, None, None
     write_products(folder / "catalogue", rows, table.schema)
-    starting_base(None, folder)
+    as_if_trained(starting_base(None, folder))
     return folder
 
 

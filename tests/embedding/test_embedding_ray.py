@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import processes
 import pytest
+from commands import as_if_trained
 from processes import run_to_end
 
 from mmfusion.commands.embed import Config, load_job, main
@@ -46,7 +47,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a catalogue and a model."""
     folder = tmp_path_factory.mktemp("embedding_ray")
     write_toy_catalogue(folder / "catalogue", num_products=PRODUCTS)
-    sources.starting_base(None, folder)
+    as_if_trained(sources.starting_base(None, folder))
     return folder
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import command
+from commands import as_if_trained, command
 from small_disk import fill
 
 from mmfusion.data.toy_catalogue import write_toy_catalogue
@@ -18,7 +18,7 @@ from mmfusion.training.full_disk import DiskFullError
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("full")
     write_toy_catalogue(folder / "catalogue", num_products=400)
-    starting_base(None, folder)
+    as_if_trained(starting_base(None, folder))
     return folder
 
 

@@ -162,6 +162,7 @@ def test_config_survives_the_round_trip(tmp_path: Path) -> None:
         **{"share_text_encoder": False, "role_embedding": True, "query_prompt": "q: ", "product_prompt": "p: "},
         **{"product_template": "{title} {brand}", "freeze_batch_norm": False, "logit_scale_init": 5.0},
         **{"matryoshka_dims": [4, 8], "query_router": True, "query_only": True, "query_tower_of": "abc"},
+        **{"untrained_projection": "0f"},
         **{"initializer_range": 0.01, "vision_feature_layers": [1, 0], "neck_hidden_size": 16, "neck_heads": 3},
         **{
             "matryoshka_dims": [4, 8],
