@@ -68,4 +68,4 @@ def wordpress_to_text(text: str) -> str:
             return "" if name in closed | _NAMED_SHORTCODES or "_" in name or "=" in rest else found[0]
 
         text = _SHORTCODE.sub(replace, text)
-    return html_to_text(text)
+    return " ".join(html_to_text(text).split())
