@@ -32,7 +32,7 @@ class AblationSettings:
         embedding_dim: Components of the base's vectors, a third of which routed_equal_bytes keeps of each view; None
             where that is not known: it is not run.
         variants: Names of the variants to run; None: all.
-        seeds: Of training; different, at least one.
+        seeds: Random seeds for training, all different; at least one.
         fusions: Fusion kinds to compare in addition to `text_only` and `concat`, which are variants of their own.
         default_fusion: The one of them that is perturbed, routed and trained in one stage.
         stage1_steps: Optimizer steps of stage 1.

@@ -27,7 +27,7 @@ class Config:
         model_config: Further fields of MMFusionConfig as JSON, e.g. {"embedding_dim": 256, "text_pooling": "cls"}.
         trust_remote_code: Whether code that comes with an encoder is run, where transformers has none for it. Read it
             first.
-        seed: Of the new weights.
+        seed: Random seed for the new weights.
     """
 
     text: str

@@ -24,7 +24,7 @@ class Config:
         base_model: Hub ids of the encoders; default: those that `mmfusion base` was given.
         datasets: Hub ids of the training data; default: the one that stage 1 and 2 were given.
         language: ISO 639 codes of queries and titles, e.g. [en].
-        license: Of the weights, as the Hub writes it.
+        license: License of the weights, as the Hub writes it.
         template: Another Jinja2 template, with the places of mmfusion/hub/card.md.
         show: Hub id or folder of a model whose metrics are printed; nothing is written.
     """

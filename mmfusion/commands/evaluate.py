@@ -68,7 +68,7 @@ class Config:
         feature_cache: Folder of that cache.
         batch_size: Products per forward pass.
         num_workers: Processes that decode photos.
-        seed: Of the perturbation.
+        seed: Random seed for the perturbation.
     """
 
     catalogue: str | None = None

@@ -36,7 +36,7 @@ class Config:
         allow_missing_photos: Whether to continue where fewer than half of the photos that products name can be read.
         batch_size: Products per forward pass.
         num_workers: Processes that decode photos.
-        seed: Of the random queries and of the bootstrap.
+        seed: Random seed for the random queries and the bootstrap.
     """
 
     results: str = "outputs/evaluation"

@@ -68,8 +68,8 @@ class StageConfig:
         accumulate: Batches per optimizer step.
         micro_batch: Queries or products whose activations are held at a time, so that a large batch fits into memory:
             towers run twice, with the same dropout, and gradients are those of the whole batch. 0 holds all.
-        loss: Over the pairs of a batch: contrastive (softmax over all candidates), or sigmoid (each pair by itself;
-            ranks pass negatives on instead of gathering them), or one that a module in the environment variable
+        loss: Loss over the pairs of a batch: contrastive (softmax over all candidates), or sigmoid (each pair by
+            itself; ranks pass negatives on instead of gathering them), or one that a module in the environment variable
             MMFUSION_IMPORT registers.
         optimization: Learning rates and schedule; an encoder whose rate is 0 is frozen and its features are cached.
         query_text_weight: Weight of the loss between queries and product texts.
@@ -100,7 +100,7 @@ class StageConfig:
         trust_checkpoint: Whether that run may belong to someone else.
         dry_run: Whether to take one step with the largest batch, print the plan (parameters, tokens and photos per
             step, memory, time, disk), and write nothing. If memory runs out, it names a micro_batch that fits.
-        seed: Of new weights, order of batches, choice of positives, and dropout.
+        seed: Random seed for new weights, order of batches, choice of positives, and dropout.
     """
 
     base: str | None = None

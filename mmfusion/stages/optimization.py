@@ -18,9 +18,9 @@ class Optimization:
     """How a stage optimises. Learning rates are peaks of a linear warm-up and cosine decay over optimizer steps.
 
     Attributes:
-        learning_rate: Of new layers: projections, fusion network, logit scale. At least 0.
-        text_learning_rate: Of the text encoder; 0 freezes it.
-        vision_learning_rate: Of the vision encoder; 0 freezes it.
+        learning_rate: Learning rate of new layers: projections, fusion network, logit scale. At least 0.
+        text_learning_rate: Learning rate of the text encoder; 0 freezes it.
+        vision_learning_rate: Learning rate of the vision encoder; 0 freezes it.
         weight_decay: AdamW weight decay of matrices; biases, norms and scalars are not decayed. At least 0.
         warmup_fraction: Share of the steps that warm up, in [0, 1].
         final_fraction: Learning rate at the end as a share of the peak, in [0, 1].

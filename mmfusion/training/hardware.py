@@ -33,7 +33,7 @@ class Hardware:
         devices: Devices per node; more than 1 trains with DDP unless `strategy` says otherwise.
         num_nodes: Nodes; each is started by torchrun or SLURM.
         strategy: `auto`, `ddp` …, or `fsdp`: FSDP2, where devices share parameters, gradients and optimizer states of
-            what is trained, and checkpoints and the model are whole files as ever. `fsdp` needs `devices` as a number,
+            what is trained, and checkpoints and the model are whole files as usual. `fsdp` needs `devices` as a number,
             1 included, and takes neither `16-mixed` nor gradient caching (`micro_batch`).
         precision: `32-true`, `bf16-mixed` or, not on CPUs, `16-mixed`.
         num_workers: Processes per device that decode photos and tokenise.

@@ -68,14 +68,6 @@ def test_runs_record_what_they_always_did(name: str) -> None:
     assert found == RECORDED[name]
 
 
-def test_a_list_is_recorded_as_it_always_was(tmp_path: Path) -> None:
-    config = parse_config("stage2", ["--no_duplicates", "[product,photo]"])
-    assert config.no_duplicates == ["product", "photo"]
-    recorded = recorded_arguments(config)
-    assert recorded["no_duplicates"] == "product,photo"
-    assert continued_config(config_of("stage2"), recorded, "it").no_duplicates == ["product", "photo"]
-
-
 def test_a_run_that_goes_on_elsewhere_keeps_its_config() -> None:
     recorded = RECORDED["stage1"] | {"steps": 7, "batch_size": 16, "catalogue": "there", "base": "there"}
     given = config_of("stage1", output="here", catalogue="mine", resume="hub:org/run")
