@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mmfusion.data.catalogue_schema import CatalogueError
@@ -16,12 +16,21 @@ from mmfusion.importers.tables import TextTable, open_table
 # Columns of what names a row without an id, and of its photos.
 KEY, PHOTOS = "__key__", "photos"
 _QUERY, _PRODUCT, _GRADE = ("query-id", "query_id"), ("corpus-id", "corpus_id"), ("score", "relevance")
+_ITERATION = re.compile("[qQ]?[0-9]")
 _WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
 
 
 def tables_of(source: Source) -> list[TextTable]:
     """The tables among the files of a source."""
     return [table for file in source.tables if (table := open_table(file)) is not None]
+
+
+def warn_of_unread(tables: Iterable[TextTable], read: Iterable[TextTable], what: str, log: ImportLog) -> None:
+    """Warns of tables that a format does not know."""
+    known = set(map(id, read))
+    for table in tables:
+        if id(table) not in known:
+            log.warn(f"{table.file.name} is no table of {what} and is not read")
 
 
 def records(table: TextTable, log: ImportLog) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -71,9 +80,11 @@ def split_asked(settings: ReadSettings, part: str, usual: Split | None) -> Split
 
 
 def has_trec_lines(file: SourceFile) -> bool:
-    """Whether most lines have four fields, the last of them a whole number, as judgements of TREC have."""
+    """Whether most lines are judgements of TREC: query, 0 or Q0, product and a whole number."""
     lines = [line.split() for line in file.head.decode("utf-8", "replace").splitlines()[:20]]
-    fitting = sum(len(cells) == 4 and bool(_WHOLE.fullmatch(cells[-1])) for cells in lines)
+    fitting = sum(
+        len(cells) == 4 and bool(_ITERATION.fullmatch(cells[1]) and _WHOLE.fullmatch(cells[-1])) for cells in lines
+    )
     return fitting > sum(map(bool, lines)) / 2
 
 

@@ -12,7 +12,7 @@ from readers import read
 from mmfusion.data.catalogue_schema import CatalogueError
 
 CORPUS = [
-    {"_id": "007", "title": "Oak bowl", "text": "Turned by hand", "metadata": {"maker": "Wren", "price": 19.5}},
+    {"_id": "007", "title": "Oak bowl", "text": "Turned<br>by hand", "metadata": {"maker": "Wren", "price": 19.5}},
     {"_id": "1E5", "title": "", "text": "Brass lamp"},
     {"_id": "20000000000000000001", "title": "Felt mat", "text": "", "url": "https://a.example/mat"},
 ]
@@ -82,6 +82,11 @@ def test_judgements_without_a_header_and_with_bad_lines(folder: Path) -> None:
         ("qrels/valid.tsv", 2, "grade is no whole number: '0.5'"),
         ("qrels/valid.tsv", 3, "not query, (0,) product and grade: '3 007'"),
     ]
+
+
+def test_tables_that_are_not_read_are_named(folder: Path) -> None:
+    (folder / "sellers.csv").write_text("seller,town\n1,Wien\n")
+    assert read(folder).log.warnings == ["sellers.csv is no table of BEIR and is not read"]
 
 
 def test_bad_rows_of_queries_and_corpus(folder: Path) -> None:

@@ -21,6 +21,8 @@ Something to sit on.
 """
 XML = """<topics><topic number="301"><query>garden &amp; patio chair</query></topic>
 <topic number='302'><title> rug </title></topic></topics>"""
+CSV = "qid,query\n301,garden & patio chair\n302,rug\n"
+JSON = '{"_id": 301, "text": "garden & patio chair"}\n{"_id": 302, "text": "rug"}\n'
 TSV = "301\tgarden & patio chair\n302\trug\n"
 
 
@@ -32,7 +34,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("name", "topics"), [("topics.301-302", SGML), ("topics.xml", XML), ("queries.tsv", TSV)])
+@pytest.mark.parametrize(
+    ("name", "topics"),
+    [("topics.301-302", SGML), ("topics.xml", XML), ("queries.tsv", TSV), ("topics.csv", CSV), ("queries.jsonl", JSON)],
+)
 def test_topics(folder: Path, name: str, topics: str) -> None:
     (folder / name).write_text(topics)
     found = read(folder)
@@ -43,6 +48,24 @@ def test_topics(folder: Path, name: str, topics: str) -> None:
         ("302", "rug", "test"),
     ]
     assert found.grades == {"301": {"p-1": 3, "p-2": 0}, "302": {"p-2": 1}}
+
+
+def test_products_of_a_table(tmp_path: Path) -> None:
+    (tmp_path / "shop.csv").write_text("sku;name;price;stock\n0071;Teak chair;12,50;5\n0072;Rug;8,00;1\n")
+    (tmp_path / "qrels").write_text("301 0 0071 2\n")
+    (tmp_path / "topics.xml").write_text(XML)
+    found = read(tmp_path)
+    assert found.format == "trec"
+    assert [(item.item_id, item.title, item.metadata["price"]) for item in found.items] == [
+        ("0071", "Teak chair", 12.5),
+        ("0072", "Rug", 8.0),
+    ]
+    assert found.grades == {"301": {"0071": 2}}
+
+
+def test_a_table_of_four_columns_is_no_list_of_judgements(tmp_path: Path) -> None:
+    (tmp_path / "shop.tsv").write_text("sku\ttitle\tprice\tstock\n0071\tchair\t12.50\t5\n0072\trug\t8\t1\n")
+    assert read(tmp_path).format == "generic"
 
 
 def test_bad_lines_are_rejected(folder: Path) -> None:

@@ -17,8 +17,10 @@ from mmfusion.importers.collect import (
     refuse_columns,
     split_asked,
     tables_of,
+    warn_of_unread,
     with_unjudged,
 )
+from mmfusion.importers.html_text import html_to_text
 from mmfusion.importers.items import Imported, ImportLog, Item, Judgement, ReadSettings, Split
 from mmfusion.importers.registry import register_importer
 from mmfusion.importers.source import Source, SourceFile
@@ -47,9 +49,11 @@ class BeirImporter:
         corpus = [table for table in tables if _role(table) == "corpus"]
         if not corpus:
             raise CatalogueError("the corpus is missing (_id, title, text)", str(source), "Give corpus.jsonl, too.")
+        files = {file: _split_of(file, settings) for file in judgement_files(source)}
+        known = [table for table in tables if _role(table) or table.file in files]
+        warn_of_unread(tables, known, "BEIR", log)
         queries, judgements = QueryCollector(), list[Judgement]()
         texts = query_texts([table for table in tables if _role(table) == "queries"], log)
-        files = {file: _split_of(file, settings) for file in judgement_files(source)}
         # Training comes first, so that a query of several splits has its own id there.
         for file, split in sorted(files.items(), key=lambda pair: _ORDER.index(pair[1])):
             for query_id, product_id, grade in judgements_in(file, log):
@@ -83,9 +87,8 @@ def documents(tables: Sequence[TextTable], log: ImportLog) -> Iterator[Item]:
             if isinstance(metadata.get("price"), str):
                 metadata["price"] = Prices().read(metadata["price"])[0]
             photos = photos_in(row.get("image"))
-            yield Item(
-                cell(row, *_ID), cell(row, "title"), cell(row, "text"), photos, metadata, place=table.place(line)
-            )
+            title, text = html_to_text(cell(row, "title")), html_to_text(cell(row, "text"))
+            yield Item(cell(row, *_ID), title, text, photos, metadata, place=table.place(line))
 
 
 def query_texts(tables: Sequence[TextTable], log: ImportLog) -> dict[str, str]:

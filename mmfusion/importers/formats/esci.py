@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from mmfusion.data.catalogue_schema import CatalogueError
 from mmfusion.importers.arrow_table import ParquetTable
-from mmfusion.importers.collect import QueryCollector, cell, records, refuse_columns, tables_of
+from mmfusion.importers.collect import QueryCollector, cell, records, refuse_columns, tables_of, warn_of_unread
 from mmfusion.importers.html_text import html_to_text
 from mmfusion.importers.items import Imported, ImportLog, Item, Judgement, ReadSettings
 from mmfusion.importers.registry import register_importer
@@ -45,6 +45,7 @@ class EsciImporter:
         if not products:
             remedy = "Give shopping_queries_dataset_products.parquet beside the examples."
             raise CatalogueError("the table of products is missing (product_id, product_title)", str(source), remedy)
+        warn_of_unread(tables, [*examples, *products], "ESCI", log)
         if settings.subset not in (None, "small", "large"):
             raise CatalogueError(f"ESCI has no subset {settings.subset!r}", "--subset", "Use small or large.")
         locales = sorted(set().union(*(_locales(table) for table in products)))

@@ -12,6 +12,7 @@ from mmfusion.importers.collect import (
     refuse_columns,
     split_asked,
     tables_of,
+    warn_of_unread,
     whole_number,
 )
 from mmfusion.importers.items import Imported, ImportLog, Item, Judgement, ReadSettings, Split
@@ -40,7 +41,10 @@ class Gs10mImporter:
 
     def read(self, source: Source, settings: ReadSettings, log: ImportLog) -> Imported:
         refuse_columns(settings, "Marqo-GS-10M")
-        rows = _Rows([table for table in tables_of(source) if _is_part(table)], settings, log)
+        tables = tables_of(source)
+        parts = [table for table in tables if _is_part(table)]
+        warn_of_unread(tables, parts, "Marqo-GS-10M", log)
+        rows = _Rows(parts, settings, log)
         return Imported(
             items=rows.items(),
             mapping={"product_id": "product_id", "title": "title", "image": "image", "query": "query"},

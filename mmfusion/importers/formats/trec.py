@@ -7,16 +7,28 @@ import re
 from dataclasses import replace
 
 from mmfusion.data.catalogue_schema import CatalogueError
-from mmfusion.importers.collect import QueryCollector, has_trec_lines, judgements_in, split_asked, with_unjudged
+from mmfusion.importers.collect import (
+    QueryCollector,
+    cell,
+    has_trec_lines,
+    judgements_in,
+    records,
+    split_asked,
+    with_unjudged,
+)
+from mmfusion.importers.columns import by_name
 from mmfusion.importers.formats.beir import judgement_files
 from mmfusion.importers.items import Imported, ImportLog, Judgement, ReadSettings
 from mmfusion.importers.registry import find_importer, register_importer
 from mmfusion.importers.source import Source, SourceFile
 from mmfusion.importers.splits import split_of_file
+from mmfusion.importers.tables import open_table
 
 _TOPIC = re.compile(r"<top(?:ic)?\b([^>]*)>(.*?)</top(?:ic)?\s*>", re.S | re.I)
 _NUMBER = re.compile(r"number\s*=\s*[\"']?([^\"'\s>]+)|<num(?:ber)?>\s*(?:Number:)?\s*([^\s<]+)", re.I)
 _TITLE = re.compile(r"<(?:title|query)>\s*(?:Topic:)?\s*([^<]+)", re.I)
+
+_COLUMNS = {"number": ("query_id", "qid", "_id", "id", "topic", "number"), "text": ("query", "text", "title")}
 
 
 @register_importer("trec")
@@ -63,9 +75,13 @@ class TrecImporter:
 
 def _topics(file: SourceFile) -> dict[str, str]:
     """Text of each topic by its number; empty where a file holds none."""
-    name = file.path.name.lower()
-    if not re.search("topic|quer", name) or file.suffix in (".jsonl", ".json", ".ndjson", ".parquet", ".csv"):
+    if not re.search("topic|quer", file.path.name.lower()):
         return {}
+    table = open_table(file)
+    names = by_name(table.columns, _COLUMNS) if table else {}
+    if table and len(names) == len(_COLUMNS):
+        rows = (row for _, row in records(table, ImportLog()))
+        return {cell(row, *names["number"]): cell(row, *names["text"]) for row in rows}
     with file.open() as stream:
         text = stream.read().decode("utf-8-sig", "replace")
     topics = {}
@@ -75,5 +91,5 @@ def _topics(file: SourceFile) -> dict[str, str]:
             topics[number[1] or number[2]] = " ".join(html.unescape(title[1]).split())
     if topics:
         return topics
-    lines = [[cell.strip() for cell in line.split("\t")] for line in text.splitlines() if line.strip()]
-    return {number: title for number, title in lines} if all(len(cells) == 2 for cells in lines) else {}
+    lines = [[part.strip() for part in line.split("\t")] for line in text.splitlines() if line.strip()]
+    return {parts[0]: parts[1] for parts in lines} if all(len(parts) == 2 for parts in lines) else {}
