@@ -39,6 +39,7 @@ LONGEST = (
     "resume",
     "stream_recipe",
     "embedding",
+    "fit",
     "recipes",
     "distributed",
     "milvus",

@@ -14,6 +14,7 @@ from typing import Any
 
 COMMANDS = {
     "import": "make a catalogue of a shop's own files",
+    "fit": "import, train, evaluate, embed and index in one command",
     "base": "assemble a base model from pretrained text and vision encoders",
     "stage1": "fine-tune the encoders and align queries with titles and photos",
     "mine": "mine hard negatives for training",

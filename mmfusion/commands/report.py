@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Literal
 
 from mmfusion.data.photo_check import check_photos
+from mmfusion.data.pseudo_queries import with_pseudo_queries
 from mmfusion.evaluation import format_table
 from mmfusion.report import Questions, Ranking, build_report, choose, load_variants, rank_with, write_page
+from mmfusion.report.neighbours import neighbours_page
 from mmfusion.training.features import cache_pool
 from mmfusion.training.output_lock import take_lock
 from mmfusion.training.run import read_record
@@ -27,6 +29,8 @@ class Config:
         unknown_judgements: What to do with judgements of queries or products that the catalogue lacks: stop with an
             error, or drop them and say how many.
         output: Folder for the page and working files.
+        neighbours: Products to show with the products nearest to each, instead of results and queries; for models that
+            were trained without queries. Neither `results` nor `baseline` is read. 0 shows queries.
         queries_per_kind: Queries to show of each kind: a third the largest gains, a third the largest losses, the rest
             at random.
         split: Queries to choose from; default: those of the results.
@@ -46,6 +50,7 @@ class Config:
     catalogue: str | None = None
     unknown_judgements: Literal["error", "drop"] = "error"
     output: str = "outputs/report"
+    neighbours: int = 0
     queries_per_kind: int = 6
     split: Literal["train", "val", "test"] | None = None
     freeze_vision_blocks: int = 0
@@ -58,6 +63,8 @@ class Config:
 
 def main(config: Config) -> None:
     """Writes report.html, a single file that needs no network; photos of the catalogue are embedded in it."""
+    if config.neighbours:
+        return _show_neighbours(config)
     variants = load_variants(config.results, config.order)
     lock = take_lock(config.output)
     catalogue = load_catalogue(config.catalogue, config.base, Path(config.output), unknown=config.unknown_judgements)
@@ -87,3 +94,17 @@ def main(config: Config) -> None:
     lock.release()
     print(f"{format_table(variants)}\npage: {path.absolute()} ({path.stat().st_size / 1e6:.1f} MB)")
     print(f"next: open it in a browser, then mmfusion card --base {config.base} --results [{config.results}]")
+
+
+def _show_neighbours(config: Config) -> None:
+    with take_lock(config.output):
+        catalogue = load_catalogue(config.catalogue, config.base, Path(config.output), products_only=True)
+        check_photos(catalogue, catalogue.product_rows(None), allow_missing=config.allow_missing_photos)
+        arguments = (read_record(config.base) or {}).get("arguments", {})
+        if arguments.get("pseudo_queries"):
+            catalogue = with_pseudo_queries(catalogue, seed=arguments["seed"])
+        model, processor = load_base(config.base)
+        sizes = {"batch_size": config.batch_size, "num_workers": config.num_workers}
+        page = neighbours_page(model.eval(), processor, catalogue, count=config.neighbours, seed=config.seed, **sizes)
+        path = write_page(config.output, page)
+    print(f"page: {path.absolute()} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -169,6 +169,7 @@ def open_catalogue(config: StageConfig, run: Run, num_products: int = 2000) -> C
     catalogue = load_catalogue(config.catalogue, config.base, run.folder, num_products, **options, unknown=unknown)
     if config.pseudo_queries:
         catalogue = with_pseudo_queries(catalogue, seed=config.seed)
+        run.note(held_out_products=len(catalogue.product_rows("val")))
         print(
             f"{len(catalogue.query_rows('train')):,} pseudo-queries from titles and attributes stand in for queries; "
             "validation measures how titles find photos, and nothing says how people find what they ask for"

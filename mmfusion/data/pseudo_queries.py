@@ -29,6 +29,7 @@ TITLE, ATTRIBUTES = "title", "attributes"
 """Values of the column `kind` of pseudo-queries."""
 
 _LEAST_PRODUCTS = 3
+_LARGEST_SHARE, _ENOUGH = 0.25, 30
 _MOST_COLUMNS = 4
 # Of a column whose values describe products: words per value, and the share of different values.
 _MOST_WORDS, _MOST_DIFFERENT = 4.0, 0.2
@@ -52,7 +53,8 @@ def with_pseudo_queries(catalogue: Catalogue, *, seed: int = 0, held_out: float 
     are titles of held-out products that have a photo.
 
     What is drawn for a product depends on its id and the seed alone, so that products that are added later change
-    nothing for the others.
+    nothing for the others. (Of less than 300 products more are held out, up to a quarter: among a handful of photos any
+    title finds its own.)
 
     Args:
         catalogue: Its products; of a catalogue with splits, those of train, and products of val are left alone.
@@ -147,6 +149,7 @@ def _check_enough(catalogue: Catalogue, titles: dict[int, str], with_photo: np.n
 
 def _held_out(catalogue: Catalogue, rows: Sequence[int], seed: int, share: float) -> set[int]:
     numbers = {row: crc32(f"{seed}:{catalogue.product_ids[row]}".encode()) for row in rows}
+    share = max(share, min(_LARGEST_SHARE, _ENOUGH / len(rows)))
     found = {row for row, number in numbers.items() if number < share * 2**32}
     # At least one, and not so many that nothing is left to compare.
     return found if 0 < len(found) <= len(rows) // 2 else {min(numbers, key=lambda row: (numbers[row], row))}

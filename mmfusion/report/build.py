@@ -88,13 +88,8 @@ def build_report(
     for found in compared.values():
         figures += [value_bars(names, found)] + ([gain_bars(names, found)] if len(found) > 1 else [])
     cards = Cards(questions, [baseline, fusion])
-    css = (_FOLDER / "page.css").read_text("utf-8")
-    environment = template_environment(_FOLDER, html=True)
-    environment.filters.update(points=lambda number: points(number).replace("-", "−"))
-    return environment.get_template("page.html").render(
-        css=css,
-        css_digest=base64.b64encode(hashlib.sha256(css.encode("utf-8")).digest()).decode("ascii"),
-        generator=_GENERATOR,
+    return fill(
+        "page.html",
         split=questions.split,
         # The labels have a line of their own.
         measured=variants[0].conditions().split("; labels: ")[0],
@@ -120,6 +115,19 @@ def build_report(
             *((f"Training of {name}", _facts(record or {})) for name, record in records.items()),
             *((f"Result {variant.name}", _facts(variant.provenance)) for variant in variants),
         ],
+    )
+
+
+def fill(template: str, **places: Any) -> str:
+    """A page of a template of this folder, with the style that all pages share."""
+    css = (_FOLDER / "page.css").read_text("utf-8")
+    environment = template_environment(_FOLDER, html=True)
+    environment.filters.update(points=lambda number: points(number).replace("-", "−"))
+    return environment.get_template(template).render(
+        css=css,
+        css_digest=base64.b64encode(hashlib.sha256(css.encode("utf-8")).digest()).decode("ascii"),
+        generator=_GENERATOR,
+        **places,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.photos import PhotoReader
 from mmfusion.pages import thumbnail
 from mmfusion.report.queries import METRIC, Chosen, Questions, Ranking
@@ -27,10 +28,8 @@ class Cards:
     def __init__(self, questions: Questions, rankings: Sequence[Ranking]) -> None:
         self._questions, self._catalogue, self._rankings = questions, questions.catalogue, rankings
         self._highest_grade = int(questions.catalogue.qrels.grade.max(initial=0))
-        root = questions.catalogue.photo_root
-        self._read = PhotoReader(max_photos=1, min_size=(SIZE[1], SIZE[0]), root=root)
         # The same product is found for many queries.
-        self.thumbnail = lru_cache(maxsize=4096)(self._thumbnail)
+        self.thumbnail = lru_cache(maxsize=4096)(Thumbnails(questions.catalogue))
 
     def card(self, choice: Chosen) -> dict[str, Any]:
         """One query with both top tens."""
@@ -72,7 +71,19 @@ class Cards:
             )
         return {"tiles": tiles, "hits": sum(tile["relevant"] for tile in tiles), "text_name": found.text_name}
 
-    def _thumbnail(self, row: int) -> dict[str, Any]:
+
+class Thumbnails:
+    """Small pictures of products.
+
+    Args:
+        catalogue: Where the rows point.
+    """
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+        self._read = PhotoReader(max_photos=1, min_size=(SIZE[1], SIZE[0]), root=catalogue.photo_root)
+
+    def __call__(self, row: int) -> dict[str, Any]:
         """A product's first readable photo as a small JPEG in a data URI, or why there is none."""
         product = self._catalogue.product(row)
         image = product.get("image")

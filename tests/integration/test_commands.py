@@ -23,9 +23,10 @@ REQUIRED = {
     "publish": ["--base", "model", "--repo", "org/model"],
     "search": ["red dress"],
     "import": ["products.csv", "more.csv"],
+    "fit": ["products.csv", "more.csv"],
 }
 # Commands that take their first arguments without a flag, under these names.
-POSITIONAL = {"search": "query", "import": "sources"}
+POSITIONAL = {"search": "query", "import": "sources", "fit": "sources"}
 # What f4b0012 recorded in `run.json` where no flag was given.
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "recorded_arguments.json").read_text())
 
@@ -89,7 +90,7 @@ def test_a_run_that_goes_on_elsewhere_keeps_its_config() -> None:
 
 
 def test_commands_that_do_not_train_load_no_lightning() -> None:
-    light = [name for name in COMMANDS if name not in ("stage1", "stage2", "embed", "ablation")]
+    light = [name for name in COMMANDS if name not in ("stage1", "stage2", "embed", "ablation", "fit")]
     code = "import sys; from mmfusion import cli; from mmfusion.commands import load_command\n"
     code += "assert 'torch' not in sys.modules\n" + "".join(f"load_command('{name}')\n" for name in light)
     code = f"import sys; sys.argv = ['mmfusion']\n{code}assert 'lightning' not in sys.modules\n"
