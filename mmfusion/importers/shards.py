@@ -91,12 +91,18 @@ class ShardsTable(TextTable):
 
     def _rows(self, log: ImportLog) -> Iterator[Row]:
         known = {KEY, PHOTOS, *self.fields}
+        stems = [shard.path.name.partition(".")[0] for shard in self.shards]
+        names = {
+            shard: stem if stems.count(stem) == 1 else f"{shard.path.parent.name}/{stem}"
+            for shard, stem in zip(self.shards, stems, strict=True)
+        }
         earlier: set[str] = set()
         own: set[str] = set()
         current = self.shards[0]
         for shard, number, sample in self._samples(log):
             if shard is not current:
-                earlier, own, current = earlier | own, set(), shard
+                earlier.update(own)
+                own, current = set(), shard
             self._place = f"{shard.name}, sample {sample.key}"
             try:
                 fields = _fields(sample)
@@ -109,7 +115,9 @@ class ShardsTable(TextTable):
             key = sample.key
             if key in earlier:
                 log.warn(f"{shard.name}: keys of an earlier shard come again; the shard's name is put before them")
-                key = f"{shard.path.name.partition('.')[0]}/{key}"
+                key = f"{names[shard]}/{key}"
+            if key in own:
+                log.warn(f"{shard.name}: files of one key do not stand together; sort it, or see --duplicates merge")
             own.add(key)
             yield Row(number, [key, *(fields.get(name, "") for name in self.fields), sample.photos])
 

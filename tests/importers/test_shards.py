@@ -146,6 +146,20 @@ def test_keys_that_start_again_in_the_next_shard(tmp_path: Path) -> None:
     assert [warning.partition(":")[0] for warning in log.warnings] == ["s-1.tar"]
 
 
+def test_shards_of_one_name_in_two_folders(tmp_path: Path) -> None:
+    shards = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shards.append(shard(tmp_path / folder / "0.tar", {"7.json": {"n": folder}}))
+    assert [row["__key__"] for row in read(*shards)[0]] == ["7", "b/0/7"]
+
+
+def test_files_of_one_key_that_are_apart(tmp_path: Path) -> None:
+    rows, log = read(shard(tmp_path / "a.tar", {"1.jpg": b"1", "2.jpg": b"2", "1.json": {}, "2.json": {}}))
+    assert [row["__key__"] for row in rows] == ["1", "2", "1", "2"]
+    assert log.warnings == ["a.tar: files of one key do not stand together; sort it, or see --duplicates merge"]
+
+
 def test_fields_that_come_late_are_named(tmp_path: Path) -> None:
     files = {f"{at}.json": {"title": "x"} for at in range(1001)}
     rows, log = read(shard(tmp_path / "a.tar", files | {"1001.json": {"title": "y", "brand": "z"}}))

@@ -59,6 +59,14 @@ def test_ids_as_files(tmp_path: Path) -> None:
     assert [(item.item_id, item.metadata["cls"]) for item in found.items] == [("0042", "3")]
 
 
+def test_the_key_stands_in_for_an_id_that_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "sizes.csv").write_text("shard,size\na.tar,2\n")
+    write(tmp_path / "a.tar", {"7.json": {"id": "9", "title": "Jar"}, "8.json": {"title": "Lid"}})
+    found = read(tmp_path)
+    assert [(item.item_id, item.title) for item in found.items] == [("9", "Jar"), ("8", "Lid")]
+    assert found.log.warnings == ["sizes.csv is no table of shards and is not read"]
+
+
 def test_columns_that_are_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tar", {"7.jpg": b"a", "7.json": {"id": "9", "nr": "08", "heading": "Jar"}})
     found = read(path, columns={"title": "heading"}, id_column="nr")

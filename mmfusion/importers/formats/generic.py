@@ -201,11 +201,12 @@ class _Plan:
         price_place, group_place = places.get("price"), places.get("group_id")
         currency_place, available_place = places.get("currency"), places.get("availability")
         prices = self._prices()
+        key_place = place_of.get(KEY)
         as_float = self._ids_are_floats(id_place)
         if as_float:
             log.warn(f"{table.file.name}: ids such as {as_float} are read without '.0'")
         for line, cells in table.rows(log):
-            item_id = _text(cells[id_place])
+            item_id = _text(cells[id_place]) or (_text(cells[key_place]) if key_place is not None else "")
             if not item_id:
                 log.reject(table.file.name, line, f"no {table.columns[id_place]}")
                 continue

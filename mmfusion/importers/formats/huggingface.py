@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from mmfusion.data.catalogue_schema import TABLES, CatalogueError, is_photo, reading
 from mmfusion.importers.arrow_table import ArrowTable
-from mmfusion.importers.collect import tables_of
+from mmfusion.importers.collect import tables_of, warn_of_unread
 from mmfusion.importers.formats.generic import read_tables
 from mmfusion.importers.items import Imported, ImportLog, Item, ReadSettings
 from mmfusion.importers.photo_rows import Part, PhotoRows
@@ -46,6 +46,9 @@ class HuggingFaceImporter:
         if not parts:
             remedy = "Give a folder of save_to_disk, an imagefolder with its metadata.csv, or Parquet with photos."
             raise CatalogueError("there is no data set of Hugging Face", str(source), remedy)
+        # What `datasets` says about its files in JSON is no table of rows.
+        tables = [table for table in tables_of(source) if table.file.suffix != ".json"]
+        warn_of_unread(tables, [part.table for part in parts], "the data set", log)
         imported = read_tables([PhotoRows(parts)], settings, log)
         items = _merged(imported.items) if parts[0].folder else imported.items
         return replace(imported, items=_told_of_leaks(items, log))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mmfusion.data.catalogue_schema import CatalogueError
+from mmfusion.importers.collect import tables_of, warn_of_unread
 from mmfusion.importers.formats.generic import read_tables
 from mmfusion.importers.items import Imported, ImportLog, ReadSettings
 from mmfusion.importers.registry import register_importer
@@ -25,6 +26,7 @@ class WebdatasetImporter:
         shards = [file for file in source.tables if _is_shard(file)]
         if not shards:
             raise CatalogueError("there is no tar file", str(source), "Give shards, e.g. 'data/shard-*.tar'.")
+        warn_of_unread(tables_of(source), [], "shards", log)
         return read_tables([ShardsTable(shards)], settings, log)
 
 
