@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from mmfusion.data.catalogue_schema import CatalogueError
-from mmfusion.importers.items import ImportLog, Query, ReadSettings, Split
+from mmfusion.importers.items import Imported, ImportLog, Query, ReadSettings, Split
 from mmfusion.importers.source import Source, SourceFile
 from mmfusion.importers.splits import normalised_query, split_named
 from mmfusion.importers.tables import TextTable, open_table
@@ -115,6 +116,12 @@ def _rows_of_judgements(file: SourceFile, log: ImportLog) -> Iterator[tuple[int,
         for line, text in enumerate(io.TextIOWrapper(stream, "utf-8-sig", "replace"), 1):
             if cells := [one.strip() for one in (text.split("\t") if text.count("\t") > 1 else text.split())]:
                 yield line, cells
+
+
+def shown_as(imported: Imported, names: Mapping[str, str]) -> Imported:
+    """What a reader found, with other names for columns that the files do not have."""
+    mapping = {target: names.get(column, column) for target, column in imported.mapping.items()}
+    return replace(imported, mapping=mapping)
 
 
 def refuse_columns(settings: ReadSettings, what: str) -> None:

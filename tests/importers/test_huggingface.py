@@ -64,12 +64,12 @@ def test_saved_splits(tmp_path: Path) -> None:
     datasets.DatasetDict(splits).save_to_disk(tmp_path)
     found = read(tmp_path)
     assert [(item.item_id, item.metadata["split"]) for item in found.items] == [
-        ("2", "test"),
         ("1", "train"),
         ("2", "train"),
         ("3", "val"),
+        ("2", "test"),
     ]
-    assert "'2' (test and train)" in found.log.warnings[0]
+    assert "'2' (train and test)" in found.log.warnings[0]
 
 
 def test_rows_that_were_chosen_are_in_the_saved_order(tmp_path: Path) -> None:
@@ -125,7 +125,10 @@ def test_several_columns_and_lists_of_photos(tmp_path: Path) -> None:
 def test_ids_from_the_names_of_photos(tmp_path: Path) -> None:
     rows = [{"image": {"bytes": b"1", "path": name}, "text": text} for name, text in [("07.jpg", "a"), ("07.png", "b")]]
     pq.write_table(pa.Table.from_pylist([*rows, {"image": None, "text": "c"}]), tmp_path / "a.parquet")
-    assert {item.item_id: item.title for item in read(tmp_path).items} == {"07": "a", "07-2": "b", "000003": "c"}
+    found = read(tmp_path)
+    assert {item.item_id: item.title for item in found.items} == {"07": "a", "07-2": "b", "000003": "c"}
+    assert found.imported.mapping == {"product_id": "name of the photo", "title": "text", "image": "image"}
+    assert "Name one with --id_column" in found.log.warnings[0]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])

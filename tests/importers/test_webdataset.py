@@ -52,6 +52,11 @@ def test_products_of_samples(tmp_path: Path) -> None:
 def test_keys_and_captions_where_there_is_no_json(tmp_path: Path) -> None:
     found = read(write(tmp_path / "a.tar", {"x/0001.jpg": b"a", "x/0001.txt": b"a jar", "x/0002.txt": b"a lid"}))
     assert [(item.item_id, item.title) for item in found.items] == [("x/0001", "a jar"), ("x/0002", "a lid")]
+    assert found.imported.mapping == {
+        "product_id": "key of the sample",
+        "title": "txt",
+        "image": "photos of the sample",
+    }
 
 
 def test_ids_as_files(tmp_path: Path) -> None:

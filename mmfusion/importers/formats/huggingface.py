@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from mmfusion.data.catalogue_schema import TABLES, CatalogueError, is_photo, reading
 from mmfusion.importers.arrow_table import ArrowTable
-from mmfusion.importers.collect import tables_of, warn_of_unread
+from mmfusion.importers.collect import KEY, PHOTOS, shown_as, tables_of, warn_of_unread
 from mmfusion.importers.formats.generic import read_tables
 from mmfusion.importers.items import Imported, ImportLog, Item, ReadSettings
 from mmfusion.importers.photo_rows import Part, PhotoRows
@@ -18,6 +18,8 @@ from mmfusion.importers.registry import register_importer
 from mmfusion.importers.source import Source
 from mmfusion.importers.splits import split_named, split_of_file, warn_of_leaks
 from mmfusion.importers.tables import TextTable, open_table
+
+_ORDER = ("train", "val", "test", None)
 
 
 @register_importer("huggingface")
@@ -49,8 +51,17 @@ class HuggingFaceImporter:
         # What `datasets` says about its files in JSON is no table of rows.
         tables = [table for table in tables_of(source) if table.file.suffix != ".json"]
         warn_of_unread(tables, [part.table for part in parts], "the data set", log)
+        # Of an id in several splits, the row of train is kept.
+        parts.sort(key=lambda part: _ORDER.index(part.split))
         imported = read_tables([PhotoRows(parts)], settings, log)
-        items = _merged(imported.items) if parts[0].folder else imported.items
+        is_folder = parts[0].folder is not None
+        if imported.mapping["product_id"] == KEY and not is_folder:
+            log.warn(
+                "No column holds ids: names of photos, or numbers of rows, are the ids. Name one with --id_column."
+            )
+        photos = ", ".join(dict.fromkeys(name for part in parts for name in part.photos))
+        imported = shown_as(imported, {KEY: "name of the photo", PHOTOS: photos})
+        items = _merged(imported.items) if is_folder else imported.items
         return replace(imported, items=_told_of_leaks(items, log))
 
 

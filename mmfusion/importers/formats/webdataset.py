@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmfusion.data.catalogue_schema import CatalogueError
-from mmfusion.importers.collect import tables_of, warn_of_unread
+from mmfusion.importers.collect import KEY, PHOTOS, shown_as, tables_of, warn_of_unread
 from mmfusion.importers.formats.generic import read_tables
 from mmfusion.importers.items import Imported, ImportLog, ReadSettings
 from mmfusion.importers.registry import register_importer
@@ -27,7 +27,8 @@ class WebdatasetImporter:
         if not shards:
             raise CatalogueError("there is no tar file", str(source), "Give shards, e.g. 'data/shard-*.tar'.")
         warn_of_unread(tables_of(source), [], "shards", log)
-        return read_tables([ShardsTable(shards)], settings, log)
+        imported = read_tables([ShardsTable(shards)], settings, log)
+        return shown_as(imported, {KEY: "key of the sample", PHOTOS: "photos of the sample"})
 
 
 def _is_shard(file: SourceFile) -> bool:
