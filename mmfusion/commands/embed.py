@@ -27,6 +27,8 @@ class Config:
     Attributes:
         catalogue: Folder, fsspec URL or Hub id with the table `products`; default: the catalogue that the model was
             trained on.
+        cache_dir: Folder in which all commands share the catalogue as they map it into memory; default: the environment
+            variable MMFUSION_CACHE, or else the output folder, with hard links to what folders beside it have.
         base: Folder or Hub id of the model.
         output: Folder for everything that is written; several nodes need one that all of them see.
         split: Only products of this split; default: all.
@@ -48,6 +50,7 @@ class Config:
     """
 
     catalogue: str | None = None
+    cache_dir: str | None = None
     base: str = "outputs/stage2"
     output: str = "outputs/embeddings"
     split: str | None = None
@@ -96,7 +99,7 @@ def load_job(config: Config, folder: Path) -> EmbeddingJob:
     model, processor = load_base(config.base)
     if config.hardware.compile:
         compile_blocks(model)
-    catalogue = load_catalogue(config.catalogue, config.base, folder, products_only=True)
+    catalogue = load_catalogue(config.catalogue, config.base, folder, products_only=True, cache_dir=config.cache_dir)
     return EmbeddingJob(
         folder,
         model,

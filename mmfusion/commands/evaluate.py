@@ -39,6 +39,8 @@ class Config:
 
     Attributes:
         catalogue: Folder, fsspec URL or Hub id of a catalogue; default: the one that the model was trained on.
+        cache_dir: Folder in which all commands share the catalogue as they map it into memory; default: the environment
+            variable MMFUSION_CACHE, or else the output folder, with hard links to what folders beside it have.
         unknown_judgements: What to do with judgements of queries or products that the catalogue lacks: stop with an
             error, or drop them and say how many.
         base: Folder or Hub id of the model.
@@ -72,6 +74,7 @@ class Config:
     """
 
     catalogue: str | None = None
+    cache_dir: str | None = None
     unknown_judgements: Literal["error", "drop"] = "error"
     base: str = "outputs/stage2"
     output: str = "outputs/evaluation"
@@ -102,7 +105,9 @@ def main(config: Config) -> None:
     lock = take_lock(folder)
     model, processor = load_base(config.base)
     check_width(model.config, config.truncate_dim, config.allow_untrained_width)
-    catalogue = load_catalogue(config.catalogue, config.base, folder, unknown=config.unknown_judgements)
+    catalogue = load_catalogue(
+        config.catalogue, config.base, folder, unknown=config.unknown_judgements, cache_dir=config.cache_dir
+    )
     query_rows, product_rows = pool_rows(catalogue, config.split, config.pool)
     inputs = perturbed_inputs(config.perturb, product_rows, len(catalogue.products), config.seed)
     by_model = config.ranker == "model"

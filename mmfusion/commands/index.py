@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from mmfusion.retrieval.choose import physical_memory
 from mmfusion.retrieval.products import take_rows
 from mmfusion.retrieval.query_tower import check_base
 from mmfusion.retrieval.vectors import TRAIN_SIZE
+from mmfusion.training.catalogue_cache import load_shared
 from mmfusion.training.full_disk import full_disk_ends
 from mmfusion.training.run import Run, finished_record, open_run
 from mmfusion.training.sources import forget_other_tables
@@ -28,6 +30,8 @@ class Config:
         embeddings: Folder that `mmfusion embed` wrote.
         catalogue: Folder, fsspec URL or Hub id that titles and metadata are taken from; default: the one that was
             embedded.
+        cache_dir: Folder in which all commands share the catalogue as they map it into memory; default: the environment
+            variable MMFUSION_CACHE, or else the output folder, with hard links to what folders beside it have.
         output: Folder for working files; the index itself is its subfolder `index`.
         factory: FAISS factory string: Flat (exact), HNSW32 (fast), IVF1024,SQ8 (small), IVF1024,RaBitQ,Refine(SQ8)
             (smaller still in memory, as its candidates are scored again from disk) …; default: by the number of
@@ -46,6 +50,7 @@ class Config:
 
     embeddings: str = "outputs/embeddings"
     catalogue: str | None = None
+    cache_dir: str | None = None
     output: str = "outputs/index"
     factory: str | None = None
     search_parameters: str | None = None
@@ -78,7 +83,8 @@ def main(config: Config) -> None:
     run = open_run(config.output, "index", arguments)
     with full_disk_ends(run.folder, "build the index; one that was there is left as it was"):
         source = config.catalogue or record["catalogue"]
-        products = Catalogue.load_products(source, cache_dir=run.folder / "cache" / "catalogue", photos=False)
+        load = partial(Catalogue.load_products, photos=False)
+        products = load_shared(load, source, run.folder, config.cache_dir)
         metadata = _metadata(products, embedded)
         if uri is None:
             place = _build_with_faiss(run, embedded, metadata, chosen)

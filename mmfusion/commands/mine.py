@@ -24,6 +24,8 @@ class Config(MiningSettings):
 
     Attributes:
         catalogue: Folder, fsspec URL or Hub id of a catalogue; default: the one that the model was trained on.
+        cache_dir: Folder in which all commands share the catalogue as they map it into memory; default: the environment
+            variable MMFUSION_CACHE, or else the output folder, with hard links to what folders beside it have.
         unknown_judgements: What to do with judgements of queries or products that the catalogue lacks: stop with an
             error, or drop them and say how many.
         base: Folder or Hub id of the model that ranks.
@@ -38,6 +40,7 @@ class Config(MiningSettings):
     """
 
     catalogue: str | None = None
+    cache_dir: str | None = None
     unknown_judgements: Literal["error", "drop"] = "error"
     base: str = "outputs/stage1"
     output: str = "outputs/hard_negatives"
@@ -65,7 +68,9 @@ def main(config: Config) -> None:
         return print(f"{run.folder} is complete; delete it or give another --output to mine again; {following}")
     model, processor = load_base(config.base)
     model.eval()
-    products = load_catalogue(config.catalogue, config.base, run.folder, unknown=config.unknown_judgements)
+    products = load_catalogue(
+        config.catalogue, config.base, run.folder, unknown=config.unknown_judgements, cache_dir=config.cache_dir
+    )
     note_catalogue(run, products)
     qrels = products.split_qrels("train")
     products.judged_queries("train")

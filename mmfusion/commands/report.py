@@ -26,6 +26,8 @@ class Config:
         base: Folder or Hub id of the model that is shown, on the right.
         catalogue: Folder, fsspec URL or Hub id of a catalogue; default: the one that the model on the right was
             trained on.
+        cache_dir: Folder in which all commands share the catalogue as they map it into memory; default: the environment
+            variable MMFUSION_CACHE, or else the output folder, with hard links to what folders beside it have.
         unknown_judgements: What to do with judgements of queries or products that the catalogue lacks: stop with an
             error, or drop them and say how many.
         output: Folder for the page and working files.
@@ -48,6 +50,7 @@ class Config:
     baseline: str = "outputs/text_only"
     base: str = "outputs/stage2"
     catalogue: str | None = None
+    cache_dir: str | None = None
     unknown_judgements: Literal["error", "drop"] = "error"
     output: str = "outputs/report"
     neighbours: int = 0
@@ -67,7 +70,13 @@ def main(config: Config) -> None:
         return _show_neighbours(config)
     variants = load_variants(config.results, config.order)
     lock = take_lock(config.output)
-    catalogue = load_catalogue(config.catalogue, config.base, Path(config.output), unknown=config.unknown_judgements)
+    catalogue = load_catalogue(
+        config.catalogue,
+        config.base,
+        Path(config.output),
+        unknown=config.unknown_judgements,
+        cache_dir=config.cache_dir,
+    )
     questions = Questions.like(variants[0], catalogue, config.split)
     check_photos(catalogue, questions.product_rows, allow_missing=config.allow_missing_photos)
 

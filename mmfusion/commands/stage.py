@@ -53,6 +53,8 @@ class StageConfig:
         base: Folder or Hub id of the model to start from.
         output: Folder for everything that is written.
         catalogue: Folder, fsspec URL or Hub id of a catalogue; default: the one that the base was trained on.
+        cache_dir: Folder in which all commands share the catalogue as they map it into memory; default: the environment
+            variable MMFUSION_CACHE, or else the output folder, with hard links to what folders beside it have.
         unknown_judgements: What to do with judgements of queries or products that the catalogue lacks: stop with an
             error, or drop them and say how many.
         steps: Optimizer steps. A run that has finished continues where the same command asks for more: the added steps
@@ -106,6 +108,7 @@ class StageConfig:
     base: str | None = None
     output: str = "outputs/stage"
     catalogue: str | None = None
+    cache_dir: str | None = None
     unknown_judgements: Literal["error", "drop"] = "error"
     steps: int = 400
     batch_size: int = 64
@@ -164,9 +167,9 @@ def open_catalogue(config: StageConfig, run: Run, num_products: int = 2000) -> C
             "--pseudo_queries reads the titles of all products and holds some of them out itself; leave --stream and "
             "--dev_fraction out."
         )
-    options = {"stream": config.stream, "products_only": config.pseudo_queries}
-    unknown = config.unknown_judgements
-    catalogue = load_catalogue(config.catalogue, config.base, run.folder, num_products, **options, unknown=unknown)
+    options: dict[str, Any] = {"stream": config.stream, "products_only": config.pseudo_queries}
+    options |= {"unknown": config.unknown_judgements, "cache_dir": config.cache_dir}
+    catalogue = load_catalogue(config.catalogue, config.base, run.folder, num_products, **options)
     if config.pseudo_queries:
         catalogue = with_pseudo_queries(catalogue, seed=config.seed)
         run.note(held_out_products=len(catalogue.product_rows("val")))

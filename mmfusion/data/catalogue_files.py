@@ -15,6 +15,7 @@ import datasets
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock
 
 from mmfusion.data.catalogue_schema import CatalogueError, as_types, lacks_values, reading, target_schema
 from mmfusion.data.hub_ids import check_readable
@@ -165,7 +166,10 @@ class ParquetTable:
             with reading(f"cache folder {cache_dir!r}", "Give a folder that can be written to."):
                 os.makedirs(cache_dir, exist_ok=True)
             with reading(place, "Write the table again, and check the space in the cache folder."):
-                self._convert(pa.schema([self.schema.field(column) for column in columns]), Path(mapped))
+                schema = pa.schema([self.schema.field(column) for column in columns])
+                with _one_writer(Path(mapped)) as is_first:
+                    if is_first:
+                        self._convert(schema, Path(mapped))
         with reading(place, f"Convert columns of a rare type; if {mapped!r} is damaged, remove it."):
             return datasets.Dataset.from_file(mapped)
 
@@ -218,6 +222,24 @@ def load_from_hub(
             elif schema.field(field.name).type != field.type:
                 plain = plain.cast_column(field.name, datasets.Features.from_arrow_schema(target)[field.name])
     return plain.remove_columns([column for column in plain.column_names if column in leave_out])
+
+
+@contextmanager
+def _one_writer(mapped: Path) -> Iterator[bool]:
+    """Lets one process after the other convert a table; says whether it is not there yet."""
+    lock = FileLock(mapped.with_name(f".{mapped.name}.lock"))
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError):
+        # A file system without locks: each converts it for itself, and one of them gets the name.
+        yield not mapped.exists()
+        return
+    try:
+        for killed in mapped.parent.glob(f".{mapped.name}.*.partial"):
+            killed.unlink(missing_ok=True)
+        yield not mapped.exists()
+    finally:
+        lock.release()
 
 
 def _batch_rows(metadata: pq.FileMetaData, columns: Collection[str]) -> int:

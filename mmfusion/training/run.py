@@ -20,7 +20,16 @@ from mmfusion.training.output_lock import OutputLock, RunError, refuse_lock_of_a
 
 _RECORD = "run.json"
 # Where a run is written, and how it gets there, does not change the result.
-NOT_RECORDED = ("output", "hub", "resume", "trust_checkpoint", "dry_run", "allow_missing_photos", "unknown_judgements")
+NOT_RECORDED = (
+    "output",
+    "hub",
+    "resume",
+    "trust_checkpoint",
+    "dry_run",
+    "allow_missing_photos",
+    "unknown_judgements",
+    "cache_dir",
+)
 # Settings that came later, and what they were before: a record without them was made so.
 _CAME_LATER = {"keep": "last", "patience": None, "pseudo_queries": False}
 # A slow disk may keep the first rank busy with imports.

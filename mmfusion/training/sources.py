@@ -3,6 +3,7 @@
 import logging
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
 from mmfusion.model.configuration_mmfusion import own_fields
 from mmfusion.model.errors import explain
 from mmfusion.retrieval.query_tower import load_with_info
+from mmfusion.training.catalogue_cache import load_shared
 from mmfusion.training.run import Run, RunError, read_record
 
 logger = logging.getLogger(__name__)
@@ -33,17 +35,19 @@ def load_catalogue(
     stream: bool = False,
     products_only: bool = False,
     unknown: Literal["error", "drop"] = "error",
+    cache_dir: str | None = None,
 ) -> Catalogue:
     """Loads a catalogue; without a source the one that the base was trained on, or else the toy catalogue.
 
     Args:
         source: Folder, fsspec URL or Hub data set id.
         base: Folder of the base model, or None.
-        folder: Output folder of the run; the memory-mapped tables and the toy catalogue go there.
+        folder: Output folder of the run; the toy catalogue goes there.
         num_products: Size of the toy catalogue.
         stream: Leaves texts and photos of products where they are.
         products_only: Reads no queries and judgements; not of a stream.
         unknown: What to do with judgements of unknown queries or products; see [`Catalogue.load`].
+        cache_dir: Folder for the memory-mapped tables; see `load_shared`.
     """
     if source is None and base is not None:
         source = (read_record(Path(base)) or {}).get("catalogue")
@@ -51,8 +55,9 @@ def load_catalogue(
         with _one_rank_at_a_time(folder):
             source = str(write_toy_catalogue(folder / "toy_catalogue", num_products=num_products))
     load: Any = StreamedCatalogue.load if stream else Catalogue.load_products if products_only else Catalogue.load
-    more = {} if products_only else {"unknown": unknown}
-    catalogue: Catalogue = load(source, cache_dir=folder / "cache" / "catalogue", **more)
+    if not products_only:
+        load = partial(load, unknown=unknown)
+    catalogue: Catalogue = load_shared(load, source, folder, cache_dir, base)
     logger.info("%r", catalogue)
     return catalogue
 
@@ -69,7 +74,7 @@ def forget_other_tables(catalogue: Catalogue, folder: Path) -> None:
     cache = (folder / "cache" / "catalogue").resolve()
     used = {Path(file["filename"]).resolve() for file in catalogue.products.cache_files}
     for path in list(cache.rglob("*.arrow*")):
-        if path.parent == cache and path not in used:
+        if path.parent == cache and path.resolve() not in used:
             path.unlink()
         elif path.parent not in {cache, *(file.parent for file in used)}:
             # Of a Hub data set, as its library takes the folder of a revision for whole.
