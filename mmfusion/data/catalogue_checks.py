@@ -20,6 +20,9 @@ from mmfusion.data.qrels import DuplicateJudgementError, Qrels
 
 logger = logging.getLogger(__name__)
 
+# Judges tell a handful of levels apart; more are scores.
+_MOST_LEVELS = 10
+
 
 def check_products(products: pa.Table, source: str, photo_root: str | None) -> None:
     """Raises an error naming the first bad text, id, split or path of a photo."""
@@ -94,6 +97,7 @@ def build_qrels(products: pa.Table, queries: pa.Table, qrels: pa.Table, source: 
     if not kept.any():
         raise CatalogueError("no judgement is left", place, "Check that the ids are written as in the other tables.")
     grade = qrels["grade"].to_numpy()
+    _warn_of_many_grades(np.unique(grade[kept]), place)
     try:
         return Qrels(rows["query_id"][kept], rows["product_id"][kept], grade[kept])
     except DuplicateJudgementError as error:
@@ -105,6 +109,16 @@ def build_qrels(products: pa.Table, queries: pa.Table, qrels: pa.Table, source: 
             f"{place}, rows {', '.join(map(str, twice[:3]))}",
             "Keep one judgement per pair.",
         ) from error
+
+
+def _warn_of_many_grades(levels: npt.NDArray[np.int64], place: str) -> None:
+    """Says what a score from 0 to 100 does where a few levels are meant."""
+    if len(levels) > _MOST_LEVELS:
+        logger.warning(
+            "%s: %d different grades, from %d to %d. Recall counts the highest alone (--relevant_grade sets another), "
+            "and losses take each level for a rank of its own. `mmfusion import --judgements` cuts scores into 0 to 3.",
+            *(place, len(levels), levels[0], levels[-1]),
+        )
 
 
 def _check_text(table: pa.Table, place: str) -> None:

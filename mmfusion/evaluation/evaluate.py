@@ -1,5 +1,6 @@
 """From a retriever, or from rankings, and judgements to an `Evaluation`."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -15,6 +16,8 @@ from mmfusion.evaluation.evaluation import Evaluation, Slice
 from mmfusion.evaluation.metrics import ndcg_at_k, recall_at_k
 from mmfusion.evaluation.ranking import rank
 from mmfusion.model.missing import is_missing
+
+logger = logging.getLogger(__name__)
 
 Pool = Literal["split", "all"]
 """Products that compete: those of the queries' split, or the whole catalogue."""
@@ -194,6 +197,16 @@ def evaluate_rankings(
         )
     position, relevant = _positions(judged.query, evaluated), judged.grade >= relevant_grade
     num_relevant = np.bincount(position[relevant], minlength=len(evaluated))
+    without = int((num_relevant == 0).sum())
+    if without > len(evaluated) / 2:
+        lower = np.unique(judged.grade[(judged.grade > 0) & (judged.grade < relevant_grade)])
+        logger.warning(
+            "%s: %s of %s queries have no product with grade %d or higher, and Recall leaves them out; %s",
+            *(name, f"{without:,}", f"{len(evaluated):,}", relevant_grade),
+            f"count lower grades with --relevant_grade {lower[0]} (there are {', '.join(map(str, lower[:10]))})"
+            if len(lower)
+            else f"the pool is {pool!r}, and no lower grade would be counted",
+        )
     ideal = _ideal_grades(position, judged.grade, len(evaluated), max(ndcg_at, default=1))
     grades = torch.from_numpy(judged.grades_of(evaluated, ranked))
     # NaN where undefined, inside this file only.

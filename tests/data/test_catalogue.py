@@ -658,6 +658,22 @@ def test_judged_queries_are_those_with_a_judged_product_of_their_split(folder: P
     assert catalogue.judged_queries(None).tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize(("levels", "warned"), [(10, False), (11, True)])
+def test_scores_in_place_of_grades_are_a_warning(
+    tmp_path: Path, levels: int, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = [f"p{row}" for row in range(levels)]
+    content: Tables = {
+        "products": {"product_id": ids, "title": ids},
+        "queries": {"query_id": ["q"], "query": ["mug"]},
+        "qrels": {"query_id": ["q"] * levels, "product_id": ids, "grade": list(range(90, 90 + levels))},
+    }
+    with caplog.at_level(logging.WARNING, logger="mmfusion"):
+        load(write(tmp_path / "shop", content), tmp_path)
+    said = f"{levels} different grades, from 90 to {89 + levels}" in caplog.text and "--relevant_grade" in caplog.text
+    assert said is warned
+
+
 @pytest.mark.parametrize("split_products", [True, False])
 def test_queries_without_splits_are_train_queries_and_none_is_kept_for_a_test(
     tmp_path: Path, split_products: bool

@@ -1,14 +1,17 @@
 """A retriever measured on a catalogue: whatever turns texts and products into vectors."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import command
 
 from mmfusion import Evaluation, Retriever, evaluate
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.toy_catalogue import write_toy_catalogue
+from mmfusion.evaluation import evaluate_pool
 from mmfusion.training.sources import load_base, starting_base
 
 
@@ -36,6 +39,29 @@ def test_anything_that_encodes_is_measured_in_batches_of_any_size(catalogue: Cat
     assert {part.column for part in found[0].slices} == {"kind"}
     whole = evaluate(Words(), catalogue, "val", pool="all", product_slices=["split"])
     assert (whole.pool, whole.num_products) == ("all", len(catalogue.products))
+
+
+@pytest.mark.parametrize(
+    ("grades", "relevant_grade", "said"),
+    [
+        ([99, 40, 2, 1], None, "3 of 4 queries have no product with grade 99.*--relevant_grade 1 .there are 1, 2, 40"),
+        ([3, 3, 1, 1], None, None),
+        ([3, 1, 1, 1], 1, None),
+    ],
+)
+def test_most_queries_without_a_relevant_product_are_a_warning(
+    grades: list[int], relevant_grade: int | None, said: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = [str(row) for row in range(4)]
+    catalogue = Catalogue.from_records(
+        [{"product_id": name, "title": name} for name in ids],
+        [{"query_id": name, "query": name, "split": "test"} for name in ids],
+        [{"query_id": name, "product_id": name, "grade": grade} for name, grade in zip(ids, grades, strict=True)],
+    )
+    columns = torch.tensor([[row, *[-1] * 99] for row in range(4)])
+    with caplog.at_level("WARNING", logger="mmfusion"):
+        evaluate_pool(columns, catalogue, relevant_grade=relevant_grade)
+    assert not caplog.text if said is None else re.search(said, caplog.text)
 
 
 def test_a_retriever_has_the_numbers_of_the_command(catalogue: Catalogue, tmp_path: Path) -> None:
