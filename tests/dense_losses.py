@@ -6,15 +6,50 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmfusion.losses import GradedContrastiveLoss, GradedSigmoidLoss, Grades, graded_contrastive
+from mmfusion.distributed import gather_on_host
+from mmfusion.losses import GradedContrastiveLoss, GradedSigmoidLoss, Grades, graded
 
 LEVELS = (1, 3)
 LOSSES = {"contrastive": GradedContrastiveLoss, "sigmoid": GradedSigmoidLoss}
 
 
+def contrastive_of_rows(logits: Tensor, grades: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The contrastive loss of rows as mmfusion computed it at first: sum over rows that have a positive, their number.
+
+    Args:
+        logits: (rows, candidates) float similarities times the logit scale; -inf excludes a candidate.
+        grades: (rows, candidates) int, 0 for "not relevant"; a grade that is not in `levels` only orders negatives.
+        levels: Positive grades, each at least 1.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    loss, weight = logits.new_zeros(len(logits)), logits.new_zeros(len(logits))
+    # Not isfinite: a NaN must reach the loss, where it is noticed, rather than count as excluded.
+    usable = ~torch.isneginf(logits)
+    # A row whose candidates are all positives has nothing to be ranked above: softplus(-inf) is its exact 0.
+    floor = torch.finfo(logits.dtype).min
+    finite = logits.clamp_min(floor)
+    for level in levels:
+        # Positives are few: only theirs of all margins are computed.
+        positive = (grades == level) & usable
+        row, candidate = positive.nonzero(as_tuple=True)
+        count = positive.sum(1)
+        margin = finite.masked_fill(grades >= level, floor).logsumexp(1)[row] - logits[row, candidate]
+        term = torch.zeros_like(loss).index_add(0, row, F.softplus(margin)) / count.clamp_min(1)
+        gain = (count > 0).to(loss.dtype) * (level / max(levels))
+        loss, weight = loss + gain * term, weight + gain
+    has_positive = weight > 0
+    return (loss[has_positive] / weight[has_positive]).sum(), has_positive.sum()
+
+
+def of_table(table: Tensor, levels: Sequence[int] = LEVELS) -> Grades:
+    """The grades of a matrix (left items, right items of all ranks)."""
+    left, right = table.nonzero(as_tuple=True)
+    return graded(left, right, table[left, right], len(table), levels)
+
+
 def dense_contrastive(logits: Tensor, grades: Tensor, bias: Tensor) -> Tensor:
     """Mean over rows and mean over columns, halved; -inf excludes a pair."""
-    sums = graded_contrastive(logits, grades, LEVELS), graded_contrastive(logits.T, grades.T, LEVELS)
+    sums = contrastive_of_rows(logits, grades, LEVELS), contrastive_of_rows(logits.T, grades.T, LEVELS)
     return 0.5 * sum((total / count.clamp_min(1) for total, count in sums), start=torch.zeros(()))
 
 
@@ -62,7 +97,7 @@ def slow(name: str, items: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fast(name: str, items: dict[str, Tensor], chunk_rows: int | None = None) -> dict[str, Tensor]:
-    """Value and gradients by the shipped loss, never asked for the grades of more than a chunk."""
+    """Value and gradients by the shipped loss."""
     loss = LOSSES[name](chunk_rows=chunk_rows).double()
     left, right, scale, bias = _leaves(items)
     if isinstance(loss, GradedSigmoidLoss):
@@ -70,12 +105,9 @@ def fast(name: str, items: dict[str, Tensor], chunk_rows: int | None = None) -> 
             loss.logit_bias.copy_(bias)
         bias = loss.logit_bias
 
-    def grades(left_rows: Tensor, right_rows: Tensor) -> Tensor:
-        assert chunk_rows is None or min(len(left_rows), len(right_rows)) <= chunk_rows
-        return items["grades"][left_rows][:, right_rows]
-
+    grades = of_table(items["grades"][items["left_rows"]][:, gather_on_host(items["right_rows"])])
     masks = {name: items[name] for name in ("left_mask", "right_mask")}
-    value = loss(left, right, items["left_rows"], items["right_rows"], Grades(grades, LEVELS), scale, **masks)
+    value = loss(left, right, grades, scale, **masks)
     # A factor, as a gradient that ignores the one it is given would go unnoticed.
     return {**_results(2.5 * value, (left, right, scale, bias), 1 / 2.5), "value": value.detach()}
 

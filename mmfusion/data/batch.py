@@ -1,33 +1,57 @@
 """The batch format, declared once: what every data set yields and every stage and embedder reads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mmfusion.data.catalogue import BaseCatalogue
-from mmfusion.data.qrels import Qrels
+from mmfusion.data.qrels import Qrels, equals
+from mmfusion.distributed import gather_on_host
+from mmfusion.losses import Grades, graded
 
 
 @dataclass(frozen=True)
 class Judgements:
-    """Grades between any rows of a catalogue: what a batch brings for its losses and metrics.
+    """What a batch brings for its losses and metrics.
 
     Attributes:
         qrels: Judgements of the train queries in training, and of the val queries in validation.
         catalogue: Where the rows point.
         levels: Positive grades of the train judgements, ascending; the highest one is a full match.
+        of_queries: In training, grades of the batch's queries with the products of all ranks, on its device.
+        same_product: In training, grade 1 where a product of the batch is one of the products of all ranks.
     """
 
     qrels: Qrels
     catalogue: BaseCatalogue
     levels: tuple[int, ...]
+    of_queries: Grades | None = None
+    same_product: Grades | None = None
 
     def __call__(self, query_rows: Tensor, product_rows: Tensor) -> Tensor:
-        """Grades (A, B) int64 between query rows (A,) and product rows (B,), on the device of the query rows."""
-        grades = self.qrels.grades(query_rows.cpu().numpy(), product_rows.cpu().numpy())
-        return torch.from_numpy(grades).to(query_rows.device)
+        """Grades (A, B) int64 between any query rows (A,) and product rows (B,), all on the CPU."""
+        return torch.from_numpy(self.qrels.grades(query_rows.numpy(), product_rows.numpy()))
+
+    def of_batch(self, query_rows: Tensor, product_rows: Tensor, device: torch.device) -> "Judgements":
+        """These judgements with the grades of a training batch, of which each rank has a part; all come here.
+
+        Args:
+            query_rows: (Q,) int64 on the CPU, as many on each rank.
+            product_rows: (P,) int64, in the same way.
+            device: Where the grades go.
+        """
+        own, products = product_rows.numpy(), gather_on_host(product_rows).numpy()
+        order = np.argsort(products, kind="stable")
+        product, place = equals(own, products[order])
+        pairs = self.qrels.pairs(query_rows.numpy(), products)
+        return replace(
+            self,
+            of_queries=graded(*pairs, len(query_rows), self.levels, device),
+            same_product=graded(product, order[place], np.ones_like(product), len(own), (1,), device),
+        )
 
 
 class QueryBatch(TypedDict, total=False):
@@ -37,7 +61,7 @@ class QueryBatch(TypedDict, total=False):
         query_rows: (Q,) int64 rows of the catalogue's query table.
         query_input_ids, query_attention_mask: (Q, length) int64, the mask 1 for tokens.
         query_text_states: (Q, length, hidden) float32 from a text cache, which spares the text encoder.
-        judgements: What the grades of any rows are; the data module adds it on the way to the device.
+        judgements: What grades are; the data module adds it on the way to the device.
     """
 
     query_rows: Tensor

@@ -269,9 +269,12 @@ class MMFusionDataModule(L.LightningDataModule):
     def transfer_batch_to_device(self, batch: Mapping[str, Tensor], device: torch.device, dataloader_idx: int) -> Any:
         """Moves a batch, which gets the judgements of its split as well."""
         moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-        is_training = "query_rows" in batch and "product_rows" in batch
-        qrels = self.train_qrels if is_training else self.val_qrels
-        return {**moved, "judgements": Judgements(qrels, self.catalogue, self.levels)}
+        if "query_rows" in batch and "product_rows" in batch:
+            judgements = Judgements(self.train_qrels, self.catalogue, self.levels)
+            judgements = judgements.of_batch(batch["query_rows"], batch["product_rows"], device)
+        else:
+            judgements = Judgements(self.val_qrels, self.catalogue, self.levels)
+        return {**moved, "judgements": judgements}
 
     def _split(self, dev_fraction: float, dev_by: str) -> tuple[Qrels, Qrels]:
         """Judgements to train on and to validate on."""

@@ -120,21 +120,30 @@ class Qrels:
         products, product_of = np.unique(_as_rows("product_rows", product_rows), return_inverse=True)
         table = np.zeros((len(queries), len(products)), dtype=np.int64)
         if table.size and len(self):
-            row, at = self._judgements_of(queries)
+            row, at = equals(queries, self.query)
             column = np.searchsorted(products, self.product[at])
             column[column == len(products)] = 0
             known = products[column] == self.product[at]
             table[row[known], column[known]] = self.grade[at[known]]
         return table[np.ix_(query_of, product_of)]
 
-    def _judgements_of(self, queries: IntArray) -> tuple[IntArray, IntArray]:
-        """For sorted distinct queries: (position in ``queries``, position in the columns) of all their judgements."""
-        first = np.searchsorted(self.query, queries, side="left")
-        count = np.searchsorted(self.query, queries, side="right") - first
-        row = np.repeat(np.arange(len(queries), dtype=np.int64), count)
-        ends = np.cumsum(count)
-        at = np.arange(len(row), dtype=np.int64) + np.repeat(first - (ends - count), count)
-        return row, at
+    def pairs(self, query_rows: npt.ArrayLike, product_rows: npt.ArrayLike) -> tuple[IntArray, IntArray, IntArray]:
+        """The few pairs of given queries and products that have a positive grade.
+
+        Args:
+            query_rows: Integers ``[Q]``, repeats allowed; -1 (padding) has no judgements.
+            product_rows: Integers ``[P]``, repeats allowed; -1 (padding) has no judgements.
+
+        Returns:
+            Positions in ``query_rows`` (ascending), positions in ``product_rows`` and grades, int64 ``[n]`` each.
+        """
+        query, at = equals(_as_rows("query_rows", query_rows), self.query)
+        positive = self.grade[at] > 0
+        query, at = query[positive], at[positive]
+        products = _as_rows("product_rows", product_rows)
+        order = np.argsort(products, kind="stable")
+        pair, place = equals(self.product[at], products[order])
+        return query[pair], order[place], self.grade[at[pair]]
 
     def grades_of(self, query_rows: npt.ArrayLike, product_rows: npt.ArrayLike) -> IntArray:
         """Grades of each query against its own list of products.
@@ -196,6 +205,15 @@ class Qrels:
         """
         first, last = np.searchsorted(self.query, row, side="left"), np.searchsorted(self.query, row, side="right")
         return self.product[first:last], self.grade[first:last]
+
+
+def equals(values: IntArray, ascending: IntArray) -> tuple[IntArray, IntArray]:
+    """All positions (in ``values``, in ``ascending``) of equal numbers, int64 ``[n]`` each, in the order of these."""
+    first = np.searchsorted(ascending, values, side="left")
+    count = np.searchsorted(ascending, values, side="right") - first
+    value = np.repeat(np.arange(len(values), dtype=np.int64), count)
+    ends = np.cumsum(count)
+    return value, np.arange(len(value), dtype=np.int64) + np.repeat(first - (ends - count), count)
 
 
 def best_grades(rows: IntArray, grades: IntArray) -> IntArray:

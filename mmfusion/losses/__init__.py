@@ -5,11 +5,11 @@ from mmfusion.losses.graded import (
     LOSSES,
     GradedContrastiveLoss,
     GradedSigmoidLoss,
-    Grades,
-    Items,
     PairLoss,
+    gather,
     register_loss,
 )
+from mmfusion.losses.grades import Grades, Items, graded
 
 __all__ = [
     "LOSSES",
@@ -18,6 +18,8 @@ __all__ = [
     "Grades",
     "Items",
     "PairLoss",
+    "gather",
+    "graded",
     "graded_contrastive",
     "graded_sigmoid",
     "register_loss",

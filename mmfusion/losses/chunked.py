@@ -1,71 +1,97 @@
-"""Sums over all pairs of two sets, and their gradients, with the memory of a chunk of rows against all columns."""
+"""Scores of all pairs of two sets with the memory of a chunk of rows, and gradients that are known beforehand."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Pairs that are looked at together: 8 MiB of float32 for each matrix that the formula of a block needs.
-MAX_PAIRS = 2**21
+from mmfusion.losses.grades import Items
 
-# From (which rows, these rows (r, D), all columns (C, D), scalars …) to the sum over the pairs and a count.
-Block = Callable[..., tuple[Tensor, Tensor]]
+# Pairs that are looked at together: on a CPU 16 MiB of float32 for each of two matrices, where caches help; on a GPU
+# 256 MiB, so that few kernels are started.
+MAX_PAIRS, MAX_PAIRS_OF_CPU = 2**26, 2**22
 
 
-class PairSum(NamedTuple):
-    """A sum over pairs.
+class Scores:
+    """Scaled inner products of left and right items, a chunk of left items at a time; -inf where one is masked.
 
     Attributes:
-        total: Scalar, without graph.
-        counted: Scalar, what the block counted.
-        gradients: Of the total with respect to rows, columns and each scalar; zeros where gradients are disabled.
+        rows: (L, D), the left embeddings times the scale.
+        columns: (R, D), the right embeddings.
+        buffer: As large as a chunk, for whoever reads one.
+        only_one: Whether one chunk has all pairs.
     """
 
-    total: Tensor
-    counted: Tensor
+    def __init__(self, left: Items, right: Items, scale: Tensor, chunk_rows: int | None = None) -> None:
+        """Takes both sides.
+
+        Args:
+            left: L items.
+            right: R items.
+            scale: Scalar.
+            chunk_rows: Left items at once, at least 1; None takes as many as make `MAX_PAIRS` pairs.
+        """
+        # Zeros for items that are masked, whatever they hold: nothing times zero is zero but for a NaN.
+        self.rows, self.columns = (items.embeds.masked_fill(~items.mask[:, None], 0.0) for items in (left, right))
+        self.rows *= scale
+        most = MAX_PAIRS_OF_CPU if scale.device.type == "cpu" else MAX_PAIRS
+        self._size = max(1, min(len(self.rows), chunk_rows or most // max(1, len(self.columns))))
+        self.only_one = self._size == len(self.rows)
+        shape = self._size, len(self.columns)
+        self._chunk, self.buffer = self.rows.new_empty(shape), self.rows.new_empty(shape)
+        self._excluded = [embeds.new_zeros(len(mask)).masked_fill_(~mask, -torch.inf) for embeds, mask in (left, right)]
+
+    def slices(self) -> Iterator[slice]:
+        """The left items of each chunk."""
+        for start in range(0, len(self.rows), self._size):
+            yield slice(start, min(start + self._size, len(self.rows)))
+
+    def of(self, own: slice) -> Tensor:
+        """Scores (own, R) of a chunk; the next one takes their place."""
+        chunk = self._chunk[: own.stop - own.start]
+        left, right = self._excluded
+        torch.addmm(right, self.rows[own], self.columns.T, out=chunk)
+        return chunk.add_(left[own, None])
+
+
+def logsumexp(scores: Tensor, dim: int, buffer: Tensor) -> Tensor:
+    """What `torch.logsumexp` gives, without memory of its own."""
+    highest = scores.amax(dim, keepdim=True)
+    # Where all is -inf: exp(-inf - 0) is 0.
+    highest.masked_fill_(torch.isneginf(highest), 0.0)
+    total = torch.sub(scores, highest, out=buffer[: len(scores)]).exp_().sum(dim)
+    return total.log_().add_(highest.squeeze(dim))
+
+
+class Known(NamedTuple):
+    """A value with its gradients.
+
+    Attributes:
+        value: Scalar.
+        gradients: With respect to each input; none where they were not wanted.
+    """
+
+    value: Tensor
     gradients: tuple[Tensor, ...]
 
 
-def sum_over_pairs(
-    block: Block, rows: Tensor, columns: Tensor, scalars: Sequence[Tensor], chunk_rows: int | None = None
-) -> PairSum:
-    """Sums a function of pairs chunk by chunk, and takes its gradients on the way.
+def with_gradients(compute: Callable[[bool], Known], inputs: Sequence[Tensor]) -> Tensor:
+    """The scalar that `compute` gives, as a function of `inputs` that has its gradients, differentiable once.
 
-    A sum is linear, so its gradients are known as soon as its terms are: nothing of a chunk is kept, and, unlike with
-    checkpointing, nothing is computed twice. Autocast is off, as a logit scale magnifies the rounding of half
-    precision.
+    Autocast is off, as a logit scale magnifies the rounding of half precision.
 
     Args:
-        block: Called with a slice of row numbers, these rows, all columns and the scalars; differentiable.
-        rows: (R, D) float.
-        columns: (C, D) float.
-        scalars: Further differentiable inputs, scalars.
-        chunk_rows: Rows at once, at least 1; None takes as many as make `MAX_PAIRS` pairs.
+        compute: Called with whether gradients are wanted; needs no graph.
+        inputs: What the gradients are with respect to.
     """
-    size = chunk_rows or max(1, MAX_PAIRS // max(1, len(columns)))
-    # One buffer: a gradient for each chunk that stays would break up the heap that the next chunk could reuse.
-    of_rows, others = torch.zeros_like(rows), [_leaf(value) for value in (columns, *scalars)]
-    total, counted = rows.new_zeros(()), torch.zeros((), dtype=torch.int64, device=rows.device)
-    with torch.autocast(rows.device.type, enabled=False):
-        for start in range(0, len(rows), size):
-            own = slice(start, min(start + size, len(rows)))
-            part = _leaf(rows[own])
-            value, of_block = block(own, part, *others)
-            if value.requires_grad:
-                value.backward()
-                of_rows[own] = _gradient(part)
-            total += value.detach()
-            counted += of_block
-    return PairSum(total, counted, (of_rows, *map(_gradient, others)))
-
-
-def with_gradients(value: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
-    """The scalar `value` as a function of `inputs` that has these gradients; it can be differentiated once."""
-    if not torch.is_grad_enabled():
-        return value
-    attached: Tensor = _KnownGradients.apply(value, len(inputs), *inputs, *gradients)
+    wanted = torch.is_grad_enabled()
+    with torch.no_grad(), torch.autocast(inputs[0].device.type, enabled=False):
+        known = compute(wanted)
+    if not wanted:
+        return known.value
+    attached: Tensor = _KnownGradients.apply(known.value, len(inputs), *inputs, *known.gradients)
     return attached
 
 
@@ -80,11 +106,3 @@ class _KnownGradients(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         known = ctx.saved_tensors
         return None, None, *(gradient * value for value in known), *(None for _ in known)
-
-
-def _leaf(value: Tensor) -> Tensor:
-    return value.detach().requires_grad_(torch.is_grad_enabled())
-
-
-def _gradient(leaf: Tensor) -> Tensor:
-    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad

@@ -1,54 +1,18 @@
 """The graded losses over the products and queries of all ranks, and the registry of losses by name."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from mmfusion.distributed import all_gather_rows, all_reduce_sum, ring_shift, world_size
-from mmfusion.losses.chunked import PairSum, sum_over_pairs, with_gradients
+from mmfusion.distributed import all_gather_rows, all_reduce_max, all_reduce_sum, rank, ring_shift, world_size
+from mmfusion.losses.chunked import Known, with_gradients
 from mmfusion.losses.functional import graded_contrastive, graded_sigmoid
+from mmfusion.losses.grades import Grades, Items
 
 MAX_LOGIT_SCALE = 100.0
 START_BIAS = -10.0
-
-
-@dataclass(frozen=True)
-class Grades:
-    """How well left and right items match.
-
-    Attributes:
-        of_rows: From left rows (any A) and right rows (any B) to (A, B) int64 grades.
-        levels: The positive grades that the data has, ascending, each at least 1.
-    """
-
-    of_rows: Callable[[Tensor, Tensor], Tensor]
-    levels: Sequence[int] = (1,)
-
-    def __post_init__(self) -> None:
-        if not self.levels or min(self.levels) < 1:
-            raise ValueError(
-                f"levels is {list(self.levels)}; give at least one positive grade, all of them at least 1."
-            )
-
-    def __call__(self, left_rows: Tensor, right_rows: Tensor) -> Tensor:
-        return self.of_rows(left_rows, right_rows)
-
-
-class Items(NamedTuple):
-    """One side of the pairs of a loss.
-
-    Attributes:
-        embeds: (items, D) L2-normalised embeddings, at least float32.
-        rows: (items,) int64 row of each item in its table.
-        mask: (items,) bool; False takes an item out altogether.
-    """
-
-    embeds: Tensor
-    rows: Tensor
-    mask: Tensor
 
 
 class PairLoss(nn.Module):
@@ -69,8 +33,6 @@ class PairLoss(nn.Module):
         self,
         left: Tensor,
         right: Tensor,
-        left_rows: Tensor,
-        right_rows: Tensor,
         grades: Grades,
         logit_scale: Tensor,
         left_mask: Tensor | None = None,
@@ -81,24 +43,30 @@ class PairLoss(nn.Module):
         Args:
             left: (L, D) float, L2-normalised embeddings of this rank.
             right: (R, D) float of this rank; L and R are the same on each rank.
-            left_rows: (L,) int64 row of each left item in its table.
-            right_rows: (R,) int64.
-            grades: Which of them match, and how well.
+            grades: Which of the left items match which right items of all ranks, and how well.
             logit_scale: Scalar log inverse temperature; clipped at log(100) as in CLIP (arXiv:2103.00020).
             left_mask: (L,) bool; False takes an item out altogether. None means all True.
             right_mask: (R,) bool, in the same way.
 
         Returns:
             Scalar, at least float32.
+
+        Raises:
+            ValueError: The grades are of another number of left items.
         """
+        if len(grades.starts) != len(left) + 1:
+            raise ValueError(
+                f"The grades are of {len(grades.starts) - 1} left items, and {len(left)} are given; make them of the "
+                "same batch."
+            )
         left, right, logit_scale = (
             value.to(torch.promote_types(value.dtype, torch.float32)) for value in (left, right, logit_scale)
         )
         masks = [
-            torch.ones_like(rows, dtype=torch.bool) if mask is None else mask
-            for rows, mask in ((left_rows, left_mask), (right_rows, right_mask))
+            embeds.new_ones(len(embeds), dtype=torch.bool) if mask is None else mask
+            for embeds, mask in ((left, left_mask), (right, right_mask))
         ]
-        sides = Items(left, left_rows, masks[0]), Items(right, right_rows, masks[1])
+        sides = Items(left, masks[0]), Items(right, masks[1])
         return self.loss(*sides, grades, logit_scale.exp().clamp(max=MAX_LOGIT_SCALE))
 
     def loss(self, left: Items, right: Items, grades: Grades, scale: Tensor) -> Tensor:
@@ -135,43 +103,34 @@ def register_loss(name: str) -> Callable[[Kind], Kind]:
 
 @register_loss("contrastive")
 class GradedContrastiveLoss(PairLoss):
-    """Symmetric contrastive loss between left and right items, with negatives gathered from all ranks.
+    """[`graded_contrastive`] between left and right items, with negatives gathered from all ranks.
 
-    Each rank scores its own left items against all right items and its own right items against all left items, a chunk
-    of its own at a time: memory grows with the items, not with their pairs. The loss is 0 with zero gradient if no item
-    has a positive.
+    Each rank scores its own left items against the right items of all ranks, a chunk of its own at a time; sums over
+    the left items of all ranks are exchanged. Memory grows with the items, not with their pairs. The loss is 0 with
+    zero gradient if no item has a positive.
     """
 
     def loss(self, left: Items, right: Items, grades: Grades, scale: Tensor) -> Tensor:
-        all_left, all_right = _gather(left), _gather(right)
-        levels = grades.levels
-        forward = self._mean(left, all_right, lambda own: grades(left.rows[own], all_right.rows), levels, scale)
-        backward = self._mean(right, all_left, lambda own: grades(all_left.rows, right.rows[own]).T, levels, scale)
-        return 0.5 * world_size() * (forward + backward)
+        right = gather(right)
 
-    def _mean(
-        self,
-        own: Items,
-        others: Items,
-        grades_of: Callable[[slice], Tensor],
-        levels: Sequence[int],
-        scale: Tensor,
-    ) -> Tensor:
-        """This rank's part of the mean over the items of all ranks that have a positive among the others."""
+        def compute(gradients: bool) -> Known:
+            return graded_contrastive(
+                left,
+                right,
+                grades,
+                scale,
+                chunk_rows=self.chunk_rows,
+                gradients=gradients,
+                add=all_reduce_sum,
+                highest=all_reduce_max,
+            )
 
-        def block(rows: slice, embeds: Tensor, columns: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-            there = own.mask[rows][:, None] & others.mask[None, :]
-            logits = (scale * embeds @ columns.T).masked_fill(~there, float("-inf"))
-            return graded_contrastive(logits, grades_of(rows), levels)
-
-        pairs = sum_over_pairs(block, own.embeds, others.embeds, [scale], self.chunk_rows)
-        total = with_gradients(pairs.total, [own.embeds, others.embeds, scale], pairs.gradients)
-        return total / all_reduce_sum(pairs.counted).clamp_min(1)
+        return world_size() * with_gradients(compute, (left.embeds, right.embeds, scale))
 
 
 @register_loss("sigmoid")
 class GradedSigmoidLoss(PairLoss):
-    """SigLIP's loss (arXiv:2303.15343) for graded pairs: each pair of a left and a right item is a match or is not.
+    """[`graded_sigmoid`] of the pairs of all ranks.
 
     The sum over all pairs is divided by the number of left items, as in the paper; it is 0 if all of them are masked.
 
@@ -189,37 +148,34 @@ class GradedSigmoidLoss(PairLoss):
         self.logit_bias = nn.Parameter(torch.tensor(START_BIAS))
 
     def loss(self, left: Items, right: Items, grades: Grades, scale: Tensor) -> Tensor:
-        inputs = left.embeds, right.embeds, scale, self.logit_bias.to(left.embeds.dtype)
+        bias = self.logit_bias.to(left.embeds.dtype)
 
-        def meet(visitors: Items) -> PairSum:
-            def block(own: slice, embeds: Tensor, others: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-                there = left.mask[own][:, None] & visitors.mask[None, :]
-                logits = (scale * embeds @ others.T + bias).masked_fill(~there, float("-inf"))
-                wanted = grades(left.rows[own], visitors.rows)
-                return graded_sigmoid(logits, wanted, grades.levels), left.mask[own].sum()
+        def compute(gradients: bool) -> Known:
+            visitor, mask, size = right.embeds, right.mask.to(torch.uint8), len(right.mask)
+            total, sums = left.embeds.new_zeros(()), [torch.zeros_like(value) for value in inputs]
+            for visit in range(world_size()):
+                first = (rank() - visit) % world_size() * size
+                items = Items(visitor, mask.bool())
+                known = graded_sigmoid(
+                    left,
+                    items,
+                    grades,
+                    scale,
+                    bias,
+                    first=first,
+                    chunk_rows=self.chunk_rows,
+                    gradients=gradients,
+                )
+                total += known.value
+                for own, found in zip(sums, known.gradients, strict=False):
+                    own += found
+                visitor, mask, sums[1] = ring_shift(visitor, mask, sums[1])
+            return Known(total, tuple(sums))
 
-            return sum_over_pairs(block, left.embeds, visitors.embeds, inputs[2:], self.chunk_rows)
-
-        total, gradients = _meet_all_ranks(meet, inputs, right)
-        mean = with_gradients(total, inputs, gradients) / all_reduce_sum(left.mask.sum()).clamp_min(1)
-        return world_size() * mean
+        inputs = left.embeds, right.embeds, scale, bias
+        return world_size() * with_gradients(compute, inputs) / all_reduce_sum(left.mask.sum()).clamp_min(1)
 
 
-def _gather(items: Items) -> Items:
-    embeds, rows = all_gather_rows(items.embeds), all_gather_rows(items.rows)
-    return Items(embeds, rows, all_gather_rows(items.mask.to(torch.uint8)).bool())
-
-
-def _meet_all_ranks(
-    meet: Callable[[Items], PairSum], inputs: Sequence[Tensor], right: Items
-) -> tuple[Tensor, list[Tensor]]:
-    """Sum over this rank's left and all right items, and gradients; that of its right items is of all ranks' sums."""
-    visitor, rows, mask = right.embeds.detach(), right.rows, right.mask.to(torch.uint8)
-    total, gradients = visitor.new_zeros(()), [torch.zeros_like(value) for value in inputs]
-    for _ in range(world_size()):
-        pairs = meet(Items(visitor, rows, mask.bool()))
-        total += pairs.total
-        for gradient, found in zip(gradients, pairs.gradients, strict=True):
-            gradient += found
-        visitor, rows, mask, gradients[1] = ring_shift(visitor, rows, mask, gradients[1])
-    return total, gradients
+def gather(items: Items) -> Items:
+    """The items of all ranks, in rank order; gradients are summed over the ranks."""
+    return Items(all_gather_rows(items.embeds), all_gather_rows(items.mask.to(torch.uint8)).bool())

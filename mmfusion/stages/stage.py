@@ -14,7 +14,7 @@ from mmfusion.data.batch import TrainBatch
 from mmfusion.distributed import all_reduce_sum, world_size
 from mmfusion.distributed.shards import clip_gradients, complete_gradients, gathered, is_sharded
 from mmfusion.evaluation.metrics import RetrievalNDCGAtK, RetrievalRecallAtK
-from mmfusion.losses import LOSSES, Grades
+from mmfusion.losses import LOSSES
 from mmfusion.model import MMFusionModel, MMFusionOutput
 from mmfusion.model.errors import MMFusionError
 from mmfusion.stages.gradient_cache import check_rows_are_independent, embed_in_micro_batches
@@ -246,16 +246,8 @@ class Stage(L.LightningModule):
         """Graded loss between queries (Q, D) and one view of the products (P, D), with (P,) bool `present`."""
         if self.compared is None:
             self.compared = queries.detach(), products.detach(), present
-        judgements = batch["judgements"]
-        loss: Tensor = self.graded_loss(
-            queries,
-            products,
-            batch["query_rows"],
-            batch["product_rows"],
-            Grades(judgements, judgements.levels),
-            self.model.logit_scale,
-            right_mask=present,
-        )
+        grades = batch["judgements"].of_queries
+        loss: Tensor = self.graded_loss(queries, products, grades, self.model.logit_scale, right_mask=present)
         return loss
 
     def _anchor(self) -> Tensor:

@@ -3,12 +3,9 @@
 from torch import Tensor
 
 from mmfusion.data.batch import TrainBatch
-from mmfusion.losses import Grades
 from mmfusion.model import MMFusionModel, MMFusionOutput
 from mmfusion.stages.optimization import Optimization
 from mmfusion.stages.stage import Stage, model_inputs
-
-SAME_PRODUCT = Grades(lambda left, right: (left[:, None] == right[None, :]).long())
 
 
 class Stage1(Stage):
@@ -67,9 +64,7 @@ class Stage1(Stage):
             values["title_image"] = self.pair_loss(
                 output.text_embeds,
                 output.image_embeds,
-                batch["product_rows"],
-                batch["product_rows"],
-                SAME_PRODUCT,
+                batch["judgements"].same_product,
                 self.model.logit_scale,
                 left_mask=has_text,
                 right_mask=has_image,

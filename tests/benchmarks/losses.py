@@ -1,15 +1,28 @@
-"""Peak memory and time of the losses over pairs; by hand: python tests/benchmarks/losses.py
+"""Time and peak memory of the losses over pairs, beside open_clip's `ClipLoss`; by hand:
 
-Each figure comes from a process of its own: the peak of the loss with its gradients, less the peak before it, when the
-embeddings and judgements were there already. Every item has one partner; grades are looked up as training does it.
+    pip download --no-deps open_clip_torch==3.3.0
+    git worktree add /tmp/before f4b0012
+    python tests/benchmarks/losses.py --wheel open_clip_torch-3.3.0-py3-none-any.whl --before /tmp/before
+
+Each contender is a process of its own, with one thread, in which the embeddings and grades are; all of a size take
+turns. What is measured is the value with all gradients: CPU seconds of the process, and seconds by the clock. The extra
+peak is that of the first repetition, less what the process held before it. Every left item has three positives: one of
+grade 3 and two of grade 1, which `ClipLoss` knows nothing of.
 """
 
 import argparse
-import multiprocessing
+import importlib.util
+import json
+import platform
 import resource
+import subprocess
+import sys
+import zipfile
 from collections.abc import Callable
-from functools import partial
-from time import perf_counter
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -17,53 +30,72 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmfusion.data.qrels import Qrels
-from mmfusion.losses import GradedContrastiveLoss, GradedSigmoidLoss, Grades, graded_contrastive
-
-LEVELS, JUDGED, MIB = (1, 3), 8, 2**20
-
-
-def dense(left: Tensor, right: Tensor, left_rows: Tensor, right_rows: Tensor, grades: Any, scale: Tensor) -> Tensor:
-    """The contrastive loss by its plain formula: all pairs at once."""
-    logits, wanted = scale.exp() * left @ right.T, grades(left_rows, right_rows)
-    sums = graded_contrastive(logits, wanted, LEVELS), graded_contrastive(logits.T, wanted.T, LEVELS)
-    return 0.5 * sum((total / count for total, count in sums), start=torch.zeros(()))
+LEVELS, MIB, CLIP = (1, 3), 2**20, "ClipLoss"
+CONTENDERS = {CLIP: "open_clip's `ClipLoss`", "contrastive": "contrastive", "sigmoid": "sigmoid", "before": "before"}
+Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "dense contrastive": dense,
-    "contrastive": GradedContrastiveLoss(),
-    "sigmoid": GradedSigmoidLoss(),
-}
+def judgements(items: int) -> Pairs:
+    """Left items, right items and grades: a match and two near misses for each left item."""
+    rng, rows = np.random.default_rng(0), np.arange(items)
+    near = 1 + rng.permutation(items - 1)[:2]
+    right = [(rows + shift) % items for shift in (0, *near)]
+    return np.tile(rows, 3), np.concatenate(right), np.repeat([3, 1, 1], items)
 
 
-def judgements(items: int) -> Qrels:
-    """One match and a few near misses for each left item."""
-    rng = np.random.default_rng(0)
-    near = np.stack([rng.permutation(items) for _ in range(JUDGED - 1)], axis=1)
-    rows = np.arange(items)
-    kept = near != rows[:, None]
-    pairs = np.unique(np.stack([np.repeat(rows, kept.sum(1)), near[kept]], axis=1), axis=0)
-    grades = np.concatenate([np.full(items, 3), np.ones(len(pairs), dtype=np.int64)])
-    return Qrels(np.concatenate([rows, pairs[:, 0]]), np.concatenate([rows, pairs[:, 1]]), grades)
-
-
-def measure(name: str, items: int, width: int) -> tuple[float, float, float]:
-    """Extra peak memory in MiB, seconds, and value of one loss with its gradients."""
-    torch.set_num_threads(1)
+def embeddings(items: int, width: int, dtype: torch.dtype) -> list[Tensor]:
+    """Left and right items, of which those with the same number are close, and the log of the scale."""
     torch.manual_seed(0)
-    left = F.normalize(torch.randn(items, width), dim=-1)
-    right = F.normalize(left + 0.1 * torch.randn(items, width), dim=-1)
-    qrels, rows, scale = judgements(items), torch.arange(items), torch.tensor(3.0, requires_grad=True)
-    left.requires_grad_(), right.requires_grad_()
+    left = F.normalize(torch.randn(items, width, dtype=dtype), dim=-1)
+    right = F.normalize(left + 0.1 * torch.randn(items, width, dtype=dtype), dim=-1)
+    return [value.requires_grad_() for value in (left, right, torch.tensor(3.0, dtype=dtype))]
 
-    grades = Grades(lambda a, b: torch.from_numpy(qrels.grades(a.numpy(), b.numpy())), LEVELS)
+
+def loss_of(name: str, items: int, pairs: Pairs, source: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """What a contender computes of left items, right items and the log of the scale."""
+    if name == CLIP:
+        spec = importlib.util.spec_from_file_location("open_clip_loss", source)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        clip_loss = module.ClipLoss()
+        return lambda left, right, scale: clip_loss(left, right, scale.exp())
+    from mmfusion import losses
+
+    if name == "before":
+        from mmfusion.data.qrels import Qrels
+
+        qrels, rows = Qrels(*pairs), torch.arange(items)
+        before: Any = losses.GradedContrastiveLoss(LEVELS)  # type: ignore[misc]
+        grades = lambda a, b: torch.from_numpy(qrels.grades(a.numpy(), b.numpy()))  # noqa: E731
+        return lambda left, right, scale: before(left, right, rows, rows, grades, scale)
+    loss, known = losses.LOSSES[name](), losses.graded(*pairs, items, LEVELS)
+    return lambda left, right, scale: loss.to(left.dtype)(left, right, known, scale)
+
+
+def contend(name: str, items: int, width: int, source: str) -> None:
+    """Answers each line of standard input by one repetition, or with the path of a file, by values in float64."""
+    torch.set_num_threads(1)
+    pairs = judgements(items)
+    loss = loss_of(name, items, pairs, source)
     # What the first backward pass of a process needs is no part of the loss.
-    LOSSES[name](left[:4], right[:4], rows[:4], rows[:4], grades, scale).backward()
-    before, start = peak(), perf_counter()
-    value = LOSSES[name](left, right, rows, rows, grades, scale)
-    value.backward()
-    return peak() - before, perf_counter() - start, value.item()
+    small = embeddings(16, width, torch.float32)
+    loss_of(name, 16, judgements(16), source)(*small).backward()
+    inputs = embeddings(items, width, torch.float32)
+    for line in sys.stdin:
+        if line.strip():
+            precise = embeddings(items, width, torch.float64)
+            value = loss(*precise)
+            torch.save([value.detach(), *torch.autograd.grad(value, precise)], line.strip())
+            print(flush=True)
+            continue
+        for leaf in inputs:
+            leaf.grad = None
+        before, start, cpu = peak(), perf_counter(), process_time()
+        value = loss(*inputs)
+        value.backward()
+        found = {"cpu": process_time() - cpu, "seconds": perf_counter() - start, "peak": peak() - before}
+        print(json.dumps(found), flush=True)
 
 
 def peak() -> float:
@@ -71,23 +103,90 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB
 
 
+def ask(process: "subprocess.Popen[str]", line: str = "") -> str:
+    """The answer of a contender to a line."""
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(line + "\n")
+    process.stdin.flush()
+    answer = process.stdout.readline()
+    if not answer:
+        raise RuntimeError(f"A contender ended with {process.wait()}: {process.args}")
+    return answer
+
+
+def measure(items: int, names: list[str], repetitions: int, arguments: argparse.Namespace, source: Path) -> None:
+    """Prints a row for each contender."""
+    with ExitStack() as ended:
+        contenders = {}
+        for name in names:
+            command = [sys.executable, __file__, "--contend", name, str(items), str(arguments.width), str(source)]
+            checkout = arguments.before if name == "before" else Path(__file__).parents[2]
+            environment = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+            contenders[name] = ended.enter_context(
+                subprocess.Popen(
+                    command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+                )
+            )
+            ended.callback(contenders[name].kill)
+        peaks = {name: json.loads(ask(process))["peak"] for name, process in contenders.items()}
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+        for _ in range(repetitions):
+            for name, process in contenders.items():
+                found[name].append(json.loads(ask(process)))
+        for name, repeated in found.items():
+            cells = [f"{items:,}", CONTENDERS[name]]
+            for kind in ("cpu", "seconds"):
+                own, clip = (np.array([one[kind] for one in values]) for values in (repeated, found[CLIP]))
+                cells += [spread(own / clip, "{:.2f}"), spread(1000 * own, "{:,.0f}")]
+            print(f"| {' | '.join(cells)} | {peaks[name]:,.0f} MiB | {repetitions} |", flush=True)
+        if "before" in names and items <= arguments.compare_up_to:
+            paths = [source.parent / f"{name}.pt" for name in ("contrastive", "before")]
+            for path in paths:
+                ask(contenders[path.stem], str(path))
+            differences = [
+                ((own - other).abs().max() / other.abs().max()).item()
+                for own, other in zip(*(torch.load(path, weights_only=True) for path in paths), strict=True)
+            ]
+            names_of = ("value", "left", "right", "scale")
+            text = ", ".join(f"{name} {value:.0e}" for name, value in zip(names_of, differences, strict=True))
+            print(f"<!-- {items:,} pairs in float64, largest difference to before over largest value: {text} -->")
+
+
+def spread(values: Any, form: str) -> str:
+    """Median, least and largest value."""
+    least, median, largest = (form.format(value) for value in np.quantile(values, [0.0, 0.5, 1.0]))
+    return f"{median} ({least}–{largest})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--items", type=int, nargs="+", default=[2_048, 32_768], help="left items; as many right ones")
-    parser.add_argument("--dense_up_to", type=int, default=4_096, help="items up to which the dense formula is run")
+    parser.add_argument("--wheel", type=Path, required=True, help="of open_clip_torch; only its loss.py is read")
+    parser.add_argument("--before", type=Path, help="checkout of commit f4b0012, whose contrastive loss takes part")
+    parser.add_argument("--before_up_to", type=int, default=2_048, help="pairs up to which it does")
+    parser.add_argument("--compare_up_to", type=int, default=2_048, help="pairs up to which values are compared")
+    parser.add_argument("--items", type=int, nargs="+", default=[512, 2_048, 8_192, 32_768], help="pairs")
+    parser.add_argument("--repetitions", type=int, nargs="+", default=[40, 12, 5, 2], help="of each, by size")
     parser.add_argument("--width", type=int, default=256)
     arguments = parser.parse_args()
-    # Not forked: a child would begin with the peak of its parent.
-    processes = multiprocessing.get_context("spawn")
-    print(f"{'loss':<20}{'pairs':>18}{'extra peak':>14}{'seconds':>10}{'value':>10}")
-    for items in arguments.items:
-        for name in LOSSES:
-            if name.startswith("dense") and items > arguments.dense_up_to:
-                continue
-            with processes.Pool(1) as pool:
-                memory, seconds, value = pool.apply(partial(measure, name, items, arguments.width))
-            print(f"{name:<20}{f'{items:,} x {items:,}':>18}{f'{memory:,.0f} MiB':>14}{seconds:>10.1f}{value:>10.4f}")
+    load = Path("/proc/loadavg").read_text().split()[0] if Path("/proc/loadavg").exists() else "unknown"
+    print(
+        f"{arguments.wheel.stem}, torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, "
+    )
+    print(f"{torch.backends.cpu.get_cpu_capability()}, one thread, load of the machine at the start: {load}\n")
+    print("| pairs | loss | CPU, × ClipLoss | CPU, ms | clock, × | clock, ms | extra peak | repetitions |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    with TemporaryDirectory() as folder:
+        source = Path(folder) / "loss.py"
+        source.write_bytes(zipfile.ZipFile(arguments.wheel).read("open_clip/loss.py"))
+        for items, repetitions in zip(arguments.items, arguments.repetitions, strict=True):
+            names = [CLIP, "contrastive", "sigmoid"]
+            if arguments.before is not None and items <= arguments.before_up_to:
+                names.append("before")
+            measure(items, names, repetitions, arguments, source)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--contend"]:
+        contend(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+    else:
+        main()

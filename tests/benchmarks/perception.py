@@ -15,6 +15,7 @@ train products say whether more of them would help.
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,12 @@ from mmfusion.data.feature_cache import FeatureCache, build_feature_cache
 from mmfusion.data.tables import ProductTable, QueryTable
 from mmfusion.evaluation import Evaluation, evaluate_rankings, format_table
 from mmfusion.evaluation.ranking import rank
-from mmfusion.losses.functional import graded_contrastive
 from mmfusion.model.heads import Encoded, Projection, VisionNeck
 from mmfusion.model.vision_encoders import encode_photos_from
 from mmfusion.training import load_base, load_catalogue
+
+sys.path.append(str(Path(__file__).parents[1]))
+from dense_losses import contrastive_of_rows
 
 FOLDS, EPOCHS, STEPS, QUERIES, PRODUCTS, HIDDEN, DROPOUT = 3, 12, 250, 384, 1024, 256, 0.4
 RATE, DECAY = 2e-3, 0.3
@@ -190,7 +193,7 @@ def retrieval(data: Data, photo: nn.Module | None, name: str) -> Evaluation:
         query, wanted = F.normalize(heads[0](data.query[queries[asked]]), dim=-1), grades[asked][:, shown]
         terms = []
         for place, product in enumerate(embed(shown)):
-            total, count = graded_contrastive(scale.exp() * query @ product.T, wanted, levels)
+            total, count = contrastive_of_rows(scale.exp() * query @ product.T, wanted, levels)
             terms.append((0.2 if place else 1.0) * total / count.clamp_min(1))
         _step(optimizer, schedule, torch.stack(terms).sum())
     everything.eval()

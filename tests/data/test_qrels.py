@@ -28,6 +28,19 @@ def test_grades_equal_a_dictionary(pairs: dict[tuple[int, int], int], queries: l
 
 
 @settings(deadline=None)
+@given(PAIRS, ROWS, ROWS)
+def test_pairs_are_the_positive_grades_in_order(
+    pairs: dict[tuple[int, int], int], queries: list[int], products: list[int]
+) -> None:
+    table = build(pairs).grades(queries, products)
+    query, product, grade = build(pairs).pairs(queries, products)
+    assert query.tolist() == sorted(query)
+    found = dict(zip(zip(query.tolist(), product.tolist(), strict=True), grade.tolist(), strict=True))
+    assert len(found) == len(grade)
+    assert found == {(int(q), int(p)): int(table[q, p]) for q, p in zip(*table.nonzero(), strict=True)}
+
+
+@settings(deadline=None)
 @given(PAIRS, st.lists(st.tuples(*[st.integers(-1, 14)] * 4), max_size=6))
 def test_grades_of_equals_a_dictionary(pairs: dict[tuple[int, int], int], rows: list[tuple[int, ...]]) -> None:
     table = np.array(rows, dtype=np.int64).reshape(-1, 4)

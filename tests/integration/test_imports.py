@@ -21,7 +21,8 @@ ORDER = [
     ["retriever", "report", "hub"],
     ["stages"],
     ["retrieval", "evaluation"],
-    ["data", "losses", "extras"],
+    ["data", "extras"],
+    ["losses"],
     ["model", "distributed", "files", "allocator", "control_groups", "steps", "progress", "pages"],
 ]
 LEVEL = {name: level for level, names in enumerate(reversed(ORDER)) for name in names}

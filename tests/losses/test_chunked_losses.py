@@ -3,16 +3,18 @@
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import pytest
 import torch
 import two_ranks_losses
-from dense_losses import LEVELS, LOSSES, draw, fast, slow
+from dense_losses import LEVELS, LOSSES, draw, fast, of_table, slow
 from processes import started
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from mmfusion.losses import GradedSigmoidLoss, Grades, graded_sigmoid
-from mmfusion.losses.chunked import sum_over_pairs
+from mmfusion.losses import GradedSigmoidLoss, Grades, Items
+from mmfusion.losses.chunked import Scores
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 3, None])
@@ -53,12 +55,20 @@ def test_the_mean_of_two_ranks_is_the_dense_formula_on_all_items(
         torch.testing.assert_close(mean, whole, rtol=1e-9, atol=1e-12, msg=key)
 
 
+def of_logits(logits: torch.Tensor, table: torch.Tensor, levels: Sequence[int]) -> torch.Tensor:
+    """The sigmoid loss of logits, times the number of rows: right items that pick a component each."""
+    loss = GradedSigmoidLoss().to(logits.dtype)
+    torch.nn.init.zeros_(loss.logit_bias)
+    eye = torch.eye(logits.shape[1], dtype=logits.dtype)
+    return len(logits) * loss(logits, eye, of_table(table, levels), torch.zeros((), dtype=logits.dtype))
+
+
 def test_sigmoid_is_the_formula_of_siglip_for_one_level() -> None:
     logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
     matches = torch.eye(4, 5)
     signs = 2 * matches - 1
     expected = -torch.nn.functional.logsigmoid(signs * logits).sum()
-    torch.testing.assert_close(graded_sigmoid(logits, matches.long(), [1]), expected)
+    torch.testing.assert_close(of_logits(logits, matches.long(), [1]), expected)
 
 
 def test_sigmoid_settles_a_near_miss_between_a_match_and_the_rest() -> None:
@@ -66,7 +76,7 @@ def test_sigmoid_settles_a_near_miss_between_a_match_and_the_rest() -> None:
     optimizer = torch.optim.SGD([logits], lr=1.0)
     for _ in range(200):
         optimizer.zero_grad()
-        graded_sigmoid(logits, torch.tensor([[3, 1, 0]]), LEVELS).backward()
+        of_logits(logits, torch.tensor([[3, 1, 0]]), LEVELS).backward()
         optimizer.step()
     match, near_miss, rest = logits.detach()[0].sigmoid()
     assert match > 0.98 and rest < 0.02
@@ -74,7 +84,7 @@ def test_sigmoid_settles_a_near_miss_between_a_match_and_the_rest() -> None:
 
 
 def test_a_nan_reaches_the_sigmoid_loss_and_the_bias_starts_low() -> None:
-    assert graded_sigmoid(torch.tensor([[float("nan")]]), torch.tensor([[1]]), [1]).isnan()
+    assert of_logits(torch.tensor([[float("nan")]]), torch.tensor([[1]]), [1]).isnan()
     assert GradedSigmoidLoss().logit_bias.item() == -10.0
 
 
@@ -86,8 +96,8 @@ def test_a_loss_without_items_or_gradients_is_zero_or_plain(name: str) -> None:
     assert all((value == 0).all() for value in found.values())
     with torch.no_grad():
         value = LOSSES[name]().double()(
-            *(items[key] for key in ("left", "right", "left_rows", "right_rows")),
-            Grades(lambda left, right: items["grades"][left][:, right], LEVELS),
+            *(items[key] for key in ("left", "right")),
+            of_table(items["grades"][items["left_rows"]][:, items["right_rows"]]),
             torch.tensor(2.0),
         )
     assert not value.requires_grad and value > 0
@@ -100,19 +110,46 @@ def test_autocast_does_not_round_the_logits() -> None:
     values = []
     for enabled in (False, True):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            rows = items["left_rows"], items["right_rows"]
-            grades = Grades(lambda left, right: items["grades"][left][:, right], LEVELS)
-            values.append(LOSSES["contrastive"]()(*embeds, *rows, grades, scale))
+            grades = of_table(items["grades"][items["left_rows"]][:, items["right_rows"]])
+            values.append(LOSSES["contrastive"]()(*embeds, grades, scale))
     assert torch.equal(*values)
 
 
-def test_a_block_never_sees_more_than_its_chunk() -> None:
-    seen = []
+@pytest.mark.parametrize("chunk_rows", [2, None])
+@pytest.mark.parametrize("name", LOSSES)
+def test_reads_no_data_of_the_device(name: str, chunk_rows: int | None) -> None:
+    # Tensors under this mode have no data: whoever asks for a number, or for how many are not zero, gets an error.
+    with FakeTensorMode():
+        items = {side: torch.empty(6, 4).requires_grad_() for side in ("left", "right")}
+        scale, mask = torch.tensor(2.0).requires_grad_(), torch.ones(6, dtype=torch.bool)
+        pairs = (torch.empty(9, dtype=torch.int64) for _ in range(3))
+        grades = Grades(*pairs, starts=(0, 3, 3, 5, 6, 8, 9), levels=LEVELS)
+        value = LOSSES[name](chunk_rows=chunk_rows)(*items.values(), grades, scale, mask, mask)
+        value.backward()
+        for leaf in (*items.values(), scale):
+            assert leaf.grad is not None and leaf.grad.shape == leaf.shape
+        with pytest.raises(DataDependentOutputException):
+            value.item()
 
-    def block(own: slice, rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        seen.append((own, rows.shape, columns.shape))
-        return (rows @ columns.T).sum(), torch.tensor(len(rows))
 
-    pairs = sum_over_pairs(block, torch.ones(5, 2), torch.ones(4, 2), [], chunk_rows=2)
-    assert pairs.total == 40 and pairs.counted == 5
-    assert seen == [(slice(start, stop), (stop - start, 2), (4, 2)) for start, stop in ((0, 2), (2, 4), (4, 5))]
+def test_items_that_are_masked_may_hold_anything() -> None:
+    items = draw(7, 10)
+    noisy = {**items}
+    for side in ("left", "right"):
+        noisy[side] = items[side].masked_fill(~items[f"{side}_mask"][:, None], float("nan"))
+    for name in LOSSES:
+        for key, value in fast(name, items).items():
+            assert torch.equal(fast(name, noisy)[key], value), (name, key)
+
+
+def test_grades_of_another_batch_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"grades are of 5 left items, and 4 are given"):
+        LOSSES["contrastive"]()(torch.eye(4), torch.eye(4), of_table(torch.eye(5)), torch.tensor(0.0))
+
+
+def test_scores_never_hold_more_than_a_chunk() -> None:
+    left, right = (Items(torch.ones(size, 2), torch.ones(size, dtype=torch.bool)) for size in (5, 4))
+    scores = Scores(left, right, torch.tensor(3.0), chunk_rows=2)
+    found = [(own, scores.of(own).clone()) for own in scores.slices()]
+    assert [own for own, _ in found] == [slice(0, 2), slice(2, 4), slice(4, 5)] and not scores.only_one
+    assert torch.equal(torch.cat([chunk for _, chunk in found]), torch.full((5, 4), 6.0))

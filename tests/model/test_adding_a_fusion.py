@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from bare_environment import build_bare_environment, run_bare
+from dense_losses import of_table
 from published_model import embed
 from tiny_encoders import tiny_model
 
@@ -25,7 +26,6 @@ from mmfusion.data.toy_encoders import write_toy_encoders
 from mmfusion.losses import LOSSES, register_loss
 from mmfusion.model import FUSIONS, Fusion, MMFusionConfig, register_fusion
 from mmfusion.stages import Stage2
-from mmfusion.stages.stage1 import SAME_PRODUCT
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding-a-fusion.md"
 BLOCKS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE.read_text("utf-8"), re.S))
@@ -151,8 +151,7 @@ def test_a_loss_is_found_by_its_name(folder: Path) -> None:
     exec(BLOCKS["use_my_loss.py"], values)
     assert isinstance(values["stage"].graded_loss, LOSSES["my_margin"])
     left, right = (torch.nn.functional.normalize(torch.randn(4, 8), dim=-1).requires_grad_() for _ in range(2))
-    rows, scale = torch.arange(4), torch.zeros(())
-    value = LOSSES["my_margin"]()(left, right, rows, rows, SAME_PRODUCT, scale)
+    value = LOSSES["my_margin"]()(left, right, of_table(torch.eye(4), [1]), torch.zeros(()))
     value.backward()
     assert value > 0 and left.grad is not None and left.grad.abs().sum() > 0
     with pytest.raises(ValueError, match="loss is 'my_margn'; give one of contrastive, sigmoid, my_margin, or import"):

@@ -198,6 +198,21 @@ def test_batches_bring_the_judgements_of_their_split(tower: Any, catalogue: Cata
         assert grades.tolist() == qrels.grades(queries, products).tolist() and grades.max() > 0
 
 
+def test_train_batches_bring_the_grades_of_their_pairs(tower: Any, catalogue: Catalogue) -> None:
+    _, processor = tower
+    data = MMFusionDataModule(catalogue, processor, batch_size=4, extra_products=3)
+    for batch in data.train_dataloader():
+        queries, products = batch["query_rows"], batch["product_rows"]
+        judgements = data.transfer_batch_to_device(batch, torch.device("cpu"), 0)["judgements"]
+        of_queries, same_product = (
+            judgements.of_queries.table(len(products)),
+            judgements.same_product.table(len(products)),
+        )
+        assert torch.equal(of_queries, judgements(queries, products)) and of_queries.any(1).all()
+        assert torch.equal(same_product, (products[:, None] == products).long())
+        assert judgements.of_queries.levels == data.levels and judgements.same_product.levels == (1,)
+
+
 def test_a_dev_fold_takes_whole_values_of_a_column_out_of_training(tower: Any, catalogue: Catalogue) -> None:
     _, processor = tower
     data = MMFusionDataModule(catalogue, processor, batch_size=4, dev_fraction=0.4, dev_by="constraints")
