@@ -222,7 +222,7 @@ def _read(
         raise CatalogueError(f"no product is left ({why})", str(source), "Check the file and --where.")
     result.num_products, result.photos = products.rows, photos.counts
     _judge(result, imported, found)
-    split = _split(result, found)
+    split = _split(result, found, imported.val_from_train)
     if not dry_run:
         photos.fetch()
     photos.check(allow_missing=settings.allow_missing_photos)
@@ -421,12 +421,14 @@ def _graded(
     )
 
 
-def _split(result: ImportResult, found: _Found) -> dict[str, Split] | None:
+def _split(result: ImportResult, found: _Found, val_from_train: bool) -> dict[str, Split] | None:
     """Gives the queries their splits; and the products, where they are what is split."""
     settings, log = result.settings, result.log
     if settings.split_by == "query":
         previous = read_queries(result.folder / "queries.parquet")
-        result.queries = split_queries(result.queries, log=log, previous=previous, seed=settings.seed)
+        result.queries = split_queries(
+            result.queries, log=log, previous=previous, seed=settings.seed, val_from_train=val_from_train
+        )
         return None
     before = read_split(result.folder / "products.parquet")
     split = split_products(found.groups, previous=before, seed=settings.seed)

@@ -49,7 +49,12 @@ def derived_query_id(text: str) -> str:
 
 
 def split_queries(
-    queries: Sequence[Query], *, log: ImportLog, previous: Iterable[Query] = (), seed: int = 0
+    queries: Sequence[Query],
+    *,
+    log: ImportLog,
+    previous: Iterable[Query] = (),
+    seed: int = 0,
+    val_from_train: bool = True,
 ) -> list[Query]:
     """Gives every query a split; queries of the same normalised text get the same one.
 
@@ -63,6 +68,7 @@ def split_queries(
         log: Gets a warning that names texts in several splits of the file, and one if no query is left to train on.
         previous: Queries of an earlier import.
         seed: Other seeds draw other queries.
+        val_from_train: Whether train queries of the file may become val.
 
     Returns:
         The queries in their order.
@@ -76,7 +82,7 @@ def split_queries(
     drawn = _draw({text for text in texts if text not in given}, before, seed)
     has_val = any("val" in splits for splits in given.values()) or "val" in drawn.values()
     train = {text for text, splits in given.items() if set(splits) == {"train"}}
-    val = set() if has_val else _val_of(train, before, seed)
+    val = set() if has_val or not val_from_train else _val_of(train, before, seed)
     warn_of_leaks("query text", ((text, split) for text, splits in given.items() for split in splits), log)
 
     def split_of(text: str, own: Split | None) -> Split:
@@ -186,7 +192,8 @@ def _draw(keys: Collection[str], before: Mapping[str, str | None], seed: int) ->
 
 def _val_of(train: Collection[str], before: Mapping[str, str | None], seed: int) -> set[str]:
     """A tenth of the texts of train to be val, those first that were val before."""
-    if len(train) < 2:
+    # Training compares at least two.
+    if len(train) < 3:
         return set()
     kept = {text for text in train if before.get(text) == "val"}
     new = _shuffled((text for text in train if text not in kept), seed)

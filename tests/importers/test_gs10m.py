@@ -61,7 +61,11 @@ def test_parts_are_splits_and_kinds(parts: Path) -> None:
         "c": {"0071": 3, "5": 3},
         "a-test": {"5": 3},
     }
-    assert read(parts, splits={"novel_query": "dev"}).splits["c"] == "val"
+    assert "There are no val queries" in found.log.warnings[0]
+    asked = read(parts, splits={"novel_query": "dev"})
+    assert asked.splits["c"] == "val"
+    assert asked.log.warnings == []
+    assert not asked.imported.val_from_train
 
 
 def test_rows_that_cannot_be_used_are_rejected(tmp_path: Path) -> None:

@@ -124,9 +124,15 @@ def test_val_is_a_tenth_of_train_where_only_val_is_missing() -> None:
     assert val > {query.text for query in done if query.split == "val"}
 
 
+def test_train_stays_where_it_is_to_stay_or_is_very_small() -> None:
+    queries = numbered(30, "train") + numbered(5, "test")
+    assert shares(split_queries(queries, log=ImportLog(), val_from_train=False)) == {"train": 30, "test": 5}
+    assert shares(split_queries(numbered(2, "train"), log=ImportLog())) == {"train": 2}
+
+
 def test_a_text_of_train_and_test_is_named_and_not_drawn_for_val() -> None:
     queries = [Query("1", "Blue mug", "train"), Query("2", "blue  mug", "test"), Query("3", "lid", "train")]
-    queries += [Query("4", "tray", "train")]
+    queries += [Query("4", "tray", "train"), Query("5", "pan", "train")]
     log = ImportLog()
     done = split_queries(queries, log=log)
     assert [query.split for query in done[:2]] == ["train", "test"]

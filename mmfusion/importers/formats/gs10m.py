@@ -45,12 +45,15 @@ class Gs10mImporter:
         parts = [table for table in tables if _is_part(table)]
         warn_of_unread(tables, parts, "Marqo-GS-10M", log)
         rows = _Rows(parts, settings, log)
+        if "val" not in rows.splits.values():
+            log.warn("""There are no val queries; make some of a part, e.g. --splits '{"novel_query": "val"}'.""")
         return Imported(
             items=rows.items(),
             mapping={"product_id": "product_id", "title": "title", "image": "image", "query": "query"},
             queries=lambda: rows.queries.queries,
             judgements=lambda: rows.judgements,
             judgement_rule="score_linear (101 - position): 76 to 100 is 3, 51 to 75 is 2, 26 to 50 is 1, less is 0",
+            val_from_train=False,
         )
 
 
@@ -71,7 +74,7 @@ class _Rows:
         order = [*_PARTS, None]
         # Training comes first, so that a query of several parts has its own id there.
         self._tables = sorted(tables, key=lambda table: order.index(_part_of(table)))
-        self._splits = {part: split_asked(settings, part, usual) for part, (_, usual) in _PARTS.items()}
+        self.splits = {part: split_asked(settings, part, usual) for part, (_, usual) in _PARTS.items()}
         self._log = log
         self.queries, self.judgements = QueryCollector(), list[Judgement]()
 
@@ -104,6 +107,6 @@ class _Rows:
             raise ValueError("product_id is empty")
         score = whole_number(row["score_linear"]) if "score_linear" in row else 101 - whole_number(row["position"])
         text = cell(row, "query")
-        split = self._splits[part] if part else None
+        split = self.splits[part] if part else None
         query_id = self.queries.add(cell(row, "query_id") or derived_query_id(text), text, split, part)
         self.judgements.append(Judgement(query_id, product_id, min(max((score - 1) // 25, 0), 3)))
