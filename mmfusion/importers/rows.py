@@ -88,7 +88,7 @@ def find_header(rows: Sequence[Sequence[str]]) -> int | None:
     width = max(widths, key=lambda one: (widths[one], one))
     for place, row in enumerate(rows):
         filled = sum(bool(cell.strip()) for cell in row)
-        is_comment = row and row[0].startswith("#") and len(row) != width
+        is_comment = bool(row) and row[0].startswith("#") and (row[0][1:2] in ("", " ") or len(row) != width)
         if filled >= max(1, 0.6 * width) and not is_comment:
             return place
     return None

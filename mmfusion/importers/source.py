@@ -53,11 +53,12 @@ class SourceFile:
         Raises:
             CatalogueError: It cannot be read, at once or in the middle.
         """
-        with (
-            reading(self.name, "Check that the file is complete and may be read."),
-            fsspec.open(os.fspath(self.path), "rb", compression="infer") as file,
-        ):
-            yield file
+        with reading(self.name, "Check that the file is complete and may be read."):
+            with self.path.open("rb") as raw:
+                # A feed that was fetched may be compressed and not say so in its name.
+                compression = "gzip" if raw.read(2) == b"\x1f\x8b" else "infer"
+            with fsspec.open(os.fspath(self.path), "rb", compression=compression) as file:
+                yield file
 
     @cached_property
     def head(self) -> bytes:

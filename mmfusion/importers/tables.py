@@ -25,7 +25,7 @@ _OF_WORKBOOK = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 def open_table(file: SourceFile) -> TextTable | None:
     """The table in a file; None if it holds none.
 
-    Names and first bytes say what it is: a file `.xls` that holds text is read as text.
+    Its first bytes say what it is, then its name: a file `.xls` that holds text is read as text.
 
     Raises:
         CatalogueError: A table that is empty or cannot be read.
@@ -49,10 +49,11 @@ def _open(file: SourceFile, changed: int, size: int) -> TextTable | None:
         return ParquetTable(file)
     if file.suffix in _COLUMNAR:
         return ArrowFile(file)
-    if file.suffix in _WORKBOOK and head.startswith(_OF_WORKBOOK):
+    if head.startswith(_OF_WORKBOOK):
         return open_excel(file)
-    if file.suffix in _JSON:
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if file.suffix in _JSON or start.startswith((b'{"', b"[{")):
         return open_json(file)
-    if file.suffix in _PERHAPS and not head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+    if file.suffix in _PERHAPS and not start.startswith(b"<"):
         return open_delimited(file, certain=file.suffix in _DELIMITED)
     return None

@@ -56,6 +56,7 @@ _YES = "1 1.0 true t yes y x on ja wahr oui vrai sí si verdadero vero sì waar 
 _NO = "0 0.0 -1 false f no n off nein falsch non faux falso nee onwaar nie ne não nej falskt нет"
 _BOOLEANS = {**dict.fromkeys(_YES.split(), True), **dict.fromkeys(_NO.split(), False)}
 _PHOTO = re.compile(r"\.(?:jpe?g|png|webp|gif|bmp|tiff?|avif|heic)\Z", re.IGNORECASE)
+_MAY_BE_LIST = re.compile(r"[,;|\n\[]|\shttps?://")
 _BEFORE_URL = re.compile(r"""\s*[,;|\n]\s*(?=https?://|//|gs://|s3://|data:)|\s+(?=https?://)""")
 
 
@@ -165,10 +166,11 @@ def split_photos(cell: str) -> list[str]:
     URLs may hold commas; a sign separates only where a further URL or, between paths, two names of photos meet.
     """
     cell = cell.strip()
+    if not _MAY_BE_LIST.search(cell):
+        return [cell] if cell else []
     if cell.startswith("[") and cell.endswith("]"):
-        parts = _json_list(cell)
-        if parts is not None:
-            return parts
+        parts = listed(cell)
+        return parts if parts is not None else split_photos(cell[1:-1])
     if "://" in cell or cell.startswith("//"):
         return [part for part in (one.strip(" ,;|\n") for one in _BEFORE_URL.split(cell)) if part]
     for separator in ("\n", "|", ";", ","):
@@ -178,15 +180,15 @@ def split_photos(cell: str) -> list[str]:
     return [cell.rstrip(",;|")] if cell else []
 
 
-def _json_list(cell: str) -> list[str] | None:
+def listed(cell: str) -> list[str] | None:
+    """Texts of a list that is written as in JSON or Python; None: it is none."""
     for text in (cell, cell.replace("'", '"')):
         try:
             found = json.loads(text)
         except ValueError:
             continue
         return [one.strip() for one in found if isinstance(one, str) and one.strip()]
-    inner = cell[1:-1].strip()
-    return split_photos(inner) if inner else []
+    return None
 
 
 def _numbers(text: str) -> list[str]:

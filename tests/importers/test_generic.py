@@ -152,6 +152,21 @@ def test_json_with_nested_values(tmp_path: Path) -> None:
     assert pan.metadata == {"tags": ["new", "iron"], "size": '{"w": "3"}', "price": 12.5, "currency": "EUR"}
 
 
+def test_texts_in_several_languages_and_lists_of_categories(tmp_path: Path) -> None:
+    rows = [
+        {
+            "item_id": "B01",
+            "item_name": [{"language_tag": "de_DE", "value": "Pfanne"}, {"language_tag": "en_GB", "value": "Pan"}],
+            "categories": ["Kitchen", "Pans"],
+            "sale_price": "9.50 EUR",
+        },
+        {"item_id": "B02", "item_name": [{"language_tag": "fr_FR", "value": "Pot"}], "categories": "['Garden']"},
+    ]
+    found = read(write(tmp_path, "goods.jsonl", "\n".join(map(json.dumps, rows))))
+    assert found.titles() == {"B01": "Pan", "B02": "Pot"}
+    assert [item.metadata["category"] for item in found.products.values()] == ["Kitchen > Pans", "Garden"]
+
+
 def test_parquet_with_photos_in_it(tmp_path: Path) -> None:
     columns = {
         "item_id": pa.array([1, 2]),

@@ -106,6 +106,16 @@ def test_variants_as_products(tmp_path: Path) -> None:
     assert list(read(export(tmp_path, *rows), variants="photo").products) == ["1", "pot-Blue", "lid"]
 
 
+def test_a_file_that_somebody_sorted(tmp_path: Path) -> None:
+    rows = [
+        {"Handle": "a", "Option1 Value": "Blue", "Variant SKU": "2", "Variant Price": "4"},
+        {"Handle": "b", "Title": "B", "Variant Price": "1", "Status": "draft"},
+        {"Handle": "a", "Title": "A", "Option1 Name": "Colour", "Option1 Value": "Red", "Variant SKU": "1"},
+    ]
+    (product,) = read(export(tmp_path, *rows)).products.values()
+    assert product.title == "A" and product.metadata["colour"] == "Red, Blue" and product.metadata["price"] == 4.0
+
+
 def test_variants_that_nothing_tells_apart(tmp_path: Path) -> None:
     rows = [{"Handle": "a", "Title": "A", "Variant Price": "5"}, {"Handle": "a", "Variant Price": "4"}]
     found = read(export(tmp_path, *rows), variants="item")

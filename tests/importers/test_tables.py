@@ -131,6 +131,18 @@ def test_lines_above_the_header_are_left_out(tmp_path: Path) -> None:
     assert len(log.warnings) == 2
 
 
+def test_a_comment_that_is_as_wide_as_the_header(tmp_path: Path) -> None:
+    text = "# Required | an id,# Required | a name\nsku,name\n01,Kettle\n02,Pan\n"
+    assert table(source(tmp_path, "a.csv", text)).columns == ["sku", "name"]
+    assert table(source(tmp_path, "b.csv", "#sku,name\n01,Kettle\n")).columns == ["sku", "name"]
+
+
+def test_rows_with_another_delimiter_are_rejected(tmp_path: Path) -> None:
+    log = ImportLog()
+    assert len(cells(source(tmp_path, "a.csv", "sku,name,cost\n01,Pan,1\n02;Lid;2\n03,Cup,3\n"), log)) == 2
+    assert log.rejected == [("a.csv", 3, "1 field for 3 columns")]
+
+
 def test_a_line_that_names_the_delimiter(tmp_path: Path) -> None:
     assert cells(source(tmp_path, "a.csv", "sep=;\nsku;name\n01;Pan, small\n02;Lid, small\n")) == [
         ["01", "Pan, small"],
@@ -263,6 +275,7 @@ def test_a_file_that_changes_is_opened_again(tmp_path: Path) -> None:
 def test_compressed(tmp_path: Path) -> None:
     file = source(tmp_path, "a.csv.gz", gzip.compress(b"sku,name\n01,pan\n"))
     assert cells(file) == [["01", "pan"]]
+    assert cells(source(tmp_path, "a.csv", gzip.compress(b"sku,name\n01,pan\n"))) == [["01", "pan"]]
     content = gzip.compress("".join(f"{n},{n * 7919}\n" for n in range(90_000)).encode())
     with pytest.raises(CatalogueError, match=r"b\.csv\.gz: cannot be read"):
         cells(source(tmp_path, "b.csv.gz", content[: len(content) // 2]))
@@ -379,6 +392,16 @@ def test_excel_that_is_cut_off(tmp_path: Path) -> None:
     file.path.write_bytes(file.path.read_bytes()[:300])
     with pytest.raises(CatalogueError, match=r"a\.xlsx: this workbook cannot be read"):
         open_table(file)
+
+
+def test_a_workbook_that_is_called_text(tmp_path: Path) -> None:
+    pytest.importorskip("python_calamine")
+    file = workbook(tmp_path / "a.csv", One=sheet(words("sku", "name"), words("01", "Pan")))
+    assert cells(file) == [["01", "Pan"]]
+
+
+def test_objects_in_a_text_file(tmp_path: Path) -> None:
+    assert cells(source(tmp_path, "a.txt", '{"sku": "01"}\n{"sku": "02"}\n')) == [["01"], ["02"]]
 
 
 def test_text_that_is_called_a_workbook(tmp_path: Path) -> None:

@@ -128,6 +128,12 @@ def test_a_variable_product_without_variations_is_sold(tmp_path: Path) -> None:
     assert list(read(export(tmp_path, POT, CUP), variants="item").products) == ["7", "10"]
 
 
+def test_kinds_of_plugins(tmp_path: Path) -> None:
+    box = {**POT, "Type": "variable-subscription"}
+    found = read(export(tmp_path, box, {**RED, "Type": "subscription_variation"}, {**CUP, "Type": "bundle"}))
+    assert list(found.products) == ["7", "10"] and found.product_of == {"8": "7"}
+
+
 def test_variations_of_a_product_that_is_not_there(tmp_path: Path) -> None:
     found = read(export(tmp_path, {**RED, "Parent": "id:99"}, CUP))
     assert list(found.products) == ["8", "10"]

@@ -16,14 +16,14 @@ from mmfusion.importers.registry import register_importer
 from mmfusion.importers.source import Source
 from mmfusion.importers.splits import split_named
 from mmfusion.importers.tables import TextTable
-from mmfusion.importers.values import Prices, availability, currency_in, names_photo, split_photos
+from mmfusion.importers.values import Prices, availability, currency_in, listed, names_photo, split_photos
 
 # Names of columns by what they hold, the surest first: English, German, French, Spanish, Italian, Dutch, and others.
 _NAMES: dict[str, tuple[str, ...]] = {
     name: tuple(names.split(" | "))
     for name, names in {
         "product_id": (
-            "product_id | item_id | article_id | article_number | id | _id | uniq_id | asin | sku | "
+            "product_id | item_id | article_id | article_number | id | _id | uniq_id | asin | parent_asin | sku | "
             "variant_sku | item_sku | item_number | item_no | product_code | article_no | code | "
             "handle | produkt-id | artikel-id | artikelnummer | artikelnr | artikel-nr | art-nr | "
             "bestellnummer | référence | ref | ugs | id produit | id_producto | referencia | código | "
@@ -32,7 +32,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
             "upc | mpn"
         ),
         "title": (
-            "title | name | product_title | product_name | productdisplayname | display_name | "
+            "title | name | post_title | product_title | product_name | productdisplayname | display_name | "
             "prod_name | item_name | item_title | article_name | product | headline | titel | "
             "produktname | produkttitel | artikelname | artikelbezeichnung | bezeichnung | "
             "produktbezeichnung | nom | nom du produit | titre | désignation | libellé | nombre | "
@@ -68,6 +68,10 @@ _NAMES: dict[str, tuple[str, ...]] = {
             "| prix ttc | tarif | precio | precio normal | pvp | prezzo | prijs | verkoopprijs | cena "
             "| preço | pris | hinta | цена | 価格 | 价格 | 가격"
         ),
+        "sale_price": (
+            "sale_price | special_price | discounted_price | discount_price | offer_price | angebotspreis | "
+            "tarif promo | precio rebajado | prezzo in offerta | actieprijs | cena promocyjna | preço promocional"
+        ),
         "currency": "currency | currency_code | währung | devise | moneda | valuta | moeda | waluta | валюта",
         "availability": (
             "availability | stock_status | in_stock | in stock? | is_in_stock | verfügbarkeit | "
@@ -75,9 +79,9 @@ _NAMES: dict[str, tuple[str, ...]] = {
             "dostępność | disponibilidade | lagerstatus"
         ),
         "category": (
-            "category | categories | product_category | category_name | category_path | main_category "
-            "| google_product_category | kategorie | kategorien | warengruppe | catégorie | "
-            "catégories | categoría | categorías | categoria | categorie | kategoria | kategori | "
+            "category | categories | product_category | product_category_tree | category_name | "
+            "category_path | main_category | google_product_category | kategorie | kategorien | warengruppe | "
+            "catégorie | catégories | categoría | categorías | categoria | categorie | kategoria | kategori | "
             "категория | カテゴリー | 分类 | 카테고리"
         ),
         "brand": (
@@ -92,7 +96,18 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "split": "split",
     }.items()
 }
-_TEXTS = ("product_id", "title", "description", "image", "price", "currency", "availability", "group_id", "split")
+_TEXTS = (
+    "product_id",
+    "title",
+    "description",
+    "image",
+    "price",
+    "sale_price",
+    "currency",
+    "availability",
+    "group_id",
+    "split",
+)
 # Names that the catalogue uses itself.
 _RESERVED = frozenset({*_NAMES, "image_url", "num_variants", "query_id", "grade"})
 _SAMPLED = 500
@@ -211,6 +226,8 @@ class _Plan:
                 log.reject(table.file.name, line, f"no {table.columns[id_place]}")
                 continue
             metadata: dict[str, Any] = {name: _kept(cells[place]) for name, place in others}
+            if category := metadata.get("category"):
+                metadata["category"] = _category(category)
             if price_place is not None:
                 price, currency = prices.read(_text(cells[price_place]))
                 metadata["price"] = price
@@ -218,6 +235,8 @@ class _Plan:
                     currency = _text(cells[currency_place]).upper() or currency
                 if currency or prices.currency or currency_place is not None:
                     metadata["currency"] = currency or None
+            if "sale_price" in places:
+                metadata["sale_price"] = prices.read(_text(cells[places["sale_price"]]))[0]
             if available_place is not None:
                 metadata["availability"] = availability(_text(cells[available_place])) or None
             if "split" in places:
@@ -316,8 +335,23 @@ def _text(cell: Any) -> str:
         # A text in several languages, or an amount with its currency.
         return " ".join(_text(value) for value in list(cell.values())[:2] if not isinstance(value, bytes))
     if isinstance(cell, list):
-        return " ".join(map(_text, cell))
+        return " ".join(map(_text, _in_one_language(cell)))
     return "" if isinstance(cell, bytes) else str(cell)
+
+
+def _in_one_language(cell: list[Any]) -> list[Any]:
+    """Of texts in several languages, as [{"language_tag": "en_US", "value": …}], the English one, else the first."""
+    if not all(isinstance(one, dict) and "value" in one for one in cell):
+        return cell
+    english = [one for one in cell if str(one.get("language_tag", one.get("language", ""))).startswith("en")]
+    return [one["value"] for one in (english or cell)[:1]]
+
+
+def _category(value: Any) -> Any:
+    """A category as one text: the parts of a list, as a list or as it is written, are steps of a path."""
+    if isinstance(value, str) and value.startswith("["):
+        value = listed(value) or value
+    return " > ".join(value) if isinstance(value, list) else value
 
 
 def _kept(cell: Any) -> Any:

@@ -84,6 +84,8 @@ class Shopify:
 
         def items() -> Iterator[Item]:
             for handle, group in rows.items():
+                # The row with the title comes first, unless somebody sorted the file.
+                group.sort(key=lambda cells: not cells["title"])
                 reason = "" if settings.unpublished else _unpublished(group[0])
                 if reason:
                     log.leave_out(reason)
@@ -118,7 +120,6 @@ def _rows(table: TextTable, mapped: Mapped, log: ImportLog) -> Iterator[Cells]:
         for place, column in enumerate(table.columns)
         if ".metafields." in column
     }
-    names: dict[str, list[str]] = {}
     for line, row in table.rows(log):
         handle = _unguarded(row[handle_place].strip())
         if not handle:
@@ -126,11 +127,8 @@ def _rows(table: TextTable, mapped: Mapped, log: ImportLog) -> Iterator[Cells]:
             continue
         cells = {target: row[place].strip() for target, place in places.items()}
         cells = {**dict.fromkeys(_NAMES, ""), **cells, "handle": handle, "place": table.place(line)}
-        # Names of options stand in the first row of a product alone.
-        known = names.setdefault(handle, [row[name].strip() for name, _ in options])
-        for name, (_, value) in zip(known, options, strict=True):
-            if row[value].strip() and (name, row[value]) != ("Title", "Default Title"):
-                cells[f"option {name.lower() or 'option'}"] = row[value].strip()
+        cells |= {f"name {number}": row[name].strip() for number, (name, _) in enumerate(options)}
+        cells |= {f"value {number}": row[value].strip() for number, (_, value) in enumerate(options)}
         for name, place in metafields.items():
             if row[place].strip():
                 cells[f"meta {name}"] = row[place].strip()
@@ -207,7 +205,7 @@ def _items(
 def _variants(handle: str, group: list[Cells], prices: Prices, skus: Counter[str], *, own_ids: bool) -> Iterator[Item]:
     """What is sold, with its options as title."""
     for cells in group:
-        options = {name[7:]: value for name, value in cells.items() if name.startswith("option ")}
+        options = _options(cells, group[0])
         sku = _unguarded(cells["sku"])
         if not (options or sku or cells["price"]):
             continue
@@ -222,6 +220,16 @@ def _variants(handle: str, group: list[Cells], prices: Prices, skus: Counter[str
             photo_name=sku or None,
             place=cells["place"],
         )
+
+
+def _options(cells: Cells, first: Cells) -> dict[str, str]:
+    """Values of a variant's options by name; the names stand in the first row of a product alone."""
+    options = {}
+    for number in range(3):
+        name, value = first.get(f"name {number}", ""), cells.get(f"value {number}", "")
+        if value and (name, value) != ("Title", "Default Title"):
+            options[name.lower() or f"option {number + 1}"] = value
+    return options
 
 
 def _sold(cells: Cells, prices: Prices) -> dict[str, Any]:

@@ -76,7 +76,10 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "brand": "Brands | Brand | Marken | Marke | Marques | Marcas | Marca | Marchi | Merken | Merk | Marki",
     }.items()
 }
-_TYPES = ("simple", "variable", "variation", "grouped", "external")
+_TYPES = (
+    *("simple", "variable", "variation", "grouped", "external"),
+    *("subscription", "variable-subscription", "subscription_variation", "bundle", "composite", "booking"),
+)
 _VISIBILITIES = ("visible", "catalog", "search", "hidden")
 # Attributes are numbered, and their words stand in any order: "Attribute 1 name", "Naam eigenschap 1".
 _ATTRIBUTE_NAME = re.compile("name|nom|naam|nazwa|namn|navn")
@@ -239,8 +242,9 @@ class _Export:
         return str(row.cells[place]).strip() if place is not None else ""
 
     def _kind(self, row: Row) -> str:
-        """`simple` of "simple, downloadable, virtual"."""
-        return self._cell(row, "type").split(",")[0].strip().lower()
+        """`simple` of "simple, downloadable, virtual", `variation` of "subscription_variation"."""
+        kind = self._cell(row, "type").split(",")[0].strip().lower()
+        return "variation" if kind.endswith("variation") else "variable" if kind.startswith("variable") else kind
 
     def _parent(self, row: Row) -> Row | None:
         return self.products.get(self._cell(row, "parent"))
