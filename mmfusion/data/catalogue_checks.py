@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,10 @@ logger = logging.getLogger(__name__)
 
 # Judges tell a handful of levels apart; more are scores.
 _MOST_LEVELS = 10
+# A number that a name of a file begins with.
+_NUMBER = re.compile(r"(\d+)(?![0-9A-Za-z])")
+# Enough to see how ids are written.
+_FIRST_ROWS = 1_000
 
 
 def check_products(products: pa.Table, source: str, photo_root: str | None) -> None:
@@ -30,6 +35,7 @@ def check_products(products: pa.Table, source: str, photo_root: str | None) -> N
     _check_table(products, "product_id", place, null_split=True)
     if "image" in products.column_names:
         check_photo_paths(products["image"], photo_root, place)
+        _warn_of_lost_zeros(products.slice(0, _FIRST_ROWS), place)
 
 
 def check_queries(queries: pa.Table, source: str) -> None:
@@ -60,19 +66,49 @@ def check_photo_paths(column: pa.ChunkedArray, photo_root: str | None, place: st
         start += len(chunk)
 
 
+def _warn_of_lost_zeros(products: pa.Table, place: str) -> None:
+    """Says so where photos are named after ids that begin with zeros, and the ids do not."""
+    ids, named, lost = products["product_id"].to_pylist(), 0, []
+    start = 0
+    for chunk in products["image"].chunks:
+        rows, photos = _each_photo(chunk)
+        paths = pc.struct_field(photos, "path").to_pylist() if _has(photos, "path") else []
+        for row, path in zip(rows.to_pylist(), paths, strict=bool(paths)):
+            number = _NUMBER.match(os.path.basename(path or ""))
+            if number is not None and ids[start + row].isdecimal():
+                named += 1
+                if number[1] != ids[start + row] and number[1] == ids[start + row].zfill(len(number[1])):
+                    lost.append((ids[start + row], path))
+        start += len(chunk)
+    if len(lost) * 2 > named:
+        logger.warning(
+            "%s: ids seem to have lost their leading zeros, as product %r has the photo %r: they were read as numbers. "
+            "Read ids as texts (pandas: dtype=str), or let `mmfusion import` read the file.",
+            *(place, *lost[0]),
+        )
+
+
 def photo_paths(chunk: pa.Array) -> tuple[pa.Array, pa.Array]:
     """(row in the chunk, path) of the photos that have a path and no bytes; never touches the bytes."""
-    rows = pa.array(np.arange(len(chunk)))
-    if is_list(chunk.type):
-        rows, chunk = pc.list_parent_indices(chunk), pc.list_flatten(chunk)
-    fields = {field.name for field in chunk.type} if pa.types.is_struct(chunk.type) else set()
-    paths = pc.struct_field(chunk, "path") if "path" in fields else pa.nulls(len(rows))
+    rows, chunk = _each_photo(chunk)
+    paths = pc.struct_field(chunk, "path") if _has(chunk, "path") else pa.nulls(len(rows))
     if pa.types.is_null(paths.type):
         paths = paths.cast(pa.string())
     by_path = pc.is_valid(paths)
-    if "bytes" in fields:
+    if _has(chunk, "bytes"):
         by_path = pc.and_(by_path, pc.is_null(pc.struct_field(chunk, "bytes")))
     return rows.filter(by_path), paths.filter(by_path)
+
+
+def _each_photo(chunk: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """(row in the chunk, photo) of all photos, nulls included."""
+    if is_list(chunk.type):
+        return pc.list_parent_indices(chunk), pc.list_flatten(chunk)
+    return pa.array(np.arange(len(chunk))), chunk
+
+
+def _has(photos: pa.Array, name: str) -> bool:
+    return bool(pa.types.is_struct(photos.type)) and photos.type.get_field_index(name) >= 0
 
 
 def build_qrels(products: pa.Table, queries: pa.Table, qrels: pa.Table, source: str, unknown: str) -> Qrels:

@@ -658,6 +658,32 @@ def test_judged_queries_are_those_with_a_judged_product_of_their_split(folder: P
     assert catalogue.judged_queries(None).tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    ("ids", "paths", "warned"),
+    [
+        (["108775", "7"], ["010/0108775.jpg", "0000007_2.jpg"], True),
+        ([108775, 7], ["0108775.jpg", None], True),
+        (["108775", "7"], [["0108775.jpg", "0108775-b.jpg"], None], True),
+        (["0108775", "7"], ["0108775.jpg", "7.jpg"], False),
+        (["108775", "7"], ["0108775.jpg", "7.jpg"], False),
+        (["108775", "7"], ["0108775a.jpg", "front.jpg"], False),
+        (["a7", "7"], ["0a7.jpg", None], False),
+    ],
+)
+@pytest.mark.parametrize("stored", [True, False])
+def test_ids_without_the_zeros_of_their_photos_are_a_warning(
+    tmp_path: Path, ids: list[Any], paths: list[Any], warned: bool, stored: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def photo(path: str | None) -> dict[str, Any] | None:
+        return None if path is None else {"bytes": b"photo" if stored else None, "path": path}
+
+    images = [[photo(one) for one in path] if isinstance(path, list) else photo(path) for path in paths]
+    folder = write(tmp_path / "shop", {"products": {"product_id": ids, "title": ["a", "b"], "image": images}})
+    with caplog.at_level(logging.WARNING, logger="mmfusion"):
+        Catalogue.load_products(folder, cache_dir=tmp_path / "cache")
+    assert ("lost their leading zeros" in caplog.text and "dtype=str" in caplog.text) is warned
+
+
 @pytest.mark.parametrize(("levels", "warned"), [(10, False), (11, True)])
 def test_scores_in_place_of_grades_are_a_warning(
     tmp_path: Path, levels: int, warned: bool, caplog: pytest.LogCaptureFixture
