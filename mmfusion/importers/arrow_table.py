@@ -78,17 +78,17 @@ class ArrowTable(TextTable):
 
 
 class ParquetTable(ArrowTable):
-    """A Parquet file."""
+    """A Parquet file, which is open only while it is read: a data set may have thousands of them."""
 
     def __init__(self, file: SourceFile) -> None:
-        with reading(file.name, _REMEDY):
-            self.parquet = pq.ParquetFile(file.path, memory_map=True)
-        super().__init__(file, self.parquet.schema_arrow)
+        with reading(file.name, _REMEDY), pq.ParquetFile(file.path) as parquet:
+            super().__init__(file, parquet.schema_arrow)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        footer = self.parquet.metadata
-        size = sum(footer.row_group(at).total_byte_size for at in range(footer.num_row_groups))
-        yield from self.parquet.iter_batches(_rows_at_once(footer.num_rows, size))
+        with pq.ParquetFile(self.file.path, memory_map=True) as parquet:
+            footer = parquet.metadata
+            size = sum(footer.row_group(at).total_byte_size for at in range(footer.num_row_groups))
+            yield from parquet.iter_batches(_rows_at_once(footer.num_rows, size))
 
 
 class ArrowFile(ArrowTable):

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +194,16 @@ def test_sample(samples: Path) -> None:
     found = read(samples / "hf" / "imagefolder")
     assert found.ids == expected["product_ids"]
     assert {item.item_id: len(item.photos) for item in found.items} == expected["photos"]
+
+
+def test_more_files_than_may_be_open(tmp_path: Path) -> None:
+    for at in range(60):
+        row = {"id": f"{at:02}", "title": "Jar", "image": {"bytes": b"1", "path": None}}
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / f"{at:02}.parquet")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 20, hard))
+        found = read(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert found.ids == [f"{at:02}" for at in range(60)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from mmfusion.data.catalogue_schema import CatalogueError
 from mmfusion.importers.arrow_table import ParquetTable
@@ -81,7 +82,7 @@ def _locales(table: TextTable) -> set[str]:
         return {""}
     if isinstance(table, ParquetTable):
         # Of 1.8 million products, without their texts.
-        column = pc.unique(table.parquet.read(columns=["product_locale"])["product_locale"])
+        column = pc.unique(pq.read_table(table.file.path, columns=["product_locale"])["product_locale"])
         return {str(locale or "").strip().lower() for locale in column.to_pylist()}
     return {cell(row, "product_locale").lower() for _, row in records(table, ImportLog())}
 
