@@ -6,8 +6,8 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mmfusion.data.catalogue_schema import reading
+from mmfusion.data.catalogue_schema import is_list, reading
 
 DIGESTS = ".digests.parquet"
 """File of a catalogue with a digest of each product."""
@@ -122,7 +122,7 @@ def _digests(table: pa.Table, root: str) -> npt.NDArray[np.uint64]:
     parts = []
     for name in sorted(table.column_names):
         if name == "image":
-            parts.append(pa.array(_signatures(table[name].combine_chunks(), root), pa.string()))
+            parts.append(pa.array(_signatures(table[name], root), pa.string()))
         elif name not in ("product_id", "split"):
             # What is null adds nothing, so that a new column without values changes no product.
             parts.append(pc.binary_join_element_wise(f"{name}=", _as_text(table[name]), ""))
@@ -140,24 +140,33 @@ def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
         return pa.chunked_array([pa.array([None if v is None else str(v) for v in column.to_pylist()], pa.string())])
 
 
-def _signatures(column: Any, root: str) -> list[str | None]:
+def _signatures(column: pa.ChunkedArray, root: str) -> list[str | None]:
     """A text for the photos of each product."""
-    if isinstance(column, pa.ChunkedArray):
-        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
     signatures: list[str | None] = []
-    for photos in column.to_pylist():
-        several = photos if isinstance(photos, list) else [photos]
-        texts = [_signature(photo, root) for photo in several if photo is not None]
-        signatures.append("|".join(texts) if texts else None)
+    # Variants of a product follow each other and show the same photos.
+    of_file = lru_cache(maxsize=1024)(partial(_of_file, root))
+    for chunk in column.chunks:
+        several = is_list(chunk.type)
+        rows = pc.list_parent_indices(chunk).to_pylist() if several else range(len(chunk))
+        flat = pc.list_flatten(chunk) if several else chunk
+        fields = {field.name for field in flat.type} if pa.types.is_struct(flat.type) else set()
+        paths, data = (
+            pc.struct_field(flat, name).to_pylist() if name in fields else [None] * len(flat)
+            for name in ("path", "bytes")
+        )
+        texts: list[str | None] = [None] * len(chunk)
+        for row, path, photo in zip(rows, paths, data, strict=True):
+            if photo is not None or path:
+                before = texts[row]
+                text = of_file(path) if photo is None else hashlib.blake2b(photo, digest_size=8).hexdigest()
+                texts[row] = text if before is None else f"{before}|{text}"
+        signatures += texts
     return signatures
 
 
-def _signature(photo: dict[str, Any], root: str) -> str:
-    data, path = photo.get("bytes"), photo.get("path")
-    if data is not None:
-        return hashlib.blake2b(data, digest_size=8).hexdigest()
+def _of_file(root: str, path: str) -> str:
     try:
         found = os.stat(f"{root}/{path}")
     except OSError:
-        return f"{path}"
+        return path
     return f"{path}:{found.st_size}:{found.st_mtime_ns}"

@@ -98,9 +98,9 @@ class PhotoStore:
         self._folder, self._folders, self._log, self._downloads = folder, folders, log, downloads
         self._failures = failures
         self._failed_file: TextIO | None = None
-        self._names: dict[Path, str] = {}
+        self._names: dict[str, str] = {}
         # Every n-th photo, to be decoded.
-        self._sample: list[str | bytes] = []
+        self._sample: list[FoundPhoto | bytes] = []
         self._found, self._every = 0, 1
 
     def structs(self, item: Item) -> list[dict[str, Any]]:
@@ -149,7 +149,7 @@ class PhotoStore:
         self._folders.warn()
         counts.unused = sum(1 for _ in self._folders.unused())
         for photo in self._sample:
-            path = photo if isinstance(photo, str) else None
+            path = photo.file if isinstance(photo, FoundPhoto) else None
             data = photo if isinstance(photo, bytes) else None
             try:
                 decode_photo({"bytes": data, "path": path}, min_size=(16, 16))
@@ -212,7 +212,7 @@ class PhotoStore:
             return photo
         inside, _, rest = path.partition("/")
         root = next((root for root, name in self._names.items() if name == inside), None)
-        return {"bytes": None, "path": os.path.abspath(self._folder / path if root is None else root / rest)}
+        return {"bytes": None, "path": os.path.abspath(self._folder / path if root is None else f"{root}/{rest}")}
 
     def missing_of(self, products: Collection[str]) -> dict[str, str]:
         """The first photo that is missing, and why, of those of some products that lack one."""
@@ -258,13 +258,13 @@ class PhotoStore:
         name = self._names.get(photo.root)
         if name is None:
             name = self._names[photo.root] = self._link_to(photo.root)
-        self._try_later(photo.file)
+        self._try_later(photo)
         return photo.path if name == "." else f"{name}/{photo.path}"
 
-    def _link_to(self, root: Path) -> str:
+    def _link_to(self, root: str) -> str:
         """Name of the link to a folder: the one that is there already, or a new one."""
         folder = Path(os.path.abspath(self._folder))
-        if root.is_relative_to(folder):
+        if Path(root).is_relative_to(folder):
             return os.path.relpath(root, folder)
         for number in count(1):
             name = "photos" if number == 1 else f"photos-{number}"
@@ -275,7 +275,7 @@ class PhotoStore:
                 return name
         raise AssertionError("numbers do not end")
 
-    def _try_later(self, photo: str | bytes) -> None:
+    def _try_later(self, photo: FoundPhoto | bytes) -> None:
         """Keeps photos to look into: at most 64, spread over all."""
         self._found += 1
         if self._found % self._every == 0:

@@ -28,7 +28,6 @@ _RESIZED = re.compile(
 _VIEWS = ("main", "front", "side", "back", "detail")
 _NUMBERED = re.compile(rf"(?P<own>.+?)[ _.-]+\(?(?P<number>\d{{1,3}}|{'|'.join(_VIEWS)})\)?")
 _IN_QUERY = re.compile(r"[^/=&?]+\.(?:jpe?g|png|webp|gif|avif|tiff?|bmp)(?=&|$)", re.IGNORECASE)
-_MARKS = frozenset("?%#\\")
 # Folders of one name that are looked at; where there are more, the folder above has to tell them apart.
 _MOST_ALIKE = 16
 # Files that are looked at where nobody said that photos are in this folder: it may be somebody's home.
@@ -47,13 +46,13 @@ class FoundPhoto(NamedTuple):
         path: Where it is below that folder, with slashes.
     """
 
-    root: Path
+    root: str
     path: str
 
     @property
     def file(self) -> str:
         """The whole path."""
-        return os.path.join(self.root, self.path)
+        return f"{self.root}/{self.path}"
 
 
 class PhotoFolders:
@@ -81,6 +80,7 @@ class PhotoFolders:
         """
         whole = list(dict.fromkeys(Path(os.path.abspath(root)) for root in roots))
         self.roots = [root for root in whole if not any(other in root.parents for other in whole)]
+        self._root_names = [os.fspath(root) for root in self.roots]
         self.ambiguous: Counter[str] = Counter()
         self.padded: dict[str, str] = {}
         self.shared: dict[str, str] = {}
@@ -109,14 +109,14 @@ class PhotoFolders:
             The file, or the reason why there is none.
         """
         self._walk()
-        own, alike = _key(item_id), list[int]()
+        alike: list[int] = []
         readings = _readings(written)
         for path in readings:
             at = self._by_key.get(_stem_key(path.rpartition("/")[2]), -1)
             if at >= 0 and self._keys[at] not in self._several:
                 return self._use(at, _NAMED)
             for folders, name in _alternatives(path):
-                found = self._locate(folders, name, own)
+                found = self._locate(folders, name, _key(item_id))
                 if len(found) == 1:
                     return self._use(found[0], _NAMED)
                 alike = alike or found
@@ -325,7 +325,7 @@ class PhotoFolders:
 
     def _photo(self, at: int) -> FoundPhoto:
         root, below, _, _ = self._folders[self._folder_of[at]]
-        return FoundPhoto(self.roots[root], f"{below}/{self._names[at]}" if below else self._names[at])
+        return FoundPhoto(self._root_names[root], f"{below}/{self._names[at]}" if below else self._names[at])
 
     def _names_of(self, alike: list[int]) -> str:
         return " and ".join(self._photo(at).file for at in alike[:2])
@@ -347,7 +347,7 @@ def photos_of_item(folders: PhotoFolders, item: Item) -> list[FoundPhoto]:
 def _readings(written: str) -> list[str]:
     """What a path or URL may mean, as a path with slashes: percent-decoded or not, without a query."""
     path = written.strip()
-    if _MARKS.isdisjoint(path):
+    if not ("?" in path or "%" in path or "#" in path or "\\" in path):
         return [path]
     if "://" in path or path.startswith("//"):
         path = path.partition("//")[2].partition("/")[2]

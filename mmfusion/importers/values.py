@@ -174,6 +174,8 @@ def split_photos(cell: str) -> list[str]:
     if "://" in cell or cell.startswith("//"):
         return [part for part in (one.strip(" ,;|\n") for one in _BEFORE_URL.split(cell)) if part]
     for separator in ("\n", "|", ";", ","):
+        if separator not in cell:
+            continue
         parts = [part for part in (one.strip() for one in cell.split(separator)) if part]
         if len(parts) > 1 and all(map(names_photo, parts)):
             return parts

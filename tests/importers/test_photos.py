@@ -117,14 +117,14 @@ def test_of_two_folders_that_are_given_the_path_decides(tmp_path: Path) -> None:
     folders = PhotoFolders([one, two, one / "a"], ImportLog())
     assert folders.roots == [one, two]
     photo = folders.find("b/1.jpg")
-    assert not isinstance(photo, str) and photo == (two, "b/1.jpg")
+    assert not isinstance(photo, str) and photo.file == str(two / "b/1.jpg")
     (two / "x.jpg").write_bytes((one / "x.jpg").read_bytes())
     photo = folders.find("x.jpg")
-    assert not isinstance(photo, str) and photo == (one, "x.jpg")
+    assert not isinstance(photo, str) and photo.file == str(one / "x.jpg")
     (two / "x.jpg").write_bytes(jpeg(200))
     assert isinstance(folders.find("x.jpg"), str)
     photo = folders.find("two/x.jpg")
-    assert not isinstance(photo, str) and photo == (two, "x.jpg")
+    assert not isinstance(photo, str) and photo.file == str(two / "x.jpg")
 
 
 @pytest.mark.parametrize(
