@@ -10,8 +10,8 @@ from torch.autograd.function import once_differentiable
 from mmfusion.losses.grades import Items
 
 # Pairs that are looked at together: on a CPU 16 MiB of float32 for each of two matrices, where caches help; on a GPU
-# 256 MiB, so that few kernels are started.
-MAX_PAIRS, MAX_PAIRS_OF_CPU = 2**26, 2**22
+# 64 MiB, so that few kernels are started.
+MAX_PAIRS, MAX_PAIRS_OF_CPU = 2**24, 2**22
 
 
 class Scores:

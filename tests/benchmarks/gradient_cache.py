@@ -34,7 +34,7 @@ def cell(catalogue: Path, folder: Path, batch: int, micro_batch: int, steps: int
 
     class Clock(L.Callback):
         def on_train_batch_start(self, trainer: L.Trainer, stage: L.LightningModule, batch: Any, index: int) -> None:
-            self.bytes = sum(value.nbytes for value in batch.values())
+            self.bytes = sum(value.nbytes for value in batch.values() if isinstance(value, torch.Tensor))
             self.start, self.cpu_start = perf_counter(), process_time()
 
         def on_train_batch_end(self, *_: Any) -> None:

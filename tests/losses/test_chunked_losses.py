@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ import two_ranks_losses
 from dense_losses import LEVELS, LOSSES, draw, fast, of_table, slow
 from processes import started
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from mmfusion.losses import GradedSigmoidLoss, Grades, Items
+from mmfusion.losses import GradedSigmoidLoss, Grades, Items, graded_contrastive, graded_sigmoid
 from mmfusion.losses.chunked import Scores
 
 
@@ -130,6 +133,32 @@ def test_reads_no_data_of_the_device(name: str, chunk_rows: int | None) -> None:
             assert leaf.grad is not None and leaf.grad.shape == leaf.shape
         with pytest.raises(DataDependentOutputException):
             value.item()
+
+
+class Devices(TorchDispatchMode):
+    """Collects the devices of all tensors that operations give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        self.seen |= {one.device.type for one in tree_leaves(found) if isinstance(one, torch.Tensor)}
+        return found
+
+
+def test_makes_nothing_on_the_host_that_would_be_copied_to_the_device() -> None:
+    # The only device beside the CPU that is always at hand; nothing can be copied back from it.
+    with torch.device("meta"):
+        left, right = (Items(torch.empty(6, 4), torch.ones(6, dtype=torch.bool)) for _ in range(2))
+        pairs, scalar = [torch.empty(9, dtype=torch.int64) for _ in range(3)], torch.empty(())
+    grades = Grades(*pairs, starts=(0, 3, 3, 5, 6, 8, 9), levels=LEVELS)
+    with torch.no_grad(), Devices() as devices:
+        for chunk_rows in (2, None):
+            graded_contrastive(left, right, grades, scalar, chunk_rows=chunk_rows)
+            graded_sigmoid(left, right, grades, scalar, scalar, chunk_rows=chunk_rows)
+    assert devices.seen == {"meta"}
 
 
 def test_items_that_are_masked_may_hold_anything() -> None:
