@@ -19,12 +19,12 @@ class AblationError(MMFusionError):
 
 @dataclass(frozen=True)
 class AblationSettings:
-    """Settings of an ablation; every variant shares them.
+    """Settings of an ablation; every variant shares them. Folders are absolute, as steps run as processes.
 
     Attributes:
-        output: Absolute folder for everything that is written.
-        catalogue: Absolute folder, fsspec URL or Hub id; None: the toy catalogue, drawn into the output folder.
-        base: Absolute folder or Hub id of an mmfusion model; None: tiny encoders built in the output folder.
+        output: Folder for everything that is written.
+        catalogue: Folder, fsspec URL or Hub id; default: the toy catalogue, drawn into the output folder.
+        base: Folder or Hub id of an mmfusion model; default: tiny encoders built in the output folder.
         larger_base: The same with a larger generic vision encoder; None: that variant is not run.
         vision_blocks: Blocks of the base's vision encoder, to evaluate from the cached features of the frozen whole;
             None where that is not known: photos are read.
@@ -46,7 +46,7 @@ class AblationSettings:
         stage1_options: Further flags of mmfusion stage1, for every variant.
         stage2_options: Further flags of mmfusion stage2, for every variant.
         freeze_vision_blocks: Lowest vision blocks that are frozen where the vision encoder is trained.
-        feature_cache: Absolute folder that all runs share.
+        feature_cache: Folder that all runs share; default: in the output folder.
         validate_every: Optimizer steps between validations.
         checkpoint_every: Optimizer steps between checkpoints.
         hardware: Devices, precision and workers.

@@ -44,7 +44,7 @@ class Config(AblationSettings):
 def main(config: Config) -> None:
     """Writes ablation.<split>.md, .json, .csv and .png; run again to continue where it stopped.
 
-    Each variant is trained and evaluated by other commands, as processes whose logs are beside their folders.
+    Each variant is trained and evaluated by other commands, as processes with logs next to their folders.
     """
     places = {name: getattr(config, name) for name in ("catalogue", "base", "larger_base")}
     absolute: dict[str, Any] = {name: absolute_place(place) for name, place in places.items() if place is not None}
