@@ -50,7 +50,7 @@ def main(config: Config) -> None:
     GET /search?query=red+dress&k=10&filter=[["price","<",50]], or POST /search with the same as a JSON object; GET
     /products/{id}?k=10 for a stored product and those most like it; GET /health; GET /metrics for Prometheus. When
     `mmfusion index` has built the index again, the service switches to it between two requests. There is neither
-    encryption nor a password: run it behind a proxy where others than you can reach it.
+    encryption nor a password: run it behind a proxy if others can reach it.
     """
     check_installed()
     from mmfusion.serving.server import bind, log_as_json, run_server

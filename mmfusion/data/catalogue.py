@@ -145,9 +145,7 @@ class BaseCatalogue:
         problem = f"the split {split!r} has no queries with judgements ({others})"
         elsewhere = self.qrels.restrict(self.query_rows(split))
         if len(qrels):
-            problem = (
-                f"all {len(qrels)} judgements of the split {split!r} have grade 0, which asks for nothing ({others})"
-            )
+            problem = f"all {len(qrels)} judgements of the split {split!r} have grade 0, so none is relevant ({others})"
         elif len(elsewhere):
             problem += f": the {len(elsewhere)} judgements of its queries are of products of other splits"
         remedy = f"give --split {' or '.join(there)}, or write {split} queries" if there else "check the column 'split'"

@@ -56,8 +56,8 @@ def check_photos(catalogue: BaseCatalogue, rows: Rows | None = None, *, allow_mi
             f"only {readable / named:.0%} of the photos that products name can be read; among the others: "
             + "; ".join(failures),
             f"catalogue {catalogue.source!r}, column 'image'",
-            f"Check the photos (paths{where} must be those of image files), or give --allow_missing_photos true to go "
-            "on with texts alone where photos are missing.",
+            f"Check the photos (paths{where} must be those of image files), or give --allow_missing_photos true to "
+            "continue with texts alone where photos are missing.",
         )
 
 

@@ -202,7 +202,7 @@ def _checked(url: str) -> SplitResult:
     except ValueError:
         usable = False
     if not usable:
-        raise PhotoError(f"{url[:80]!r} is no URL of http or https; give one, or the photo itself.")
+        raise PhotoError(f"{url[:80]!r} is not an http or https URL; give one, or the photo itself.")
     if parts.username is not None or parts.password is not None:
         raise PhotoError(f"{_shown(parts)} comes with a user name or password; give a URL without.")
     return parts

@@ -181,7 +181,7 @@ class ShardWorker:
         if job.provenance != self.provenance:
             raise ShardError(
                 f"the model, or what prepares photos, differs here ({job.provenance}) from that on the driver "
-                f"({self.provenance}); have the same files and packages on all machines"
+                f"({self.provenance}); install the same files and packages on all machines"
             )
         # A separate environment, as schedulers such as SLURM describe the cluster rather than this one device.
         self.fabric = Fabric(

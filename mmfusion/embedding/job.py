@@ -230,7 +230,7 @@ class EmbeddingJob:
                 pairs = ((name, getattr(provenance, name), value) for name, value in vars(self.provenance).items())
                 changed = ", ".join(f"{name} was {old!r}, now {new!r}" for name, old, new in pairs if old != new)
                 raise ShardError(
-                    f"{self.folder} holds vectors that were made otherwise ({changed}), and queries fit one model "
+                    f"{self.folder} holds vectors that were made in another way ({changed}), and queries fit one model "
                     f"only; give another --output, or remove {MANIFEST} and the shards"
                 )
             ids += table.column("product_id").chunks

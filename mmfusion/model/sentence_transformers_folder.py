@@ -237,7 +237,7 @@ def _weights(source: str, path: str, prefix: str) -> dict[str, Tensor]:
         )
     tensors = load_file(found)
     if f"{prefix}weight" not in tensors:
-        raise HubError(f"{source}: {path}/model.safetensors lacks {prefix}weight; the upload or copy is not whole.")
+        raise HubError(f"{source}: {path}/model.safetensors lacks {prefix}weight; the upload or copy is incomplete.")
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 

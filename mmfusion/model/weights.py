@@ -67,7 +67,7 @@ def fetch_weights(
     for shard in shards(table, wanted):
         found = _find(source, shard, arguments)
         if found is None:
-            raise HubError(f"{source} lacks {shard}, which its {index} names; the upload or copy is not whole.")
+            raise HubError(f"{source} lacks {shard}, which its {index} names; the upload or copy is incomplete.")
         files.append(found)
     return files
 

@@ -130,7 +130,7 @@ def write_graph(tower: MMFusionModel, folder: Path, opset: int | None = None, on
     """
     newest = library("onnx", "onnx").defs.onnx_opset_version()
     if opset is not None and not _OLDEST_OPSET <= opset <= newest:
-        raise OnnxError(f"opset is {opset}; give {_OLDEST_OPSET} to {newest}, or none")
+        raise OnnxError(f"opset is {opset}; give {_OLDEST_OPSET} to {newest}, or leave it out")
     library("onnxscript", "onnx")
     try:
         program = _exported(tower, opset)

@@ -188,7 +188,7 @@ def number_type(kind: pa.DataType) -> pa.DataType:
 def _expected(kind: pa.DataType) -> str:
     """What a column of moments is compared with."""
     if pa.types.is_duration(kind):
-        return "a datetime.timedelta; texts and numbers are none"
+        return "a datetime.timedelta; texts and numbers are not durations"
     if pa.types.is_time(kind):
         return "an ISO 8601 time such as '18:30' or '18:30:00.5'"
     return "an ISO 8601 date or time such as '2026-01-31' or '2026-01-31T18:30:00Z'"

@@ -261,7 +261,9 @@ class Stage(L.LightningModule):
 
     def _stop(self, batch: TrainBatch, finite: bool, values: dict[str, float]) -> None:
         if finite:
-            raise NonFiniteLossError(f"The loss of another rank is not finite at step {self.global_step}; see there.")
+            raise NonFiniteLossError(
+                f"The loss of another rank is not finite at step {self.global_step}; see its error."
+            )
         ids = batch["judgements"].catalogue.product_ids[batch["product_rows"].cpu().numpy()][:8]
         raise NonFiniteLossError(
             f"The loss is not finite at step {self.global_step} on rank {self.global_rank} ({values}); first products "

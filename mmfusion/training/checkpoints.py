@@ -68,7 +68,7 @@ def damage(checkpoint: Path) -> str | None:
         with ZipFile(checkpoint) as archive:
             broken = archive.testzip()
     except BadZipFile as error:
-        return f"it is cut off, or no checkpoint: {error}"
+        return f"it is cut off, or is not a checkpoint: {error}"
     return f"the checksum of {broken} in it is wrong" if broken else None
 
 

@@ -120,7 +120,7 @@ def _smaller(stage: Stage, hardware: Hardware, products: int) -> tuple[list[int]
         return [], f"{_FEWER_DATA}; --micro_batch would help, but {error}"
     most = min(stage.micro_batch or products, products)
     halves = [2**power for power in reversed(range((most - 1).bit_length()))]
-    return halves, f"No micro-batch was found to fit, down to 1 row at a time. {_FEWER_DATA}."
+    return halves, f"No micro-batch fits, not even 1 row at a time. {_FEWER_DATA}."
 
 
 def _first_that_fits(job: Path, plan: Plan, micro_batches: list[int]) -> str:
@@ -135,7 +135,7 @@ def _first_that_fits(job: Path, plan: Plan, micro_batches: list[int]) -> str:
 def _too_much(micro_batch: int, pairs: int, step: Step) -> str:
     asked = f"--micro_batch {micro_batch}" if micro_batch else f"--batch_size {pairs}"
     if not step.capacity:
-        return f"out of memory: a step with {asked} needs so much that the system ended the process that took it."
+        return f"out of memory: a step with {asked} needs so much that the system ended the process that ran it."
     return (
         f"out of memory: a step with {asked} needs more than {in_words(step.usable)} of the {in_words(step.capacity)} "
         f"that this process may use ({step.bound_by})."

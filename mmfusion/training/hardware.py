@@ -74,8 +74,8 @@ def lightning_strategy(hardware: Hardware) -> str | ModelParallelStrategy:
         return hardware.strategy
     if hardware.precision == "16-mixed":
         raise ValueError(
-            "hardware.strategy is fsdp and hardware.precision is 16-mixed, whose gradient scaler knows no shards; give "
-            "bf16-mixed, or the strategy ddp."
+            "hardware.strategy is fsdp and hardware.precision is 16-mixed, whose gradient scaler does not support "
+            "shards; give bf16-mixed, or the strategy ddp."
         )
     if hardware.devices < 1:
         raise ValueError(f"hardware.devices is {hardware.devices}; the strategy fsdp needs their number, at least 1.")

@@ -249,7 +249,7 @@ def _check_is_free(folder: Path, address: HubAddress) -> None:
     # The first rank may have put the run there since.
     if holds and (read_record(folder) or {}).get("resumed_from") != str(address):
         raise RunError(
-            f"The output folder {folder} holds something else than the run {address}; give another --output."
+            f"The output folder {folder} holds something other than the run {address}; give another --output."
         )
 
 

@@ -195,7 +195,7 @@ def _check_leftovers(base: str, info: dict[str, Any], may_differ: tuple[str, ...
         wrong = [key for key in keys if not key.startswith(may_differ)]
         if wrong:
             raise RunError(
-                f"--base {base!r} has {kind.replace('_', ' ')}: {', '.join(wrong[:5])}; the checkpoint is not whole."
+                f"--base {base!r} has {kind.replace('_', ' ')}: {', '.join(wrong[:5])}; the checkpoint is incomplete."
             )
         if kind == "missing_keys" and keys:
             logger.info("new weights, initialised: %s", ", ".join(keys))

@@ -173,7 +173,7 @@ def test_a_name_with_a_private_address_among_others_is_refused(monkeypatch: pyte
         ({}, "/cut", f"/cut cannot be fetched: IncompleteRead(100 bytes read, {len(PHOTO) - 100} more expected)"),
         ({}, "/status/404?key=secret", "/status/404 cannot be fetched: the server answers 404 Not Found"),
         ({}, "/unsized/1000", "not an image in a known format"),
-        ({}, "/to?file:///etc/passwd", "'file:///etc/passwd' is no URL of http or https"),
+        ({}, "/to?file:///etc/passwd", "'file:///etc/passwd' is not an http or https URL"),
     ],
 )
 def test_limits_hold_and_what_is_no_photo_is_refused(
@@ -190,11 +190,11 @@ def test_the_limits_themselves_are_no_refusal(server: Server) -> None:
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("file:///etc/passwd", "is no URL of http or https"),
-        ("ftp://shop.example/x", "is no URL of http or https"),
-        ("photos/dress.jpg", "is no URL of http or https"),
-        ("http:///x", "is no URL of http or https"),
-        ("http://shop.example:port/x", "is no URL of http or https"),
+        ("file:///etc/passwd", "is not an http or https URL"),
+        ("ftp://shop.example/x", "is not an http or https URL"),
+        ("photos/dress.jpg", "is not an http or https URL"),
+        ("http:///x", "is not an http or https URL"),
+        ("http://shop.example:port/x", "is not an http or https URL"),
         ("http://ada:secret@shop.example/x", "http://shop.example/x comes with a user name or password"),
     ],
 )

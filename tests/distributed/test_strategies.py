@@ -125,7 +125,7 @@ def test_two_ranks_go_the_way_of_one_for_the_same_global_batch(
 @pytest.mark.parametrize(
     ("hardware", "message"),
     [
-        (Hardware(strategy="fsdp", precision="16-mixed"), "gradient scaler knows no shards; give bf16-mixed"),
+        (Hardware(strategy="fsdp", precision="16-mixed"), "gradient scaler does not support shards; give bf16-mixed"),
         (Hardware(strategy="fsdp", devices=-1), "devices is -1; the strategy fsdp needs their number"),
     ],
 )

@@ -141,7 +141,7 @@ def test_new_weights_of_a_base_are_one_line_and_others_an_error(
     ):
         content = safetensors.torch.save(weights, {"format": "pt"})
         other = plant(hub, tmp_path, {**published, "model.safetensors": content}, "hub")
-        with pytest.raises(RunError, match=rf"^--base '{other}' has {complaint}; the checkpoint is not whole\.$"):
+        with pytest.raises(RunError, match=rf"^--base '{other}' has {complaint}; the checkpoint is incomplete\.$"):
             load_base(other, fusion="cross_attention")
 
 

@@ -150,7 +150,7 @@ def test_a_server_that_stays_busy_is_left_for_the_next_run(
     [
         ("/gone", "404"),
         ("/page", "HTML or XML text instead of"),
-        ("ftp://x/y.jpg", "no URL of http"),
+        ("ftp://x/y.jpg", "not an http or https URL"),
         ("http://[x/y", ""),
     ],
 )

@@ -155,7 +155,10 @@ def test_what_the_service_answers_with_can_be_asked_for() -> None:
         (("utc", "in", ["2026-01-01", "x"]), "give a list of an ISO 8601"),
         (("open", ">", "6 pm"), "'open', which is time64.*'6 pm'; give an ISO 8601 time such as '18:30'"),
         (("open", ">", "18:30Z"), "give an ISO 8601 time"),
-        (("takes", ">", "PT1S"), r"'takes', which is duration.*give a datetime\.timedelta; texts and numbers are none"),
+        (
+            ("takes", ">", "PT1S"),
+            r"'takes', which is duration.*give a datetime\.timedelta; texts and numbers are not durations",
+        ),
         (("price", "<", "cheap"), "'price', which is decimal128.*'cheap'"),
         (("sizes", "=", "M"), r"whether 'sizes' = 'M', and 'sizes' is list.*; use \('sizes', 'contains', value\)"),
         (("sizes", "in", ["M"]), r"use \('sizes', 'contains', value\)"),

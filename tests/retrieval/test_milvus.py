@@ -736,7 +736,7 @@ def test_a_full_disk_is_told_in_one_line_and_the_upload_goes_on_later(tmp_path: 
     script = DISK.format(path=CHECKOUT, folder=str(tmp_path))
     ended = run_to_end([sys.executable, "-c", script])
     assert ended.returncode == 1 and "Traceback" not in ended.stderr
-    assert re.search(r"^MilvusError: Milvus at \S+ fails at upsert \(.*File too large\); see that", ended.stderr, re.M)
+    assert re.search(r"^MilvusError: Milvus at \S+ fails at upsert \(.*File too large\); check that", ended.stderr, re.M)
     with pytest.raises(MilvusError, match="was cut off"):
         MilvusIndex.connect(tmp_path / "index.db")
     with in_milvus(tmp_path, 3000) as milvus:

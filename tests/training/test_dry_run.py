@@ -340,7 +340,7 @@ def test_a_step_that_fails_for_memory_is_a_refusal_that_names_what_to_lower(
         raise MemoryError
 
     monkeypatch.setattr(Stage1, "training_step", never)
-    with pytest.raises(OutOfMemoryError, match=r"No micro-batch was found to fit.*smaller --batch_size.*--image_size"):
+    with pytest.raises(OutOfMemoryError, match=r"No micro-batch fits.*smaller --batch_size.*--image_size"):
         command("stage1")(**options)
 
 

@@ -157,7 +157,7 @@ def test_a_continuation_goes_on_from_its_own_folder_without_the_hub(
     assert fetch(tmp_path / "run", "hub:org/run") == first and not hub.requests
     with pytest.raises(RunError, match="--steps is 9"):
         fetch(tmp_path / "run", "hub:org/run", steps=9)
-    with pytest.raises(RunError, match="holds something else than the run hub:org/other@checkpoints"):
+    with pytest.raises(RunError, match="holds something other than the run hub:org/other@checkpoints"):
         fetch(tmp_path / "run", "hub:org/other")
 
 
@@ -312,7 +312,7 @@ def test_another_catalogue_and_a_full_output_folder_are_refused(on_hub: Callable
     other = write_toy_catalogue(tmp_path / "catalogue", num_products=120, seed=1)
     with pytest.raises(RunError, match="is not the one that this run started with"):
         command("stage1")(output=str(tmp_path / "run"), resume="hub:org/run", catalogue=str(other))
-    with pytest.raises(RunError, match="holds something else than the run hub:org/run@checkpoints"):
+    with pytest.raises(RunError, match="holds something other than the run hub:org/run@checkpoints"):
         fetch(other, "hub:org/run")
 
 

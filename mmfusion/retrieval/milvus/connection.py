@@ -59,10 +59,10 @@ class Connection:
                 f"the collection {collection!r} has no name that Milvus takes; use letters, digits and underscores, "
                 "and no digit in front"
             )
-        library, remedy = pymilvus(), "start the server, or see that address and token are right"
+        library, remedy = pymilvus(), "start the server, or check the address and the token"
         if is_file(self.uri):
             remedy = (
-                "see that its name ends in .db, that no other process has the file open, and that Milvus Lite made it"
+                "check that its name ends in .db, that no other process has the file open, and that Milvus Lite made it"
             )
             folder = Path(self.uri).parent.resolve()
             folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ class Connection:
         """
         if not self._open:
             raise MilvusError(f"the connection to {self.place} is closed; connect again")
-        with self._asking(f"fails at {method}", "see that the server is up, has room and lets you in"):
+        with self._asking(f"fails at {method}", "check that the server is up, has room and accepts your token"):
             asked = getattr(self._client, method)
             return asked(collection_name=self.collection, timeout=timeout or self.timeout, **arguments)
 

@@ -177,7 +177,7 @@ class MilvusIndex(SearchIndex, AbstractContextManager["MilvusIndex"]):
             if not description.complete:
                 raise MilvusError(
                     f"the upload to the {connection.place} was cut off, so that products are missing; run it again "
-                    "with the same arguments, and it goes on"
+                    "with the same arguments to continue"
                 )
             connection.ask("load_collection")
             return cls(connection, description)
