@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmfusion.importers.collect import KEY, PHOTOS, photos_in
@@ -57,7 +58,7 @@ class PhotoRows(TextTable):
                 number += 1
                 row = dict(zip(part.table.columns, cells, strict=True))
                 named = next((name for column in part.photos if (name := _name(row[column]))), "")
-                key = str(PurePosixPath(named).with_suffix("")) if named else f"{number:06d}"
+                key = os.path.splitext(named)[0] or f"{number:06d}"
                 key = key if key not in keys else f"{key}-{number}"
                 keys.add(key)
                 found = [key, *(row.get(name, "") for name in self._own)]
@@ -81,4 +82,4 @@ def _name(value: Any) -> str:
 def _placed(photo: str | bytes, folder: Path | None) -> str | bytes:
     if folder is None or isinstance(photo, bytes) or "://" in photo:
         return photo
-    return str(folder / photo.replace("\\", "/"))
+    return os.path.join(folder, photo.replace("\\", "/"))
