@@ -78,11 +78,11 @@ def _cut(file: SourceFile, log: ImportLog) -> Iterator[tuple[int, str]]:
         text = io.TextIOWrapper(stream, name, errors)
         more = "-"
         while more:
+            # A comment, CDATA or tag at the end may go on in the next chunk.
             opened = max(buffer.rfind("<![CDATA["), buffer.rfind("<!--"))
-            is_open = opened >= 0 and not re.compile("]]>|-->").search(buffer, opened)
+            is_open = opened >= 0 and buffer.find("-->" if buffer[opened + 2] == "-" else "]]>", opened) < 0
             for token in _TOKEN.finditer(buffer, position, opened if is_open else len(buffer)):
                 line += buffer.count("\n", position, token.start())
-                position = token.start()
                 if token[2] and not token[1] and not token[0].endswith("/>"):
                     if start >= 0:
                         log.reject(file.name, start_line, f"not XML: <{token[2]}> is not closed")
@@ -92,15 +92,15 @@ def _cut(file: SourceFile, log: ImportLog) -> Iterator[tuple[int, str]]:
                     start = -1
                 line += token[0].count("\n")
                 position = token.end()
-            # A token may go on in the next chunk.
-            kept = start if start >= 0 else max(position, buffer.rfind("<", position))
+            last = opened if is_open else buffer.rfind("<", position)
+            scanned = max(position, last if last >= 0 else len(buffer))
             if start >= 0 and len(buffer) - start > MAX_ROW:
                 log.reject(file.name, start_line, f"an item of more than {MAX_ROW >> 20} million characters")
-                start, kept = -1, len(buffer)
+                start, scanned = -1, len(buffer)
+            line += buffer.count("\n", position, scanned)
+            kept = start if start >= 0 else scanned
             more = text.read(_CHUNK)
-            line += buffer.count("\n", position, max(position, kept))
-            buffer, position = buffer[kept:] + more, max(position - kept, 0)
-            start = 0 if start >= 0 else -1
+            buffer, position, start = buffer[kept:] + more, scanned - kept, min(start, 0)
     if start >= 0:
         log.reject(file.name, start_line, "not XML: the file ends in the middle of an item")
 
