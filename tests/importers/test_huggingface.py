@@ -17,7 +17,6 @@ from PIL import Image
 from readers import read
 
 from mmfusion.data.catalogue_schema import CatalogueError
-from mmfusion.data.toy_catalogue import write_toy_catalogue
 
 FEATURES = datasets.Features(
     {
@@ -177,10 +176,15 @@ def test_imagefolder_without_ids_and_with_several_columns_of_names(tmp_path: Pat
     assert item.photos == [str(tmp_path / name) for name in ("a/1.png", "a/2.png", "a/3.png")]
 
 
-def test_a_catalogue_is_none_to_import(tmp_path: Path) -> None:
-    write_toy_catalogue(tmp_path / "toy", num_products=200)
+@pytest.mark.parametrize("name", ["{}.parquet", "{}-00000-of-00001.parquet", "{}/0.parquet"])
+def test_a_catalogue_is_none_to_import(tmp_path: Path, name: str) -> None:
+    rows = {"products": {"product_id": "1", "title": "Jar"}, "queries": {"query_id": "1", "query": "jar"}}
+    for table, row in (rows | {"qrels": {"query_id": "1", "product_id": "1", "grade": 1}}).items():
+        path = tmp_path / name.format(table)
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.Table.from_pylist([row]), path)
     with pytest.raises(CatalogueError, match="is a catalogue already"):
-        read(tmp_path / "toy")
+        read(tmp_path)
 
 
 def test_something_else(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ class HuggingFaceImporter:
 
     def recognises(self, source: Source) -> bool:
         """Whether there are files of `save_to_disk`, a `metadata` with names of files, or columns of photos."""
-        return bool(_saved(source) or _metadata(source) or _with_photos(source))
+        return bool(_is_catalogue(source) or _saved(source) or _metadata(source) or _with_photos(source))
 
     def read(self, source: Source, settings: ReadSettings, log: ImportLog) -> Imported:
         """Reads what is there of these, in this order.
@@ -41,7 +41,7 @@ class HuggingFaceImporter:
         Raises:
             CatalogueError: There is none of them, or it is a catalogue of mmfusion already.
         """
-        if {f"{name}.parquet" for name in TABLES} <= {file.path.name for file in source.files}:
+        if _is_catalogue(source):
             remedy = "Give it to the other commands as it is, e.g. mmfusion stage1 --catalogue."
             raise CatalogueError("is a catalogue already", str(source), remedy)
         parts = _saved(source) or _metadata(source) or _with_photos(source)
@@ -63,6 +63,12 @@ class HuggingFaceImporter:
         imported = shown_as(imported, {KEY: "name of the photo", PHOTOS: photos})
         items = _merged(imported.items) if is_folder else imported.items
         return replace(imported, items=_told_of_leaks(items, log))
+
+
+def _is_catalogue(source: Source) -> bool:
+    """Whether the three tables of a catalogue are there: products.parquet, products-*.parquet or products/*.parquet."""
+    paths = [file.path for file in source.tables if file.suffix == ".parquet"]
+    return {name for path in paths for name in (path.stem.partition("-")[0], path.parent.name)} >= set(TABLES)
 
 
 def _saved(source: Source) -> list[Part]:
