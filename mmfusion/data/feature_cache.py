@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mmfusion.allocator import keep_freed_memory
-from mmfusion.data.photos import newest_decoder
+from mmfusion.data.photos import files_digest, newest_decoder
 from mmfusion.files import replace_text, whole_file
 from mmfusion.model import MMFusionModel
 from mmfusion.model.errors import MMFusionError
@@ -246,6 +246,8 @@ def _photos_key(model: MMFusionModel, table: Any, rows: Array, crop: int) -> str
         decoders = [newest_decoder(image, table.catalogue.photo_root) for image in block["image"]]
         if max(decoders) > 1:
             digest.update(bytes(decoders))
+        # A photo may be replaced under its path.
+        digest.update(b"".join(files_digest(image, table.catalogue.photo_root) for image in block["image"]))
     return digest.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -106,6 +107,16 @@ def newest_decoder(image: Any, root: str | os.PathLike[str] | None) -> int:
         with suppress(PhotoError):
             newest = max(newest, decoder_of(photo_bytes(photo, root)))
     return newest
+
+
+def files_digest(image: Any, root: str | os.PathLike[str] | None) -> bytes:
+    """Digests of the files that a product's photos are stored in; none for photos stored as bytes."""
+    digests = []
+    for photo in image if is_photo_list(image) else [image]:
+        if isinstance(photo, Mapping) and is_missing(photo.get("bytes")):
+            with suppress(PhotoError):
+                digests.append(hashlib.blake2b(photo_bytes(photo, root), digest_size=16).digest())
+    return b"".join(digests)
 
 
 class PhotoReader:

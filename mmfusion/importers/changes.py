@@ -70,6 +70,10 @@ class Digests:
         ids = pa.chunked_array([chunk for column in self._ids for chunk in column.chunks], pa.string())
         return pa.table({"product_id": ids, "digest": np.concatenate([*self._digests, np.empty(0, np.uint64)])})
 
+    def whole(self) -> bytes:
+        """One digest (hex) of all products in their order."""
+        return hashlib.blake2b(b"".join(map(np.ndarray.tobytes, self._digests)), digest_size=16).hexdigest().encode()
+
     def write(self, path: Path) -> None:
         """Keeps the digests for the next import."""
         pq.write_table(self.table(), path, compression="zstd")

@@ -235,7 +235,9 @@ def _read(
         else:
             photos.link()
             target = tables / "products.parquet"
-            products.finish(target, split, result.template, lambda table: digests.noted(photos.settled(table)))
+            products.finish(
+                target, split, result.template, lambda table: digests.noted(photos.settled(table)), digests.whole
+            )
             digests.write(tables / DIGESTS)
             if result.queries:
                 write_queries(tables / "queries.parquet", result.queries)

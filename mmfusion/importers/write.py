@@ -17,7 +17,7 @@ from mmfusion.files import whole_file
 from mmfusion.importers.items import Judgement, Query
 
 PHOTO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-TEMPLATE_KEY = b"product_template"
+TEMPLATE_KEY, CONTENTS_KEY = b"product_template", b"contents"
 # Row groups of what a worker reads at a time: small where they hold photos.
 _GROUP_ROWS, _GROUP_BYTES = 16_384, 16 << 20
 
@@ -73,6 +73,7 @@ class ProductsWriter:
         split: Mapping[str, str] | None,
         template: str,
         settle: Callable[[pa.Table], Iterator[pa.Table]],
+        contents: Callable[[], bytes],
     ) -> None:
         """Writes the table of products.
 
@@ -81,6 +82,8 @@ class ProductsWriter:
             split: Split by product id, where products are split.
             template: Text of a product that suits the data, kept in the file's metadata.
             settle: Last changes of photos: `PhotoStore.settled`.
+            contents: Digest of the products and of the files of their photos, once all were settled. It is kept in the
+                file's metadata, so that a photo that was replaced under its name changes the table.
         """
         with whole_file(path) as file:
             writer: pq.ParquetWriter | None = None
@@ -94,6 +97,7 @@ class ProductsWriter:
                 rows = max(1, min(_GROUP_ROWS, _GROUP_BYTES * len(table) // max(table.nbytes, 1)))
                 writer.write_table(table, row_group_size=rows)
             if writer is not None:
+                writer.add_key_value_metadata({CONTENTS_KEY: contents()})
                 writer.close()
 
     def _schema(self) -> pa.Schema:

@@ -3,6 +3,7 @@
 import io
 import logging
 import multiprocessing
+import os
 import struct
 import threading
 import zlib
@@ -390,6 +391,24 @@ def test_a_feature_cache_of_the_older_decoder_is_stale(
                 build_feature_cache(tmp_path / name, model, table, rows)
         else:
             build_feature_cache(tmp_path / name, model, table, rows)
+
+
+def test_a_feature_cache_of_a_photo_that_was_replaced_is_stale(tmp_path: Path) -> None:
+    model, processor = tiny_model(), tiny_processor()
+    model.freeze_vision(1)
+    folder = tmp_path / "catalogue"
+    folder.mkdir()
+    image = pa.array([{"bytes": None, "path": "a.png"}])
+    pq.write_table(pa.table({"product_id": ["a"], "title": ["mug"], "image": image}), folder / "products.parquet")
+    (folder / "a.png").write_bytes(file_of(noise()))
+    catalogue = Catalogue.load_products(folder, cache_dir=tmp_path / "cache")
+    table, rows = ProductTable(catalogue, processor), catalogue.product_rows(None)
+    for _ in range(2):
+        build_feature_cache(tmp_path / "features", model, table, rows)
+        os.utime(folder / "a.png", ns=(1, 1))
+    (folder / "a.png").write_bytes(file_of(noise(), icc_profile=rgb_profile(SRGB)))
+    with pytest.raises(FeatureCacheError, match="set of photos"):
+        build_feature_cache(tmp_path / "features", model, table, rows)
 
 
 def test_an_image_that_says_it_has_a_profile_is_converted_once() -> None:

@@ -27,6 +27,7 @@ from processes import run_to_end, started
 from mmfusion.commands import run_command
 from mmfusion.commands.embed import Config, main
 from mmfusion.data.catalogue import Catalogue
+from mmfusion.data.photos import PhotoReader
 from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.embedding import EmbeddedCatalogue, Provenance, ShardError, engine_lightning
 from mmfusion.embedding.job import write_batches
@@ -365,3 +366,33 @@ def test_a_split_without_products_is_refused(place: Path, tmp_path: Path) -> Non
     write_products(tmp_path / "train", only_train, rows.schema)
     with pytest.raises(ValueError, match="no product to embed"):
         embed(place, tmp_path / "out", split="test", catalogue=str(tmp_path / "train"))
+
+
+def test_a_photo_that_was_replaced_under_its_path_is_followed(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pq.read_table(place / "catalogue" / "products.parquet")
+    rows = table.to_pylist()
+    photos = tmp_path / "disk"
+    photos.mkdir()
+    for number, row in enumerate(rows):
+        if row["image"] is not None:
+            (photos / f"{number}.png").write_bytes(row["image"][0]["bytes"])
+            row["image"] = [{"bytes": None, "path": f"photos/{number}.png"}]
+    write_products(tmp_path / "catalogue", rows, table.schema)
+    (tmp_path / "catalogue" / "photos").symlink_to(photos)
+    output, catalogue = tmp_path / "embeddings", str(tmp_path / "catalogue")
+    embed(place, output, catalogue=catalogue)
+    before = vectors_by_id(output)
+    (photos / "20.png").write_bytes((photos / "21.png").read_bytes())
+    os.utime(photos / "22.png")
+    decoded = []
+    own = PhotoReader.__call__
+    monkeypatch.setattr(
+        PhotoReader, "__call__", lambda self, name, image: decoded.append(name) or own(self, name, image)
+    )
+    with caplog.at_level("INFO", logger="mmfusion"):
+        embed(place, output, catalogue=catalogue)
+    assert "64 products: 1 to embed, 63 embedded already" in caplog.text
+    after = vectors_by_id(output)
+    assert decoded == [name for name in before if before[name] != after[name]] == [rows[20]["product_id"]]

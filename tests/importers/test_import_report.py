@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -142,6 +143,17 @@ def test_tomorrow_says_what_is_new_changed_and_gone(tmp_path: Path) -> None:
         text = (tmp_path / "out" / "import.md").read_text("utf-8")
         assert "| new | 1 | &lt;9> |" in text and "| gone | 1 | 3 |" in text
     assert import_catalogue([source], tmp_path / "out").changes.same == 4  # type: ignore[union-attr]
+
+
+def test_a_photo_that_was_replaced_changes_the_table(tmp_path: Path) -> None:
+    source, table = shop(tmp_path / "shop", *LINES), tmp_path / "out" / "products.parquet"
+    import_catalogue([source], tmp_path / "out")
+    before = table.read_bytes()
+    import_catalogue([source], tmp_path / "out")
+    assert table.read_bytes() == before, "nothing has changed, so that what was made of it stays valid"
+    os.utime(tmp_path / "shop" / "1.jpg", ns=(1, 1))
+    import_catalogue([source], tmp_path / "out")
+    assert table.read_bytes() != before and pq.read_table(table).equals(pq.read_table(BytesIO(before)))
 
 
 def test_a_dry_run_leaves_the_report_alone(tmp_path: Path) -> None:
