@@ -88,8 +88,10 @@ def find_header(rows: Sequence[Sequence[str]]) -> int | None:
     width = max(widths, key=lambda one: (widths[one], one))
     for place, row in enumerate(rows):
         filled = sum(bool(cell.strip()) for cell in row)
+        # Some names may be missing; a title that a spreadsheet padded has one or two cells.
+        needed = 0.6 * width if len(row) != width else min(0.6 * width, 3)
         is_comment = bool(row) and row[0].startswith("#") and (row[0][1:2] in ("", " ") or len(row) != width)
-        if filled >= max(1, 0.6 * width) and not is_comment:
+        if filled >= max(1, needed) and not is_comment:
             return place
     return None
 

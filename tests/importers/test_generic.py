@@ -91,6 +91,17 @@ def test_columns_known_by_content(tmp_path: Path) -> None:
     assert list(found.products) == ["x1", "x2", "x3"]
 
 
+def test_columns_that_are_called_alike(tmp_path: Path) -> None:
+    text = "weight,rank,listing_id,brand_name,Listing Title,Full Desc\n1.5,1,x1,Acme,Pan,Iron\n1.7,2,x2,Acme,Lid,Tin\n"
+    found = table(tmp_path, text)
+    assert found.imported.mapping == {
+        "title": "Listing Title",
+        "description": "Full Desc",
+        "brand": "brand_name",
+        "product_id": "listing_id",
+    }
+
+
 def test_ids_that_come_again_are_those_of_groups(tmp_path: Path) -> None:
     text = "product_id,sku,title,image\n1,01,Pan,a.jpg\n1,02,Pan,b.jpg\n1,03,Pan,a.jpg\n2,04,Lid,a.jpg\n"
     assert list(table(tmp_path, text).products) == ["01", "02", "03", "04"]

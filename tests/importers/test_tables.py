@@ -131,6 +131,13 @@ def test_lines_above_the_header_are_left_out(tmp_path: Path) -> None:
     assert len(log.warnings) == 2
 
 
+def test_a_header_with_some_names_missing(tmp_path: Path) -> None:
+    text = "sku,,name,,,cost,,\n1,a,b,c,d,e,f,g\n2,a,b,c,d,e,f,g\n"
+    assert table(source(tmp_path, "a.csv", text)).columns[:3] == ["sku", "column 2", "name"]
+    text = "Goods,2031,,\nsku,name,cost,kind\n1,a,b,c\n2,a,b,c\n"
+    assert table(source(tmp_path, "b.csv", text)).columns == ["sku", "name", "cost", "kind"]
+
+
 def test_a_comment_that_is_as_wide_as_the_header(tmp_path: Path) -> None:
     text = "# Required | an id,# Required | a name\nsku,name\n01,Kettle\n02,Pan\n"
     assert table(source(tmp_path, "a.csv", text)).columns == ["sku", "name"]

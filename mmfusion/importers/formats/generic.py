@@ -114,6 +114,15 @@ _SAMPLED = 500
 # Not `id` and `no`: product_id, item_no.
 _LANGUAGES = "en|de|fr|es|it|nl|pt|pl|sv|da|fi|nb|cs|sk|hu|ro|tr|ru|uk|el|ja|zh|ko|ar|he"
 _LANGUAGE = re.compile(rf"[-_ (]+({_LANGUAGES})(?:[-_][A-Za-z]{{2}})?\)?$", re.IGNORECASE)
+# Where no whole name is known: of the right kind, and not of something else.
+_LIKE = {
+    "title": re.compile(
+        r"(?!.*(?:seo|meta|page|brand|category|seller|store|shop|type|group|color|colour)).*(?:title|productname|itemname)"
+    ),
+    "description": re.compile(r"(?!.*(?:seo|meta|category|short)).*(?:description|desc)"),
+}
+_ID_LIKE = re.compile(r".*(?:id|key|code|nr|no|num|number|ref|uuid|hash|sku)")
+_DECIMAL = re.compile(r"-?\d+[.,]\d{1,4}")
 _PHOTO_KEYS = ("bytes", "path", "url", "src", "href", "link", "image", "file", "large", "hi_res", "thumb")
 
 
@@ -176,6 +185,10 @@ class _Plan:
         mapped = by_name(table.columns, _NAMES, several=("image", "product_id"))
         self._choose_id(mapped)
         self._by_language(mapped)
+        for target, pattern in _LIKE.items():
+            like = [column for column in table.columns if pattern.fullmatch(key(column))]
+            if like:
+                mapped.setdefault(target, like[:1])
         self._by_number(mapped)
         self.mapped = as_told(mapped, table.columns, settings, table.file.name)
         if "product_id" not in self.mapped and KEY in table.columns:
@@ -306,10 +319,9 @@ class _Plan:
             if names:
                 self.mapped["image"] = names
         if "product_id" not in self.mapped:
-            for column, cells in free:
-                if column not in self.mapped.get("image", ()) and _are_ids(cells):
-                    self.mapped["product_id"] = [column]
-                    break
+            ids = [column for column, cells in free if column not in self.mapped.get("image", ()) and _are_ids(cells)]
+            if ids:
+                self.mapped["product_id"] = [min(ids, key=lambda column: not _ID_LIKE.fullmatch(key(column)))]
 
     def _prices(self) -> Prices:
         names = self.mapped.get("price")
@@ -385,5 +397,10 @@ def _mostly(cells: Sequence[str], test: Callable[[str], bool]) -> bool:
 
 
 def _are_ids(cells: Sequence[str]) -> bool:
-    """Whether all are there, short, without blanks, and each comes once."""
-    return bool(cells) and len(set(cells)) == len(cells) and all(re.fullmatch(r"[^\s/,]{1,64}", cell) for cell in cells)
+    """Whether all are there, short, without blanks, each comes once, and they are no amounts."""
+    return (
+        bool(cells)
+        and len(set(cells)) == len(cells)
+        and all(re.fullmatch(r"[^\s/]{1,64}", cell) for cell in cells)
+        and not all(_DECIMAL.fullmatch(cell) for cell in cells)
+    )
