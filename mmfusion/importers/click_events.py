@@ -87,7 +87,8 @@ def ga4_rows(batch: RowBatch, log: ImportLog) -> RowBatch:
             if listed and not _SEARCH_LIST.search(named):
                 log.leave_out("product list is of no search")
                 continue
-            position = str(item.get("item_list_index") or item.get("index") or "").replace("(not set)", "")
+            places = (str(item.get(name)) for name in ("item_list_index", "index"))
+            position = next((place for place in places if place not in ("None", "", "(not set)")), "")
             event = "impression" if searching else name
             found.append(
                 (line, {**row, "event": event, "product_id": str(item.get("item_id") or ""), "position": position})
@@ -111,8 +112,8 @@ def settle_views(events: pd.DataFrame) -> pd.DataFrame:
 def carry_queries(events: pd.DataFrame) -> pd.DataFrame:
     """Gives events without a query that of the search they belong to.
 
-    That is the query of the same search id; else the latest one of the same session for which the product was shown or
-    clicked; else, for a product that is shown or clicked, the latest search event of the session.
+    That is the query of the same search id, where they have one; else the latest one of the same session for which the
+    product was shown or clicked; else, for a product that is shown or clicked, the latest search event of the session.
 
     Args:
         events: Columns `query` (-1 for none), `product`, `event`, `session_id`, `search_id` (0 for none), `time`.
@@ -130,7 +131,7 @@ def carry_queries(events: pd.DataFrame) -> pd.DataFrame:
     searching = event == SEARCH
 
     def carried(given: pd.Series, keys: list[pd.Series], where: pd.Series) -> pd.Series:
-        return query.fillna(given.groupby(keys).ffill().where(where & (session != 0)))
+        return query.fillna(given.groupby(keys).ffill().where(where & (session != 0) & ~named))
 
     query = carried(query.mask(searching), [session, product], ~searching)
     query = carried(query.where(searching), [session], event.isin([SHOWN, CLICK, VIEW]))

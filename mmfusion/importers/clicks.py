@@ -245,12 +245,17 @@ class _Reader:
 
     def _with_sessions(self, frame: pd.DataFrame, batch: RowBatch, mapping: Mapping[str, str]) -> pd.DataFrame:
         """The rows with hashes of their session and search, 0 for none, and with their time."""
-        hashes = {}
-        for role in ("session_id", "search_id"):
-            # Python's hash of a text has a key that is new in every process.
-            values = np.array([hash(text) if text else 0 for text in batch.column(mapping.get(role))], np.int64)
-            hashes[role] = values[frame.index]
-        return frame.assign(**hashes, time=times(batch.column(mapping.get("time")))[frame.index])
+        # Python's hash of a text has a key that is new in every process.
+        sessions, searches = (
+            np.array([hash(text) if text else 0 for text in batch.column(mapping.get(role))], np.int64)
+            for role in ("session_id", "search_id")
+        )
+        if "action_name" not in batch.names and "shown_ids" not in mapping:
+            # Outside of UBI the id may be that of the text, and the same in all sessions.
+            searches = np.where(searches != 0, searches ^ sessions, 0)
+        time = times(batch.column(mapping.get("time")))
+        at = frame.index
+        return frame.assign(session_id=sessions[at], search_id=searches[at], time=time[at])
 
     def _kept(self, frame: pd.DataFrame, batch: RowBatch, names: Sequence[str]) -> pd.DataFrame:
         """The rows whose values can be used; the first one of each other row that cannot is why it is left out."""
@@ -281,7 +286,7 @@ class _Reader:
         if not sum(map(len, parts)):
             raise self._nothing_left()
         order = dict.fromkeys(COUNTS, "sum") | {"file": "first", "line": "first"}
-        cells = pd.concat(parts, ignore_index=True)
+        cells = pd.concat(parts, ignore_index=True).replace({"position": {NO_POSITION: 0}})
         cells = cells.groupby(["query", "product", "position"], sort=False, as_index=False).agg(order)
         cells[list(COUNTS)] = cells[list(COUNTS)].astype("int64")
         if self.has_impressions:
@@ -293,7 +298,8 @@ class _Reader:
             )
         warnings += self._lost_zeros()
         if sessions is not None:
-            sessions = None if sessions.empty else sessions.drop(columns=["file", "line"])
+            sessions = sessions.drop(columns=["file", "line"]).replace({"position": {NO_POSITION: 0}})
+            sessions = None if sessions.empty else sessions
         return ClickLog(
             kind=" and ".join(self.mappings),
             mapping=dict(item for mapping in reversed(self.mappings.values()) for item in mapping.items()),
@@ -399,12 +405,12 @@ class _Reader:
 
 
 def _from_one(frame: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
-    """Rows with positions from 1, and 0 where there is none."""
+    """Rows with positions from 1."""
     known = frame["position"] != NO_POSITION
     shift = int((frame.loc[known, "position"] == 0).any())
     if shift:
         warnings.append("positions begin with 0; 1 was added to each")
-    return frame.assign(position=(frame["position"] + shift).where(known, 0))
+    return frame.assign(position=frame["position"] + shift * known)
 
 
 _NOTHING = ("", "-", "–", "—", "n/a", "na", "null", "none", "nan", "(not set)")

@@ -18,7 +18,7 @@ from mmfusion.importers.row_batches import Reject
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 Signal = Literal["orders", "clicks"]
-Method = Literal["funnel", "propensity", "rate", "coec", "sdbn", "linear"]
+Method = Literal["funnel", "pbm", "rate", "coec", "sdbn", "linear"]
 
 # Shares of the best score of a query from which on a product has grade 1, 2 and 3.
 SHARES = (0.1, 0.3, 0.7)
@@ -92,41 +92,50 @@ def relative_grades(query: IntArray, score: FloatArray, successes: npt.ArrayLike
     return np.digitize(score / np.where(best > 0, best, 1.0), SHARES)
 
 
-def propensities(
-    position: IntArray, clicks: IntArray, impressions: IntArray, pair: IntArray, prior_clicks: float = 5.0
-) -> FloatArray:
-    """How often shoppers look at each position, as a share of how often they look at the first.
+def position_based_model(
+    position: IntArray,
+    clicks: IntArray,
+    impressions: IntArray,
+    pair: IntArray,
+    strength: float = PRIOR_STRENGTH,
+    steps: int = 50,
+) -> tuple[FloatArray, FloatArray]:
+    """Attractiveness of pairs and examination of positions, whose product is the chance of a click.
 
-    Pairs that were shown at several positions tell: their clicks differ by position alone. In the model, clicks of a
-    pair at a position are Poisson with mean impressions x attractiveness x propensity; its likelihood, with a Gamma
-    prior on the propensities, is maximised by turns. Without pairs that move, the prior is left: 1 / sqrt(position).
+    Estimated by expectation maximisation from 1 / sqrt(position) on, with a Beta prior on the attractiveness whose mean
+    is that of all pairs. Pairs that move between positions tell the two apart; where none does, the prior leans towards
+    equally good products at all positions.
 
-    Source: intervention harvesting, Agarwal et al., WSDM 2019 (arXiv:1812.05161), for the position-based model of
-    Craswell et al., WSDM 2008; the prior is ours.
+    Source: the position-based model of Craswell et al., WSDM 2008; its estimation as in Chuklin, Markov and de Rijke,
+    "Click Models for Web Search", 2015, chapter 4. The prior and the start are ours.
 
     Args:
         position: int64 [n] from 1, of each cell (a pair at a position).
         clicks: int64 [n]; those above the impressions are cut to them.
         impressions: int64 [n].
         pair: int64 [n] from 0, the pair that each cell belongs to.
-        prior_clicks: Expected clicks that the prior counts for at each position.
+        strength: Impressions that the prior counts for.
+        steps: Of the estimation.
 
     Returns:
-        float64 [last position + 1], 1 at position 1; place 0 is not used.
+        Attractiveness, float64 [pairs] in (0, 1), and examination, float64 [last position + 1] in (0, 1]; place 0 of
+        the latter is not used.
     """
-    prior = 1 / np.sqrt(np.maximum(np.arange(int(position.max(initial=1)) + 1), 1))
-    moves = np.bincount(pair)[pair] > 1
-    position, impressions, pair = position[moves], impressions[moves], np.unique(pair[moves], return_inverse=True)[1]
-    clicks = np.minimum(clicks[moves], impressions)
-    found, of_pair, of_position = prior, np.bincount(pair, clicks), np.bincount(position, clicks, len(prior))
-    for _ in range(100):
-        expected = np.bincount(pair, impressions * found[position])
-        attractiveness = of_pair / np.maximum(expected, 1e-12)
-        expected = np.bincount(position, impressions * attractiveness[pair], len(prior))
-        before, found = found, (of_position + prior_clicks * prior) / (expected + prior_clicks)
-        if np.abs(found - before).max() < 1e-4:
-            break
-    return found / found[1]
+    clicks = np.minimum(clicks, impressions)
+    missed = impressions - clicks
+    of_pair, of_position = np.bincount(pair, impressions), np.bincount(position, impressions)
+    examination = 1 / np.sqrt(np.maximum(np.arange(len(of_position)), 1))
+    attractiveness = np.full(len(of_pair), 0.2)
+    for _ in range(steps):
+        seen, liked = examination[position], attractiveness[pair]
+        mean = min(clicks.sum() / max((impressions * seen).sum(), 1e-12), 0.99)
+        # A product that was not clicked was liked and not seen, or seen and not liked, or neither.
+        neither = missed / np.maximum(1 - seen * liked, 1e-12)
+        liked_at_all = np.bincount(pair, clicks + neither * liked * (1 - seen))
+        attractiveness = (liked_at_all + mean * strength) / (of_pair + strength)
+        seen_at_all = np.bincount(position, clicks + neither * seen * (1 - liked))
+        examination = np.clip(seen_at_all / np.maximum(of_position, 1e-12), 1e-4, 1)
+    return attractiveness, examination
 
 
 def coec(
@@ -211,8 +220,8 @@ _OF_BEST = "over the best of the query: from 0.7 on 3, from 0.3 on 2, from 0.1 o
 RULES: dict[str, str] = {
     "funnel": "3 bought, 2 put into the cart, 1 clicked, 0 only shown, each where it happened at least once "
     "(Karmaker Santu et al., SIGIR 2017)",
-    "propensity": "{signal} per look, an impression being as many looks as its position is looked at (estimated: "
-    "Agarwal et al., WSDM 2019), with a Beta prior of {strength:g} looks at the mean, " + _OF_BEST,
+    "pbm": "attractiveness in the position-based model (Craswell et al., WSDM 2008) of {signal}, with a Beta prior of "
+    "{strength:g} impressions at the mean, " + _OF_BEST,
     "rate": "{signal} per impression, with a Beta prior of {strength:g} impressions at the mean, " + _OF_BEST,
     "coec": "{signal} over those expected at the same positions (Zhang and Jones, WWW 2007), with a prior of "
     "{prior_clicks:g} at the mean, " + _OF_BEST,
@@ -235,7 +244,7 @@ def grade(
 
     Args:
         log: From `read_clicks`.
-        method: One of `RULES`. None: "propensity" where the log has positions, else "rate"; "funnel" where it does not
+        method: One of `RULES`. None: "pbm" where the log has positions, else "rate"; "funnel" where it does not
             say what was shown.
         min_impressions: A pair that was shown more rarely (in fewer sessions, where the log has some) has no grade,
             whatever happened to it, and does not enter the mean of any position; of no effect on logs that do not say
@@ -248,7 +257,7 @@ def grade(
         CatalogueError: The method is unknown or needs what the log lacks, or no pair is left.
     """
     if method is None:
-        method = "funnel" if not log.has_impressions else "propensity" if log.has_positions else "rate"
+        method = "funnel" if not log.has_impressions else "pbm" if log.has_positions else "rate"
     signal = signal or ("orders" if method == "funnel" else "clicks")
     _check(log, method, signal)
     counts, warnings = dict(log.counts), list(log.warnings)
@@ -275,8 +284,8 @@ def _check(log: ClickLog, method: str, signal: Signal) -> None:
         raise CatalogueError(f"method {method!r} is unknown", "--grades", f"Use one of {', '.join(RULES)}.")
     place = f"--grades {method}"
     if method == "sdbn" and not log.has_sessions:
-        raise CatalogueError("the log has no sessions", place, "Use propensity or rate, or give a session log.")
-    if method in ("coec", "linear", "sdbn", "propensity") and not log.has_positions:
+        raise CatalogueError("the log has no sessions", place, "Use pbm or rate, or give a session log.")
+    if method in ("coec", "linear", "sdbn", "pbm") and not log.has_positions:
         remedy = 'Use rate or funnel, or name the column: --columns \'{"position": "…"}\'.'
         raise CatalogueError("the log has no position for some products that were shown", place, remedy)
     if method not in ("funnel", "linear") and not log.has_impressions:
@@ -336,11 +345,12 @@ def _graded(
         grades = relative_grades(query, smoothed_rate(found.clicked, found.examined, PRIOR_STRENGTH), found.clicked)
     elif method == "coec":
         grades = relative_grades(query, coec(position, success, impressions, at, PRIOR_CLICKS), successes)
+    elif method == "rate":
+        shown = np.bincount(at, impressions)
+        grades = relative_grades(query, smoothed_rate(successes, shown, PRIOR_STRENGTH), successes)
     else:
-        looks = np.bincount(at, impressions)
-        if method == "propensity":
-            share = propensities(position, cells["clicks"].to_numpy(), impressions, at)
-            looks = np.bincount(at, impressions * share[position])
-            rule += f" (positions 1 to {min(10, len(share) - 1)}: {', '.join(f'{one:.2f}' for one in share[1:11])})"
-        grades = relative_grades(query, smoothed_rate(successes, looks, PRIOR_STRENGTH), successes)
+        score, examination = position_based_model(position, success, impressions, at, PRIOR_STRENGTH)
+        grades = relative_grades(query, score, successes)
+        looks = ", ".join(f"{one:.2f}" for one in examination[1:11] / max(examination[1:].max(), 1e-12))
+        rule += f" (examination from position 1 on: {looks})"
     return query, product, grades, rule

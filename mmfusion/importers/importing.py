@@ -99,7 +99,7 @@ class ImportSettings:
     allow_private_urls: bool = False
     clicks: str | list[str] | None = None
     judgements: str | list[str] | None = None
-    grades: Literal["funnel", "propensity", "rate", "coec", "sdbn", "linear"] | None = None
+    grades: Literal["funnel", "pbm", "rate", "coec", "sdbn", "linear"] | None = None
     min_impressions: int = 20
     signal: Literal["orders", "clicks"] | None = None
     split_by: Literal["query", "product"] = "query"
