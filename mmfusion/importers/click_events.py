@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -67,37 +68,40 @@ def ga4_rows(batch: RowBatch, log: ImportLog) -> RowBatch:
     not named after a search, are left out, as are events about no search; both are counted.
     """
     found: list[tuple[int, dict[str, str]]] = []
-    columns = [batch.column(name) for name in ("event_name", "user_pseudo_id", "event_timestamp")]
-    lists = [batch.values(name) for name in ("event_params", "items")]
-    for line, name, user, time, parameters, items in zip(batch.lines, *columns, *lists, strict=True):
-        if name not in _GA4_EVENTS:
-            log.leave_out("event is about no search and no product")
-            continue
+    names = batch.column("event_name")
+    rows = [row for row, name in enumerate(names) if name in _GA4_EVENTS]
+    log.leave_out("event is about no search and no product", len(names) - len(rows))
+    users, moments = (batch.column(name, rows) for name in ("user_pseudo_id", "event_timestamp"))
+    nested = [
+        batch.values(name, rows) if name in batch.names else [""] * len(rows) for name in ("event_params", "items")
+    ]
+    for row, user, time, parameters, items in zip(rows, users, moments, *nested, strict=True):
+        name, line = names[row], batch.lines[row]
         values = dict(_ga4_parameters(parameters))
         session = f"{user}.{values.get('ga_session_id', '')}" if user else ""
-        row = {"query": values.get("search_term", ""), "session_id": session}
+        query = values.get("search_term", "")
         # Events that were sent together have one time; the search comes first.
         searching = name in ("search", "view_search_results")
-        row["time"] = str(2 * int(time) + (not searching)) if time.isdecimal() else time
+        moment = str(2 * int(time) + (not searching)) if time.isdecimal() else time
+        shared = {"query": query, "session_id": session, "time": moment, "event": "impression" if searching else name}
         if searching:
-            found.append((line, {**row, "event": "search"}))
-        for item in items if isinstance(items, (list, np.ndarray)) else ():
-            named = f"{item.get('item_list_name') or ''} {item.get('item_list_id') or ''}".replace("(not set)", "")
-            listed = name in ("view_item_list", "select_item") and not row["query"] and named.strip()
-            if listed and not _SEARCH_LIST.search(named):
+            found.append((line, {**shared, "event": "search"}))
+        for item in items or ():
+            lists = f"{item.get('item_list_name') or ''} {item.get('item_list_id') or ''}".replace(
+                "(not set)", ""
+            ).strip()
+            of_list = name in ("view_item_list", "select_item") and not query and lists
+            if of_list and not _SEARCH_LIST.search(lists):
                 log.leave_out("product list is of no search")
                 continue
-            places = (str(item.get(name)) for name in ("item_list_index", "index"))
+            places = (str(item.get(key)) for key in ("item_list_index", "index"))
             position = next((place for place in places if place not in ("None", "", "(not set)")), "")
-            event = "impression" if searching else name
-            found.append(
-                (line, {**row, "event": event, "product_id": str(item.get("item_id") or ""), "position": position})
-            )
+            found.append((line, {**shared, "product_id": str(item.get("item_id") or ""), "position": position}))
     return RowBatch.of_records(batch.file, found)
 
 
-def _ga4_parameters(parameters: object) -> Iterator[tuple[str, str]]:
-    for parameter in parameters if isinstance(parameters, (list, np.ndarray)) else ():
+def _ga4_parameters(parameters: list[dict[str, Any]] | str) -> Iterator[tuple[str, str]]:
+    for parameter in parameters or ():
         value = parameter.get("value") or {}
         text = next((str(value[kind]) for kind in ("string_value", "int_value") if value.get(kind) is not None), "")
         yield str(parameter.get("key")), text

@@ -364,7 +364,7 @@ class _Reader:
     def _nothing_left(self) -> CatalogueError:
         files = ", ".join(self.files) or "the click files"
         found = self.left_out.rejected_by_reason + self.left_out.left_out
-        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in found.most_common(3))
+        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in found.most_common(3)) or "it has none"
         return CatalogueError(
             f"no row of {self.num_rows:,} is left ({reasons})",
             files,
