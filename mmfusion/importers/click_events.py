@@ -100,7 +100,7 @@ def ga4_rows(batch: RowBatch, log: ImportLog) -> RowBatch:
     return RowBatch.of_records(batch.file, found)
 
 
-def _ga4_parameters(parameters: list[dict[str, Any]] | str) -> Iterator[tuple[str, str]]:
+def _ga4_parameters(parameters: Sequence[Any]) -> Iterator[tuple[str, str]]:
     for parameter in parameters or ():
         value = parameter.get("value") or {}
         text = next((str(value[kind]) for kind in ("string_value", "int_value") if value.get(kind) is not None), "")
