@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from mmfusion.data.catalogue_schema import CatalogueError
 from mmfusion.data.photos import decode_photo
 from mmfusion.importers import ImportLog, Item
+from mmfusion.importers.importing import ImportSettings, import_catalogue
 from mmfusion.importers.photo_store import PhotoStore
 from mmfusion.importers.photos import PhotoFolders, photos_of_item
 from mmfusion.importers.write import PHOTO
@@ -342,3 +345,40 @@ def test_photos_of_the_samples(samples: Path) -> None:
     articles = PhotoFolders([samples / "fashion" / "hm"], log)
     ids = ("0108775015", "0108775044", "0990010001", "108775044")
     assert [len(articles.of_product(name)) for name in ids] == [1, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("source", "photos", "key"),
+    [
+        ("shopify/products_export_1.csv", "photos", "files products_export_1.csv photos_found_in_photos_folder"),
+        ("merchant/feed.tsv", "photos", "files feed.tsv photos_found_in_photos_folder"),
+        ("merchant/feed.xml", "photos", "files feed.xml photos_listed"),
+        ("woocommerce", "photos", "files wc-product-export-1-6-2024-1717200000000.csv photos_listed"),
+        ("fashion/styles.csv", "images", "files styles.csv photos"),
+        ("fashion/hm/articles.csv", None, "files hm/articles.csv photos"),
+        ("gs10m", None, "photos"),
+        ("beir", None, "photos"),
+        ("esci", None, "locale_us photos"),
+        ("hf/imagefolder", None, "imagefolder photos"),
+        ("hf/shard-000000.tar", None, "webdataset photos"),
+    ],
+)
+def test_photos_of_the_samples_are_in_the_catalogue(
+    samples: Path, tmp_path: Path, source: str, photos: str | None, key: str
+) -> None:
+    folder = samples / source.split("/")[0]
+    settings = ImportSettings(photos=None if photos is None else str(folder / photos), locale="us")
+    result = import_catalogue([str(samples / source)], tmp_path, settings)
+    wanted = json.loads((folder / "expected.json").read_text())
+    for name in key.split():
+        wanted = wanted[name]
+    rows = pq.read_table(tmp_path / "products.parquet", columns=["product_id", "image"]).to_pylist()
+    found = {row["product_id"]: len(row["image"] or []) for row in rows}
+    # "1, cut off: named when it is read"
+    assert found == {name: int(str(count).partition(",")[0]) for name, count in wanted.items()}
+    if source == "fashion/styles.csv":
+        assert result.photos.unused == 1
+        assert any("21379.jpg" in warning for warning in result.log.warnings), "a photo that is cut off is named"
+    for row in rows:
+        for photo in row["image"] or ():
+            assert photo["bytes"] or (tmp_path / photo["path"]).is_file()
