@@ -1,11 +1,14 @@
 """Assemble a base model from a pretrained text encoder and a pretrained vision encoder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from mmfusion.data.catalogue_files import find_folder
 from mmfusion.data.hub_ids import check_readable
+from mmfusion.data.text_check import recommended_template
+from mmfusion.files import absolute_place
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.training.run import open_run, recorded_arguments
 
@@ -19,7 +22,9 @@ class Config:
         vision: Folder or Hub id of the vision encoder (or of a dual encoder).
         output: Folder for the model.
         image_size: Height and width in pixels to which whole photos are resized; default: as the image processor does.
-        product_template: Product text over product columns, e.g. "{title} {description}".
+        catalogue: Folder or URL of the catalogue that the model is for, from which stage 1 then learns; default: none.
+        product_template: Product text over product columns, e.g. "{title} {description}"; default: what the catalogue
+            recommends, as `mmfusion import` notes it, or else "{title}".
         query_prompt: Prefix of queries; default: what a folder of sentence-transformers says, otherwise none.
         product_prompt: Prefix of product texts, in the same way.
         max_query_length: Queries are truncated to this many tokens; default: 32, or what such a folder says.
@@ -34,7 +39,8 @@ class Config:
     vision: str
     output: str = "outputs/base"
     image_size: tuple[int, int] | None = None
-    product_template: str = "{title}"
+    catalogue: str | None = None
+    product_template: str | None = None
     query_prompt: str | None = None
     product_prompt: str | None = None
     max_query_length: int | None = None
@@ -48,6 +54,10 @@ def main(config: Config) -> None:
     """Writes a model folder with new projections and a new fusion network, for stage 1 to train."""
     for encoder in (config.text, config.vision):
         check_readable(encoder, "model")
+    if config.catalogue is not None and find_folder(config.catalogue) is None:
+        check_readable(config.catalogue, "dataset")
+    recommended = None if config.catalogue is None else recommended_template(config.catalogue)
+    config = replace(config, product_template=config.product_template or recommended or "{title}")
     torch.manual_seed(config.seed)
     encoders: dict[str, Any] = {"text": config.text, "vision": config.vision}
     encoders["trust_remote_code"] = config.trust_remote_code
@@ -56,10 +66,15 @@ def main(config: Config) -> None:
     lengths = _given(config, "max_query_length", "max_product_length")
     processor = MMFusionProcessor.from_backbones(**encoders, **texts, **lengths, image_size=config.image_size)
     # Only now, so that an encoder that cannot be used leaves nothing behind.
-    run = open_run(config.output, "base", recorded_arguments(config))
+    arguments = recorded_arguments(config)
+    place = arguments.pop("catalogue")
+    run = open_run(config.output, "base", arguments)
+    if place is not None:
+        run.note(catalogue=absolute_place(place))
     model.save_pretrained(run.folder)
     processor.save_pretrained(run.folder)
     run.finish(parameters=model.num_parameters())
+    print(f"product text: {config.product_template}")
     print(f"{model.num_parameters():,} parameters in {config.output}; next: mmfusion stage1 --base {config.output}")
 
 

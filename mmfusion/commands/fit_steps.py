@@ -16,6 +16,7 @@ from mmfusion.evaluation import Evaluation
 from mmfusion.evaluation.tables import percent
 from mmfusion.files import sha256_of
 from mmfusion.stages import Optimization
+from mmfusion.training.catalogue_cache import load_shared
 from mmfusion.training.run import read_record
 
 if TYPE_CHECKING:
@@ -133,14 +134,14 @@ def read_facts(catalogue: str, folder: Path) -> Facts:
         catalogue: Folder.
         folder: Output folder, for memory-mapped tables.
     """
-    place, cache = Path(catalogue), folder / "cache" / "catalogue"
+    place = Path(catalogue)
     files = sorted(
         path for name in TABLES for path in [*place.glob(f"{name}*.parquet"), *place.glob(f"{name}/*.parquet")]
     )
     judged = all(
         any(path.is_relative_to(place / name) or path.name.startswith(name) for path in files) for name in TABLES
     )
-    loaded = Catalogue.load(place, cache_dir=cache) if judged else Catalogue.load_products(place, cache_dir=cache)
+    loaded = load_shared(Catalogue.load if judged else Catalogue.load_products, catalogue, folder)
     counts = {}
     for split in ("train", "val", "test"):
         qrels = loaded.split_qrels(split) if judged and "split" in loaded.queries.column_names else loaded.qrels

@@ -10,6 +10,7 @@ from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.datamodule import MMFusionDataModule
 from mmfusion.data.photo_check import check_photos
 from mmfusion.data.pseudo_queries import with_pseudo_queries
+from mmfusion.data.text_check import warn_of_texts
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.stages import Optimization, Stage
 from mmfusion.training import (
@@ -194,6 +195,7 @@ def build_data(
     options: dict[str, Any] = {name: getattr(config, name) for name in _DATA_OPTIONS}
     options |= {"num_workers": config.hardware.num_workers, "photos": photos, "val_texts": not config.pseudo_queries}
     data = MMFusionDataModule(catalogue, processor, **options)
+    warn_of_texts(catalogue, processor)
     if photos:
         check_photos(catalogue, data.train_rows, allow_missing=config.allow_missing_photos)
     folder = Path(config.feature_cache or run.folder / "feature_cache")

@@ -12,6 +12,8 @@ from mmfusion.model.errors import MMFusionError
 
 SPLITS = ("train", "val", "test")
 TABLES = ("products", "queries", "qrels")
+TEMPLATE_KEY = b"product_template"
+"""In the Parquet metadata of products: the product text that suits them."""
 
 COLUMNS: dict[str, dict[str, str]] = {
     "products": {"product_id": "id", "title": "text", "description": "text", "image": "photo", "split": "text"},

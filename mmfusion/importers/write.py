@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mmfusion.data.catalogue_schema import CatalogueError, first_line, reading
+from mmfusion.data.catalogue_schema import TEMPLATE_KEY, CatalogueError, first_line, reading
 from mmfusion.files import whole_file
 from mmfusion.importers.items import Judgement, Query
 
 PHOTO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-TEMPLATE_KEY, CONTENTS_KEY = b"product_template", b"contents"
+CONTENTS_KEY = b"contents"
 # Row groups of what a worker reads at a time: small where they hold photos.
 _GROUP_ROWS, _GROUP_BYTES = 16_384, 16 << 20
 

@@ -45,8 +45,9 @@ def load_shared(
         _remove_unused(shared, _files_of(catalogue))
         return catalogue
     own = folder / "cache" / "catalogue"
-    places = [*([] if shared is None else [shared]), *sorted(folder.parent.glob("*/cache/catalogue"))]
-    linked = _link_tables(own, [*places, *([] if base is None else [Path(base) / "cache" / "catalogue"])])
+    beside = [folder.parent / "cache" / "catalogue", *sorted(folder.parent.glob("*/cache/catalogue"))]
+    others = [shared, None if base is None else Path(base) / "cache" / "catalogue"]
+    linked = _link_tables(own, [*beside, *(place for place in others if place is not None)])
     catalogue = load(source, cache_dir=own)
     used = _files_of(catalogue)
     for path in linked:
