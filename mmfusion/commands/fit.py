@@ -13,7 +13,8 @@ from mmfusion.commands.fit_steps import DEFAULT_TEXT, DEFAULT_VISION, Facts, Ste
 from mmfusion.evaluation import Evaluation, format_comparison
 from mmfusion.evaluation.tables import percent
 from mmfusion.files import is_hub_id
-from mmfusion.importers.importing import ImportSettings, import_catalogue
+from mmfusion.importers.importing import import_catalogue
+from mmfusion.importers.settings import ImportSettings
 from mmfusion.model.errors import HubError, MMFusionError, explain
 from mmfusion.progress import JobProgress
 from mmfusion.stages import Optimization

@@ -4,7 +4,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mmfusion.importers.importing import ImportSettings, import_catalogue
+from mmfusion.importers.importing import import_catalogue
+from mmfusion.importers.settings import ImportSettings
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,11 +21,9 @@ from mmfusion.data.photos import decode_photo
 from mmfusion.files import replace_text
 from mmfusion.importers.changes import Changes
 from mmfusion.importers.photo_store import FAILED, PhotoCounts, PhotoStore
+from mmfusion.importers.settings import ImportResult, ImportSettings
 from mmfusion.model.photos import PhotoError
 from mmfusion.pages import escape_cell, page_environment, text_table, thumbnail
-
-if TYPE_CHECKING:
-    from mmfusion.importers.importing import ImportResult, ImportSettings
 
 FILES = ("import.md", "import.html")
 PRODUCTS = 24
@@ -255,8 +253,6 @@ def _command(result: ImportResult) -> str:
 
 
 def _given(settings: ImportSettings) -> dict[str, Any]:
-    from mmfusion.importers.importing import ImportSettings
-
     found = {}
     for one in fields(ImportSettings):
         default = one.default_factory() if one.default_factory is not MISSING else one.default

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from mmfusion.data.catalogue import Catalogue
-from mmfusion.importers.importing import ImportResult, ImportSettings, import_catalogue
+from mmfusion.importers.importing import import_catalogue
+from mmfusion.importers.settings import ImportResult, ImportSettings
 
 HEADER = "query-id\tcorpus-id\tscore\n"
 

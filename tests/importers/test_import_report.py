@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from mmfusion.importers import Imported, ImportLog, Item, Judgement, Query, ReadSettings, Source, register_importer
-from mmfusion.importers.importing import ImportSettings, import_catalogue
+from mmfusion.importers.importing import import_catalogue
 from mmfusion.importers.report import PRODUCTS
+from mmfusion.importers.settings import ImportSettings
 
 
 class JsonImporter:

@@ -15,7 +15,8 @@ from filelock import FileLock
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.catalogue_schema import CatalogueError
 from mmfusion.importers import Imported, ImportLog, Item, Judgement, Query, ReadSettings, Source, register_importer
-from mmfusion.importers.importing import ImportSettings, import_catalogue
+from mmfusion.importers.importing import import_catalogue
+from mmfusion.importers.settings import ImportSettings
 
 NAME = "lines"
 

@@ -17,9 +17,10 @@ from PIL import Image
 from mmfusion.data.catalogue_schema import CatalogueError
 from mmfusion.data.photos import decode_photo
 from mmfusion.importers import ImportLog, Item
-from mmfusion.importers.importing import ImportSettings, import_catalogue
+from mmfusion.importers.importing import import_catalogue
 from mmfusion.importers.photo_store import PhotoStore
 from mmfusion.importers.photos import PhotoFolders, photos_of_item
+from mmfusion.importers.settings import ImportSettings
 from mmfusion.importers.write import PHOTO
 
 
