@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from mmfusion.importers.encodings import encoding_of, encoding_of_head
+from mmfusion.importers.encodings import encoding_of_head
 from mmfusion.importers.items import ImportLog
 from mmfusion.importers.rows import MAX_ROW, Row, TextTable, find_header
 from mmfusion.importers.source import HEAD_BYTES, SourceFile
@@ -58,7 +58,7 @@ class DelimitedTable(TextTable):
         self.text_last = sum(" " in cell for cell in last) > 0.5 * sum(bool(cell) for cell in last)
 
     def _rows(self, log: ImportLog) -> Iterator[Row]:
-        encoding = encoding_of(self.file)
+        encoding = self.encoding
         if encoding.doubt:
             log.warn(f"{self.file.name}: {encoding.doubt}. Where letters are wrong, save it as UTF-8.")
         with self.file.open() as stream:

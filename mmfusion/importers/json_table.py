@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from mmfusion.data.catalogue_schema import CatalogueError
-from mmfusion.importers.encodings import encoding_of, encoding_of_head
+from mmfusion.importers.encodings import encoding_of_head
 from mmfusion.importers.items import ImportLog
 from mmfusion.importers.rows import MAX_ROW, Row, TextTable
 from mmfusion.importers.source import SourceFile
@@ -32,10 +32,10 @@ class JsonTable(TextTable):
     """
 
     def __init__(self, file: SourceFile, start: int | None) -> None:
-        self.start = start
+        self.file, self.start = file, start
         keys: dict[str, None] = {}
         with file.open() as stream:
-            for (_, found), _ in zip(self._objects(file, stream), range(_SAMPLED), strict=False):
+            for (_, found), _ in zip(self._objects(stream), range(_SAMPLED), strict=False):
                 keys.update(dict.fromkeys(found if isinstance(found, dict) else ()))
         self.keys = list(keys)
         super().__init__(file, self.keys)
@@ -43,7 +43,7 @@ class JsonTable(TextTable):
     def _rows(self, log: ImportLog) -> Iterator[Row]:
         keys, known = self.keys, set(self.keys)
         with self.file.open() as stream:
-            for line, found in self._objects(self.file, stream):
+            for line, found in self._objects(stream):
                 if not isinstance(found, dict):
                     log.reject(self.file.name, line, found)
                     continue
@@ -54,13 +54,12 @@ class JsonTable(TextTable):
                 if any(cells := [_text(found.get(key)) for key in keys]):
                     yield Row(line, cells)
 
-    def _objects(self, file: SourceFile, stream: IO[bytes]) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    def _objects(self, stream: IO[bytes]) -> Iterator[tuple[int, dict[str, Any] | str]]:
         """First line of each object, and the object or what is wrong."""
-        encoding = encoding_of(file)
-        text = io.TextIOWrapper(stream, encoding.name, encoding.errors)
+        text = io.TextIOWrapper(stream, self.encoding.name, self.encoding.errors, newline="")
         if self.start is None:
             return _of_lines(text)
-        return _of_array(text, 1 + text.read(self.start).count("\n"), file.name)
+        return _of_array(text, 1 + text.read(self.start).count("\n"), self.file.name)
 
 
 def open_json(file: SourceFile) -> JsonTable | None:

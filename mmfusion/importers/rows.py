@@ -5,10 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import islice
 from typing import Any, NamedTuple
 
 from mmfusion.data.catalogue_schema import CatalogueError
+from mmfusion.importers.encodings import Encoding, encoding_of
 from mmfusion.importers.items import ImportLog
 from mmfusion.importers.source import SourceFile
 
@@ -60,6 +62,11 @@ class TextTable(ABC):
         """The first rows, to see what columns hold; as they stay in memory, without the bytes of photos."""
         found = islice(self.rows(ImportLog()), rows)
         return [Row(line, [_without_bytes(cell) for cell in cells]) for line, cells in found]
+
+    @cached_property
+    def encoding(self) -> Encoding:
+        """How the bytes of the whole file are read, where it is a text."""
+        return encoding_of(self.file)
 
     @abstractmethod
     def _rows(self, log: ImportLog) -> Iterator[Row]: ...

@@ -317,6 +317,9 @@ def test_json_lines(tmp_path: Path, ending: str) -> None:
 def test_json_arrays(tmp_path: Path, indent: int | None, key: str | None) -> None:
     rows = [{"id": str(number), "title": "{[,]}" * number, "images": [{"src": "a"}]} for number in range(30)]
     content = json.dumps({key: rows} if key else rows, indent=indent)
+    assert cells(source(tmp_path, "b.json", content.replace("\n", "\r\n"))) == cells(
+        source(tmp_path, "a.json", content)
+    )
     assert cells(source(tmp_path, "a.json", content)) == [[row["id"], row["title"], row["images"]] for row in rows]
 
 
