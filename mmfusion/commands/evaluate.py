@@ -24,12 +24,14 @@ from mmfusion.evaluation import (
 from mmfusion.evaluation.evaluate import PLACES, default_slices, pool_rows, take
 from mmfusion.evaluation.perturb import Perturbation, PerturbedInputs, perturbed_inputs
 from mmfusion.evaluation.tables import router_weights_table
+from mmfusion.evaluation.trec_runs import read_run, write_run
 from mmfusion.evaluation.weights import router_weights
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.retrieval.embedding import EmbeddedProducts, FloatArray, check_width, embed_products, embed_queries
 from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.training.features import cache_pool
 from mmfusion.training.output_lock import take_lock
+from mmfusion.training.run import read_record
 from mmfusion.training.sources import load_base, load_catalogue
 
 
@@ -46,8 +48,10 @@ class Config:
         base: Folder or Hub id of the model.
         output: Folder for results and working files; results of several models may share it.
         name: Name of the results; default: the fusion kind of the model, or bm25, and the perturbation.
-        ranker: What ranks the products: the model, or bm25 by words of the product text (the model's folder still names
-            catalogue and template; needs the extra mmfusion[bm25]).
+        ranker: What ranks the products: the model; bm25 by words of the product text (the model's folder still names
+            catalogue and template; needs the extra mmfusion[bm25]); or run, another system, whose rankings are in
+            run_file (no model is loaded).
+        run_file: TREC run (lines of: query Q0 product rank score tag), which is written, or with --ranker run read.
         split: Queries to ask.
         pool: Products that compete: those of the queries' split, or the whole catalogue.
         relevant_grade: Lowest grade that Recall counts; default: the highest grade in the judgements.
@@ -79,7 +83,8 @@ class Config:
     base: str = "outputs/stage2"
     output: str = "outputs/evaluation"
     name: str | None = None
-    ranker: Literal["model", "bm25"] = "model"
+    ranker: Literal["model", "bm25", "run"] = "model"
+    run_file: str | None = None
     split: Literal["train", "val", "test"] = "test"
     pool: Literal["split", "all"] = "split"
     relevant_grade: int | None = None
@@ -101,6 +106,8 @@ class Config:
 
 def main(config: Config) -> None:
     """Writes JSON, CSV, Parquet (per query), Markdown and a picture, and prints a table."""
+    if config.ranker == "run":
+        return _evaluate_run(config)
     folder = Path(config.output)
     lock = take_lock(folder)
     model, processor = load_base(config.base)
@@ -120,7 +127,7 @@ def main(config: Config) -> None:
         "bytes_per_product": None,
     }
     if not by_model:
-        columns = _rank_bm25(catalogue, processor, query_rows, product_rows, inputs)
+        scores, columns = _rank_bm25(catalogue, processor, query_rows, product_rows, inputs)
     else:
         if inputs.photos and model.config.fusion != "text_only":
             check_photos(catalogue, product_rows, allow_missing=config.allow_missing_photos)
@@ -145,7 +152,7 @@ def main(config: Config) -> None:
         products = embed(inputs)
         queries = embed_queries(model, processor, catalogue, query_rows, rewrite=inputs.query_text)
         queries = _shorten(model, queries, config.truncate_dim)
-        _, columns = rank(queries, products.embeds, PLACES, catalogue.product_ids[product_rows])
+        scores, columns = rank(queries, products.embeds, PLACES, catalogue.product_ids[product_rows])
         provenance["bytes_per_product"] = products.embeds.shape[1] * 4
         if model.config.query_router:
             kinds = {name: take(catalogue.queries, name, query_rows, what="query") for name in sliced_by}
@@ -164,6 +171,9 @@ def main(config: Config) -> None:
         provenance=provenance,
     )
     write_evaluation(result, folder)
+    if config.run_file is not None:
+        ids = catalogue.query_ids[query_rows], catalogue.product_ids[product_rows]
+        write_run(Path(config.run_file), *ids, scores, columns, result.name)
     if config.weights_agree and by_model:
         agreement = modality_agreement(
             photo_weights=products.modality_weights[:, 1],
@@ -176,13 +186,50 @@ def main(config: Config) -> None:
         )
         (folder / f"{result.name}.weights.json").write_text(json.dumps(asdict(agreement), indent=2) + "\n")
         print(agreement)
-    text = format_comparison([*(Evaluation.load(folder, other) for other in config.compare), result])
-    (folder / f"{result.name}.comparison.md").write_text(text)
+    text = _compared(config, result)
     if "router_weights" in provenance:
         print(f"what the router weighs, per cent:\n\n{router_weights_table([result])}\n")
     lock.release()
     print(f"{text}\nresults: {folder.absolute()}")
     print(f"next: mmfusion embed --base {config.base}" if by_model else f"next: mmfusion report --results {folder}")
+
+
+def _evaluate_run(config: Config) -> None:
+    """Measures the rankings of another system, as those of a model are."""
+    if config.run_file is None or config.perturb != "none":
+        raise ValueError("--ranker run reads the rankings in --run_file and perturbs nothing: give that file alone.")
+    source = config.catalogue or (read_record(config.base) or {}).get("catalogue")
+    if source is None:
+        raise ValueError(f"--ranker run needs the --catalogue that was ranked, as {config.base!r} names none.")
+    folder, path = Path(config.output), Path(config.run_file)
+    lock = take_lock(folder)
+    catalogue = load_catalogue(source, None, folder, unknown=config.unknown_judgements, cache_dir=config.cache_dir)
+    query_rows, product_rows = pool_rows(catalogue, config.split, config.pool)
+    ids = catalogue.query_ids[query_rows], catalogue.product_ids[product_rows]
+    result = evaluate_pool(
+        read_run(path, *ids, PLACES)[1],
+        catalogue,
+        config.split,
+        pool=config.pool,
+        relevant_grade=config.relevant_grade,
+        query_slices=config.query_slices,
+        product_slices=config.product_slices,
+        name=config.name or path.name.split(".")[0],
+        label_source=config.label_source,
+        provenance={"model": "", "baseline": "run", "perturbation": "none", "bytes_per_product": None},
+    )
+    write_evaluation(result, folder)
+    text = _compared(config, result)
+    lock.release()
+    print(f"{text}\nresults: {folder.absolute()}\nnext: mmfusion report --results {folder}")
+
+
+def _compared(config: Config, result: Evaluation) -> str:
+    """The table of this result below those to compare with, also as a file."""
+    folder = Path(config.output)
+    text = format_comparison([*(Evaluation.load(folder, other) for other in config.compare), result])
+    (folder / f"{result.name}.comparison.md").write_text(text)
+    return text
 
 
 def _shorten(model: MMFusionModel, embeds: FloatArray, truncate_dim: int | None) -> FloatArray:
@@ -199,7 +246,7 @@ def _relevant_pairs(catalogue: Catalogue, query_rows: Rows, product_rows: Rows, 
 
 def _rank_bm25(
     catalogue: Catalogue, processor: MMFusionProcessor, query_rows: Rows, product_rows: Rows, inputs: PerturbedInputs
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     queries = QueryTable(catalogue, processor, rewrite=inputs.query_text).texts(query_rows)
     texts = ProductTable(catalogue, processor, photos=False, rewrite=inputs.product_text).texts(product_rows)
-    return rank_bm25(queries, texts, PLACES, catalogue.product_ids[product_rows])[1]
+    return rank_bm25(queries, texts, PLACES, catalogue.product_ids[product_rows])
