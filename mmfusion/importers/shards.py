@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, cast
@@ -21,6 +22,11 @@ from mmfusion.importers.source import SourceFile
 _SAMPLED = 1000
 _DECODER = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=lambda _: "")
 _TEXTS = (".txt", ".text", ".cls", ".id", ".title", ".caption", ".description", ".label")
+
+
+@cache
+def _is_photo(suffix: str) -> bool:
+    return SourceFile(Path(f"x{suffix}"), "").is_photo
 
 
 class Member(NamedTuple):
@@ -40,7 +46,7 @@ class Member(NamedTuple):
 
     @property
     def is_photo(self) -> bool:
-        return SourceFile(Path(f"x{self.suffix}"), self.stem).is_photo
+        return _is_photo(self.suffix)
 
     def belongs_to(self, key: str) -> bool:
         """Whether its name is the key, perhaps with more after a dot: `0001` and `0001.front` of `0001`."""
@@ -188,7 +194,9 @@ def _members(shard: SourceFile, log: ImportLog) -> Iterator[Member]:
     """
     # Read as a stream, so that a compressed shard is never unpacked; `|*` knows .tgz, too.
     with shard.open() as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
-        for info in tar:
+        while (info := tar.next()) is not None:
+            # It keeps what it has read, which would be gigabytes after a million samples.
+            tar.members.clear()  # type: ignore[attr-defined]
             path = PurePosixPath(info.name)
             if not info.isfile() or path.name.startswith(".") or "__MACOSX" in path.parts:
                 continue
