@@ -57,15 +57,18 @@ class DelimitedTable(TextTable):
         last = [row[len(header) - 1].strip() for row in rows if len(row) >= len(header)]
         self.text_last = sum(" " in cell for cell in last) > 0.5 * sum(bool(cell) for cell in last)
 
+    def first_rows(self, rows: int) -> list[Row]:
+        return list(islice(self._read(_start(self.file).readline, ImportLog(), nuls=True), rows))
+
     def _rows(self, log: ImportLog) -> Iterator[Row]:
         encoding = self.encoding
         if encoding.doubt:
             log.warn(f"{self.file.name}: {encoding.doubt}. Where letters are wrong, save it as UTF-8.")
         with self.file.open() as stream:
             text = io.TextIOWrapper(stream, encoding.name, encoding.errors, newline="")
-            yield from self._read(text.readline, log, encoding.nuls)
+            yield from self._read(text.readline, log, nuls=encoding.nuls)
 
-    def _read(self, readline: Callable[[int], str], log: ImportLog, nuls: bool) -> Iterator[Row]:
+    def _read(self, readline: Callable[[int], str], log: ImportLog, *, nuls: bool) -> Iterator[Row]:
         name, width, header = self.file.name, len(self.columns), self.header
         joined, first_joined = 0, 0
         for record, (line, cells, reason) in enumerate(records(readline, self.dialect)):
@@ -110,12 +113,9 @@ def open_delimited(file: SourceFile, certain: bool) -> DelimitedTable | None:
         file: Any file.
         certain: Whether its name says that it is a table, so that one column makes one, too.
     """
-    encoding = encoding_of_head(file)
-    text = file.head.decode(encoding.name, encoding.errors if encoding.errors != "strict" else "replace")
+    text = _start(file).read()
     if len(_CONTROL.findall(text)) > 10 + 0.01 * len(text):
         return None
-    if len(file.head) >= HEAD_BYTES:
-        text = text[: max(text.rfind("\n"), text.rfind("\r")) + 1] or text
     backslash = len(_QUOTE_BY_BACKSLASH.findall(text)) > len(_QUOTE_TWICE.findall(text))
     told = re.match(r"\s*sep=(.)\s*\n", text)
     best: tuple[float, int, DelimitedTable] | None = None
@@ -135,6 +135,15 @@ def open_delimited(file: SourceFile, certain: bool) -> DelimitedTable | None:
         ):
             best = score, width, DelimitedTable(file, dialect, sample, place)
     return best[2] if best else None
+
+
+def _start(file: SourceFile) -> io.StringIO:
+    """The whole lines among the first bytes of a file."""
+    encoding = encoding_of_head(file)
+    text = file.head.decode(encoding.name, encoding.errors)
+    if len(file.head) >= HEAD_BYTES:
+        text = text[: max(text.rfind("\n"), text.rfind("\r")) + 1] or text
+    return io.StringIO(text, newline="")
 
 
 def records(readline: Callable[[int], str], dialect: Dialect) -> Iterator[tuple[int, list[str], str]]:

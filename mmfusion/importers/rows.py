@@ -63,6 +63,10 @@ class TextTable(ABC):
         found = islice(self.rows(ImportLog()), rows)
         return [Row(line, [_without_bytes(cell) for cell in cells]) for line, cells in found]
 
+    def first_rows(self, rows: int) -> list[Row]:
+        """As `sample`, but it may be fewer rows: those of the file's first bytes, to recognise a format by."""
+        return self.sample(rows)
+
     @cached_property
     def encoding(self) -> Encoding:
         """How the bytes of the whole file are read, where it is a text."""

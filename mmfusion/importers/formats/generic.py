@@ -15,7 +15,7 @@ from mmfusion.importers.items import Imported, ImportLog, Item, ReadSettings
 from mmfusion.importers.registry import register_importer
 from mmfusion.importers.source import Source
 from mmfusion.importers.splits import split_named
-from mmfusion.importers.tables import TextTable
+from mmfusion.importers.tables import Row, TextTable
 from mmfusion.importers.values import Prices, availability, currency_in, listed, names_photo, split_photos
 
 # Names of columns by what they hold, the surest first: English, German, French, Spanish, Italian, Dutch, and others.
@@ -160,7 +160,7 @@ def read_tables(tables: Sequence[TextTable], settings: ReadSettings, log: Import
         if chosen and plan not in chosen:
             log.warn(f"{plan.table.file.name} has no column of titles and is not read")
     for plan in chosen or plans[:1]:
-        plan.check()
+        plan.complete()
     mapped = {target: names for plan in reversed(chosen) for target, names in plan.mapped.items()}
     return Imported(
         (item for plan in chosen for item in plan.items(log)),
@@ -177,33 +177,42 @@ class _Plan:
     Attributes:
         table: The table.
         mapped: Its columns by column of the catalogue.
+        sample: Its first rows.
     """
+
+    sample: list[Row]
 
     def __init__(self, table: TextTable, settings: ReadSettings) -> None:
         self.table, self.settings = table, settings
-        self.sample = table.sample(_SAMPLED)
         mapped = by_name(table.columns, _NAMES, several=("image", "product_id"))
-        self._choose_id(mapped)
         self._by_language(mapped)
         for target, pattern in _LIKE.items():
             like = [column for column in table.columns if pattern.fullmatch(key(column))]
             if like:
                 mapped.setdefault(target, like[:1])
         self._by_number(mapped)
-        self.mapped = as_told(mapped, table.columns, settings, table.file.name)
+        self.mapped = mapped
+
+    @property
+    def has_titles(self) -> bool:
+        """Whether a column holds titles, as its name or the user says."""
+        return "title" in self.mapped or "title" in self.settings.columns
+
+    def complete(self) -> None:
+        """Looks into the first rows, where names do not say all.
+
+        Raises:
+            CatalogueError: Titles or ids are missing, or columns do not fit the settings.
+        """
+        table = self.table
+        self.sample = table.sample(_SAMPLED)
+        self._choose_id(self.mapped)
+        self.mapped = as_told(self.mapped, table.columns, self.settings, table.file.name)
         if "product_id" not in self.mapped and KEY in table.columns:
             self.mapped["product_id"] = [KEY]
         self._by_content()
         if self.mapped.get("group_id") == self.mapped.get("product_id"):
             self.mapped.pop("group_id", None)
-
-    @property
-    def has_titles(self) -> bool:
-        """Whether a column holds titles."""
-        return "title" in self.mapped
-
-    def check(self) -> None:
-        """Raises an error that names the columns where titles or ids are missing."""
         columns = ", ".join(self.table.columns)
         if not self.has_titles:
             problem = f"no column is known to hold titles (columns: {columns})"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 from mmfusion.data.catalogue_schema import CatalogueError
@@ -135,7 +134,7 @@ def _mapped(table: TextTable) -> Mapped | None:
     language that is not known here, the columns beside them are found by the order of the export.
     """
     mapped = by_name(table.columns, _NAMES)
-    rows = [row.cells for row in islice(table.rows(ImportLog()), _SAMPLED)]
+    rows = [row.cells for row in table.first_rows(_SAMPLED)]
     kinds = [place for place, _ in enumerate(table.columns) if _holds(rows, place, _TYPES)]
     if not kinds:
         return None
