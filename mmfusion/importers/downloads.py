@@ -121,10 +121,10 @@ class Downloads:
                 self._keep(url, self._ask(url, host))
                 host.failed_in_a_row = 0
             except BusyError as error:
-                self.failed[url] = str(error)
-                progress.update(self._given_up(host, str(error)))
+                self.failed[url] = _reason(error, url)
+                progress.update(self._given_up(host, self.failed[url]))
             except PhotoError as error:
-                self.failed[url] = str(error)
+                self.failed[url] = _reason(error, url)
                 host.failed_in_a_row = 0
             progress.update()
 
@@ -165,6 +165,12 @@ class Downloads:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
+
+
+def _reason(error: PhotoError, url: str) -> str:
+    """What is wrong, without the URL, which stands beside it, and with the flag of the command."""
+    text = str(error).removeprefix(url.partition("?")[0]).strip(" .")
+    return text.replace("allow_private=True", "--allow_private_urls true")
 
 
 def _whole(url: str) -> str:
