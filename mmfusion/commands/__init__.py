@@ -5,12 +5,13 @@ what a command needs is imported with the command.
 """
 
 import inspect
+import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 COMMANDS = {
     "import": "make a catalogue of a shop's own files",
@@ -110,9 +111,28 @@ def _parse_several(
     parser.add_argument("--config", action="config")
     parser.add_argument(name, nargs="+", type=str, help=documented[name])
     parser.add_class_arguments(config, skip={name})
-    values = vars(parser.instantiate(parser.parse_args(None if arguments is None else list(arguments))))
+    words = _repeated(sys.argv[1:] if arguments is None else arguments, get_type_hints(config))
+    values = vars(parser.instantiate(parser.parse_args(words)))
     del values["config"]
     return config(**values)
+
+
+def _repeated(arguments: Sequence[str], types: dict[str, Any]) -> list[str]:
+    """`--photos a --photos b` as `--photos [a,b]`, for flags that take one text or several: else the last one wins."""
+    flags = {f"--{name}": list[str]() for name, kind in types.items() if {str, list[str]} <= set(get_args(kind))}
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        given = value if equals else next(words, None) if flag in flags else None
+        if flag in flags and given is not None:
+            flags[flag].append(given)
+        else:
+            rest.append(word)
+    for flag, values in flags.items():
+        if values:
+            rest += [flag, values[0] if len(values) == 1 else json.dumps(values)]
+    return rest
 
 
 def _import_named_modules() -> None:

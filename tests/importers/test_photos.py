@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mmfusion.commands import parse_config
 from mmfusion.data.catalogue_schema import CatalogueError
 from mmfusion.data.photos import decode_photo
 from mmfusion.importers import ImportLog, Item
@@ -329,6 +330,19 @@ def test_products_that_name_no_photo_do_not_count(tmp_path: Path) -> None:
     photos = store(tmp_path, tmp_path / "nothing")
     assert photos.structs(Item("a")) == []
     photos.check()
+
+
+def test_folders_may_be_given_several_times(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, photos in (
+        (["--photos", "a"], "a"),
+        (["--photos", "a", "--photos=b", "--seed", "1", "--photos", "download"], ["a", "b", "download"]),
+        (["--photos", "[a,b]"], ["a", "b"]),
+        ([], None),
+    ):
+        assert parse_config("import", ["shop.csv", *words]).photos == photos
+    with pytest.raises(SystemExit):
+        parse_config("import", ["shop.csv", "--photos"])
+    assert "expected one argument" in capsys.readouterr().err
 
 
 # --- The samples ----------------------------------------------------------------------------------------------------
