@@ -86,7 +86,7 @@ def ga4_rows(batch: RowBatch, log: ImportLog) -> RowBatch:
         shared = {"query": query, "session_id": session, "time": moment, "event": "impression" if searching else name}
         if searching:
             found.append((line, {**shared, "event": "search"}))
-        for item in items or ():
+        for item in _objects(items):
             lists = f"{item.get('item_list_name') or ''} {item.get('item_list_id') or ''}".replace(
                 "(not set)", ""
             ).strip()
@@ -101,10 +101,15 @@ def ga4_rows(batch: RowBatch, log: ImportLog) -> RowBatch:
 
 
 def _ga4_parameters(parameters: Sequence[Any]) -> Iterator[tuple[str, str]]:
-    for parameter in parameters or ():
-        value = parameter.get("value") or {}
+    for parameter in _objects(parameters):
+        value = next(_objects([parameter.get("value")]), {})
         text = next((str(value[kind]) for kind in ("string_value", "int_value") if value.get(kind) is not None), "")
         yield str(parameter.get("key")), text
+
+
+def _objects(values: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    """What a list should hold, without what else an export may have put there."""
+    return (value for value in values if isinstance(value, dict))
 
 
 def settle_views(events: pd.DataFrame) -> pd.DataFrame:

@@ -176,9 +176,12 @@ class _Reader:
             return
         mapping = choose_columns(batch.names, self.columns, NAMES, batch.file)
         follows = {"session_id", "search_id"} & set(mapping)
-        if {"shown_ids", "search_id", "query"} <= set(mapping) and "event" not in mapping:
-            self._add_searches(batch, mapping)
-            return
+        if {"shown_ids", "search_id", "query"} <= set(mapping):
+            events = batch.column(mapping.get("event"))
+            self._add_searches(batch.take([row for row, event in enumerate(events) if not event]), mapping)
+            batch = batch.take([row for row, event in enumerate(events) if event])
+            if not batch.lines:
+                return
         needed = ("product_id",) if "event" in mapping and follows else ("query", "product_id")
         require_columns(mapping, needed, batch.names, batch.file)
         if "event" in mapping:
@@ -228,7 +231,8 @@ class _Reader:
         """Queries of UBI, with the ids of what each has found."""
         frame = self._frame(batch, {role: name for role, name in mapping.items() if role in ("query", "time")})
         frame = self._with_sessions(frame, batch, mapping)
-        frame["hits"] = batch.values(mapping["shown_ids"])
+        lists = batch.values(mapping["shown_ids"])
+        frame["hits"] = [re.findall(r"[^][\s\"',;|]+", hits) if isinstance(hits, str) else hits for hits in lists]
         self.searches.append(self._kept(frame, batch, ("query",)))
 
     def _frame(self, batch: RowBatch, mapping: Mapping[str, str]) -> pd.DataFrame:
@@ -363,6 +367,8 @@ class _Reader:
 
     def _nothing_left(self) -> CatalogueError:
         files = ", ".join(self.files) or "the click files"
+        if self.searches and not self.logs:
+            return CatalogueError("holds searches, but nothing that shoppers did", files, "Give the events, too.")
         found = self.left_out.rejected_by_reason + self.left_out.left_out
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in found.most_common(3)) or "it has none"
         return CatalogueError(

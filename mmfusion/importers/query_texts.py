@@ -16,6 +16,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _EMAIL = re.compile(r"[^\s@]+(@|%40|\s?\((at|a)\)\s?|\s?\[at\]\s?)[^\s@]+(\.|\s?[(\[]dot[)\]]\s?)[a-z]{2,}")
 # Digits in groups, as phone and card numbers are written; not within a word or a decimal number.
 _NUMBER = re.compile(r"(?<![\w.,])(?:\+\s?)?\(?\d(?:[ ()./-]{0,3}\d)*\)?(?!\w)")
+_LONGEST = 500
 _BARCODE_LENGTHS = (8, 12, 13, 14)
 
 
@@ -33,9 +34,9 @@ def normalise_query(text: str) -> str:
 def unwanted_query(query: str, known_ids: Container[str] = ()) -> str:
     """Why a normalised query is dropped; "" if it is kept. The reason never repeats the query.
 
-    Dropped are blanks, what exports write for "no query", and what looks like an e-mail address, a phone number or the
-    number of a payment card. Numbers of goods stay: up to nine digits in one piece, barcodes (GTIN) and ISBNs with the
-    right check digit, and ids of known products.
+    Dropped are blanks, what exports write for "no query", more than 500 characters, and what looks like an e-mail
+    address, a phone number or the number of a payment card. Numbers of goods stay: up to nine digits in one piece,
+    barcodes (GTIN) and ISBNs with the right check digit, and ids of known products.
 
     Args:
         query: From `normalise_query`.
@@ -46,6 +47,8 @@ def unwanted_query(query: str, known_ids: Container[str] = ()) -> str:
     """
     if not query:
         return "query is blank"
+    if len(query) > _LONGEST:
+        return f"query is longer than {_LONGEST} characters"
     if _NO_QUERY.fullmatch(query):
         return f"query is a placeholder: {query}"
     if _EMAIL.search(query):

@@ -56,6 +56,14 @@ class RowBatch:
         paths: dict[str, Path] = {name: (place, ()) for place, name in enumerate(names)}
         return cls(file, [line for line, _ in records], list(names), partial(_of_rows, rows, paths))
 
+    def take(self, rows: Sequence[int]) -> RowBatch:
+        """Some of the rows."""
+
+        def values(name: str, at: Sequence[int] | None = None) -> list[Any]:
+            return self.values(name, rows if at is None else [rows[one] for one in at])
+
+        return RowBatch(self.file, [self.lines[row] for row in rows], self.names, values)
+
     def column(self, name: str | None, rows: Sequence[int] | None = None) -> list[str]:
         """Texts of a column, "" where a cell is empty, holds no text, or there is no such column."""
         if name is None or name not in self.names:
@@ -92,7 +100,8 @@ def row_batches(table: TextTable, log: ImportLog) -> Iterator[RowBatch]:
         paths: dict[str, Path] = {}
         for place, name in enumerate(table.columns):
             found = {key for row in batch if isinstance(row.cells[place], dict) for key in _keys(row.cells[place])}
-            for keys in sorted(found) or [()]:
+            plain = any(row.cells[place] != "" and not isinstance(row.cells[place], dict) for row in batch)
+            for keys in [*sorted(found), *([()] if plain or not found else [])]:
                 paths[".".join([name, *keys]).removeprefix("_source.")] = (place, keys)
         yield RowBatch(table.file.name, [row.line for row in batch], list(paths), partial(_of_rows, batch, paths))
 

@@ -369,6 +369,35 @@ def test_events_of_ubi_are_joined_with_their_queries(tmp_path: Path) -> None:
     ]
 
 
+def test_events_and_queries_of_ubi_may_be_in_one_file(tmp_path: Path) -> None:
+    rows = [
+        {"query_id": "q1", "user_query": "mug", "query_response_hit_ids": '["0041", "43"]'},
+        ubi("click", "q1", "43", 2),
+    ]
+    log, left_out = read(write(tmp_path, "".join(f"{json.dumps(row)}\n" for row in rows), "ubi.ndjson"))
+    assert counts_of(log) == {"mug / 0041": [1, 0, 0, 0], "mug / 43": [1, 1, 0, 0]} and not left_out
+    with pytest.raises(CatalogueError, match="holds searches, but nothing that shoppers did"):
+        read(write(tmp_path, json.dumps(rows[0]) + "\n", "queries.ndjson"))
+
+
+def test_values_of_the_wrong_kind_are_left_out(tmp_path: Path) -> None:
+    rows = [
+        {"query": "mug", "sku": "0041", "clicks": {"a": 1}},
+        {"query": ["mug"], "sku": "0041", "clicks": 1},
+        {"query": "mug", "sku": {"id": "0041"}, "clicks": 1},
+        {"query": "mug", "sku": "43", "clicks": 2},
+        {"query": "m" * 501, "sku": "43", "clicks": 2},
+    ]
+    log, left_out = read(write(tmp_path, "".join(f"{json.dumps(row)}\n" for row in rows), "r.jsonl"))
+    assert counts_of(log) == {"mug / 43": [0, 2, 0, 0]}
+    assert [line for line, _ in left_out] == [1, 2, 3, 5]
+    events = [ga4("view_search_results", 1, 5, "mug", item("43", 1)), ga4("select_item", 1, 6, "mug")]
+    events[0]["items"].append("0041")
+    events[1] |= {"event_params": "none", "items": "43"}
+    log, _ = read(write(tmp_path, "".join(f"{json.dumps(row)}\n" for row in events), "ga4.jsonl"))
+    assert counts_of(log) == {"mug / 43": [1, 0, 0, 0]}
+
+
 def test_the_bulk_format_and_the_envelope_of_opensearch_are_no_rows(tmp_path: Path) -> None:
     bulk = [{"index": {"_index": "ubi_events"}}, ubi("impression", "q1", "43", 1, user_query="mug")]
     hit = [{"_index": "ubi_events", "_id": "1", "_source": ubi("click", "q1", "43", 1, user_query="mug")}]
