@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -60,6 +61,7 @@ class Retriever:
         self.processor = processor
         self.photo_loader = photo_loader
         self._fingerprint: str | None = None
+        self._searcher: Searcher[ProductIndex] | None = None
         self._tokenizing = Lock()
         self._looked = False
 
@@ -110,6 +112,102 @@ class Retriever:
         found = torch.accelerator.current_accelerator(check_available=True)
         model.to(device=device or found or "cpu", dtype=chosen)
         return retriever
+
+    @classmethod
+    def from_encoders(
+        cls,
+        text: str | os.PathLike[str],
+        vision: str | os.PathLike[str],
+        *,
+        image_size: tuple[int, int] | None = None,
+        product_template: str = "{title}",
+        seed: int = 0,
+        trust_remote_code: bool = False,
+        photo_loader: PhotoLoader | None = None,
+        **model_config: Any,
+    ) -> "Retriever":
+        """Assembles a model from pretrained encoders, for `fit` to train: its projections are new.
+
+        Args:
+            text: Folder or Hub id of the text encoder (or of a dual encoder, which contributes its text half).
+            vision: Folder or Hub id of the vision encoder (or of a dual encoder).
+            image_size: Height and width in pixels that whole photos are resized to; None: as the image processor does.
+            product_template: Product text over product columns, e.g. "{title} {description}".
+            seed: Of the new weights.
+            trust_remote_code: Whether code that comes with an encoder may run.
+            photo_loader: As for the constructor.
+            model_config: Fields of [`MMFusionConfig`], e.g. `embedding_dim=256`.
+
+        Raises:
+            HubError: An encoder cannot be loaded.
+            ValueError: An encoder or a field does not fit.
+        """
+        places: dict[str, Any] = {"text": os.fspath(text), "vision": os.fspath(vision)}
+        places |= {"trust_remote_code": trust_remote_code, "product_template": product_template}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = MMFusionModel.from_backbones(**places, **model_config)
+        processor = MMFusionProcessor.from_backbones(**places, image_size=image_size)
+        return cls(model, processor, photo_loader=photo_loader)
+
+    def fit(
+        self,
+        products: Any,
+        *,
+        clicks: str | Sequence[str] | None = None,
+        queries: Any = None,
+        qrels: Any = None,
+        output: str | os.PathLike[str] = "outputs/shop",
+        **settings: Any,
+    ) -> "Retriever":
+        """Trains the model on products, and indexes them: what `mmfusion fit` does. Called again, it goes on.
+
+        Without clicks or judgements it trains on products alone: which photo belongs to which title.
+
+        Args:
+            products: Dicts, or a table of pandas, Arrow or `datasets`, with `title`, `image` and perhaps `product_id`
+                and further columns; or a path of what `mmfusion fit` takes, such as a shop's export or the folder of a
+                catalogue.
+            clicks: Files of click data, such as a search report.
+            queries: A table with `query_id`, `query` and perhaps `split`, instead of clicks.
+            qrels: A table with `query_id`, `product_id` and `grade`, that goes with them.
+            output: Folder for everything that is written.
+            settings: Further settings of `mmfusion fit`, e.g. `steps=500` or `optimization=Optimization(…)`.
+
+        Returns:
+            This retriever, with the model that was trained; `search` finds the products.
+
+        Raises:
+            FitError: There is nothing to fit, or the output folder began with another model or other settings.
+            CatalogueError: Products, clicks or judgements cannot be used.
+        """
+        if not isinstance(products, (str, os.PathLike)):
+            records = _records_of(products)
+            products = [{"product_id": name, **one} for name, one in zip(_product_ids(records), records, strict=True)]
+        # What trains imports this class, so that it is looked up when it is asked for.
+        fitting: Any = import_module("mmfusion.commands.fit_records")
+        inputs = {"clicks": clicks, "queries": queries, "qrels": qrels, "output": output}
+        trained, index = fitting.fit_records(self.model, self.processor, products, **inputs, **settings)
+        device: Any = self.model.device
+        self.model = MMFusionModel.from_pretrained(trained).to(device).eval()
+        self.processor, self._fingerprint = MMFusionProcessor.from_pretrained(trained), None
+        self._searcher = Searcher(self, ProductIndex.load(index))
+        return self
+
+    def search(self, queries: Any, k: int = 10, *, filter: Any = None) -> Any:
+        """The k best of the products that `fit` or `index` have indexed last; see [`Searcher.search`].
+
+        Raises:
+            ValueError: Nothing has been indexed yet.
+        """
+        if self._searcher is None:
+            raise ValueError("No products are indexed yet; call fit(products) or index(products) first.")
+        return self._searcher.search(queries, k, filter=filter)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Writes model and processor into a folder, from which `from_pretrained` loads them."""
+        self.model.save_pretrained(save_directory)
+        self.processor.save_pretrained(save_directory)
 
     @property
     def fingerprint(self) -> str:
@@ -242,7 +340,8 @@ class Retriever:
             modality_weights=weights.cpu().numpy(),
             factory=factory,
         )
-        return Searcher(self, index)
+        self._searcher = Searcher(self, index)
+        return self._searcher
 
     def _embed_products(
         self,

@@ -9,7 +9,16 @@ from typing import Any, ClassVar
 
 from huggingface_hub import hf_hub_download
 
-from mmfusion.commands.fit_steps import DEFAULT_TEXT, DEFAULT_VISION, Facts, Step, plan_for, read_facts, steps_of
+from mmfusion.commands.fit_steps import (
+    DEFAULT_TEXT,
+    DEFAULT_VISION,
+    Facts,
+    Step,
+    final_stage,
+    plan_for,
+    read_facts,
+    steps_of,
+)
 from mmfusion.evaluation import Evaluation, format_comparison
 from mmfusion.evaluation.tables import percent
 from mmfusion.files import is_hub_id
@@ -24,7 +33,7 @@ from mmfusion.training.run import read_record
 
 # What a model depends on; the files may be others tomorrow.
 _OF_THE_MODEL = (
-    *("text", "vision", "image_size", "product_template", "model_config", "fusion", "batch_size", "patience"),
+    *("text", "vision", "base", "image_size", "product_template", "model_config", "fusion", "batch_size", "patience"),
     *("optimization", "seed"),
 )
 
@@ -43,6 +52,7 @@ class Config(ImportSettings):
         output: Folder for everything.
         text: Folder or Hub id of the text encoder.
         vision: Folder or Hub id of the vision encoder.
+        base: Folder or Hub id of an mmfusion model to start from, instead of encoders.
         image_size: Height and width in pixels to which whole photos are resized; default: as the image processor does.
         product_template: Product text over product columns; default: what the import recommends.
         model_config: Further fields of MMFusionConfig as JSON; default: those that suit the default encoders.
@@ -63,6 +73,7 @@ class Config(ImportSettings):
     output: str = "outputs/shop"
     text: str = DEFAULT_TEXT
     vision: str = DEFAULT_VISION
+    base: str | None = None
     image_size: tuple[int, int] | None = None
     product_template: str | None = None
     model_config: dict[str, Any] | None = None
@@ -79,12 +90,13 @@ class Config(ImportSettings):
 def main(config: Config) -> None:
     """Imports, trains both stages, evaluates beside BM25 and text only, embeds, indexes, and writes a report.
 
-    Without queries it trains on products alone. Typed again, it goes on where it was stopped; on tomorrow's files it
-    keeps the model and does what has changed.
+    Without queries it trains stage 1 on products alone. Typed again, it goes on where it was stopped; on tomorrow's
+    files it keeps the model and does what has changed.
     """
     folder = Path(config.output).absolute()
-    print(f"text encoder {config.text}, vision encoder {config.vision} (others: --text, --vision)", flush=True)
-    run = _open(config, folder)
+    encoders = f"text encoder {config.text}, vision encoder {config.vision} (others: --text, --vision)"
+    print(encoders if config.base is None else f"base model {config.base}", flush=True)
+    run = begin(config, folder)
     catalogue = _catalogue(config, folder, run)
     with quietly(folder / "fit.log") as log:
         facts = read_facts(catalogue, folder)
@@ -102,7 +114,7 @@ def main(config: Config) -> None:
     print("\n".join(_closing(folder, facts, steps)))
 
 
-def _open(config: Config, folder: Path) -> Run:
+def begin(config: Config, folder: Path) -> Run:
     """The run of the output folder, which may belong to the same model only."""
     if config.hardware.devices != 1 or config.hardware.num_nodes != 1:
         raise FitError("fit trains on one device; on several run the stages themselves, see docs/scale.md.")
@@ -121,7 +133,7 @@ def _open(config: Config, folder: Path) -> Run:
 
 def _check_encoders(config: Config, folder: Path) -> None:
     """Fetches the configs of encoders, so that what cannot be had is known before anything is imported."""
-    if (folder / "base" / "config.json").is_file():
+    if config.base is not None or (folder / "base" / "config.json").is_file():
         return
     for flag in ("text", "vision"):
         name = getattr(config, flag)
@@ -188,6 +200,11 @@ def _check(config: Config, facts: Facts) -> None:
 def _plan(config: Config, run: Run, facts: Facts) -> dict[str, dict[str, Any]]:
     """Sizes of batches and numbers of steps, which are kept when a run begins; more steps extend it."""
     plan: dict[str, dict[str, Any]] = run.record.get("plan") or plan_for(config, facts)
+    if plan["stage1"]["pseudo_queries"] != (not facts.train):
+        raise FitError(
+            f"The model in {run.folder} was trained {'without' if facts.train else 'with'} queries, and now there "
+            f"are {facts.train:,}; give another --output to train anew."
+        )
     for name, flag in (("stage1", "steps"), ("stage2", "stage2_steps")):
         given, own = getattr(config, flag), plan[name]
         if given is not None and given < own["steps"]:
@@ -241,7 +258,7 @@ def _closing(folder: Path, facts: Facts, steps: list[Step]) -> Iterator[str]:
     if names:
         yield format_comparison([Evaluation.load(folder / "evaluation", name) for name in names], slice_by="")
     if not facts.train:
-        record = read_record(folder / "stage2") or {}
+        record = read_record(folder / final_stage(facts)) or {}
         value = percent(record.get("best", {}).get("value"))
         yield (
             f"trained on products alone: for {value} % of {record['held_out_products']:,} held-out products, the "

@@ -141,7 +141,8 @@ def read_facts(catalogue: str, folder: Path) -> Facts:
     judged = all(
         any(path.is_relative_to(place / name) or path.name.startswith(name) for path in files) for name in TABLES
     )
-    loaded = load_shared(Catalogue.load if judged else Catalogue.load_products, catalogue, folder)
+    # In a folder beside those of the commands, which share its tables.
+    loaded = load_shared(Catalogue.load if judged else Catalogue.load_products, catalogue, folder / "facts")
     counts = {}
     for split in ("train", "val", "test"):
         qrels = loaded.split_qrels(split) if judged and "split" in loaded.queries.column_names else loaded.qrels
@@ -196,23 +197,35 @@ def _size(pairs: int, most: int) -> int:
 
 def steps_of(config: "Config", folder: Path, facts: Facts, plan: Mapping[str, Mapping[str, Any]]) -> list[Step]:
     """The commands in their order."""
-    text_only = ["text_only"] if facts.photos and facts.train else []
+    compared = ["text_only"] if facts.photos and facts.train else []
+    titles = {"stage2": "stage 2: fusion", "text_only": "text only, to compare"}
+    fused = [_stage2(config, folder, facts, plan, name, titles[name]) for name in ("stage2", *compared) if facts.train]
     return [
-        _base(config, folder, facts),
-        _stage1(config, folder, facts, plan["stage1"]),
-        _stage2(config, folder, facts, plan["stage2"], "stage2", "stage 2: fusion", config.fusion),
-        *(_stage2(config, folder, facts, plan["stage2"], name, "text only, to compare", name) for name in text_only),
-        *_evaluations(config, folder, facts, text_only),
+        *([_base(config, folder, facts)] if config.base is None else []),
+        _stage1(config, folder, facts, plan),
+        *fused,
+        *_evaluations(config, folder, facts, compared),
         _embed(config, folder, facts),
         _index(folder, facts),
-        _report(config, folder, facts, shows_queries=bool(text_only) and _split(facts) is not None),
+        _report(config, folder, facts, shows_queries=bool(compared) and _split(facts) is not None),
     ]
+
+
+def final_stage(facts: Facts) -> str:
+    """The stage whose model is the result.
+
+    Without queries it is the first one: the fusion network stays at its start, where text and photo weigh the same. On
+    titles it would learn to look at texts, as each title finds its own (docs/benchmarks/fit.md).
+    """
+    return "stage2" if facts.train else "stage1"
 
 
 def _base(config: "Config", folder: Path, facts: Facts) -> Step:
     fields = config.model_config
     if fields is None and config.vision == DEFAULT_VISION:
         fields = _DEFAULT_FIELDS
+    if config.fusion is not None:
+        fields = {**(fields or {}), "fusion": config.fusion}
     settings = base.Config(
         text=config.text,
         vision=config.vision,
@@ -226,23 +239,23 @@ def _base(config: "Config", folder: Path, facts: Facts) -> Step:
     return Step("base", "base model", base.main, settings, folder / "base", (), False, "", 10.0)
 
 
-def _stage1(config: "Config", folder: Path, facts: Facts, plan: Mapping[str, Any]) -> Step:
+def _stage1(config: "Config", folder: Path, facts: Facts, plan: Mapping[str, Mapping[str, Any]]) -> Step:
     blind: dict[str, Any] = {} if facts.photos else {"query_image_weight": 0.0, "title_image_weight": 0.0}
     settings = stage1.Config(
-        base=str(folder / "base"),
+        base=config.base or str(folder / "base"),
         optimization=config.optimization,
-        **_training(config, folder, facts, plan, "stage1"),
+        **_training(config, folder, facts, plan["stage1"], "stage1"),
         **blind,
     )
-    seconds = 0.04 * plan["steps"] * plan["batch_size"] + _PER_PRODUCT * facts.products
-    output = folder / "stage1"
+    seconds = 0.04 * plan["stage1"]["steps"] * plan["stage1"]["batch_size"] + _PER_PRODUCT * facts.products
+    output, made_of = folder / "stage1", ("base",) if config.base is None else ()
     return Step(
         "stage1",
         "stage 1: queries, titles and photos",
         stage1.main,
         settings,
         output,
-        ("base",),
+        made_of,
         True,
         "Stage1",
         seconds,
@@ -250,17 +263,19 @@ def _stage1(config: "Config", folder: Path, facts: Facts, plan: Mapping[str, Any
 
 
 def _stage2(
-    config: "Config", folder: Path, facts: Facts, plan: Mapping[str, Any], name: str, title: str, fusion: str | None
+    config: "Config", folder: Path, facts: Facts, plan: Mapping[str, Mapping[str, Any]], name: str, title: str
 ) -> Step:
+    own = plan["stage2"]
+    # Photos are told apart by the model; a frozen vision encoder is the one of stage 1, whose features will do.
+    cached_by = "stage1" if config.optimization.vision_learning_rate == 0 else "stage2"
     settings = stage2.Config(
         base=str(folder / "stage1"),
         optimization=_STAGE2,
-        fusion=fusion if facts.photos else "text_only",
-        # Where titles are the queries, a product that shows both is found by its text alone.
-        modality_dropout=0.5 if plan["pseudo_queries"] else 0.1,
-        **_training(config, folder, facts, plan, name),
+        fusion=config.fusion if name == "stage2" and facts.photos else "text_only",
+        feature_cache=str(folder / cached_by / "feature_cache"),
+        **_training(config, folder, facts, own, name),
     )
-    seconds = 0.002 * plan["steps"] * (plan["batch_size"] + plan["extra_products"])
+    seconds = 0.002 * own["steps"] * (own["batch_size"] + own["extra_products"])
     seconds += _PER_PRODUCT * facts.products if name == "stage2" else 0.0
     return Step(name, title, stage2.main, settings, folder / name, ("stage1",), True, "Stage2", seconds)
 
@@ -271,6 +286,7 @@ def _training(config: "Config", folder: Path, facts: Facts, plan: Mapping[str, A
         "output": str(folder / name),
         "catalogue": facts.catalogue,
         "patience": config.patience,
+        "allow_missing_photos": config.allow_missing_photos,
         "hardware": config.hardware,
         "seed": config.seed,
     }
@@ -281,12 +297,12 @@ def _split(facts: Facts) -> Any:
     return "test" if facts.test else "val" if facts.val else None
 
 
-def _evaluations(config: "Config", folder: Path, facts: Facts, text_only: list[str]) -> Iterator[Step]:
+def _evaluations(config: "Config", folder: Path, facts: Facts, compared: list[str]) -> Iterator[Step]:
     split = _split(facts)
     if split is None:
         return
     place = folder / "evaluation"
-    rankers: list[tuple[str, str, Any]] = [(name, name, "model") for name in [*text_only, "stage2"]]
+    rankers: list[tuple[str, str, Any]] = [(name, name, "model") for name in [*compared, "stage2"]]
     if importlib.util.find_spec("bm25s") is not None:
         rankers.insert(0, ("bm25", "stage2", "bm25"))
     for name, model, ranker in rankers:
@@ -298,6 +314,7 @@ def _evaluations(config: "Config", folder: Path, facts: Facts, text_only: list[s
             ranker=ranker,
             split=split,
             label_source=facts.labels,
+            allow_missing_photos=config.allow_missing_photos,
             num_workers=config.hardware.num_workers,
             seed=config.seed,
         )
@@ -311,17 +328,23 @@ def _evaluations(config: "Config", folder: Path, facts: Facts, text_only: list[s
 def _embed(config: "Config", folder: Path, facts: Facts) -> Step:
     output = folder / "embeddings"
     settings = embed.Config(
-        catalogue=facts.catalogue, base=str(folder / "stage2"), output=str(output), hardware=config.hardware
+        catalogue=facts.catalogue,
+        base=str(folder / final_stage(facts)),
+        output=str(output),
+        allow_missing_photos=config.allow_missing_photos,
+        hardware=config.hardware,
     )
     seconds = _PER_PRODUCT * facts.products
-    return Step("embed", "embed", embed.main, settings, output, ("catalogue", "stage2"), True, "embedding", seconds)
+    made_of = ("catalogue", final_stage(facts))
+    return Step("embed", "embed", embed.main, settings, output, made_of, True, "embedding", seconds)
 
 
 def _index(folder: Path, facts: Facts) -> Step:
     settings = index.Config(
         embeddings=str(folder / "embeddings"), catalogue=facts.catalogue, output=str(folder / "index")
     )
-    return Step("index", "index", index.main, settings, folder / "index", ("catalogue", "stage2"), False, "", 3.0)
+    made_of = ("catalogue", final_stage(facts))
+    return Step("index", "index", index.main, settings, folder / "index", made_of, False, "", 3.0)
 
 
 def _report(config: "Config", folder: Path, facts: Facts, *, shows_queries: bool) -> Step:
@@ -332,14 +355,15 @@ def _report(config: "Config", folder: Path, facts: Facts, *, shows_queries: bool
         results=str(folder / "evaluation"),
         order=names if shows_queries else None,
         baseline=str(folder / "text_only"),
-        base=str(folder / "stage2"),
+        base=str(folder / final_stage(facts)),
         catalogue=facts.catalogue,
         output=str(folder / "report"),
         neighbours=0 if shows_queries else _NEIGHBOURS,
+        allow_missing_photos=config.allow_missing_photos,
         num_workers=config.hardware.num_workers,
         seed=config.seed,
     )
-    page, made_of = folder / "report" / "report.html", ("catalogue", "stage2")
+    page, made_of = folder / "report" / "report.html", ("catalogue", final_stage(facts))
     return Step(
         "report", "report", report.main, settings, page, made_of, False, "embedding", _PER_PRODUCT * facts.products
     )

@@ -14,6 +14,7 @@ from published_model import write_model_folder
 from mmfusion import Catalogue, Retriever
 from mmfusion.commands import COMMANDS, parse_config
 from mmfusion.data.toy_catalogue import write_toy_catalogue
+from mmfusion.data.toy_encoders import write_toy_encoders
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
@@ -29,6 +30,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("org/mm-ecom", "outputs/stage1", "outputs/stage2"):
         write_model_folder(folder / name)
     write_toy_catalogue(folder / "my" / "catalogue", num_products=80)
+    write_toy_encoders(folder / "encoders")
     retriever = Retriever.from_pretrained(folder / "outputs" / "stage2", device="cpu")
     products = Catalogue.load(folder / "my" / "catalogue", cache_dir=folder / "cache").products
     index = retriever.index(products.select_columns(["product_id", "title", "split", "image"])).index

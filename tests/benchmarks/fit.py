@@ -1,0 +1,222 @@
+"""What training learns from products alone, from clicks, and from judgements, on the same budget; and one shop's fit.
+
+    python tests/benchmarks/fit.py --bench ../shared/bench/fpi --text …/minilm --vision …/mobilenet --output outputs/fit
+
+writes docs/benchmarks/fit.md. Both encoders are frozen and photos are 80 x 60 pixels, so that it takes minutes a run on
+one core. Everything that is written besides, a shop's export with its photos included, stays below the output folder.
+
+Clicks are simulated from the train and val judgements: a shop that ranks by BM25 over titles shows 20 products; who
+searches looks at rank r with probability 1/r (position-based model, Craswell et al., WSDM 2008), clicks a product that
+was looked at by its grade (0.8 where it is all that was asked, 0.2 where almost, else 0.03), and buys one that was
+clicked with probability 0.2, 0.05 or 0.01. Visits of queries follow Zipf's law.
+"""
+
+import argparse
+import csv
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import bm25s
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from commands import command
+
+from mmfusion.data.catalogue import Catalogue
+from mmfusion.evaluation import Evaluation
+from mmfusion.evaluation.bootstrap import paired_bootstrap
+from mmfusion.evaluation.tables import interval, markdown_table, percent, results_table
+from mmfusion.importers.clicks import read_clicks
+from mmfusion.importers.grades import grade
+from mmfusion.stages import Optimization
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+SHOWN, VISITS = 20, 60
+LOOK_AND_CLICK, BUY = {0: 0.03, 1: 0.2, 3: 0.8}, {0: 0.01, 1: 0.05, 3: 0.2}
+STAGE1, STAGE2 = {"steps": 200, "batch_size": 256}, {"steps": 100, "batch_size": 256, "extra_products": 256}
+FROZEN = {"text_learning_rate": 0.0, "vision_learning_rate": 0.0}
+NAMES = {
+    "zero": "untrained",
+    "products": "products alone, stage 1",
+    "products2": "products alone, stage 2",
+    "clicks": "simulated clicks",
+    "qrels": "judgements",
+}
+
+
+def simulate(catalogue: Catalogue, path: Path, seed: int) -> None:
+    """Writes an aggregated search report of the train and val queries."""
+    rng, rows = np.random.default_rng(seed), np.concatenate([catalogue.product_rows(one) for one in ("train", "val")])
+    index = bm25s.BM25()
+    index.index(bm25s.tokenize(catalogue.titles(rows), show_progress=False), show_progress=False)
+    queries = np.concatenate([catalogue.query_rows(one) for one in ("train", "val")])
+    texts = catalogue.query_texts(queries)
+    found, _ = index.retrieve(bm25s.tokenize(texts, show_progress=False), k=SHOWN, show_progress=False)
+    popularity = 1 / (1 + rng.permutation(len(queries)))
+    visits = rng.poisson(20 + (VISITS - 20) * popularity * len(queries) / popularity.sum())
+    look = 1 / np.arange(1, SHOWN + 1)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["search_term", "product_id", "position", "impressions", "clicks", "orders"])
+        for text, row, places, count in zip(texts, queries, found, visits.tolist(), strict=True):
+            shown = rows[places.astype(np.int64)]
+            grades = catalogue.qrels.grades([row], shown)[0]
+            clicks = rng.binomial(count, look * [LOOK_AND_CLICK[int(one)] for one in grades])
+            orders = rng.binomial(clicks, [BUY[int(one)] for one in grades])
+            numbers = zip(catalogue.product_ids[shown], clicks.tolist(), orders.tolist(), strict=True)
+            for place, (product, *counts) in enumerate(numbers, start=1):
+                writer.writerow([text, product, place, count, *counts])
+
+
+def with_clicks(bench: Path, catalogue: Catalogue, report: Path, folder: Path) -> str:
+    """A catalogue whose train and val judgements come from clicks; those of test stay. Returns the rule."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("products", "queries"):
+        (folder / f"{name}.parquet").unlink(missing_ok=True)
+        (folder / f"{name}.parquet").symlink_to((bench / f"{name}.parquet").resolve())
+    graded = grade(read_clicks([str(report)], {str(name): str(name) for name in catalogue.product_ids}))
+    asked = {" ".join(text.lower().split()): at for at, text in enumerate(catalogue.queries["query"])}
+    rows = [(str(catalogue.query_ids[asked[text]]), product, value) for text, product, value in graded.rows]
+    test = catalogue.split_qrels("test")
+    rows += [
+        (str(catalogue.query_ids[query]), str(catalogue.product_ids[product]), int(value))
+        for query, product, value in zip(test.query, test.product, test.grade, strict=True)
+    ]
+    columns = zip(*rows, strict=True)
+    table = pa.table(dict(zip(("query_id", "product_id", "grade"), map(list, columns), strict=True)))
+    pq.write_table(table, folder / "qrels.parquet")
+    return graded.rule
+
+
+def train(arguments: argparse.Namespace, catalogues: dict[str, Path], seed: int) -> None:
+    output, base = arguments.output / f"seed{seed}", str(arguments.output / "base")
+    for name in ("products", "clicks", "qrels"):
+        first, second = str(output / f"{name}1"), str(output / f"{name}2")
+        alone = name == "products"
+        shared: dict[str, Any] = {
+            "catalogue": str(catalogues[name]),
+            "seed": seed,
+            "keep": "best",
+            "validate_every": 20,
+            "checkpoint_every": 50,
+            "pseudo_queries": alone,
+            "feature_cache": str(arguments.output / f"features_{name}{seed if alone else ''}"),
+        }
+        command("stage1")(base=base, output=first, optimization=Optimization(1e-3, **FROZEN), **STAGE1, **shared)
+        command("stage2")(
+            base=first,
+            output=second,
+            optimization=Optimization(2e-3, weight_decay=0.3, **FROZEN),
+            modality_dropout=0.5 if alone else 0.1,
+            **STAGE2,
+            **shared,
+        )
+        for label, model in ((name, first if alone else second), *([("products2", second)] if alone else [])):
+            evaluate(arguments, model, f"{label}.{seed}")
+
+
+def evaluate(arguments: argparse.Namespace, base: str, name: str) -> None:
+    if (arguments.output / "evaluation" / f"{name}.json").exists():
+        return
+    command("evaluate")(
+        catalogue=str(arguments.bench),
+        base=base,
+        output=str(arguments.output / "evaluation"),
+        name=name,
+        label_source="the retailer's attributes",
+        freeze_vision_blocks=arguments.blocks,
+        feature_cache=str(arguments.output / "features_test"),
+    )
+
+
+def export(catalogue: Catalogue, folder: Path) -> None:
+    """A shop's export of the train and val products: a CSV and a folder of photos."""
+    photos = folder / "photos"
+    photos.mkdir(parents=True, exist_ok=True)
+    with (folder / "products.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "title", "category", "image"])
+        for row in np.concatenate([catalogue.product_rows(one) for one in ("train", "val")]):
+            product = catalogue.product(int(row))
+            photo = product["image"][0] if isinstance(product["image"], list) else product["image"]
+            name = f"{product['product_id']}.jpg"
+            (photos / name).write_bytes(photo["bytes"])
+            writer.writerow([product["product_id"], product["title"], product["category"], name])
+
+
+def table(arguments: argparse.Namespace, seeds: list[int]) -> str:
+    """Means over seeds, and what is gained over the untrained model, with intervals over queries."""
+    folder, rows = arguments.output / "evaluation", []
+    rows.append(["trained with", "Recall@100", "nDCG@10", "gain in nDCG@10, 95 % interval"])
+    zero = Evaluation.load(folder, "zero")
+    for name, title in NAMES.items():
+        found = [zero] if name == "zero" else [Evaluation.load(folder, f"{name}.{seed}") for seed in seeds]
+        means = [percent(float(np.mean([one.means[metric] for one in found]))) for metric in ("recall@100", "ndcg@10")]
+        gain = None if name == "zero" else paired_bootstrap(zero, mean_of(found), "ndcg@10")
+        rows.append([title, *means, "" if gain is None else interval(gain)])
+    kinds = results_table([zero, *(Evaluation.load(folder, f"{name}.{seeds[0]}") for name in list(NAMES)[1:])])
+    return f"{markdown_table(rows)}\n\nBy kind of query, seed {seeds[0]}:\n\n{kinds}"
+
+
+def mean_of(evaluations: list[Evaluation]) -> Evaluation:
+    """Seeds as one: each query has the mean of its values."""
+    first = evaluations[0]
+    by_query = [
+        dict(zip(one.per_query["query_id"].to_pylist(), one.per_query["ndcg@10"].to_pylist(), strict=True))
+        for one in evaluations
+    ]
+    values = [float(np.mean([one[name] for one in by_query])) for name in first.per_query["query_id"].to_pylist()]
+    place = first.per_query.column_names.index("ndcg@10")
+    return replace(first, per_query=first.per_query.set_column(place, "ndcg@10", pa.array(values)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("bench", "text", "vision", "output"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--part", choices=["train", "shop", "page"], required=True)
+    arguments = parser.parse_args()
+    arguments.output = arguments.output.absolute()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    catalogue = Catalogue.load(arguments.bench, cache_dir=arguments.output / "cache")
+    report = arguments.output / "shop" / "report.csv"
+    if not report.exists():
+        export(catalogue, report.parent)
+        simulate(catalogue, report, 0)
+    fields = {"vision_feature_layers": [5, 11], "projection_hidden_size": 512}
+    encoders = {"text": str(arguments.text), "vision": str(arguments.vision), "image_size": (80, 60)}
+    if arguments.part == "train":
+        if not (arguments.output / "base" / "config.json").exists():
+            command("base")(output=str(arguments.output / "base"), model_config=fields, **encoders)
+        arguments.blocks = 16
+        clicked = arguments.output / "clicked"
+        rule = with_clicks(arguments.bench, catalogue, report, clicked)
+        (arguments.output / "rule.json").write_text(json.dumps(rule))
+        evaluate(arguments, str(arguments.output / "base"), "zero")
+        for seed in arguments.seeds:
+            bench = arguments.bench.absolute()
+            train(arguments, {"products": bench, "clicks": clicked, "qrels": bench}, seed)
+        print(table(arguments, arguments.seeds))
+    if arguments.part == "shop":
+        command("fit")(
+            sources=[str(report.parent / "products.csv")],
+            photos=str(report.parent / "photos"),
+            clicks=str(report),
+            output=str(arguments.output / "fitted"),
+            model_config=fields,
+            optimization=Optimization(1e-3, **FROZEN),
+            steps=STAGE1["steps"],
+            stage2_steps=STAGE2["steps"],
+            **encoders,
+        )
+
+
+if __name__ == "__main__":
+    main()
