@@ -172,10 +172,11 @@ def test_texts_in_several_languages_and_lists_of_categories(tmp_path: Path) -> N
             "sale_price": "9.50 EUR",
         },
         {"item_id": "B02", "item_name": [{"language_tag": "fr_FR", "value": "Pot"}], "categories": "['Garden']"},
+        {"item_id": "B03", "item_name": "Cup", "categories": []},
     ]
     found = read(write(tmp_path, "goods.jsonl", "\n".join(map(json.dumps, rows))))
-    assert found.titles() == {"B01": "Pan", "B02": "Pot"}
-    assert [item.metadata["category"] for item in found.products.values()] == ["Kitchen > Pans", "Garden"]
+    assert found.titles() == {"B01": "Pan", "B02": "Pot", "B03": "Cup"}
+    assert [item.metadata["category"] for item in found.products.values()] == ["Kitchen > Pans", "Garden", None]
 
 
 def test_parquet_with_photos_in_it(tmp_path: Path) -> None:

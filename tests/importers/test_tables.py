@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 import zipfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmfusion.data.catalogue_schema import CatalogueError
+from mmfusion.extras import MissingLibraryError
 from mmfusion.importers import rows as importer_rows
 from mmfusion.importers.arrow_table import ArrowTable
 from mmfusion.importers.items import ImportLog
@@ -394,6 +396,13 @@ def test_excel(tmp_path: Path) -> None:
     ]
     assert any("'Goods' is read, not 'Old'" in one for one in log.warnings)
     assert any("'ean' have more than 15 digits" in one for one in log.warnings)
+
+
+def test_excel_needs_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = workbook(tmp_path / "a.xlsx", One=sheet(words("a", "b")))
+    monkeypatch.setitem(sys.modules, "python_calamine", None)
+    with pytest.raises(MissingLibraryError, match=r"mmfusion\[excel\]"):
+        open_table(file)
 
 
 def test_excel_that_is_cut_off(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     for name, names in {
         "product_id": (
             "product_id | item_id | article_id | article_number | id | _id | uniq_id | asin | parent_asin | sku | "
-            "variant_sku | item_sku | item_number | item_no | product_code | article_no | code | "
+            "variant_sku | item_sku | item_number | item_no | internal_id | product_code | article_no | code | "
             "handle | produkt-id | artikel-id | artikelnummer | artikelnr | artikel-nr | art-nr | "
             "bestellnummer | référence | ref | ugs | id produit | id_producto | referencia | código | "
             "codice | codice articolo | id prodotto | artikelcode | productcode | productnummer | "
@@ -248,8 +248,8 @@ class _Plan:
                 log.reject(table.file.name, line, f"no {table.columns[id_place]}")
                 continue
             metadata: dict[str, Any] = {name: _kept(cells[place]) for name, place in others}
-            if category := metadata.get("category"):
-                metadata["category"] = _category(category)
+            if "category" in metadata:
+                metadata["category"] = _category(metadata["category"]) or None
             if price_place is not None:
                 price, currency = prices.read(_text(cells[price_place]))
                 metadata["price"] = price
