@@ -268,11 +268,13 @@ def grade(
         counts["query without a judgement"] = len(log.queries) - len(judged)
     if not grades.any():
         warnings.append("all grades are 0: no pair that was shown often enough has a success")
+    if min_impressions > 1 and log.has_impressions:
+        rule += f"; pairs shown fewer than {min_impressions} times have no grade"
     rows = zip(query.tolist(), product.tolist(), grades.tolist(), strict=True)
     return Judgements(
         [log.queries[one] for one in judged],
         [(log.queries[q], log.products[p], one) for q, p, one in rows],
-        f"{method}: {rule}; pairs shown fewer than {min_impressions} times have no grade",
+        f"{method}: {rule}",
         warnings,
         counts,
         method=method,

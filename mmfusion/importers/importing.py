@@ -317,6 +317,8 @@ def _graded(
     from mmfusion.importers.grades import grade
 
     clicks = read_clicks(settings.clicks, known, reject=log.reject)
+    print(f"{', '.join(clicks.files)}: {clicks.kind}, {clicks.num_rows:,} rows, {clicks.num_merged:,} added to others")
+    print("".join(f"  {role} ← {origin}\n" for role, origin in clicks.mapping.items()), end="")
     return grade(
         clicks,
         settings.grades,

@@ -29,7 +29,7 @@ _ROWS = 4_096
 class Values(Protocol):
     """Values of a column, of all rows or of some."""
 
-    def __call__(self, name: str, rows: Sequence[int] | None = None) -> list[Any]: ...
+    def __call__(self, name: str, rows: Sequence[int] | None = None, /) -> list[Any]: ...
 
 
 @dataclass(frozen=True)
