@@ -94,7 +94,8 @@ def _previous(folder: Path) -> pa.Table | None:
         return None
     with reading(str(folder), "Give another --output, or remove the files there."):
         if digests.is_file():
-            return pq.read_table(digests)
+            with pq.ParquetFile(digests) as file:
+                return file.read()
         # Of a catalogue that was written by hand; its photos count as they are now.
         found = Digests(folder)
         with pq.ParquetFile(products) as file:

@@ -204,9 +204,11 @@ def _write(path: Path, table: pa.Table) -> None:
 
 def _array(values: list[Any]) -> pa.Array:
     try:
-        return pa.array(values, from_pandas=True)
+        array = pa.array(values)
     except (pa.ArrowException, TypeError, ValueError):
         return pa.array([None if value is None else str(value) for value in values], pa.string())
+    # JSON may hold NaN. Arrow would ask pandas, which takes a while to import.
+    return pc.if_else(pc.is_nan(array), None, array) if pa.types.is_floating(array.type) else array
 
 
 def _as(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:

@@ -15,7 +15,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmfusion.importers import Imported, ImportLog, Item, Judgement, Query, ReadSettings, Source, register_importer
+from mmfusion.importers import (
+    Imported,
+    ImportLog,
+    Item,
+    Judgement,
+    Query,
+    ReadSettings,
+    Source,
+    importer_names,
+    register_importer,
+)
 from mmfusion.importers.importing import import_catalogue
 from mmfusion.importers.report import PRODUCTS
 from mmfusion.importers.settings import ImportSettings
@@ -50,6 +60,7 @@ class JsonImporter:
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    importer_names()  # the formats, which register themselves once
     monkeypatch.setattr("mmfusion.importers.registry._IMPORTERS", {})
     register_importer("items")(JsonImporter)
 

@@ -14,7 +14,17 @@ from filelock import FileLock
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.catalogue_schema import CatalogueError
-from mmfusion.importers import Imported, ImportLog, Item, Judgement, Query, ReadSettings, Source, register_importer
+from mmfusion.importers import (
+    Imported,
+    ImportLog,
+    Item,
+    Judgement,
+    Query,
+    ReadSettings,
+    Source,
+    importer_names,
+    register_importer,
+)
 from mmfusion.importers.importing import import_catalogue
 from mmfusion.importers.settings import ImportSettings
 
@@ -55,6 +65,7 @@ class LinesImporter:
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    importer_names()  # the formats, which register themselves once
     monkeypatch.setattr("mmfusion.importers.registry._IMPORTERS", {})
     register_importer(NAME)(LinesImporter)
 
