@@ -38,7 +38,13 @@ def read(*paths: Path, format: str | None = None, **settings: Any) -> Read:
     imported = importer.read(source, ReadSettings(**settings), log)
     variants = settings.get("variants") or imported.variants
     items = products_of(
-        imported.items, variants, gather=imported.groups, duplicates="first", log=log, product_of=product_of
+        imported.items,
+        variants,
+        gather=imported.groups,
+        adjacent=imported.adjacent,
+        duplicates="first",
+        log=log,
+        product_of=product_of,
     )
     found = list(items)
     assert len({item.item_id for item in found}) == len(found)

@@ -208,6 +208,7 @@ def _read_products(products: ProductsWriter, photos: PhotoStore, imported: Impor
         counted(),
         settings.variants or imported.variants,
         gather=imported.groups,
+        adjacent=imported.adjacent,
         duplicates=settings.duplicates,
         log=log,
         product_of=found.product_of,

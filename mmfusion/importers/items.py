@@ -134,6 +134,7 @@ class Imported:
         variants: What becomes a product by default.
         groups: Whether items belong to groups, or one id may be in several rows that belong together: they are then
             gathered in memory rather than streamed.
+        adjacent: Whether the items of a group follow each other, so that one group at a time is enough.
         val_from_train: Whether a tenth of the train queries becomes val where the files have no val queries.
         template: Text of a product over its columns that suits the data, e.g. "{title} {description}".
     """
@@ -145,5 +146,6 @@ class Imported:
     judgement_rule: str = ""
     variants: Variants = "product"
     groups: bool = False
+    adjacent: bool = False
     val_from_train: bool = True
     template: str = "{title}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from itertools import groupby
 from typing import Any, Literal
 
 from mmfusion.data.catalogue_schema import CatalogueError
@@ -19,6 +20,7 @@ def products_of(
     variants: Variants,
     *,
     gather: bool,
+    adjacent: bool = False,
     duplicates: Duplicates,
     log: ImportLog,
     product_of: dict[str, str],
@@ -36,6 +38,7 @@ def products_of(
         variants: As above.
         gather: Whether items of a group may be apart or parents describe others; all items are then held in memory.
             False: an item is a product, and passes at once.
+        adjacent: Whether the items of a group follow each other: one group at a time is then held in memory.
         duplicates: What to do with an id that comes again (within a group, where items are grouped): keep the first
             one and count the others, merge them, or raise an error.
         log: Gets the counts.
@@ -51,16 +54,27 @@ def products_of(
     key: Callable[[Item], Hashable] = (lambda item: (item.group_id, item.item_id)) if by_group else _item_id
     if duplicates != "merge":
         items = _without_duplicates(items, key, duplicates, log)
-    groups: dict[str, list[Item]] = {}
-    for item in items:
-        groups.setdefault(item.item_id if item.group_id is None else item.group_id, []).append(item)
-    for name, group in groups.items():
+    for name, group in _groups(items, adjacent=adjacent and gather):
         parts = [(name, group)]
         if variants != "product":
             parts = _parts(group, by_photo=variants == "photo", merge=duplicates == "merge")
         for product_id, part in parts:
             product_of.update((item.item_id, product_id) for item in part if item.item_id != product_id)
             yield merged(part, product_id) if len(part) > 1 or variants == "product" else part[0]
+
+
+def _groups(items: Iterable[Item], *, adjacent: bool) -> Iterable[tuple[str, list[Item]]]:
+    """Names and items of groups, in the order of their first item."""
+    if adjacent:
+        return ((name, list(group)) for name, group in groupby(items, _group_of))
+    groups: dict[str, list[Item]] = {}
+    for item in items:
+        groups.setdefault(_group_of(item), []).append(item)
+    return groups.items()
+
+
+def _group_of(item: Item) -> str:
+    return item.item_id if item.group_id is None else item.group_id
 
 
 def merged(items: list[Item], item_id: str) -> Item:

@@ -56,6 +56,12 @@ def test_variants_that_show_one_photo_are_one_product() -> None:
     assert product_of == {"L3": "L2"}
 
 
+@pytest.mark.parametrize("variants", ["product", "item", "photo"])
+def test_groups_that_follow_each_other(variants: Variants) -> None:
+    items = [*LAMP[:2], *LAMP[3:], LAMP[2]]
+    assert products(items, variants, adjacent=True)[0] == products(items, variants)[0]
+
+
 def test_a_parent_without_variants_is_sold() -> None:
     found, _, _ = products(LAMP[:1], "item")
     assert [item.item_id for item in found] == ["lamp"]

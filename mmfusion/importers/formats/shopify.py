@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Any
 
 from mmfusion.data.catalogue_schema import CatalogueError
@@ -42,6 +42,8 @@ _SHOWN = ("product_id", "title", "description", "image", "price", "brand", "cate
 # One of each is enough to tell a product export from other tables with handles, e.g. of the inventory.
 _MARKS = ("imagesrc", "productimageurl", "bodyhtml", "variantprice", "option1value", "option1name", "variantsku")
 
+_PRICES = 1000
+
 Cells = dict[str, str]
 
 
@@ -65,39 +67,85 @@ class Shopify:
         Raises:
             CatalogueError: No file is an export, or its columns do not fit the settings.
         """
-        rows: dict[str, list[Cells]] = {}
-        mapped: Mapped = {}
+        exports = []
         for file in source.tables:
             table = open_table(file)
             if table is None or not _is_export(table):
                 log.warn(f"{file.name} is no export of Shopify and is not read")
                 continue
-            mapped = as_told(by_name(table.columns, _NAMES), table.columns, settings, file.name)
-            for cells in _rows(table, mapped, log):
-                rows.setdefault(cells["handle"], []).append(cells)
-        if not mapped:
+            exports.append((table, as_told(by_name(table.columns, _NAMES), table.columns, settings, file.name)))
+        if not exports:
             remedy = "Export the products as CSV, or leave out --format."
             raise CatalogueError("no table is a product export of Shopify", str(source), remedy)
-        with_options = settings.variants == "item"
-        skus = Counter(cells["sku"] for group in rows.values() for cells in group)
-        prices = Prices((cells["price"] for group in rows.values() for cells in group), settings.locale)
+        survey = _Survey(exports)
+        prices = Prices(survey.prices, settings.locale)
 
         def items() -> Iterator[Item]:
-            for handle, group in rows.items():
+            for handle, group in _products(exports, log, adjacent=survey.adjacent):
                 # The row with the title comes first, unless somebody sorted the file.
                 group.sort(key=lambda cells: not cells["title"])
                 reason = "" if settings.unpublished else _unpublished(group[0])
                 if reason:
                     log.leave_out(reason)
                     continue
-                yield from _items(handle, group, settings, prices, skus, with_options=with_options)
+                yield from _items(handle, group, settings, prices, survey.shared_skus)
             prices.report(log, mapped.get("price", ["price"])[0])
 
+        mapped = exports[-1][1]
         shown = {target: mapped[target][0] for target in _SHOWN if target in mapped}
         if "variant_image" in mapped:
             shown["image"] = ", ".join([shown.get("image", ""), mapped["variant_image"][0]]).strip(", ")
         template = "{title} {description}" if "description" in mapped else "{title}"
-        return Imported(items(), shown, groups=True, template=template)
+        own_ids = "product_id" in settings.columns or "id" in settings.columns or settings.id_column is not None
+        # Two handles may have one id of another column.
+        adjacent = survey.adjacent and not own_ids
+        return Imported(items(), shown, groups=True, adjacent=adjacent, template=template)
+
+
+class _Survey:
+    """What has to be known of all rows before the first one is read.
+
+    Attributes:
+        adjacent: Whether the rows of each handle follow each other, as Shopify writes them.
+        shared_skus: SKUs of several rows, which name none of them.
+        prices: Some prices.
+    """
+
+    def __init__(self, exports: list[tuple[TextTable, Mapped]]) -> None:
+        self.adjacent, self.shared_skus, self.prices = True, set[str](), list[str]()
+        handles, skus, last = set[str](), set[str](), ""
+        for table, mapped in exports:
+            handle_place = _handle_place(table)
+            sku_place, price_place = (
+                table.columns.index(mapped[name][0]) if name in mapped else None for name in ("sku", "price")
+            )
+            for _, row in table.rows(ImportLog()):
+                handle = row[handle_place]
+                if handle != last:
+                    self.adjacent = self.adjacent and handle not in handles
+                    handles.add(handle)
+                    last = handle
+                if sku_place is not None and (sku := row[sku_place].strip()):
+                    (self.shared_skus if sku in skus else skus).add(sku)
+                if price_place is not None and len(self.prices) < _PRICES:
+                    self.prices.append(row[price_place])
+
+
+def _products(
+    exports: list[tuple[TextTable, Mapped]], log: ImportLog, *, adjacent: bool
+) -> Iterable[tuple[str, list[Cells]]]:
+    """Handles and their rows."""
+    rows = (cells for table, mapped in exports for cells in _rows(table, mapped, log))
+    if adjacent:
+        return ((handle, list(group)) for handle, group in groupby(rows, lambda cells: cells["handle"]))
+    gathered: dict[str, list[Cells]] = {}
+    for cells in rows:
+        gathered.setdefault(cells["handle"], []).append(cells)
+    return gathered.items()
+
+
+def _handle_place(table: TextTable) -> int:
+    return next(place for place, column in enumerate(table.columns) if key(column) in ("handle", "urlhandle"))
 
 
 def _is_export(table: TextTable | None) -> bool:
@@ -109,7 +157,7 @@ def _rows(table: TextTable, mapped: Mapped, log: ImportLog) -> Iterator[Cells]:
     """Cells by column of the catalogue; metafields and options by their own names."""
     places = {target: table.columns.index(names[0]) for target, names in mapped.items()}
     by_key = {key(column): place for place, column in enumerate(table.columns)}
-    handle_place = next(by_key[name] for name in ("handle", "urlhandle") if name in by_key)
+    handle_place = _handle_place(table)
     options = [
         (by_key[f"option{number}name"], by_key[f"option{number}value"])
         for number in (1, 2, 3)
@@ -145,15 +193,9 @@ def _unpublished(first: Cells) -> str:
 
 
 def _items(
-    handle: str,
-    group: list[Cells],
-    settings: ReadSettings,
-    prices: Prices,
-    skus: Counter[str],
-    *,
-    with_options: bool,
+    handle: str, group: list[Cells], settings: ReadSettings, prices: Prices, shared_skus: set[str]
 ) -> Iterator[Item]:
-    first = group[0]
+    first, with_options = group[0], settings.variants == "item"
     group_id = handle
     own_ids = settings.id_column is not None or "product_id" in settings.columns or "id" in settings.columns
     if own_ids:
@@ -180,7 +222,7 @@ def _items(
         is_parent=True,
         place=first["place"],
     )
-    variants = list(_variants(handle, group, prices, skus, own_ids=own_ids))
+    variants = list(_variants(handle, group, prices, shared_skus, own_ids=own_ids))
     if len(variants) == 1 and variants[0].item_id in (handle, group_id):
         (variant,) = variants
         product.metadata |= variant.metadata
@@ -202,14 +244,16 @@ def _items(
         yield variant
 
 
-def _variants(handle: str, group: list[Cells], prices: Prices, skus: Counter[str], *, own_ids: bool) -> Iterator[Item]:
+def _variants(
+    handle: str, group: list[Cells], prices: Prices, shared_skus: set[str], *, own_ids: bool
+) -> Iterator[Item]:
     """What is sold, with its options as title."""
     for cells in group:
         options = _options(cells, group[0])
         sku = _unguarded(cells["sku"])
         if not (options or sku or cells["price"]):
             continue
-        item_id = sku if sku and skus[cells["sku"]] == 1 else "-".join([handle, *options.values()])
+        item_id = sku if sku and cells["sku"] not in shared_skus else "-".join([handle, *options.values()])
         if own_ids and cells["product_id"]:
             item_id = _unguarded(cells["product_id"])
         yield Item(
