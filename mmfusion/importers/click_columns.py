@@ -342,13 +342,13 @@ def choose_columns(
     for role, name in given.items():
         if role not in known:
             remedy = f"Use {', '.join(known)}."
-            raise CatalogueError(f"--columns names {role!r}, which is not read from these files", place, remedy)
+            raise CatalogueError(f"--click_columns names {role!r}, which is not read from these files", place, remedy)
         if name not in names:
-            problem = f"--columns takes {role!r} from {name!r}, which is no column (columns: {', '.join(names)})"
+            problem = f"--click_columns takes {role!r} from {name!r}, which is no column (columns: {', '.join(names)})"
             raise CatalogueError(problem, place, "Correct the name; upper and lower case count.")
         roles = [other for other, column in given.items() if column == name]
         if len(roles) > 1:
-            problem = f"--columns takes {' and '.join(roles)} from one column, {name!r}"
+            problem = f"--click_columns takes {' and '.join(roles)} from one column, {name!r}"
             raise CatalogueError(problem, place, "Give each its own.")
     by_name: dict[str, list[str]] = {}
     for name in names:
@@ -362,7 +362,7 @@ def choose_columns(
             mapping[role] = found[0]
             if len(found) > 1:
                 problem = f"{role} may be in each of the columns {', '.join(map(repr, found))}"
-                remedy = "Rename or remove one of them in the file, or say which with --columns."
+                remedy = "Rename or remove one of them in the file, or say which with --click_columns."
                 raise CatalogueError(problem, place, remedy)
     return {role: mapping[role] for role in known if role in mapping}
 
@@ -376,4 +376,4 @@ def require_columns(mapping: Mapping[str, str], roles: Sequence[str], names: Seq
     for role in roles:
         if role not in mapping:
             problem = f"no column of {role} is recognised (columns: {', '.join(names)})"
-            raise CatalogueError(problem, place, f'Name it: --columns \'{{"{role}": "…"}}\'.')
+            raise CatalogueError(problem, place, f'Name it: --click_columns \'{{"{role}": "…"}}\'.')

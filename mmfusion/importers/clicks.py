@@ -195,7 +195,7 @@ class _Reader:
             raise CatalogueError(
                 f"no column says what was clicked or bought (columns: {', '.join(batch.names)})",
                 batch.file,
-                'Name one: --columns \'{"clicks": "…"}\'.',
+                'Name one: --click_columns \'{"clicks": "…"}\'.',
             )
 
     def _add_counts(self, batch: RowBatch, mapping: dict[str, str], flags: bool) -> None:
@@ -374,7 +374,7 @@ class _Reader:
         return CatalogueError(
             f"no row of {self.num_rows:,} is left ({reasons})",
             files,
-            "Product ids must be those of the catalogue; name other columns with --columns.",
+            "Product ids must be those of the catalogue; name other columns with --click_columns.",
         )
 
     def _reason(self, text: str) -> int:

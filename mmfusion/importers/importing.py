@@ -311,13 +311,16 @@ def _graded(
     settings: ImportSettings, known: dict[str, str], known_queries: Collection[str], log: ImportLog
 ) -> Judgements:
     if settings.judgements is not None:
-        return read_judgements(settings.judgements, known, known_queries=known_queries, reject=log.reject)
+        columns = settings.click_columns
+        return read_judgements(
+            settings.judgements, known, known_queries=known_queries, columns=columns, reject=log.reject
+        )
     if settings.clicks is None:
         raise ValueError("neither clicks nor judgements are given")
     from mmfusion.importers.clicks import read_clicks
     from mmfusion.importers.grades import grade
 
-    clicks = read_clicks(settings.clicks, known, reject=log.reject)
+    clicks = read_clicks(settings.clicks, known, columns=settings.click_columns, reject=log.reject)
     print(f"{', '.join(clicks.files)}: {clicks.kind}, {clicks.num_rows:,} rows, {clicks.num_merged:,} added to others")
     print("".join(f"  {role} ← {origin}\n" for role, origin in clicks.mapping.items()), end="")
     return grade(

@@ -145,7 +145,7 @@ def read_judgements(
     if not judged:
         most = log.rejected_by_reason.most_common(3)
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in most) or "there are no rows"
-        remedy = "Product ids must be those of the catalogue; name other columns with --columns."
+        remedy = "Product ids must be those of the catalogue; name other columns with --click_columns."
         raise CatalogueError(f"no judgement is left ({reasons})", ", ".join(given), remedy)
     return Judgements(
         list(dict.fromkeys(query for query, _ in judged)),

@@ -39,6 +39,9 @@ class ImportSettings:
         clicks: Files of click data: an aggregated search report, a session log, UBI events or a GA4 export; several as
             [a,b].
         judgements: Files of judgements: query, product and grade, as lists, ESCI labels, TREC or BEIR qrels.
+        click_columns: Column of these files by role, where it is not recognised, e.g. {"query": "Zoekterm"}. Roles are
+            query, product_id, impressions, clicks, add_to_cart, purchases, position, session_id, search_id, event and
+            time; of judgements query, query_id, product_id and grade.
         grades: How clicks become grades from 0 to 3; default: what suits the click data.
         min_impressions: Pairs of query and product that were shown more rarely are not graded.
         signal: What counts as success: orders (and carts), or clicks; default: orders, where the click data has some.
@@ -64,6 +67,7 @@ class ImportSettings:
     allow_private_urls: bool = False
     clicks: str | list[str] | None = None
     judgements: str | list[str] | None = None
+    click_columns: dict[str, str] = field(default_factory=dict)
     grades: Literal["funnel", "pbm", "rate", "coec", "sdbn", "linear"] | None = None
     min_impressions: int = 20
     signal: Literal["orders", "clicks"] | None = None

@@ -211,3 +211,14 @@ import_catalogue([{str(tmp_path / "file")!r}], {str(tmp_path / "out")!r})
     subprocess.run([*run, "after"], check=True)
     assert set(pq.read_table(tmp_path / "out/products.parquet")["title"].to_pylist()) == {"after"}
     assert [path.name for path in (tmp_path / "out").iterdir() if path.is_dir()] == []
+
+
+def test_columns_of_clicks_can_be_named(file: Path, tmp_path: Path) -> None:
+    clicks = tmp_path / "clicks.csv"
+    clicks.write_text("zocht naar;artikel;getoond;geklikt\njurk;01;100;40\njurk;03;100;2\nhoed;02;90;9\n")
+    named = {"query": "zocht naar", "product_id": "artikel", "impressions": "getoond", "clicks": "geklikt"}
+    result = import_catalogue(
+        [str(file)], tmp_path / "out", ImportSettings(clicks=str(clicks), click_columns=named, grades="funnel")
+    )
+    assert [(query.text, query.split) for query in result.queries if query.text == "jurk"]
+    assert sorted((one.product_id, one.grade) for one in result.judgements) == [("01", 1), ("02", 1), ("03", 1)]
