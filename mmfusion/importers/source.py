@@ -17,6 +17,7 @@ from mmfusion.data.catalogue_schema import CatalogueError, reading
 from mmfusion.files import is_hub_id
 
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+_ARCHIVES = (".zip", ".rar", ".7z")
 _PHOTOS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 HEAD_BYTES = 1 << 16
 
@@ -120,6 +121,8 @@ def _find(given: str, downloads: Path) -> Iterator[SourceFile]:
         yield _fetch(given, downloads)
     elif path.is_dir():
         yield from _files_below(path)
+    elif path.suffix.lower() in _ARCHIVES:
+        raise CatalogueError("is an archive", given, "Unpack it and give the folder.")
     elif path.is_file():
         yield SourceFile(path, given)
     elif matches := sorted(glob.glob(os.fspath(path), recursive=True)):
