@@ -155,12 +155,15 @@ def _read(
 
 def _photo_store(source: Source, folder: Path, failures: Path, settings: ImportSettings, log: ImportLog) -> PhotoStore:
     given = [settings.photos] if isinstance(settings.photos, str) else settings.photos or []
+    given = [os.path.expanduser(place) for place in given]
     for place in given:
         if place != "download" and not os.path.isdir(place):
             remedy = "Check the spelling, or write download."
             raise CatalogueError("there is no such folder", f"--photos {place}", remedy)
     places = [Path(place) for place in given if place != "download"]
-    folders = PhotoFolders(places or source.folders, log, given=bool(places), skip=folder)
+    # The folder that a file is in may be somebody's home.
+    sure = bool(places) or any(map(os.path.isdir, source.given))
+    folders = PhotoFolders(places or source.folders, log, given=sure, skip=folder)
     downloads = None
     if "download" in given:
         fetcher = PhotoFetcher(allow_private=settings.allow_private_urls)
