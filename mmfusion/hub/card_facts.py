@@ -73,6 +73,11 @@ class TrainingRun:
         python = f"Python {self.fact('python') or '–'}"
         return ", ".join([python, *(f"{name} {public(text)}" for name, text in named.items())])
 
+    @property
+    def without_queries(self) -> bool:
+        """Whether titles and attributes of products stood in for queries."""
+        return bool(self.arguments.get("pseudo_queries"))
+
     def fact(self, name: str) -> str | None:
         """An entry of the record as it may be published."""
         value = self.record.get(name)

@@ -291,6 +291,13 @@ def test_recipe_and_compute_are_those_of_the_runs(model: Path) -> None:
     assert "torch 2.13.0" in text and "one training seed (0)" in text
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_model_of_products_alone_says_so(model: Path, alone: bool) -> None:
+    records(model, pseudo_queries=alone)
+    said = "It was trained on products alone: titles and attributes stood in for queries (pseudo-queries)"
+    assert (said in section(write_card(model).read_text("utf-8"), "Limits and biases")) == alone
+
+
 def test_no_folder_user_host_or_token_of_the_runs_is_in_the_card(
     model: Path, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
