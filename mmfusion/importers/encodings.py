@@ -101,7 +101,7 @@ def _guess(sample: bytes) -> Encoding:
         in_runs = sum(len(run) for run in _RUN.findall(lines))
         # Words of other scripts are runs of such letters; accents stand alone.
         name = _not_latin(lines) if in_runs > 0.7 * count else _latin(lines)
-    example = re.search(r"\S*[^\x00-\x7f]\S*", lines.decode(name, STRAYS))
+    example = re.search(r"\w*[^\x00-\x7f]\w*", lines.decode(name, STRAYS))
     shown = f", e.g. {example.group()[:40]!r}" if example else ""
     return Encoding(name, STRAYS if name == "cp1252" else "replace", f"it is not UTF-8 and was read as {name}{shown}")
 

@@ -172,7 +172,7 @@ def test_texts_in_several_languages_and_lists_of_categories(tmp_path: Path) -> N
             "sale_price": "9.50 EUR",
         },
         {"item_id": "B02", "item_name": [{"language_tag": "fr_FR", "value": "Pot"}], "categories": "['Garden']"},
-        {"item_id": "B03", "item_name": "Cup", "categories": []},
+        {"item_id": "B03", "item_name": {"de": "Tasse", "en": "Cup"}, "categories": []},
     ]
     found = read(write(tmp_path, "goods.jsonl", "\n".join(map(json.dumps, rows))))
     assert found.titles() == {"B01": "Pan", "B02": "Pot", "B03": "Cup"}

@@ -353,7 +353,9 @@ def _text(cell: Any) -> str:
     if isinstance(cell, str):
         return cell.strip()
     if isinstance(cell, dict):
-        # A text in several languages, or an amount with its currency.
+        if cell and all(re.fullmatch(rf"(?:{_LANGUAGES})(?:[-_]\w+)?", str(name)) for name in cell):
+            return _text(next((value for name, value in cell.items() if name[:2] == "en"), next(iter(cell.values()))))
+        # An amount with its currency.
         return " ".join(_text(value) for value in list(cell.values())[:2] if not isinstance(value, bytes))
     if isinstance(cell, list):
         return " ".join(map(_text, _in_one_language(cell)))
