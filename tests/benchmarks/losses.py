@@ -30,7 +30,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LEVELS, MIB, CLIP = (1, 3), 2**20, "ClipLoss"
+LEVELS, MIB, GIB, CLIP = (1, 3), 2**20, 2**30, "ClipLoss"
+CLIP_BYTES = 17  # of a pair, at the peak
 CONTENDERS = {CLIP: "open_clip's `ClipLoss`", "contrastive": "contrastive", "sigmoid": "sigmoid", "before": "before"}
 Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -66,7 +67,8 @@ def loss_of(name: str, items: int, pairs: Pairs, source: str) -> Callable[[Tenso
         from mmfusion.data.qrels import Qrels
 
         qrels, rows = Qrels(*pairs), torch.arange(items)
-        before: Any = losses.GradedContrastiveLoss(LEVELS)  # type: ignore[misc]
+        kind: Any = losses.GradedContrastiveLoss
+        before = kind(LEVELS)
         grades = lambda a, b: torch.from_numpy(qrels.grades(a.numpy(), b.numpy()))  # noqa: E731
         return lambda left, right, scale: before(left, right, rows, rows, grades, scale)
     loss, known = losses.LOSSES[name](), losses.graded(*pairs, items, LEVELS)
@@ -103,6 +105,12 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB
 
 
+def available() -> int:
+    """Bytes of memory that a process may still take."""
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    return next(int(line[1]) * 1024 for line in lines if line[0] == "MemAvailable:")
+
+
 def ask(process: "subprocess.Popen[str]", line: str = "") -> str:
     """The answer of a contender to a line."""
     assert process.stdin is not None and process.stdout is not None
@@ -136,8 +144,9 @@ def measure(items: int, names: list[str], repetitions: int, arguments: argparse.
         for name, repeated in found.items():
             cells = [f"{items:,}", CONTENDERS[name]]
             for kind in ("cpu", "seconds"):
-                own, clip = (np.array([one[kind] for one in values]) for values in (repeated, found[CLIP]))
-                cells += [spread(own / clip, "{:.2f}"), spread(1000 * own, "{:,.0f}")]
+                own, clip = (np.array([one[kind] for one in values]) for values in (repeated, found.get(CLIP, [])))
+                ratio = spread(own / clip, "{:.2f}") if len(clip) else "–"
+                cells += [ratio, spread(1000 * own, "{:,.0f}")]
             print(f"| {' | '.join(cells)} | {peaks[name]:,.0f} MiB | {repetitions} |", flush=True)
         if "before" in names and items <= arguments.compare_up_to:
             paths = [source.parent / f"{name}.pt" for name in ("contrastive", "before")]
@@ -179,7 +188,11 @@ def main() -> None:
         source = Path(folder) / "loss.py"
         source.write_bytes(zipfile.ZipFile(arguments.wheel).read("open_clip/loss.py"))
         for items, repetitions in zip(arguments.items, arguments.repetitions, strict=True):
-            names = [CLIP, "contrastive", "sigmoid"]
+            names, wanted, free = [CLIP, "contrastive", "sigmoid"], CLIP_BYTES * items**2 / GIB, available() / GIB
+            if wanted > free:
+                names.remove(CLIP)
+                text = f"not measured: it needs about {wanted:.0f} GiB, of which {free:.0f} were free"
+                print(f"| {items:,} | {CONTENDERS[CLIP]} | {text} | | | | | |", flush=True)
             if arguments.before is not None and items <= arguments.before_up_to:
                 names.append("before")
             measure(items, names, repetitions, arguments, source)
