@@ -15,13 +15,13 @@ class Nothing:
 
 def main_of(name: str) -> Callable[[Any], None]:
     """The function of a command, e.g. for `run_command`."""
-    main: Callable[[Any], None] = importlib.import_module(f"mmfusion.commands.{name}").main
+    main: Callable[[Any], None] = importlib.import_module(f"mmfusion.commands.{name.replace('-', '_')}").main
     return main
 
 
 def config_of(name: str, /, *values: Any, **settings: Any) -> Any:
     """The config of a command; what is not given has its default."""
-    return importlib.import_module(f"mmfusion.commands.{name}").Config(*values, **settings)
+    return importlib.import_module(f"mmfusion.commands.{name.replace('-', '_')}").Config(*values, **settings)
 
 
 def command(name: str, /) -> Callable[..., None]:

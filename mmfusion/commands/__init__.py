@@ -28,6 +28,7 @@ COMMANDS = {
     "search": "search an index by text",
     "serve": "serve an index over HTTP",
     "export": "export the query tower to ONNX",
+    "export-vectors": "give embedded products to OpenSearch, or to PostgreSQL with pgvector",
     "card": "write the card of a model",
     "publish": "publish a model on the Hub",
     "quickstart": "train, evaluate, index and search on the toy catalogue",

@@ -85,7 +85,7 @@ def main(config: Config) -> None:
         source = config.catalogue or record["catalogue"]
         load = partial(Catalogue.load_products, photos=False)
         products = load_shared(load, source, run.folder, config.cache_dir)
-        metadata = _metadata(products, embedded)
+        metadata = metadata_of(products, embedded)
         if uri is None:
             place = _build_with_faiss(run, embedded, metadata, chosen)
         else:
@@ -168,7 +168,7 @@ def _choose(embedded: EmbeddedCatalogue, config: Config) -> Choice:
     return choose_index(len(embedded), provenance.dimension, budget, bits=bits)
 
 
-def _metadata(catalogue: Catalogue, embedded: EmbeddedCatalogue) -> pa.Table:
+def metadata_of(catalogue: Catalogue, embedded: EmbeddedCatalogue) -> pa.Table:
     """Columns of the catalogue except for ids and photos, in the order of the vectors."""
     table = catalogue.products.data.table
     rows = pc.index_in(embedded.column("product_id"), value_set=table.column("product_id").combine_chunks())
