@@ -17,11 +17,13 @@ from pathlib import Path
 
 import pytest
 from lightning.fabric.strategies.launchers import subprocess_script
+from PIL import Image
 from processes import run_to_end, started
 
 from mmfusion import cli
 from mmfusion.commands import COMMANDS
 from mmfusion.commands.quickstart import quickstart_steps
+from mmfusion.data.toy_encoders import write_toy_encoders
 from mmfusion.steps import check_steps, find_checkout, run_steps
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -338,6 +340,20 @@ def test_an_installed_package_works_without_a_checkout_and_in_both_orders_beside
     trained = run_installed(environment / "mmfusion", "stage1", *map(str, flags), folder=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert (tmp_path / "run" / "model.safetensors").is_file()
+
+    # From a shop's files to an index.
+    (tmp_path / "photos").mkdir()
+    rows = ["sku;name;photo"]
+    for number in range(24):
+        Image.new("RGB", (32, 32), (10 * number, 90, 200 - 8 * number)).save(tmp_path / "photos" / f"{number}.png")
+        rows.append(f"{number:03d};Dress {number};{number}.png")
+    (tmp_path / "shop.csv").write_text("\n".join(rows))
+    write_toy_encoders(tmp_path / "encoders")
+    flags = ["--text", "encoders/text", "--vision", "encoders/vision", "--steps", "2", "--output", "shop"]
+    fitted = run_installed(environment / "mmfusion", "fit", "shop.csv", *flags, folder=tmp_path)
+    assert fitted.returncode == 0 and fitted.stdout.endswith("next: mmfusion serve --index shop/index\n"), fitted.stderr
+    found = run_installed(environment / "mmfusion", "search", "dress 3", "--index", "shop/index", folder=tmp_path)
+    assert "Dress" in found.stdout, found.stderr
 
     # The SDK comes later: `lightning` is its command.
     install(environment, sdk_wheel)
