@@ -15,7 +15,14 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-TEMPLATES = ("hub/card.md", "report/page.css", "report/page.html")
+TEMPLATES = (
+    "hub/card.md",
+    "importers/import.css",
+    "importers/import.html",
+    "report/neighbours.html",
+    "report/page.css",
+    "report/page.html",
+)
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
