@@ -4,12 +4,14 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from commands import command
 
 from mmfusion import Evaluation, Retriever, evaluate
-from mmfusion.data.catalogue import Catalogue
+from mmfusion.data.catalogue import Catalogue, CatalogueError
 from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.evaluation import evaluate_pool
 from mmfusion.training.sources import load_base, starting_base
@@ -72,3 +74,15 @@ def test_a_retriever_has_the_numbers_of_the_command(catalogue: Catalogue, tmp_pa
     assert by_api.means == pytest.approx(by_command.means)
     assert by_api.per_query.equals(by_command.per_query)
     assert by_api.conditions() == by_command.conditions()
+
+
+def test_judgements_of_what_the_catalogue_lacks_are_dropped_if_told_so(tmp_path: Path) -> None:
+    toy = write_toy_catalogue(tmp_path / "toy", num_products=40)
+    judged = pq.read_table(toy / "qrels.parquet")
+    more = pa.table({"query_id": judged["query_id"][:1], "product_id": ["gone"], "grade": [3]})
+    pq.write_table(pa.concat_tables([judged, more.cast(judged.schema)]), toy / "qrels.parquet")
+    given = {"catalogue": str(toy), "base": starting_base(None, tmp_path / "base"), "output": str(tmp_path / "out")}
+    with pytest.raises(CatalogueError, match=r"'gone'.*--unknown_judgements drop"):
+        command("evaluate")(**given)
+    command("evaluate")(**given, unknown_judgements="drop")
+    assert Evaluation.load(tmp_path / "out", "gated").num_queries > 0
