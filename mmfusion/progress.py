@@ -39,15 +39,15 @@ class JobProgress:
         self._guessed = self._measured = 0.0
         form = "{percentage:3.0f}%|{bar:24}| {elapsed} {desc}"
         # A log gets a line now and then.
-        seconds = 0.1 if (file or sys.stderr).isatty() else 10.0
-        self._bar = plain_tqdm(total=1000, bar_format=form, file=file, mininterval=seconds, leave=True)
+        self._pause, self._drawn = (0.1 if (file or sys.stderr).isatty() else 10.0), self._began
+        self._bar = plain_tqdm(total=1000, bar_format=form, file=file, leave=True)
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Runs a step, whose bars count."""
         self._step, self._doing, self._share, self._began = name, "", 0.0, time.monotonic()
         _jobs.append(self)
-        self._show()
+        self._show(force=True)
         try:
             yield
         finally:
@@ -56,7 +56,7 @@ class JobProgress:
         self._guessed += self._guesses.pop(name)[1]
         self._measured += time.monotonic() - self._began
         self._share = 0.0
-        self._show()
+        self._show(force=True)
 
     def report(self, part: str, share: float) -> None:
         """The bar with this description is so far, from 0 to 1."""
@@ -86,13 +86,16 @@ class JobProgress:
         later = sum(guess for name, (_, guess) in self._guesses.items() if name != self._step)
         return scale * later + (spent * (1 - self._share) / self._share if self._share else scale * own)
 
-    def _show(self) -> None:
+    def _show(self, force: bool = False) -> None:
         guess = self._guesses.get(self._step, ("", 0.0))[1]
         whole = self._guessed + sum(guess for _, guess in self._guesses.values())
         self._bar.n = round(1000 * (self._guessed + self._share * guess) / whole) if whole else 1000
         left = f", about {_in_words(self.seconds_left())} left" if self._guesses else ""
         self._bar.set_description_str(f"{self._step}{self._doing}{left}", refresh=False)
-        self._bar.update(0)
+        # Not by `update`, which looks at how far the bar is rather than at the time.
+        if force or time.monotonic() - self._drawn >= self._pause:
+            self._drawn = time.monotonic()
+            self._bar.refresh()
 
 
 class _Part(plain_tqdm):

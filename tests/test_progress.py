@@ -42,6 +42,16 @@ def test_what_is_left_is_guessed_and_then_measured(wait: Callable[[float], None]
     assert job.seconds_left() == 0
 
 
+def test_the_bar_is_drawn_as_time_passes_though_it_gets_no_further(wait: Callable[[float], None]) -> None:
+    drawn = io.StringIO()
+    job = JobProgress({"train": ("Stage", 1000.0)}, drawn)
+    with job.step("train"):
+        for row in progress_bar(range(3), desc="caching", mininterval=0, miniters=1):
+            wait(6)
+            assert row or "caching" not in drawn.getvalue()
+    assert "train (caching 67%)" in drawn.getvalue()
+
+
 def test_one_bar_is_drawn_and_no_other(capsys: pytest.CaptureFixture[str]) -> None:
     drawn = io.StringIO()
     job = JobProgress({"train": ("Stage", 30.0)}, drawn)

@@ -1,5 +1,6 @@
 """`mmfusion fit`: from a catalogue, or from products alone, to an index, in one command that goes on."""
 
+import itertools
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from commands import command
+from PIL import Image
 from processes import started
 from training_runs import assert_same_weights
 
@@ -205,6 +207,32 @@ def test_a_retriever_is_fitted_to_records_and_finds_them(folder: Path, tmp_path:
         loaded.search("red dress")
     with pytest.raises(FitError, match="'stepz' is not a setting of fit; they are "):
         loaded.fit(products, output=tmp_path / "other", stepz=3)
+
+
+def test_a_shops_files_and_clicks_end_in_an_index(
+    folder: Path, fit: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    colours, things = ("red", "green", "blue", "white"), ("cup", "bowl", "plate", "jug", "vase", "lamp")
+    (tmp_path / "photos").mkdir()
+    lines, report = ["id,title,category,image"], ["search term,product id,impressions,clicks,orders"]
+    for n, (thing, colour) in enumerate(itertools.product(things, colours)):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / "photos" / f"{n:04}.png")
+        lines.append(f"{n:04},{thing.title()} number {n},{thing},{n:04}.png")
+        report += [f"{colour} {thing},{n:04},90,{40 + n},9", f"{thing},{n:04},90,{20 + n},1"]
+    (tmp_path / "products.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "report.csv").write_text("\n".join(report) + "\n")
+    given = {"photos": str(tmp_path / "photos"), "clicks": str(tmp_path / "report.csv")}
+    fit(tmp_path / "products.csv", tmp_path / "shop", **given)
+    out = capsys.readouterr().out
+    assert "24 products; 24 queries to train on, 3 to validate, 3 to test" in out and "| fusion" in out
+    index = ProductIndex.load(tmp_path / "shop" / "index" / "index")
+    assert sorted(index.product_ids)[:2] == ["0000", "0001"] and len(index) == 24
+    catalogue = Catalogue.load(tmp_path / "shop" / "catalogue", cache_dir=tmp_path / "cache")
+    assert set(catalogue.qrels.grade.tolist()) <= {0, 1, 2, 3}
+    state = (tmp_path / "shop" / "catalogue" / "products.parquet").stat().st_mtime_ns
+    fit(tmp_path / "products.csv", tmp_path / "shop", **given)
+    assert "is complete, and nothing has changed" in capsys.readouterr().out
+    assert (tmp_path / "shop" / "catalogue" / "products.parquet").stat().st_mtime_ns == state
 
 
 # These two change what others look at, and come last.
