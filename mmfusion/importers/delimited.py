@@ -73,7 +73,7 @@ class DelimitedTable(TextTable):
         joined, first_joined = 0, 0
         for record, (line, cells, reason) in enumerate(records(readline, self.dialect)):
             if record <= self.header_place:
-                if record < self.header_place:
+                if record < self.header_place and not cells[0].startswith("sep="):
                     above = self.dialect.delimiter.join(cells)[:80]
                     log.warn(f"{name}: what stands above the header is left out ({above!r})")
                 continue

@@ -18,8 +18,10 @@ _SAMPLED = 5000
 _CHUNK = 1 << 20
 # Numbers stay as they are written: 19.90, and ids of 20 digits.
 _DECODER = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=lambda _: "")
-# What stands before the first object of an array, perhaps within another object: {"products": [
-_ARRAY = re.compile(r'\s*(?:\{\s*"[^"]*"\s*:\s*)?\[\s*(?=\{)')
+# What stands before the first object of an array, perhaps within other objects: {"count": 2, "products": [
+_STRING = r'"(?:[^"\\]|\\.)*+"'
+_SIMPLE = rf"{_STRING}\s*:\s*(?:{_STRING}|[-+.\w]+)\s*,\s*"
+_ARRAY = re.compile(rf"\s*(?:\{{\s*(?:{_SIMPLE})*+{_STRING}\s*:\s*)*\[\s*(?=\{{)")
 _BETWEEN = re.compile(r"[\s,]*")
 
 

@@ -69,9 +69,11 @@ def _cut(file: SourceFile, log: ImportLog) -> Iterator[tuple[int, str]]:
     if declared and not name.startswith(("utf-16", "utf-32", "utf-8-sig")):
         try:
             name = codecs.lookup(declared[1].decode()).name
+            # What calls itself Latin-1 is Windows-1252, as browsers know; it has the same letters and more signs.
+            name = "cp1252" if name in ("iso8859-1", "ascii") else name
         except LookupError:
             log.warn(f"{file.name}: its encoding {declared[1].decode()!r} is unknown, it is read as {name}")
-        errors = STRAYS if name == "utf-8" else "replace"
+        errors = STRAYS if name in ("utf-8", "cp1252") else "replace"
     # An item that is open: where it starts in the buffer, and its line.
     buffer, position, start, line, start_line = "", 0, -1, 1, 0
     with file.open() as stream:
@@ -133,7 +135,10 @@ def _fields(item: etree._Element) -> Fields:
     own: Fields = {}
     plain: Fields = {}
     for element in item.iterchildren(etree.Element):
-        name = etree.QName(element).localname.lower()
+        name = etree.QName(element).localname.lower().removeprefix("structured_")
+        # <structured_title> says how it was written, too.
+        content = element.find("{*}content")
+        element = element if content is None else content
         if len(element) and name not in _WITH_MARKUP:
             continue
         text = "".join([element.text or "", *(etree.tostring(one, encoding="unicode") for one in element)]).strip()

@@ -179,6 +179,27 @@ def test_texts_in_several_languages_and_lists_of_categories(tmp_path: Path) -> N
     assert [item.metadata["category"] for item in found.products.values()] == ["Kitchen > Pans", "Garden", None]
 
 
+def test_texts_by_language(tmp_path: Path) -> None:
+    row = {"id": "1", "name": {"de": "Pfanne", "en-GB": "Pan", "fr": ""}, "categories": [{"id": 3, "name": "Kitchen"}]}
+    text = json.dumps({"limit": 20, "next": 'a "b', "data": {"total": 1, "results": [row]}})
+    file = write(tmp_path, "goods.json", text)
+    assert read(file).titles() == {"1": "Pan"} and read(file, locale="de-AT").titles() == {"1": "Pfanne"}
+    assert read(file).products["1"].metadata["category"] == "Kitchen"
+    assert read(file, locale="fr").titles() == {"1": "Pfanne"}
+
+
+def test_photos_in_columns_of_any_name(tmp_path: Path) -> None:
+    rows = [{"id": "1", "title": "Pan", "media": [{"id": 7, "file": "/p/a.jpg"}, {"file": "/p/b.jpg"}]}]
+    rows.append({"id": "2", "title": "Pot", "media": []})
+    found = read(write(tmp_path, "goods.jsonl", "\n".join(map(json.dumps, rows))))
+    assert found.products["1"].photos == ["/p/a.jpg", "/p/b.jpg"] and found.products["2"].metadata == {}
+
+
+def test_no_sale(tmp_path: Path) -> None:
+    found = table(tmp_path, "id,title,price,sale price\n1,Pan,5,0\n2,Pot,5,4\n")
+    assert [item.metadata["sale_price"] for item in found.products.values()] == [None, 4.0]
+
+
 def test_parquet_with_photos_in_it(tmp_path: Path) -> None:
     columns = {
         "item_id": pa.array([1, 2]),

@@ -77,6 +77,21 @@ def test_atom(tmp_path: Path) -> None:
     assert pan.metadata["link"] == "https://a.b/p?x=1&y=2"
 
 
+def test_structured_titles(tmp_path: Path) -> None:
+    written = "<g:digital_source_type>trained</g:digital_source_type><g:content>Pan {}</g:content>"
+    more = f"<g:structured_title>{written.format(1)}</g:structured_title>"
+    more += f"<g:structured_description>{written.format(2)}</g:structured_description>"
+    pan = feed(tmp_path, f"<item><g:id>1</g:id><g:image_link>p.jpg</g:image_link>{more}</item>").products["1"]
+    assert (pan.title, pan.description) == ("Pan 1", "Pan 2")
+
+
+def test_what_calls_itself_latin_1(tmp_path: Path) -> None:
+    head = '<?xml version="1.0" encoding="ISO-8859-1"?>'
+    text = f"{head}<rss {GOOGLE}><channel>{item('1', title='Kännchen – 5 €')}</channel></rss>"
+    (tmp_path / "feed.xml").write_bytes(text.encode("cp1252"))
+    assert read(tmp_path / "feed.xml").titles() == {"1": "Kännchen – 5 €"}
+
+
 @pytest.mark.parametrize(
     ("more", "expected"),
     [

@@ -84,6 +84,30 @@ def test_rows_of_a_handle_are_a_product(tmp_path: Path) -> None:
     assert found.product_of == {"007": "pot", "pot-Blue-1 l": "pot"}
 
 
+def test_an_export_of_matrixify(tmp_path: Path) -> None:
+    header = (
+        "ID,Handle,Command,Title,Body HTML,Type,Category: ID,Category: Name,Category,Image Src,Variant Price,"
+        "Metafield: custom.cloth [single_line_text_field],Variant Metafield: gems.care [string]"
+    )
+    row = {
+        "ID": "65",
+        "Handle": "cap",
+        "Title": "Cap",
+        "Body HTML": "<p>Soft</p>",
+        "Type": "Hats",
+        "Category": "Clothing > Hats",
+        "Variant Price": "9.00",
+        "Metafield: custom.cloth [single_line_text_field]": "Linen",
+        "Variant Metafield: gems.care [string]": "cold",
+    }
+    cap = read(export(tmp_path, row, header=header)).products["cap"]
+    assert (cap.title, cap.description) == ("Cap", "Soft")
+    assert cap.metadata == {
+        **{"category": "Clothing > Hats", "product_type": "Hats", "price": 9.0, "num_variants": 1},
+        **{"cloth": "Linen", "care": "cold"},
+    }
+
+
 def test_variants_as_products(tmp_path: Path) -> None:
     pot = {"Handle": "pot", "Title": "Pot", "Option1 Name": "Colour", "Option1 Value": "Red", "Variant SKU": "1"}
     lid = {"Handle": "lid", "Title": "Lid", "Option1 Name": "Title", "Option1 Value": "Default Title"}

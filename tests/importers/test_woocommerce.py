@@ -116,6 +116,63 @@ def test_a_language_that_is_not_known(tmp_path: Path) -> None:
     assert found.products["7"].description == "Of clay Warm and red"
 
 
+def test_an_export_with_all_columns_in_a_language_that_is_not_known(tmp_path: Path) -> None:
+    columns = [f"α{number}" for number in range(42)]
+    rows = {
+        "ID Type SKU Name Published Visibility Summary Text Stock Sale Price Category Tags Photo Parent": range(15),
+        "7 variable P Pot 1 visible Red Warm 1 - - Kitchen new p.jpg -": (),
+        "8 variation P-1 Pot-1 1 visible - - 0 4,50 5,90 - - q.jpg id:7": (),
+        "9 simple S Sieve -1 visible - - 1 - 3,00 - - s.jpg -": (),
+    }
+    # Places of these columns in the export of WooCommerce 9.
+    places = (0, 1, 2, 4, 5, 7, 8, 9, 14, 24, 25, 26, 27, 29, 32)
+    lines = [";".join(["ID", *columns[1:]])]
+    for text in list(rows)[1:]:
+        row = [""] * len(columns)
+        for place, cell in zip(places, text.split(), strict=True):
+            row[place] = cell.strip("-") if cell == "-" else cell
+        lines.append(";".join(row))
+    found = read(write(tmp_path, "export.csv", "\n".join(lines) + "\n"))
+    assert (found.format, list(found.products), found.product_of) == ("woocommerce", ["7"], {"8": "7"})
+    pot = found.products["7"]
+    assert (pot.title, pot.description, pot.photos) == ("Pot", "Red Warm", ["p.jpg", "q.jpg"])
+    assert [pot.metadata[name] for name in ("price", "sale_price", "category", "tags")] == [
+        5.9,
+        4.5,
+        "Kitchen",
+        ["new"],
+    ]
+    assert found.log.warnings == []
+
+
+def test_columns_that_were_left_out_of_an_export(tmp_path: Path) -> None:
+    text = "ID,Type,Name,Published,Visibility in catalog,Description,Images\n1,simple,Cup,1,visible,Blue,c.jpg\n"
+    found = read(write(tmp_path, "export.csv", text))
+    assert found.products["1"].description == "Blue"
+    assert "no column is known for price, category" in found.log.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "magento.csv",
+            "sku,product_type,name,visibility,price,base_image,additional_images\n"
+            'M1,simple,Cup,"Catalog, Search",4.0000,/c/u/cup.jpg,"/c/u/2.jpg,/c/u/3.jpg"\n',
+        ),
+        (
+            "rest.json",
+            '[{"id": "M1", "type": "simple", "name": "Cup", "price": "4", "catalog_visibility": "visible",\n'
+            '"images": [{"src": "/c/u/cup.jpg"}, {"src": "/c/u/2.jpg"}, {"src": "/c/u/3.jpg"}]}]',
+        ),
+    ],
+)
+def test_other_exports_with_types(tmp_path: Path, name: str, text: str) -> None:
+    found = read(write(tmp_path, name, text))
+    assert found.format == "generic" and found.products["M1"].metadata["price"] == 4.0
+    assert found.products["M1"].photos == ["/c/u/cup.jpg", "/c/u/2.jpg", "/c/u/3.jpg"]
+
+
 def test_variations_as_products(tmp_path: Path) -> None:
     found = read(export(tmp_path, POT, RED, BLUE, CUP), variants="item")
     assert found.titles() == {"8": "Pot - Red", "9": "Pot - Blue", "10": "Cup"}

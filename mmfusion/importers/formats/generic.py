@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmfusion.data.catalogue_schema import CatalogueError
@@ -52,7 +52,8 @@ _NAMES: dict[str, tuple[str, ...]] = {
             "kurzbeschreibung | summary"
         ),
         "image": (
-            "image | images | image_link | image_url | image_urls | image_src | img | imgs | img_url "
+            "image | images | base_image | featured_image | image_link | image_url | image_urls | "
+            "image_src | img | imgs | img_url "
             "| img_src | main_image | main_image_url | primary_image | primaryimage | product_image | "
             "product_image_url | product_images | image_path | image_paths | image_file | image_name "
             "| image_filename | filename | file_name | picture | pictures | picture_url | photo | "
@@ -114,6 +115,7 @@ _SAMPLED = 500
 # Not `id` and `no`: product_id, item_no.
 _LANGUAGES = "en|de|fr|es|it|nl|pt|pl|sv|da|fi|nb|cs|sk|hu|ro|tr|ru|uk|el|ja|zh|ko|ar|he"
 _LANGUAGE = re.compile(rf"[-_ (]+({_LANGUAGES})(?:[-_][A-Za-z]{{2}})?\)?$", re.IGNORECASE)
+_TAG = re.compile(rf"({_LANGUAGES})([-_][A-Za-z]{{2}})?", re.IGNORECASE)
 # Where no whole name is known: of the right kind, and not of something else.
 _LIKE = {
     "title": re.compile(
@@ -123,7 +125,7 @@ _LIKE = {
 }
 _ID_LIKE = re.compile(r".*(?:id|key|code|nr|no|num|number|ref|uuid|hash|sku)")
 _DECIMAL = re.compile(r"-?\d+[.,]\d{1,4}")
-_PHOTO_KEYS = ("bytes", "path", "url", "src", "href", "link", "image", "file", "large", "hi_res", "thumb")
+_PHOTO_KEYS = ("bytes", "path", "url", "src", "href", "link", "image", "images", "file", "large", "hi_res", "thumb")
 
 
 @register_importer("generic")
@@ -242,14 +244,15 @@ class _Plan:
         as_float = self._ids_are_floats(id_place)
         if as_float:
             log.warn(f"{table.file.name}: ids such as {as_float} are read without '.0'")
+        language = (self.settings.locale or "en")[:2].lower()
         for line, cells in table.rows(log):
             item_id = _text(cells[id_place]) or (_text(cells[key_place]) if key_place is not None else "")
             if not item_id:
                 log.reject(table.file.name, line, f"no {table.columns[id_place]}")
                 continue
-            metadata: dict[str, Any] = {name: _kept(cells[place]) for name, place in others}
-            if "category" in metadata:
-                metadata["category"] = _category(metadata["category"]) or None
+            metadata: dict[str, Any] = {
+                name: (_category if name == "category" else _kept)(cells[place]) for name, place in others
+            }
             if price_place is not None:
                 price, currency = prices.read(_text(cells[price_place]))
                 metadata["price"] = price
@@ -258,7 +261,8 @@ class _Plan:
                 if currency or prices.currency or currency_place is not None:
                     metadata["currency"] = currency or None
             if "sale_price" in places:
-                metadata["sale_price"] = prices.read(_text(cells[places["sale_price"]]))[0]
+                # Shops write 0 where there is none.
+                metadata["sale_price"] = prices.read(_text(cells[places["sale_price"]]))[0] or None
             if available_place is not None:
                 metadata["availability"] = availability(_text(cells[available_place])) or None
             if "split" in places:
@@ -269,8 +273,8 @@ class _Plan:
                     photos += [photo for photo in _photos(cells[place]) if photo not in photos]
             yield Item(
                 item_id.removesuffix(".0") if as_float else item_id,
-                html_to_text(_text(cells[title_place])),
-                html_to_text(_text(cells[text_place])) if text_place is not None else "",
+                html_to_text(_text(cells[title_place], language)),
+                html_to_text(_text(cells[text_place], language)) if text_place is not None else "",
                 photos,
                 metadata,
                 (_text(cells[group_place]) or None) if group_place is not None else None,
@@ -319,18 +323,27 @@ class _Plan:
         """Ids and photos where no name says so."""
         used = {name for names in self.mapped.values() for name in names}
         free = [
-            (column, [_text(row.cells[place]) for row in self.sample])
+            (column, place, [_text(row.cells[place]) for row in self.sample])
             for place, column in enumerate(self.table.columns)
             if column not in used
         ]
         if "image" not in self.mapped and "image" not in self.settings.columns:
-            names = [column for column, cells in free if _mostly(cells, lambda cell: bool(_photo_names(cell)))]
+            names = [column for column, place, _ in free if self._holds_photos(place)]
             if names:
                 self.mapped["image"] = names
         if "product_id" not in self.mapped:
-            ids = [column for column, cells in free if column not in self.mapped.get("image", ()) and _are_ids(cells)]
+            ids = [
+                column for column, _, cells in free if column not in self.mapped.get("image", ()) and _are_ids(cells)
+            ]
             if ids:
                 self.mapped["product_id"] = [min(ids, key=lambda column: not _ID_LIKE.fullmatch(key(column)))]
+
+    def _holds_photos(self, place: int) -> bool:
+        """Whether most cells that hold something name photos."""
+        named = [
+            [isinstance(one, str) and names_photo(one) for one in _photos(row.cells[place])] for row in self.sample
+        ]
+        return sum(map(any, named)) > 0.5 * sum(bool(row.cells[place]) for row in self.sample)
 
     def _prices(self) -> Prices:
         names = self.mapped.get("price")
@@ -349,12 +362,14 @@ class _Plan:
         return ids[0] if ids and all(re.fullmatch(r"\d+\.0", one) for one in ids) else ""
 
 
-def _text(cell: Any) -> str:
+def _text(cell: Any, language: str = "en") -> str:
     if isinstance(cell, str):
         return cell.strip()
     if isinstance(cell, dict):
-        if cell and all(re.fullmatch(rf"(?:{_LANGUAGES})(?:[-_]\w+)?", str(name)) for name in cell):
-            return _text(next((value for name, value in cell.items() if name[:2] == "en"), next(iter(cell.values()))))
+        by_language = {name.lower(): value for name, value in cell.items() if value and _TAG.fullmatch(name)}
+        if by_language and len(by_language) >= sum(map(bool, cell.values())):
+            tag = next((one for one in by_language if one.startswith(language)), next(iter(by_language)))
+            return _text(by_language[tag])
         # An amount with its currency.
         return " ".join(_text(value) for value in list(cell.values())[:2] if not isinstance(value, bytes))
     if isinstance(cell, list):
@@ -370,10 +385,14 @@ def _in_one_language(cell: list[Any]) -> list[Any]:
     return [one["value"] for one in (english or cell)[:1]]
 
 
-def _category(value: Any) -> Any:
+def _category(cell: Any) -> Any:
     """A category as one text: the parts of a list, as a list or as it is written, are steps of a path."""
+    if isinstance(cell, list) and all(isinstance(one, dict) for one in cell):
+        cell = [name for one in cell if (name := _text(one.get("name") or one.get("title") or ""))]
+    value = _kept(cell)
     if isinstance(value, str) and value.startswith("["):
-        value = listed(value) or value
+        found = listed(value)
+        value = value if found is None else found
     return " > ".join(value) if isinstance(value, list) else value
 
 
@@ -381,7 +400,7 @@ def _kept(cell: Any) -> Any:
     """A further cell as metadata: text, a list of texts, or JSON."""
     if isinstance(cell, str):
         return cell.strip() or None
-    if isinstance(cell, bytes):
+    if isinstance(cell, bytes) or not cell:
         return None
     if isinstance(cell, list) and all(isinstance(one, str) for one in cell):
         return cell
@@ -396,15 +415,6 @@ def _photos(cell: Any) -> list[str | bytes]:
     if isinstance(cell, dict):
         return next((_photos(cell[name]) for name in _PHOTO_KEYS if cell.get(name)), [])
     return [photo for one in cell for photo in _photos(one)] if isinstance(cell, list) else []
-
-
-def _photo_names(cell: str) -> list[str]:
-    return [one for one in split_photos(cell) if names_photo(one)]
-
-
-def _mostly(cells: Sequence[str], test: Callable[[str], bool]) -> bool:
-    filled = [cell for cell in cells if cell]
-    return bool(filled) and sum(map(test, filled)) > 0.5 * len(filled)
 
 
 def _are_ids(cells: Sequence[str]) -> bool:

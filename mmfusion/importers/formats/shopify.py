@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any
@@ -23,7 +24,7 @@ _NAMES = {
     "image": ("Image Src", "Product image URL"),
     "price": ("Variant Price", "Price"),
     "brand": ("Vendor",),
-    "category": ("Product Category",),
+    "category": ("Product Category", "Category"),
     "product_type": ("Type",),
     "tags": ("Tags",),
     "sku": ("Variant SKU", "SKU"),
@@ -43,6 +44,8 @@ _SHOWN = ("product_id", "title", "description", "image", "price", "brand", "cate
 _MARKS = ("imagesrc", "productimageurl", "bodyhtml", "variantprice", "option1value", "option1name", "variantsku")
 
 _PRICES = 1000
+# "Material (product.metafields.custom.material)"; Matrixify writes "Metafield: custom.material [string]".
+_METAFIELD = re.compile(r"(.*?) \(.*\.metafields\.|(?:variant )?metafield: (?:[\w-]+\.)?([^\[]*[^\[ ])", re.I)
 
 Cells = dict[str, str]
 
@@ -164,9 +167,9 @@ def _rows(table: TextTable, mapped: Mapped, log: ImportLog) -> Iterator[Cells]:
         if f"option{number}name" in by_key and f"option{number}value" in by_key
     ]
     metafields = {
-        column.partition(" (")[0].lower(): place
+        (found[1] or found[2]).lower(): place
         for place, column in enumerate(table.columns)
-        if ".metafields." in column
+        if (found := _METAFIELD.match(column))
     }
     for line, row in table.rows(log):
         handle = _unguarded(row[handle_place].strip())

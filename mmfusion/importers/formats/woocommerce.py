@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mmfusion.data.catalogue_schema import CatalogueError
@@ -15,7 +15,7 @@ from mmfusion.importers.registry import register_importer
 from mmfusion.importers.rows import Row
 from mmfusion.importers.source import Source
 from mmfusion.importers.tables import TextTable
-from mmfusion.importers.values import Prices, availability, boolean, split_photos
+from mmfusion.importers.values import Prices, availability, boolean, names_photo, split_photos
 
 # In the order of the export: English, German, French, Spanish, Italian, Dutch, Polish, Portuguese, Swedish, Danish.
 _NAMES: dict[str, tuple[str, ...]] = {
@@ -55,22 +55,28 @@ _NAMES: dict[str, tuple[str, ...]] = {
         ),
         "sale_price": (
             "Sale price | Angebotspreis | Tarif promo | Precio rebajado | Prezzo in offerta | Actieprijs | "
-            "Cena promocyjna | Preço promocional | Reapris | Udsalgspris"
+            "Cena promocyjna | Preço promocional | Reapris | Udsalgspris | Salgspris | Alennushinta | Akční cena | "
+            "Zlevněná cena | Akciós ár | Акционная цена | Цена распродажи | İndirimli satış fiyatı | セール価格"
         ),
         "price": (
             "Regular price | Regulärer Preis | Normaler Preis | Tarif régulier | Precio normal | Prezzo di listino | "
             "Prezzo regolare | Reguliere prijs | Normale prijs | Cena | Preço normal | Preço | Ordinarie pris | "
-            "Normalpris"
+            "Normalpris | Vanlig pris | Ordinær pris | Normaalihinta | Běžná cena | Normál ár | Базовая цена | "
+            "Обычная цена | Normal fiyat | 通常価格"
         ),
         "category": (
             "Categories | Kategorien | Catégories | Categorías | Categorie | Categorieën | Kategorie | Categorias | "
-            "Kategorier"
+            "Kategorier | Osastot | Kategóriák | Категории | Kategoriler | カテゴリー"
         ),
-        "tags": "Tags | Schlagwörter | Étiquettes | Etiquetas | Tag | Tagi | Etiketter",
+        "tags": (
+            "Tags | Schlagwörter | Étiquettes | Etiquetas | Tag | Tagi | Etiketter | Stikkord | Avainsanat | Štítky | "
+            "Címkék | Метки | Etiketler | タグ"
+        ),
         "image": ("Images | Bilder | Imágenes | Immagini | Afbeeldingen | Obrazki | Zdjęcia | Imagens | Billeder"),
         "parent": (
             "Parent | Übergeordnetes Produkt | Parent product | Superior | Producto superior | Genitore | Hoofd | "
-            "Bovenliggend | Element nadrzędny | Ascendente | Förälder | Overordnet"
+            "Bovenliggend | Element nadrzędny | Ascendente | Förälder | Overordnet | Forelder | Päätuote | Nadřazený | "
+            "Szülő | Родительский | Ebeveyn | 親"
         ),
         "brand": "Brands | Brand | Marken | Marke | Marques | Marcas | Marca | Marchi | Merken | Merk | Marki",
     }.items()
@@ -87,6 +93,12 @@ _ATTRIBUTE = re.compile("attribut|eigenschap|atrybut|atribut")
 _SHOWN = ("product_id", "title", "description", "image", "price", "category", "brand", "tags")
 _STRUCTURE = ("id", "type", "sku", "published", "visibility", "parent")
 _SAMPLED = 100
+# Name, Published, Is featured?, Visibility, Short description, Description.
+_AROUND_VISIBILITY = {"title": -3, "published": -2, "summary": 1, "description": 2}
+# Sale price, Regular price, Categories, Tags, Shipping class, Images, two limits of downloads, Parent.
+_AROUND_PHOTOS = {"sale_price": -5, "price": -4, "category": -3, "tags": -2, "parent": 3}
+# Columns of an export from which none was left out; where some were, those around the photos may be others.
+_WHOLE = 30
 
 
 @register_importer("woocommerce")
@@ -119,6 +131,11 @@ class WooCommerce:
             mapped = as_told({"product_id": known["id"], **known}, table.columns, settings, table.file.name)
             kept = {name: known[name] for name in _STRUCTURE if name in known}
             exports.append(_Export(table, {**mapped, **kept}, settings, log))
+            if unknown := [target for target in ("image", "price", "category") if target not in mapped]:
+                log.warn(
+                    f"{table.file.name}: no column is known for {', '.join(unknown)}; "
+                    "name it with --columns, if there is one"
+                )
         if not exports:
             remedy = "Export the products as CSV with their type and name, or leave out --format."
             raise CatalogueError("no table is a product export of WooCommerce", str(source), remedy)
@@ -131,30 +148,41 @@ def _mapped(table: TextTable) -> Mapped | None:
     """Columns of an export by what they hold; None if the table is none.
 
     Types and visibilities are written in English whatever the language of the header, and so tell an export; in a
-    language that is not known here, the columns beside them are found by the order of the export.
+    language that is not known here, the columns beside them and beside the photos are found by the order of the export.
     """
     mapped = by_name(table.columns, _NAMES)
     rows = [row.cells for row in table.first_rows(_SAMPLED)]
-    kinds = [place for place, _ in enumerate(table.columns) if _holds(rows, place, _TYPES)]
-    if not kinds:
+    if not all(isinstance(cell, str) for row in rows for cell in row):
+        return None  # JSON of the REST interface
+    kinds = _holding(table, rows, lambda cell: cell.split(",")[0].lower() in _TYPES)
+    seen = _holding(table, rows, lambda cell: cell.lower() in _VISIBILITIES)
+    if not kinds or not ("type" in mapped or seen):
         return None
-    mapped["type"] = [table.columns[kinds[0]]]
-    seen = [place for place, _ in enumerate(table.columns) if _holds(rows, place, _VISIBILITIES)]
-    if seen:
-        mapped["visibility"] = [table.columns[seen[0]]]
-        at = seen[0]
-        # … Name, Published, Is featured?, Visibility, Short description, Description …
-        for target, step in (("title", -3), ("published", -2), ("summary", 1), ("description", 2)):
-            if 0 <= at + step < len(table.columns):
-                mapped.setdefault(target, [table.columns[at + step]])
+    mapped |= {"type": kinds[:1], **({"visibility": seen[:1]} if seen else {})}
+    mapped.setdefault("image", _holding(table, rows, lambda cell: all(map(names_photo, split_photos(cell))))[:1])
+    used = {name for names in mapped.values() for name in names}
+    around = [(mapped["visibility"][0], _AROUND_VISIBILITY)] if seen else []
+    around += [(kinds[0], {"sku": 1})]
+    around += [(name, _AROUND_PHOTOS) for name in mapped["image"][:1] if len(table.columns) >= _WHOLE]
+    for anchor, steps in around:
+        for target, step in steps.items():
+            at = table.columns.index(anchor) + step
+            if target not in mapped and 0 <= at < len(table.columns) and table.columns[at] not in used:
+                mapped[target] = [table.columns[at]]
+                used.add(table.columns[at])
     mapped.setdefault("id", mapped.get("sku", []))
-    return mapped if mapped["id"] and "title" in mapped and len(mapped) >= 5 else None
+    known = {target: names for target, names in mapped.items() if names}
+    return known if "id" in known and "title" in known and len(known) >= 5 else None
 
 
-def _holds(rows: list[list[Any]], place: int, words: tuple[str, ...]) -> bool:
-    cells = [str(row[place]).split(",")[0].strip().lower() for row in rows]
-    filled = [cell for cell in cells if cell]
-    return bool(filled) and sum(cell in words for cell in filled) > 0.8 * len(filled)
+def _holding(table: TextTable, rows: list[list[str]], test: Callable[[str], bool]) -> list[str]:
+    """Columns most of whose cells fulfil a test."""
+    found = []
+    for place, column in enumerate(table.columns):
+        filled = [cell for row in rows if (cell := row[place].strip())]
+        if filled and sum(map(test, filled)) > 0.8 * len(filled):
+            found.append(column)
+    return found
 
 
 class _Export:
