@@ -128,7 +128,7 @@ def build_qrels(products: pa.Table, queries: pa.Table, qrels: pa.Table, source: 
         named = qrels[column].cast(table[column].type)
         rows[column] = pc.fill_null(pc.index_in(named, value_set=table[column]), -1).to_numpy().astype(np.int64)
         if (rows[column] < 0).any():
-            _report_unknown(named, owner, rows[column] < 0, f"{place}, column {column!r}", unknown)
+            _report_unknown(named, table[column], owner, rows[column] < 0, f"{place}, column {column!r}", unknown)
     kept = (rows["query_id"] >= 0) & (rows["product_id"] >= 0)
     if not kept.any():
         raise CatalogueError("no judgement is left", place, "Check that the ids are written as in the other tables.")
@@ -214,15 +214,23 @@ def _leaves(paths: pa.Array, photo_root: str | None) -> pa.Array:
     return pc.or_(upwards, pc.and_not(absolute, inside))
 
 
+def _with_other_zeros(name: str | None, known: pa.ChunkedArray) -> str:
+    """A hint where an unknown id is known with other leading zeros."""
+    if not name or not name.isdecimal():
+        return ""
+    found = known.filter(pc.match_substring_regex(known, f"^0*{name.lstrip('0')}$"))
+    return f" ({found[0].as_py()!r} is there: leading zeros were lost, so read ids as texts)" if len(found) else ""
+
+
 def _report_unknown(
-    named: pa.ChunkedArray, owner: str, missing: npt.NDArray[np.bool_], place: str, unknown: str
+    named: pa.ChunkedArray, known: pa.ChunkedArray, owner: str, missing: npt.NDArray[np.bool_], place: str, unknown: str
 ) -> None:
     rows = np.flatnonzero(missing)
     distinct = pc.unique(named.filter(pa.array(missing)))
     first = ", ".join(repr(value) for value in distinct[:3].to_pylist())
     problem = (
         f"{len(rows):,} of {len(named):,} judgements name {len(distinct):,} ids that table {owner!r} does not hold: "
-        f"{first}{', ...' if len(distinct) > 3 else ''}"
+        f"{first}{', ...' if len(distinct) > 3 else ''}{_with_other_zeros(distinct[0].as_py(), known)}"
     )
     where = f"{place}, first in row {rows[0]}"
     if unknown == "error":

@@ -684,6 +684,21 @@ def test_ids_without_the_zeros_of_their_photos_are_a_warning(
     assert ("lost their leading zeros" in caplog.text and "dtype=str" in caplog.text) is warned
 
 
+@pytest.mark.parametrize(
+    ("known", "named", "hint"),
+    [("0071", 71, "('0071' is there"), ("71", "0071", "('71' is there"), ("0171", "71", ""), ("a71", "71", "")],
+)
+def test_judgements_whose_ids_lost_their_zeros_are_told_so(tmp_path: Path, known: str, named: Any, hint: str) -> None:
+    content: Tables = {
+        "products": {"product_id": [known, "x"], "title": ["a", "b"]},
+        "queries": {"query_id": ["q"], "query": ["mug"]},
+        "qrels": {"query_id": ["q"], "product_id": [named], "grade": [1]},
+    }
+    with pytest.raises(CatalogueError, match="does not hold") as raised:
+        load(write(tmp_path / "shop", content), tmp_path)
+    assert ("leading zeros were lost" in str(raised.value)) is bool(hint) and hint in str(raised.value)
+
+
 @pytest.mark.parametrize(("levels", "warned"), [(10, False), (11, True)])
 def test_scores_in_place_of_grades_are_a_warning(
     tmp_path: Path, levels: int, warned: bool, caplog: pytest.LogCaptureFixture
