@@ -143,8 +143,12 @@ class MMFusionDataModule(L.LightningDataModule):
         self._text_cache: tuple[MMFusionModel, Path] | None = None
         self._queries = QueryTable(catalogue, processor)
         self._train_products = self._product_table()
-        # A fold of train queries is judged over train products: one table, so that nothing is cached twice.
-        self._val_products = self._train_products if dev_fraction else self._product_table()
+        # A fold of train queries is judged over train products, and all queries are where products have no splits: one
+        # table, so that nothing is cached twice. (What a stream holds is of one of its readings.)
+        same = bool(dev_fraction) or (
+            val_texts and not self.streamed and np.array_equal(self.val_rows, self.train_rows)
+        )
+        self._val_products = self._train_products if same else self._product_table()
         if not val_texts:
             self._val_products.rewrite = no_text
 

@@ -38,6 +38,7 @@ from mmfusion.stages import Optimization
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SHOWN, VISITS = 20, 60
+SHOP_PRODUCTS, SHOP_QUERIES = 1_500, 800
 LOOK_AND_CLICK, BUY = {0: 0.03, 1: 0.2, 3: 0.8}, {0: 0.01, 1: 0.05, 3: 0.2}
 STAGE1, STAGE2 = {"steps": 200, "batch_size": 256}, {"steps": 100, "batch_size": 256, "extra_products": 256}
 FROZEN = {"text_learning_rate": 0.0, "vision_learning_rate": 0.0}
@@ -50,12 +51,16 @@ NAMES = {
 }
 
 
-def simulate(catalogue: Catalogue, path: Path, seed: int) -> None:
-    """Writes an aggregated search report of the train and val queries."""
-    rng, rows = np.random.default_rng(seed), np.concatenate([catalogue.product_rows(one) for one in ("train", "val")])
+def not_of_test(rows: Any) -> np.ndarray:
+    """Rows of train and val, by what gives those of a split."""
+    return np.concatenate([rows(one) for one in ("train", "val")])
+
+
+def simulate(catalogue: Catalogue, path: Path, seed: int, rows: np.ndarray, queries: np.ndarray) -> None:
+    """Writes an aggregated search report of queries in a shop that has these products."""
+    rng = np.random.default_rng(seed)
     index = bm25s.BM25()
     index.index(bm25s.tokenize(catalogue.titles(rows), show_progress=False), show_progress=False)
-    queries = np.concatenate([catalogue.query_rows(one) for one in ("train", "val")])
     texts = catalogue.query_texts(queries)
     found, _ = index.retrieve(bm25s.tokenize(texts, show_progress=False), k=SHOWN, show_progress=False)
     popularity = 1 / (1 + rng.permutation(len(queries)))
@@ -106,7 +111,7 @@ def train(arguments: argparse.Namespace, catalogues: dict[str, Path], seed: int)
             "validate_every": 20,
             "checkpoint_every": 50,
             "pseudo_queries": alone,
-            "feature_cache": str(arguments.output / f"features_{name}{seed if alone else ''}"),
+            "feature_cache": str(arguments.output / f"features_{f'alone{seed}' if alone else 'judged'}"),
         }
         command("stage1")(base=base, output=first, optimization=Optimization(1e-3, **FROZEN), **STAGE1, **shared)
         command("stage2")(
@@ -135,14 +140,14 @@ def evaluate(arguments: argparse.Namespace, base: str, name: str) -> None:
     )
 
 
-def export(catalogue: Catalogue, folder: Path) -> None:
-    """A shop's export of the train and val products: a CSV and a folder of photos."""
+def export(catalogue: Catalogue, folder: Path, rows: np.ndarray) -> None:
+    """A shop's export of products: a CSV and a folder of photos."""
     photos = folder / "photos"
     photos.mkdir(parents=True, exist_ok=True)
     with (folder / "products.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "title", "category", "image"])
-        for row in np.concatenate([catalogue.product_rows(one) for one in ("train", "val")]):
+        for row in rows:
             product = catalogue.product(int(row))
             photo = product["image"][0] if isinstance(product["image"], list) else product["image"]
             name = f"{product['product_id']}.jpg"
@@ -186,17 +191,15 @@ def main() -> None:
     arguments.output = arguments.output.absolute()
     arguments.output.mkdir(parents=True, exist_ok=True)
     catalogue = Catalogue.load(arguments.bench, cache_dir=arguments.output / "cache")
-    report = arguments.output / "shop" / "report.csv"
-    if not report.exists():
-        export(catalogue, report.parent)
-        simulate(catalogue, report, 0)
+    rows, queries = not_of_test(catalogue.product_rows), not_of_test(catalogue.query_rows)
     fields = {"vision_feature_layers": [5, 11], "projection_hidden_size": 512}
     encoders = {"text": str(arguments.text), "vision": str(arguments.vision), "image_size": (80, 60)}
     if arguments.part == "train":
         if not (arguments.output / "base" / "config.json").exists():
             command("base")(output=str(arguments.output / "base"), model_config=fields, **encoders)
         arguments.blocks = 16
-        clicked = arguments.output / "clicked"
+        clicked, report = arguments.output / "clicked", arguments.output / "report.csv"
+        simulate(catalogue, report, 0, rows, queries)
         rule = with_clicks(arguments.bench, catalogue, report, clicked)
         (arguments.output / "rule.json").write_text(json.dumps(rule))
         evaluate(arguments, str(arguments.output / "base"), "zero")
@@ -205,10 +208,19 @@ def main() -> None:
             train(arguments, {"products": bench, "clicks": clicked, "qrels": bench}, seed)
         print(table(arguments, arguments.seeds))
     if arguments.part == "shop":
+        # Of so many products, and queries that ask for one of them.
+        rng, shop = np.random.default_rng(0), arguments.output / "shop"
+        rows = np.sort(rng.choice(rows, SHOP_PRODUCTS, replace=False))
+        asked = catalogue.qrels.restrict(queries, rows)
+        queries = np.unique(asked.query[asked.grade == 3])
+        queries = np.sort(rng.choice(queries, min(SHOP_QUERIES, len(queries)), replace=False))
+        if not (shop / "report.csv").exists():
+            export(catalogue, shop, rows)
+            simulate(catalogue, shop / "report.csv", 0, rows, queries)
         command("fit")(
-            sources=[str(report.parent / "products.csv")],
-            photos=str(report.parent / "photos"),
-            clicks=str(report),
+            sources=[str(shop / "products.csv")],
+            photos=str(shop / "photos"),
+            clicks=str(shop / "report.csv"),
             output=str(arguments.output / "fitted"),
             model_config=fields,
             optimization=Optimization(1e-3, **FROZEN),

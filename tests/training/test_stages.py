@@ -222,6 +222,16 @@ def test_a_dev_fold_takes_whole_values_of_a_column_out_of_training(tower: Any, c
     assert np.isin(data.val_qrels.query, catalogue.query_rows("train")).all()
 
 
+def test_products_without_splits_are_cached_once(tower: Any, catalogue: Catalogue) -> None:
+    _, processor = tower
+    whole = Catalogue(catalogue.products.remove_columns("split"), catalogue.queries, catalogue.qrels)
+    data = MMFusionDataModule(whole, processor, batch_size=4)
+    assert len(data.val_qrels) and data._val_products is data._train_products
+    assert MMFusionDataModule(catalogue, processor, batch_size=4)._val_products is not data._train_products
+    hidden = MMFusionDataModule(whole, processor, batch_size=4, val_texts=False)
+    assert hidden._val_products is not hidden._train_products
+
+
 def test_modality_dropout_takes_one_modality_of_products_that_have_both() -> None:
     torch.manual_seed(0)
     inputs = {
