@@ -36,6 +36,7 @@ class JobProgress:
         """
         self._guesses = dict(guesses)
         self._step, self._doing, self._share, self._began = "", "", 0.0, time.monotonic()
+        self._first: tuple[float, float] | None = None
         self._guessed = self._measured = 0.0
         form = "{percentage:3.0f}%|{bar:24}| {elapsed} {desc}"
         # A log gets a line now and then.
@@ -46,6 +47,7 @@ class JobProgress:
     def step(self, name: str) -> Iterator[None]:
         """Runs a step, whose bars count."""
         self._step, self._doing, self._share, self._began = name, "", 0.0, time.monotonic()
+        self._first = None
         _jobs.append(self)
         self._show(force=True)
         try:
@@ -55,13 +57,15 @@ class JobProgress:
             self._doing = ""
         self._guessed += self._guesses.pop(name)[1]
         self._measured += time.monotonic() - self._began
-        self._share = 0.0
+        self._share, self._first = 0.0, None
         self._show(force=True)
 
     def report(self, part: str, share: float) -> None:
         """The bar with this description is so far, from 0 to 1."""
         tells, _ = self._guesses[self._step]
         if tells and part.startswith(tells):
+            # What comes before, such as features that are cached, says nothing of how fast it goes.
+            self._first = self._first or (time.monotonic(), share)
             self._share = max(share, self._share)
         else:
             self._doing = f" ({part.rstrip(': ')} {share:.0%})" if share < 1 else ""
@@ -80,11 +84,14 @@ class JobProgress:
     def seconds_left(self) -> float:
         """From guesses, and from what has been measured."""
         own = self._guesses.get(self._step, ("", 0.0))[1]
-        spent = time.monotonic() - self._began if self._step in self._guesses else 0.0
-        guessed, measured = self._guessed + own * self._share, self._measured + spent
+        since, first = self._first or (time.monotonic(), self._share)
+        spent, done = time.monotonic() - since, self._share - first
+        guessed, measured = (
+            (self._guessed + own * done, self._measured + spent) if done else (self._guessed, self._measured)
+        )
         scale = measured / guessed if guessed else 1.0
         later = sum(guess for name, (_, guess) in self._guesses.items() if name != self._step)
-        return scale * later + (spent * (1 - self._share) / self._share if self._share else scale * own)
+        return scale * later + (spent * (1 - self._share) / done if done else scale * own)
 
     def _show(self, force: bool = False) -> None:
         guess = self._guesses.get(self._step, ("", 0.0))[1]

@@ -39,6 +39,13 @@ def test_what_is_left_is_guessed_and_then_measured(wait: Callable[[float], None]
     with job.step("train"):
         other = progress_bar(range(2), desc="caching", mininterval=0, miniters=1)
         assert list(other) == [0, 1] and job.seconds_left() == pytest.approx(60)
+        # What comes before the steps is not what they take.
+        wait(1000)
+        bar = progress_bar(total=10, desc="Stage1", mininterval=0, miniters=1)
+        wait(4)
+        bar.update(1)
+        assert job.seconds_left() == pytest.approx(36)
+        bar.close()
     assert job.seconds_left() == 0
 
 
