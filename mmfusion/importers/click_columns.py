@@ -221,6 +221,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "position": (
         "event attributes position ordinal",
         "avg position",
+        "ø position",
         "average position",
         "mean position",
         "position",

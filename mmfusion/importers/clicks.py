@@ -371,8 +371,9 @@ class _Reader:
             return CatalogueError("holds searches, but nothing that shoppers did", files, "Give the events, too.")
         found = self.left_out.rejected_by_reason + self.left_out.left_out
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in found.most_common(3)) or "it has none"
+        hint = "".join(f"; {one}" for one in self._lost_zeros())
         return CatalogueError(
-            f"no row of {self.num_rows:,} is left ({reasons})",
+            f"no row of {self.num_rows:,} is left ({reasons}){hint}",
             files,
             "Product ids must be those of the catalogue; name other columns with --click_columns.",
         )

@@ -11,7 +11,7 @@ from mmfusion.importers.source import SourceFile
 
 _CHUNK = 1 << 20
 _SAMPLE = 1 << 16
-_ENOUGH = 20
+_ENOUGH = 6
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -83,11 +83,10 @@ def _marked(head: bytes) -> str | None:
     for mark, name in _MARKS:
         if head.startswith(mark):
             return name
-    # UTF-16 without a mark: nearly every second byte of a header is 0.
-    for start, name in ((1, "utf-16-le"), (0, "utf-16-be")):
-        half = head[start:400:2]
-        if len(half) > 8 and half.count(0) > 0.8 * len(half) and head[1 - start : 400 : 2].count(0) == 0:
-            return name
+    # UTF-16 without a mark: of ASCII, be it only delimiters and digits, every second byte is 0.
+    even, odd = (head[start:4000:2].count(0) for start in (0, 1))
+    if max(even, odd) > max(8, 5 * min(even, odd), 0.02 * len(head[:4000])):
+        return "utf-16-le" if odd > even else "utf-16-be"
     return None
 
 
@@ -100,7 +99,7 @@ def _guess(sample: bytes) -> Encoding:
     if count >= _ENOUGH:
         in_runs = sum(len(run) for run in _RUN.findall(lines))
         # Words of other scripts are runs of such letters; accents stand alone.
-        name = _not_latin(lines) if in_runs > 0.7 * count else _latin(lines)
+        name = _not_latin(lines) if in_runs > 0.7 * count else _latin(lines, count)
     example = re.search(r"\w*[^\x00-\x7f]\w*", lines.decode(name, STRAYS))
     shown = f", e.g. {example.group()[:40]!r}" if example else ""
     return Encoding(name, STRAYS if name == "cp1252" else "replace", f"it is not UTF-8 and was read as {name}{shown}")
@@ -114,14 +113,15 @@ def _not_latin(lines: bytes) -> str:
     return best.encoding if best is not None else "cp1252"
 
 
-def _latin(lines: bytes) -> str:
+def _latin(lines: bytes, count: int) -> str:
     """The encoding in which most letters beyond ASCII belong to one language; Windows-1252 unless another is better."""
     shares = {}
     for name, languages in _LETTERS.items():
         letters = [one for one in lines.decode(name, "replace").lower() if one > "\x7f" and one not in _PUNCTUATION]
         shares[name] = max(sum(one in language for one in letters) / (len(letters) or 1) for language in languages)
     best = max(shares, key=shares.__getitem__)
-    return best if shares[best] > shares["cp1252"] + 0.1 else "cp1252"
+    # The fewer letters there are, the surer it must be.
+    return best if shares[best] > shares["cp1252"] + max(0.1, 3 / count) else "cp1252"
 
 
 def _read_strays(error: UnicodeError) -> tuple[str, int]:

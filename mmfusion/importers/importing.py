@@ -229,11 +229,11 @@ def _read_products(products: ProductsWriter, photos: PhotoStore, imported: Impor
                 log.leave_out("--where does not hold", len(columns["product_id"]) - len(part))
                 columns = _columns(part, log)
             if part:
-                untitled += [item.item_id for item in part if not item.title]
+                untitled += [item.item_id for item in part if not item.title and not item.description]
                 found.groups.update((item.item_id, item.group_id or item.item_id) for item in part)
                 products.write(columns, [photos.structs(item) for item in part])
     if 0 < len(untitled) < products.rows:
-        log.warn(f"{len(untitled):,} products have no title, the first is {untitled[0]!r}")
+        log.warn(f"products without a title or description: {len(untitled):,}, the first is {untitled[0]!r}")
     if named - seen:
         remedy = f"Use one of {', '.join(sorted(seen))}."
         raise CatalogueError(f"there is no column {min(named - seen)!r}", "--where", remedy)

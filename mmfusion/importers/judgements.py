@@ -16,7 +16,7 @@ from mmfusion.data.catalogue_schema import CatalogueError
 from mmfusion.importers.click_columns import NAMES, choose_columns, require_columns
 from mmfusion.importers.collect import has_trec_lines
 from mmfusion.importers.items import ImportLog
-from mmfusion.importers.query_texts import normalise_query
+from mmfusion.importers.query_texts import normalise_query, unwanted_query
 from mmfusion.importers.row_batches import Reject, read_table, row_batches
 from mmfusion.importers.rows import TextTable
 from mmfusion.importers.source import SourceFile, open_source
@@ -132,7 +132,10 @@ def read_judgements(
         query = query.strip() if by_id else normalise_query(query)
         product = product.strip()
         known = known_products.get(product) if isinstance(known_products, Mapping) else product
-        if not query or not product:
+        unwanted = "" if by_id or not query else unwanted_query(query, known_products)
+        if unwanted:
+            log.reject(place, line, unwanted)
+        elif not query or not product:
             log.reject(place, line, f"{'product' if query else 'query'} is blank")
         elif known is None or (known is product and product not in known_products):
             log.reject(place, line, f"product is unknown: {product[:100]!r}")

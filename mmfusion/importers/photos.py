@@ -355,7 +355,7 @@ def _readings(written: str) -> list[str]:
         readings = [unquote(path), path, *(_IN_QUERY.findall(unquote(query)) if "." in query else ())]
     else:
         path = path.replace("\\", "/")
-        readings = [path, unquote(path), path.partition("?")[0]]
+        readings = [path, unquote(path), path.partition("?")[0], unquote(path.partition("?")[0])]
     return list(dict.fromkeys(one for one in readings if one.rpartition("/")[2])) or [""]
 
 

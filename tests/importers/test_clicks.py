@@ -204,6 +204,7 @@ def test_positions_that_begin_with_0_are_shifted(tmp_path: Path) -> None:
         (f"{REPORT}mug,0041,3,1\n", {"click": "Clicks"}, "names 'click', which is not read"),
         (f"{REPORT}mug,0041,3,1\n", {"clicks": "Clicks", "purchases": "Clicks"}, "clicks and purchases from one"),
         (f"{REPORT}mug,999,3,1\ncup,998,3,1\n", {}, "no row of 2 is left .product is unknown: 2."),
+        (f"{REPORT}mug,41,3,1\n", {}, "'41' is unknown, but '0041' is known: leading zeros were lost"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_a_report_is_an_error(tmp_path: Path, text: str, columns: dict[str, str], message: str) -> None:

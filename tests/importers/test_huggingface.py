@@ -164,8 +164,10 @@ def test_imagefolders_of_splits_name_photos_from_their_own_folder(tmp_path: Path
     for split in ("train", "test"):
         png(tmp_path / split / "1.png")
         (tmp_path / split / "metadata.csv").write_text(f"file_name,id,title\n1.png,{split},Jar\n")
-    photos = {item.item_id: item.photos for item in read(tmp_path).items}
+    items = list(read(tmp_path).items)
+    photos = {item.item_id: item.photos for item in items}
     assert photos == {split: [str(tmp_path / split / "1.png")] for split in ("train", "test")}
+    assert [item.metadata["split"] for item in items] == ["train", "test"]
 
 
 def test_imagefolder_without_ids_and_with_several_columns_of_names(tmp_path: Path) -> None:

@@ -105,10 +105,10 @@ def test_a_dry_run_writes_no_table(file: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "out").glob("*.parquet"))
 
 
-def test_products_without_a_title_are_named(tmp_path: Path) -> None:
+def test_products_without_a_text_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.lines").write_text("01|Mug|\n02||\n03||\n", "utf-8")
     result = import_catalogue([str(tmp_path / "a.lines")], tmp_path / "out")
-    assert result.log.warnings == ["2 products have no title, the first is '02'"]
+    assert result.log.warnings == ["products without a title or description: 2, the first is '02'"]
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_ids_of_variants_become_those_of_products(tmp_path: Path) -> None:
 
 
 def test_bad_rows_are_left_out_and_named(tmp_path: Path) -> None:
-    text = "query,docid,rating\nmug,01,1\n,01,1\nmug,,1\nmug,02,high\nmug,77,1\nmug,03,2\nmug,03\n"
+    text = "query,docid,rating\nmug,01,1\n,01,1\nmug,,1\nmug,02,high\nmug,77,1\nmug,03,2\nmug,03\nme@example.org,01,2\n"
     found, left_out = read(tmp_path, text)
     assert found.rows == [("mug", "01", 1), ("mug", "03", 2)]
     assert sorted(left_out) == [
@@ -110,6 +110,7 @@ def test_bad_rows_are_left_out_and_named(tmp_path: Path) -> None:
         (5, "grade is no number and no known label: 'high'"),
         (6, "product is unknown: '77'"),
         (8, "2 fields for 3 columns"),
+        (9, "query looks like an e-mail address"),
     ]
 
 

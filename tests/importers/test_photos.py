@@ -54,6 +54,7 @@ def found(folder: Path, written: str, item_id: str = "") -> str:
         ("/mnt/old/images/sandals/1.jpg", "sandals/1.jpg"),
         ("BOOTS/1.JPG", "boots/1.jpg"),
         ("https://cdn.example/a/b/oak%20chair.png?v=17&width=90", "wood/oak chair.PNG"),
+        ("b/oak%20chair.png?v=17", "wood/oak chair.PNG"),
         ("//cdn.example/a/oak%20chair.png#top", "wood/oak chair.PNG"),
         ("https://cdn.example/oak chair.jpeg", "wood/oak chair.PNG"),
         ("oak chair", "wood/oak chair.PNG"),

@@ -82,6 +82,14 @@ def test_encodings_that_are_certain(tmp_path: Path, encoding: str) -> None:
     assert not log.warnings
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_mark_and_with_little_ascii(tmp_path: Path, encoding: str) -> None:
+    text = "商品番号,商品名,説明\n" + "".join(f"{number},赤いカップ,一番\n" for number in range(10, 20))
+    log = ImportLog()
+    file = source(tmp_path, "a.csv", text.encode(encoding))
+    assert cells(file, log)[0] == ["10", "赤いカップ", "一番"] and not log.warnings
+
+
 @pytest.mark.parametrize(
     ("encoding", "text"),
     [
@@ -99,8 +107,9 @@ def test_encodings_that_are_certain(tmp_path: Path, encoding: str) -> None:
         ("cp850", "Mütze für große Köpfe, schön weich"),
     ],
 )
-def test_encodings_that_letters_speak_for(tmp_path: Path, encoding: str, text: str) -> None:
-    lines = "".join(f"{number:04};{text}\n" for number in range(8))
+@pytest.mark.parametrize("rows", [2, 8])
+def test_encodings_that_letters_speak_for(tmp_path: Path, encoding: str, text: str, rows: int) -> None:
+    lines = "".join(f"{number:04};{text}\n" for number in range(rows))
     log = ImportLog()
     file = source(tmp_path, "a.csv", ("sku;name\n" + lines).encode(encoding))
     assert cells(file, log)[0] == ["0000", text]

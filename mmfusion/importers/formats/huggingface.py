@@ -95,7 +95,8 @@ def _metadata(source: Source) -> list[Part]:
         if file.path.name.lower().startswith("metadata.") and (table := open_table(file)):
             names = [name for name in table.columns if name.endswith(("file_name", "file_names"))]
             if names:
-                parts.append(Part(table, names, file.path.parent.absolute()))
+                folder = file.path.parent.absolute()
+                parts.append(Part(table, names, folder, split=split_named(folder.name)))
     return parts
 
 
