@@ -42,6 +42,7 @@ class PhotoCounts:
     Attributes:
         named: Photos that products name.
         found: Those of them that are there.
+        waiting: Photos, among those that are there, that are still to be downloaded.
         by_id: Photos, among both, that are called by the id of a product rather than named by it.
         products: Products that have a photo.
         unused: Photos in the folders that belong to no product.
@@ -50,6 +51,7 @@ class PhotoCounts:
 
     named: int = 0
     found: int = 0
+    waiting: int = 0
     by_id: int = 0
     products: int = 0
     unused: int = 0
@@ -137,6 +139,7 @@ class PhotoStore:
         """
         if self._downloads is not None:
             self._downloads.fetch()
+            self.counts.waiting = 0
             self.counts.found -= sum(self._downloads.wanted[url] for url in self._downloads.failed)
 
     def check(self, *, allow_missing: bool = False) -> None:
@@ -248,6 +251,7 @@ class PhotoStore:
             path = self._path(found)
             return (photo, "its name is no UTF-8") if path is None else {"bytes": None, "path": path}
         if self._downloads is not None and ("://" in photo or photo.startswith("//")):
+            self.counts.waiting += 1
             return {"bytes": None, "path": f"{DOWNLOADED}/{self._downloads.want(photo)}"}
         return photo, found
 

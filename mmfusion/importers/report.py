@@ -180,6 +180,7 @@ def _sections(result: ImportResult, rejected: Path) -> list[Section]:
                 ["with a photo", f"{photos.products:,}"],
                 ["photos named", f"{photos.named:,}"],
                 ["photos found", f"{photos.found:,}"],
+                *([["of these, to be downloaded", f"{photos.waiting:,}"]] if photos.waiting else []),
                 ["of these, by the id of the product", f"{photos.by_id:,}"],
                 ["photos missing", f"{photos.missing:,}"],
                 ["photos of nobody in the folders", f"{photos.unused:,}"],

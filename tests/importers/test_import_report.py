@@ -177,6 +177,14 @@ def test_a_dry_run_leaves_the_report_alone(tmp_path: Path) -> None:
     assert page.count('<img src="data:image/jpeg;base64,') == 3
 
 
+def test_a_dry_run_downloads_nothing(tmp_path: Path) -> None:
+    url = "https://shop.example/photo.jpg"
+    source = shop(tmp_path / "shop", {"item_id": "a", "title": "Mug", "photos": [url]}, LINES[2])
+    import_catalogue([source], tmp_path / "out", ImportSettings(photos="download"), dry_run=True)
+    assert "| of these, to be downloaded | 1 |" in (tmp_path / "out" / "import.md").read_text("utf-8")
+    assert "not downloaded in a dry run" in (tmp_path / "out" / "import.html").read_text("utf-8")
+
+
 def test_embedded_photos_are_in_the_table(tmp_path: Path) -> None:
     source = shop(tmp_path / "shop", *LINES)
     import_catalogue([source], tmp_path / "out", ImportSettings(embed_photos=True))
