@@ -24,9 +24,9 @@ from mmfusion.model.missing import is_missing
 from mmfusion.model.photos import upright_rgb
 from mmfusion.model.processing_mmfusion import PHOTO_COLUMN, photos_of, query_texts, short
 from mmfusion.retrieval import ProductIndex, Searcher
-from mmfusion.retrieval.embedding import check_width
 from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.retrieval.query_tower import load_query_tower, untrained_problem
+from mmfusion.retrieval.search import check_width
 
 logger = logging.getLogger(__name__)
 

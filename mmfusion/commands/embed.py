@@ -3,21 +3,21 @@
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
-
-import lightning as L
+from typing import TYPE_CHECKING, Literal
 
 from mmfusion.data.photo_check import check_photos
 from mmfusion.embedding import EmbeddedCatalogue, EmbeddingJob, EmbeddingSettings, VectorType
-from mmfusion.embedding.engine_lightning import embed_with_lightning
-from mmfusion.embedding.engine_ray import ACCELERATORS, embed_with_ray
+from mmfusion.embedding.shards import MANIFEST
 from mmfusion.files import absolute_place
 from mmfusion.retrieval.query_tower import check_trained
 from mmfusion.training import Hardware, load_base, load_catalogue, open_run
 from mmfusion.training.full_disk import full_disk_ends
 from mmfusion.training.hardware import compile_blocks
 from mmfusion.training.sources import forget_other_tables
-from mmfusion.training.trainer import expected_warnings_ignored
+
+# A job that finds nothing to do waits neither for Lightning nor for Ray, which take seconds to import.
+if TYPE_CHECKING:
+    import lightning as L
 
 
 @dataclass
@@ -78,16 +78,30 @@ def main(config: Config) -> None:
     with full_disk_ends(run.folder, "continue"):
         job = load_job(config, run.folder)
         check_trained(job.model, config.base)
-        if job.table.photos:
+        found = None
+        if (
+            config.engine == "lightning"
+            and hardware.devices * hardware.num_nodes == 1
+            and (run.folder / MANIFEST).is_file()
+        ):
+            found = job.find()
+        if found != [] and job.table.photos:
             check_photos(job.catalogue, job.rows, allow_missing=config.allow_missing_photos)
         base, source = absolute_place(config.base), job.catalogue.source
         embedded: EmbeddedCatalogue | None
-        if config.engine == "ray":
+        if found == []:
+            embedded = job.finish()
+        elif config.engine == "ray":
+            from mmfusion.embedding.engine_ray import embed_with_ray
+
             load = partial(load_job, replace(config, base=base, catalogue=absolute_place(source)), run.folder)
             embedded = embed_with_ray(job, load, workers=hardware.devices, accelerator=hardware.accelerator)
         else:
+            from mmfusion.embedding.engine_lightning import embed_with_lightning
+            from mmfusion.training.trainer import expected_warnings_ignored
+
             with expected_warnings_ignored():
-                embedded = embed_with_lightning(job, _trainer(job, hardware))
+                embedded = embed_with_lightning(job, _trainer(job, hardware), found)
     if embedded is not None:
         forget_other_tables(job.catalogue, run.folder)
         run.finish(base=base, catalogue=source, products=len(embedded))
@@ -126,7 +140,8 @@ def _check_hardware(hardware: Hardware, engine: str) -> None:
         "--engine ray has no ranks: hardware.devices counts the workers of the whole cluster, and Ray places them; "
         "leave it out"
     )
-    accelerators = f"--engine ray needs one of {', '.join(ACCELERATORS)}"
+    allowed = ("auto", "cpu", "gpu")
+    accelerators = f"--engine ray needs one of {', '.join(allowed)}"
     ray = engine == "ray"
     for name, wrong, reason in (
         ("strategy", hardware.strategy == "fsdp", "it shards what is trained; embed with auto or ddp"),
@@ -134,13 +149,15 @@ def _check_hardware(hardware: Hardware, engine: str) -> None:
         ("strategy", ray and hardware.strategy != "auto", no_ranks),
         ("num_nodes", ray and hardware.num_nodes != 1, no_ranks),
         ("devices", ray and hardware.devices < 1, "--engine ray needs their number, at least 1"),
-        ("accelerator", ray and hardware.accelerator not in ACCELERATORS, accelerators),
+        ("accelerator", ray and hardware.accelerator not in allowed, accelerators),
     ):
         if wrong:
             raise ValueError(f"hardware.{name} is {getattr(hardware, name)}: {reason}.")
 
 
-def _trainer(job: EmbeddingJob, hardware: Hardware) -> L.Trainer:
+def _trainer(job: EmbeddingJob, hardware: Hardware) -> "L.Trainer":
+    import lightning as L
+
     return L.Trainer(
         default_root_dir=job.folder,
         accelerator=hardware.accelerator,

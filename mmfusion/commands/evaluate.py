@@ -27,8 +27,9 @@ from mmfusion.evaluation.tables import router_weights_table
 from mmfusion.evaluation.trec_runs import read_run, write_run
 from mmfusion.evaluation.weights import router_weights
 from mmfusion.model import MMFusionModel, MMFusionProcessor
-from mmfusion.retrieval.embedding import EmbeddedProducts, FloatArray, check_width, embed_products, embed_queries
+from mmfusion.retrieval.embedding import EmbeddedProducts, FloatArray, embed_products, embed_queries
 from mmfusion.retrieval.fingerprint import model_fingerprint
+from mmfusion.retrieval.search import check_width
 from mmfusion.training.features import cache_pool
 from mmfusion.training.output_lock import take_lock
 from mmfusion.training.run import read_record

@@ -6,10 +6,8 @@ import os
 import secrets
 from collections.abc import Mapping
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
-import pandas as pd
 import pyarrow as pa
 from PIL import Image
 
@@ -18,6 +16,10 @@ from mmfusion.data.catalogue_schema import CatalogueError, as_types, is_photo, r
 from mmfusion.data.photos import is_photo_list
 from mmfusion.model.missing import is_missing
 from mmfusion.model.photos import upright_rgb
+
+# Imported where they are needed, as the two take half a second and a search needs neither.
+if TYPE_CHECKING:
+    import datasets
 
 _PHOTO = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
 
@@ -44,6 +46,8 @@ def records_table(records: Any, name: str, folder: str) -> datasets.Dataset:
         columns["image"] = _photos(image, folder, place)
     rows = pa.table(columns)
     rows = as_types(rows, target_schema(rows.schema, name, place), place)
+    import datasets
+
     # A name at random, as the library would hash all photos for one.
     return datasets.Dataset(datasets.table.InMemoryTable(rows), fingerprint=secrets.token_hex(8))
 
@@ -68,6 +72,9 @@ def _arrow(records: Any) -> dict[str, Any]:
 
 def _table(records: Any) -> pa.Table | list[Any]:
     """An Arrow table where that is at hand without a copy, otherwise rows."""
+    import datasets
+    import pandas as pd
+
     if isinstance(records, datasets.Dataset):
         records = records.with_format("arrow")[:]
     elif hasattr(records, "to_arrow"):

@@ -26,12 +26,15 @@ from mmfusion.training.checkpoints import STOPPED
 logger = logging.getLogger(__name__)
 
 
-def embed_with_lightning(job: EmbeddingJob, trainer: L.Trainer) -> EmbeddedCatalogue | None:
+def embed_with_lightning(
+    job: EmbeddingJob, trainer: L.Trainer, found: list[NewShard] | None = None
+) -> EmbeddedCatalogue | None:
     """Embeds what is missing, drops what is gone, and writes the manifest.
 
     Args:
         job: What to embed.
         trainer: Trainer without a distributed sampler of its own (`use_distributed_sampler=False`).
+        found: What `job.find` has found already; None looks for it, on the first rank.
 
     Returns:
         The finished folder on the first rank, None on others.
@@ -45,7 +48,7 @@ def embed_with_lightning(job: EmbeddingJob, trainer: L.Trainer) -> EmbeddedCatal
             f"hardware.precision is {job.provenance.precision}, which {type(trainer.accelerator).__name__} does not "
             f"support; give {trainer.precision}."
         )
-    trainer.predict(ProductEmbedder(job), return_predictions=False)
+    trainer.predict(ProductEmbedder(job, found), return_predictions=False)
     # A rank whose shards are done says nothing of the others'.
     trainer.strategy.barrier()
     return job.finish() if trainer.is_global_zero else None
@@ -54,17 +57,18 @@ def embed_with_lightning(job: EmbeddingJob, trainer: L.Trainer) -> EmbeddedCatal
 class ProductEmbedder(L.LightningModule):
     """Embeds the shards of a job that are missing; the first rank finds them, and each writes its part of them."""
 
-    def __init__(self, job: EmbeddingJob) -> None:
+    def __init__(self, job: EmbeddingJob, found: list[NewShard] | None = None) -> None:
         super().__init__()
         # Ranks that looked for themselves would see shards that others have written meanwhile.
         self.prepare_data_per_node = False
         self.model = job.model
         self.job = job
-        self._found: list[NewShard] = []
+        self._found = found
         self._done: list[EmbeddedBatch] = []
 
     def prepare_data(self) -> None:
-        self._found = self.job.find()
+        if self._found is None:
+            self._found = self.job.find()
 
     def setup(self, stage: str) -> None:
         job, trainer = self.job, self.trainer

@@ -28,7 +28,6 @@ from mmfusion.model.errors import MMFusionError
 
 logger = logging.getLogger(__name__)
 
-ACCELERATORS = ("auto", "cpu", "gpu")
 # A shard over which as many workers died is taken for the cause; Ray would try without end.
 MOST_TRIES = 4
 # The fewest characters that a system allows for the path of a socket; and the path of Ray's own below its folder.

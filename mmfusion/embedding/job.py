@@ -36,8 +36,9 @@ from mmfusion.embedding.shards import (
 )
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.model.photos import DECODER
-from mmfusion.retrieval.embedding import check_width, looks_at_photos
+from mmfusion.retrieval.embedding import looks_at_photos
 from mmfusion.retrieval.fingerprint import model_fingerprint
+from mmfusion.retrieval.search import check_width
 from mmfusion.retrieval.vectors import created_by
 
 logger = logging.getLogger(__name__)

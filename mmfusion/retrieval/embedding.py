@@ -12,7 +12,7 @@ from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.feature_cache import FeatureCache
 from mmfusion.data.sampler import RowSampler
 from mmfusion.data.tables import ProductTable, QueryTable, Rewrite, Rows, log_cut_texts, text_lengths
-from mmfusion.model import MMFusionConfig, MMFusionModel, MMFusionProcessor
+from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.progress import progress_bar
 from mmfusion.retrieval.vectors import FloatArray, IntArray
 
@@ -86,29 +86,6 @@ def embed_products(
         embeds[places] = output.product_embeds.float().cpu().numpy()
         weights[places] = output.modality_weights.float().cpu().numpy()
     return EmbeddedProducts(embeds, weights)
-
-
-def check_width(config: MMFusionConfig, truncate_dim: int | None, allow_untrained: bool) -> None:
-    """Raises an error for a number of components per view that a model was not trained for.
-
-    Args:
-        config: The model's.
-        truncate_dim: Components to keep; None keeps all.
-        allow_untrained: Whether any number will do.
-
-    Raises:
-        ValueError: It will not, or there are not so many; names the trained ones.
-    """
-    if truncate_dim is None or truncate_dim in config.trained_widths():
-        return
-    trained = ", ".join(map(str, config.trained_widths()))
-    if not 1 <= truncate_dim <= config.embedding_dim:
-        raise ValueError(f"truncate_dim is {truncate_dim}; give 1 to {config.embedding_dim} (trained: {trained}).")
-    if not allow_untrained:
-        raise ValueError(
-            f"truncate_dim is {truncate_dim}, a width that this model was not trained for (trained: {trained}); give "
-            "one of those, or --allow_untrained_width true."
-        )
 
 
 def looks_at_photos(model: MMFusionModel, lengths: IntArray) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from mmfusion.model.configuration_mmfusion import MMFusionConfig
 from mmfusion.model.heads import shorten
 from mmfusion.retrieval.filters import Filter
 from mmfusion.retrieval.products import Ids, products_table
@@ -147,6 +148,29 @@ class SearchIndex(ABC):
         if len(table) != len(vectors):
             raise ValueError(f"{len(vectors)} product embeddings for {len(table)} product ids; pass one each")
         return vectors, table
+
+
+def check_width(config: MMFusionConfig, truncate_dim: int | None, allow_untrained: bool) -> None:
+    """Raises an error for a number of components per view that a model was not trained for.
+
+    Args:
+        config: The model's.
+        truncate_dim: Components to keep; None keeps all.
+        allow_untrained: Whether any number will do.
+
+    Raises:
+        ValueError: It will not, or there are not so many; names the trained ones.
+    """
+    if truncate_dim is None or truncate_dim in config.trained_widths():
+        return
+    trained = ", ".join(map(str, config.trained_widths()))
+    if not 1 <= truncate_dim <= config.embedding_dim:
+        raise ValueError(f"truncate_dim is {truncate_dim}; give 1 to {config.embedding_dim} (trained: {trained}).")
+    if not allow_untrained:
+        raise ValueError(
+            f"truncate_dim is {truncate_dim}, a width that this model was not trained for (trained: {trained}); give "
+            "one of those, or --allow_untrained_width true."
+        )
 
 
 class QueryEncoder(Protocol):

@@ -29,11 +29,11 @@ from mmfusion.model.errors import MMFusionError
 from mmfusion.stages import Stage
 from mmfusion.stages.gradient_cache import check_rows_are_independent
 from mmfusion.training.dry_run_plan import Plan, Step
-from mmfusion.training.hardware import Hardware, PrepareModel, lightning_strategy
+from mmfusion.training.hardware import Hardware, lightning_strategy
 from mmfusion.training.largest_batch import LargestBatch
 from mmfusion.training.memory import CudaMemory, HostMemory, Memory, in_words, is_out_of_memory
 from mmfusion.training.run import Run, is_first_rank
-from mmfusion.training.trainer import expected_warnings_ignored
+from mmfusion.training.trainer import PrepareModel, expected_warnings_ignored
 
 # Of the memory that is there; the rest is for what is not measured: fragmentation, and other processes.
 _USABLE = 0.95

@@ -5,16 +5,17 @@ import os
 import shutil
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import lightning as L
 import torch
-from lightning.pytorch.accelerators import CUDAAccelerator
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.checkpoint import checkpoint
 
 from mmfusion.model import MMFusionModel
 from mmfusion.model.vision_encoders import blocks_of
+
+# An embedding job that finds nothing to do does not wait for Lightning, which takes seconds to import.
+if TYPE_CHECKING:
+    from lightning.pytorch.strategies import ModelParallelStrategy
 
 logger = logging.getLogger(__name__)
 
@@ -54,17 +55,17 @@ class Hardware:
     @property
     def on_cuda(self) -> bool:
         """Whether Lightning trains on CUDA devices; tells without starting it."""
-        return self.accelerator in ("auto", "gpu", "cuda") and CUDAAccelerator.is_available()
+        return self.accelerator in ("auto", "gpu", "cuda") and torch.cuda.device_count() > 0
 
     @property
     def local_devices(self) -> int:
         """Devices of a node; a negative number in `devices` asks for all."""
         if self.devices > 0:
             return self.devices
-        return int(CUDAAccelerator.auto_device_count()) if self.on_cuda else 1
+        return torch.cuda.device_count() if self.on_cuda else 1
 
 
-def lightning_strategy(hardware: Hardware) -> str | ModelParallelStrategy:
+def lightning_strategy(hardware: Hardware) -> "str | ModelParallelStrategy":
     """The `strategy` of a `lightning.Trainer`.
 
     Raises:
@@ -79,26 +80,14 @@ def lightning_strategy(hardware: Hardware) -> str | ModelParallelStrategy:
         )
     if hardware.devices < 1:
         raise ValueError(f"hardware.devices is {hardware.devices}; the strategy fsdp needs their number, at least 1.")
+    from lightning.pytorch.strategies import ModelParallelStrategy
+
     return ModelParallelStrategy(
         data_parallel_size=hardware.devices * hardware.num_nodes,
         tensor_parallel_size=1,
         # One file, which any strategy and any number of devices can read the weights of.
         save_distributed_checkpoint=False,
     )
-
-
-class PrepareModel(L.Callback):
-    """Checkpoints and compiles the encoders, as the settings say, before Lightning wraps the model."""
-
-    def __init__(self, hardware: Hardware) -> None:
-        """Args: hardware: Its `activation_checkpointing` and `compile`."""
-        self.hardware = hardware
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit" and self.hardware.activation_checkpointing:
-            checkpoint_activations(pl_module.model)  # type: ignore[arg-type]
-        if stage == "fit" and self.hardware.compile:
-            compile_blocks(pl_module.model)  # type: ignore[arg-type]
 
 
 def checkpoint_activations(model: MMFusionModel) -> None:

@@ -25,7 +25,7 @@ from mmfusion.training.checkpoints import (
     save_whole,
 )
 from mmfusion.training.full_disk import full_disk_ends
-from mmfusion.training.hardware import Hardware, PrepareModel, lightning_strategy
+from mmfusion.training.hardware import Hardware, checkpoint_activations, compile_blocks, lightning_strategy
 from mmfusion.training.hub_checkpoints import HubCheckpoints, PushCheckpoints
 from mmfusion.training.monitoring import InBatchAccuracy, StepProgress, StepStatistics, draw_curves
 from mmfusion.training.run import Run, is_first_rank, step_of
@@ -43,6 +43,20 @@ _EXPECTED_WARNINGS = (
     r"FSDP2-wrapped module .* returned a view tensor",
     r"Be aware that when using `ckpt_path`.*\['(PushCheckpoints|ResumeCheckpoint)\b",
 )
+
+
+class PrepareModel(L.Callback):
+    """Checkpoints and compiles the encoders, as the settings say, before Lightning wraps the model."""
+
+    def __init__(self, hardware: Hardware) -> None:
+        """Args: hardware: Its `activation_checkpointing` and `compile`."""
+        self.hardware = hardware
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit" and self.hardware.activation_checkpointing:
+            checkpoint_activations(pl_module.model)  # type: ignore[arg-type]
+        if stage == "fit" and self.hardware.compile:
+            compile_blocks(pl_module.model)  # type: ignore[arg-type]
 
 
 def build_trainer(

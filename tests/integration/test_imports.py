@@ -98,3 +98,17 @@ from mmfusion.model import MMFusionConfig
 assert AutoModel._model_mapping[MMFusionConfig] is MMFusionModel
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_search_and_a_job_with_nothing_to_do_wait_for_little() -> None:
+    code = """
+import sys
+sys.argv = ["mmfusion", "search"]
+import mmfusion.commands.search
+found = {"datasets", "pandas", "lightning", "matplotlib"} & set(sys.modules)
+assert not found, found
+import mmfusion.commands.embed
+found = {"lightning", "ray", "matplotlib", "torchmetrics"} & set(sys.modules)
+assert not found, found
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

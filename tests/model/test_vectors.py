@@ -9,7 +9,7 @@ from tiny_encoders import photos, texts, tiny_model
 from torch.nn import functional as F
 
 from mmfusion.model import MMFusionConfig, MMFusionModel, modeling_mmfusion
-from mmfusion.retrieval.embedding import check_width
+from mmfusion.retrieval.search import check_width
 
 
 def routed(**config: object) -> MMFusionModel:

@@ -13,7 +13,8 @@ from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.datamodule import MMFusionDataModule
 from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.stages import Stage2
-from mmfusion.training.hardware import Hardware, PrepareModel, compile_blocks
+from mmfusion.training.hardware import Hardware, compile_blocks
+from mmfusion.training.trainer import PrepareModel
 
 # Relative, of the loss in double precision after three steps: a compiler may sum in another order.
 TOLERANCE = 1e-6
