@@ -88,9 +88,25 @@ def _of_lines(text: IO[str]) -> Iterator[tuple[int, dict[str, Any] | str]]:
             yield number, _object(line.strip())
 
 
+def decoded(text: str) -> Any:
+    """What JSON holds, numbers as they are written.
+
+    Raises:
+        ValueError: It is none.
+    """
+    return _whole(_DECODER.decode(text), text)
+
+
+def _whole(found: Any, text: str) -> Any:
+    """What JSON holds, with "?" for half of a letter: where an emoji was cut in two, as in `\\ud83d`."""
+    if "\\ud" not in text and "\\uD" not in text:
+        return found
+    return json.loads(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace"))
+
+
 def _object(line: str) -> dict[str, Any] | str:
     try:
-        found = _DECODER.decode(line)
+        found = decoded(line)
     except ValueError as error:
         return f"not JSON: {error}"
     return found if isinstance(found, dict) else "not JSON: no object"
@@ -116,7 +132,7 @@ def _of_array(text: IO[str], line: int, name: str) -> Iterator[tuple[int, dict[s
             problem = f"not JSON from here on ({error})"
             raise CatalogueError(problem, f"{name}, line {line}", "Repair it, or write one object a line.") from error
         line += buffer.count("\n", 0, start)
-        yield line, found if isinstance(found, dict) else "not JSON: no object"
+        yield line, _whole(found, buffer[start:end]) if isinstance(found, dict) else "not JSON: no object"
         line += buffer.count("\n", start, end)
         buffer = buffer[end:]
 

@@ -102,7 +102,7 @@ def row_batches(table: TextTable, log: ImportLog) -> Iterator[RowBatch]:
             found = {key for row in batch if isinstance(row.cells[place], dict) for key in _keys(row.cells[place])}
             plain = any(row.cells[place] != "" and not isinstance(row.cells[place], dict) for row in batch)
             for keys in [*sorted(found), *([()] if plain or not found else [])]:
-                paths[".".join([name, *keys]).removeprefix("_source.")] = (place, keys)
+                paths[".".join([name, *keys]).removeprefix("_source.").removeprefix("properties.")] = (place, keys)
         yield RowBatch(table.file.name, [row.line for row in batch], list(paths), partial(_of_rows, batch, paths))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,11 +15,11 @@ from typing import IO, Any, NamedTuple, cast
 from mmfusion.data.catalogue_schema import CatalogueError
 from mmfusion.importers.collect import KEY, PHOTOS
 from mmfusion.importers.items import ImportLog
+from mmfusion.importers.json_table import decoded
 from mmfusion.importers.rows import Row, TextTable
 from mmfusion.importers.source import SourceFile
 
 _SAMPLED = 1000
-_DECODER = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=lambda _: "")
 _TEXTS = (".txt", ".text", ".cls", ".id", ".title", ".caption", ".description", ".label")
 
 
@@ -234,7 +233,7 @@ def _fields(sample: Sample) -> dict[str, Any]:
             fields[name] = text.strip()
             continue
         try:
-            found = _DECODER.decode(text)
+            found = decoded(text)
         except ValueError as error:
             raise ValueError(f"the JSON of a sample cannot be read: {sample.key}: {error}") from None
         if not isinstance(found, dict):

@@ -44,7 +44,7 @@ _AVAILABLE = {
         "ilager påager nasklade skladem dostępny emestoque disponível stokta"
     ),
     "out_of_stock": (
-        "outofstock out outstock soldout unavailable discontinued notavailable nichtverfügbar nichtlieferbar "
+        "outofstock out outstock nichtauflager soldout unavailable discontinued notavailable nichtverfügbar nichtlieferbar "
         "ausverkauft nichtvorrätig épuisé enrupturedestock rupturedestock horsstock indisponible agotado "
         "sinexistencias esaurito nondisponibile uitverkocht nietopvoorraad slutsåld niedostępny vyprodáno esgotado"
     ),

@@ -408,6 +408,22 @@ def test_the_bulk_format_and_the_envelope_of_opensearch_are_no_rows(tmp_path: Pa
     assert counts_of(log) == {"mug / 43": [1, 1, 0, 0]} and not left_out
 
 
+def test_events_of_segment_have_their_values_in_properties(tmp_path: Path) -> None:
+    rows = [
+        {
+            "event": "Products Searched",
+            "userId": "u",
+            "timestamp": "2026-01-01T10:00:00Z",
+            "properties": {"query": "mug"},
+        },
+        {"event": "Product Clicked", "timestamp": "2026-01-01T10:00:02Z", "properties": {"product_id": "43"}},
+    ]
+    rows[0]["properties"] = {"query": "mug"}
+    text = "".join(json.dumps({**row, "anonymousId": "a"}) + "\n" for row in rows)
+    log, left_out = read(write(tmp_path, text, "events.jsonl"))
+    assert counts_of(log)["mug / 43"][1] == 1 and not left_out
+
+
 def test_numbers_of_json_keep_their_digits(tmp_path: Path) -> None:
     line = json.dumps(ubi("click", "q1", "@", 1, user_query="mug")).replace('"@"', "90071992547409931234")
     assert read_clicks(write(tmp_path, line + "\n" + line + "\n", "e.ndjson"), KNOWN).products == [

@@ -188,11 +188,13 @@ def test_the_header_since_2025_and_several_files(tmp_path: Path) -> None:
     )
     old = export(tmp_path, {"Handle": "lid", "Title": "Lid", "Variant Price": "3"}, name="old.csv")
     write(tmp_path, "other.csv", "a,b\n1,2\n")
+    write(tmp_path, "stock.csv", "Handle,Title,Option1 Name,Option1 Value,SKU,Location,Available\nlid,Lid,,,C,Here,3\n")
     found = read(tmp_path)
     assert (new.name, old.name) == ("new.csv", "old.csv")
     assert found.titles() == {"0042": "Cup", "lid": "Lid"}
     assert found.products["0042"].description == "Tea" and found.products["0042"].metadata["price"] == 4.5
-    assert any("other.csv" in one for one in found.log.warnings)
+    unread = [one.partition(" ")[0].rpartition("/")[2] for one in found.log.warnings]
+    assert unread == ["other.csv", "stock.csv"]
 
 
 def test_ids_of_another_column(tmp_path: Path) -> None:

@@ -334,6 +334,13 @@ def test_json_arrays(tmp_path: Path, indent: int | None, key: str | None) -> Non
     assert cells(source(tmp_path, "a.json", content)) == [[row["id"], row["title"], row["images"]] for row in rows]
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_half_an_emoji_in_json(tmp_path: Path, name: str) -> None:
+    rows = [{"id": "1", "name": "Cup \ud83d"}, {"id": "2", "name": "Mug \U0001f3fa"}]
+    text = json.dumps(rows) if name == "a.json" else "\n".join(map(json.dumps, rows))
+    assert cells(source(tmp_path, name, text)) == [["1", "Cup ?"], ["2", "Mug \U0001f3fa"]]
+
+
 def test_json_arrays_that_end_early_or_are_broken(tmp_path: Path) -> None:
     log = ImportLog()
     assert cells(source(tmp_path, "a.json", '[{"id": "1"},\n{"id": "2'), log) == [["1"]]

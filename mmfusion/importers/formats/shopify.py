@@ -40,7 +40,7 @@ _NAMES = {
 }
 _OF_PRODUCT = ("brand", "product_type")
 _SHOWN = ("product_id", "title", "description", "image", "price", "brand", "category", "product_type", "tags", "sku")
-# One of each is enough to tell a product export from other tables with handles, e.g. of the inventory.
+# Two of them tell a product export from other tables with handles; that of the inventory has options, too.
 _MARKS = ("imagesrc", "productimageurl", "bodyhtml", "variantprice", "option1value", "option1name", "variantsku")
 
 _PRICES = 1000
@@ -153,7 +153,13 @@ def _handle_place(table: TextTable) -> int:
 
 def _is_export(table: TextTable | None) -> bool:
     names = {key(column) for column in table.columns} if table is not None else set()
-    return bool(names & {"handle", "urlhandle"}) and "title" in names and len(names & set(_MARKS)) >= 2
+    is_inventory = {"location", "available"} <= names
+    return (
+        bool(names & {"handle", "urlhandle"})
+        and "title" in names
+        and len(names & set(_MARKS)) >= 2
+        and not is_inventory
+    )
 
 
 def _rows(table: TextTable, mapped: Mapped, log: ImportLog) -> Iterator[Cells]:
