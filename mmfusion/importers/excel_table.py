@@ -19,10 +19,10 @@ _EXACT = 10**15
 
 
 class ExcelTable(TextTable):
-    """The first sheet with a table. Cells that hold text stay as they are; a number 123.0 is "123".
+    """The first sheet with several columns and rows, else the first one that is not empty.
 
-    A number's format is not read: a cell that shows 00123 by its format is "123". A workbook keeps 15 digits of a
-    number; columns with longer ones are named.
+    Cells that hold text stay as they are; a number 123.0 is "123". A number's format is not read: a cell that shows
+    00123 by its format is "123". A workbook keeps 15 digits of a number; columns with longer ones are named.
     """
 
     def __init__(self, file: SourceFile, sheet: Any, header_place: int, others: list[str]) -> None:
@@ -71,10 +71,12 @@ def open_excel(file: SourceFile) -> ExcelTable | None:
         sample = [[_text(cell) for cell in row] for row in islice(sheet.iter_rows(), _SAMPLED)]
         place = find_header(sample)
         if place is not None:
-            places[sheet.name] = sheet, place
+            # A cover has a title and perhaps a few lines of one cell.
+            is_cover = sum(map(bool, sample[place])) < 2 or len(sample) == place + 1
+            places[sheet.name] = sheet, place, is_cover
     if not places:
         return None
-    (sheet, place), *_ = places.values()
+    sheet, place, _ = min(places.values(), key=lambda one: one[2])
     return ExcelTable(file, sheet, place, [name for name in places if name != sheet.name])
 
 

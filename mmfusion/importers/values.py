@@ -44,8 +44,8 @@ _AVAILABLE = {
         "ilager påager nasklade skladem dostępny emestoque disponível stokta"
     ),
     "out_of_stock": (
-        "outofstock out outstock nichtauflager soldout unavailable discontinued notavailable nichtverfügbar nichtlieferbar "
-        "ausverkauft nichtvorrätig épuisé enrupturedestock rupturedestock horsstock indisponible agotado "
+        "outofstock out outstock soldout unavailable discontinued notavailable nichtverfügbar nichtlieferbar "
+        "nichtauflager ausverkauft nichtvorrätig épuisé enrupturedestock rupturedestock horsstock indisponible agotado "
         "sinexistencias esaurito nondisponibile uitverkocht nietopvoorraad slutsåld niedostępny vyprodáno esgotado"
     ),
     "preorder": "preorder presale vorbestellung vorbestellbar précommande preordine reserva preventa pedidoantecipado",

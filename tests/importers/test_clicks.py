@@ -418,7 +418,6 @@ def test_events_of_segment_have_their_values_in_properties(tmp_path: Path) -> No
         },
         {"event": "Product Clicked", "timestamp": "2026-01-01T10:00:02Z", "properties": {"product_id": "43"}},
     ]
-    rows[0]["properties"] = {"query": "mug"}
     text = "".join(json.dumps({**row, "anonymousId": "a"}) + "\n" for row in rows)
     log, left_out = read(write(tmp_path, text, "events.jsonl"))
     assert counts_of(log)["mug / 43"][1] == 1 and not left_out

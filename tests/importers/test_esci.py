@@ -46,6 +46,7 @@ EXAMPLES = [
     example(3, "tea pot", "0099", "us", "irrelevant", "test", small=0),
     example(4, "cup", "B7", "us", "X", "test"),
     example(5, "", "B7", "us", "E", "test"),
+    example(6, "jug", "B7", "us", "E", "te"),
 ]
 
 
@@ -82,10 +83,11 @@ def test_all_locales_are_told_apart(folder: Path) -> None:
     assert "--locale" in found.log.warnings[0]
 
 
-def test_labels_that_are_unknown_and_queries_without_text_are_rejected(folder: Path) -> None:
+def test_labels_and_splits_that_are_unknown_and_queries_without_text_are_rejected(folder: Path) -> None:
     assert read(folder).log.rejected == [
         ("examples.parquet", 5, "esci_label is none of E, S, C and I: 'X'"),
         ("examples.parquet", 6, "query is empty"),
+        ("examples.parquet", 7, "split is none of train, val and test: 'te'"),
     ]
 
 

@@ -394,6 +394,7 @@ def test_excel(tmp_path: Path) -> None:
     file = workbook(
         tmp_path / "a.xlsx",
         Info=sheet(),
+        Cover=sheet(words("Price list"), words("Spring")),
         Goods=sheet(
             words("Our goods"),
             "",
@@ -410,7 +411,7 @@ def test_excel(tmp_path: Path) -> None:
         (4, ["0071", "Pan", "4006381333931", "19.95"]),
         (5, ["72", "Lid", "12345678901234567000", ""]),
     ]
-    assert any("'Goods' is read, not 'Old'" in one for one in log.warnings)
+    assert any("'Goods' is read, not 'Cover', 'Old'" in one for one in log.warnings)
     assert any("'ean' have more than 15 digits" in one for one in log.warnings)
 
 

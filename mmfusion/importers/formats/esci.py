@@ -103,7 +103,10 @@ def _judgements(
                     label = cell(row, "esci_label")
                     if label.lower() not in _GRADES:
                         raise ValueError(f"esci_label is none of E, S, C and I: {label!r}")
-                    split = split_named(cell(row, "split")) or split_of_file(table.file.name)
+                    split = split_named(cell(row, "split"))
+                    if split is None and cell(row, "split"):
+                        raise ValueError(f"split is none of train, val and test: {cell(row, 'split')!r}")
+                    split = split or split_of_file(table.file.name)
                     text = cell(row, "query")
                     query_id = queries.add(cell(row, "query_id") or derived_query_id(text), text, split)
                 except ValueError as error:
