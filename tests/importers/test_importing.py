@@ -105,6 +105,14 @@ def test_a_dry_run_writes_no_table(file: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "out").glob("*.parquet"))
 
 
+def test_a_catalogue_without_queries_says_how_to_get_them(tmp_path: Path) -> None:
+    (tmp_path / "a.lines").write_text("01|Mug|\n", "utf-8")
+    import_catalogue([str(tmp_path / "a.lines")], tmp_path / "out")
+    assert len(Catalogue.load_products(tmp_path / "out").products) == 1
+    with pytest.raises(CatalogueError, match="Import it with --clicks or --judgements"):
+        Catalogue.load(tmp_path / "out")
+
+
 def test_products_without_a_text_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.lines").write_text("01|Mug|\n02||\n03||\n", "utf-8")
     result = import_catalogue([str(tmp_path / "a.lines")], tmp_path / "out")
