@@ -76,17 +76,19 @@ class ProductEmbedder(L.LightningModule):
         shards, job.contents = trainer.strategy.broadcast(found)
         own = shards[trainer.global_rank :: trainer.world_size]
         size = job.settings.batch_size
-        self._batches = [
-            (shard, rows) for shard in own for rows in shard_batches(job.rows[shard.places], job.lengths, size)
-        ]
+        self._batches = []
+        for shard in own:
+            contents = job.contents[shard.places]
+            batches = shard_batches(job.rows[shard.places], contents, job.lengths, size)
+            self._batches += [(shard, rows, rows is batches[-1]) for rows in batches]
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        return product_loader(self.job.table, [rows for _, rows in self._batches], self.job.settings.num_workers)
+        return product_loader(self.job.table, [rows for _, rows, _ in self._batches], self.job.settings.num_workers)
 
     def on_predict_start(self) -> None:
         ranks = self.trainer.world_size
         self._bar = progress_bar(
-            total=sum(len(rows) for _, rows in self._batches),
+            total=sum(len(rows) for _, rows, _ in self._batches),
             desc=f"embedding (first of {ranks} parts)" if ranks > 1 else "embedding",
             unit="product",
             disable=not self.trainer.is_global_zero,
@@ -95,14 +97,15 @@ class ProductEmbedder(L.LightningModule):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> int:
         """Embeds a batch, and writes its shard if it is the last one; returns the number of products."""
-        job, shard = self.job, self._batches[batch_idx][0]
+        job = self.job
+        shard, rows, is_last = self._batches[batch_idx]
         self._done.append(embed_batch(self.model, batch, job.settings.truncate_dim))
-        if sum(len(rows) for rows, _, _ in self._done) == len(shard.places):
+        if is_last:
             ids, contents = job.ids(shard.places).to_pylist(), job.contents[shard.places]
             write_batches(job.folder / shard.name, job.provenance, ids, contents, self._done)
             self._done = []
-        self._bar.update(len(self._batches[batch_idx][1]))
-        return len(self._batches[batch_idx][1])
+        self._bar.update(len(rows))
+        return len(rows)
 
     def on_predict_end(self) -> None:
         self._bar.close()

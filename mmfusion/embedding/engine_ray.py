@@ -202,7 +202,7 @@ class ShardWorker:
                 "which follows the change"
             )
         done = []
-        batches = shard_batches(rows, job.lengths, job.settings.batch_size)
+        batches = shard_batches(rows, contents, job.lengths, job.settings.batch_size)
         for batch in product_loader(job.table, batches, job.settings.num_workers):
             with torch.inference_mode(), self.fabric.autocast():
                 done.append(embed_batch(self.model, self.fabric.to_device(batch), job.settings.truncate_dim))

@@ -279,17 +279,27 @@ def describe(
     )
 
 
-def shard_batches(rows: Rows, lengths: npt.NDArray[np.int64], batch_size: int) -> list[Rows]:
-    """The batches of a shard, shortest texts first.
+def distinct(contents: Digests) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The first place of each content (D,), ascending, and for each of n places which of those has its content (n,)."""
+    _, first, same = np.unique(contents, axis=0, return_index=True, return_inverse=True)
+    places = np.sort(first)
+    # Older NumPy gives the inverse a second axis.
+    return places, np.searchsorted(places, first[same.reshape(-1)])
+
+
+def shard_batches(rows: Rows, contents: Digests, lengths: npt.NDArray[np.int64], batch_size: int) -> list[Rows]:
+    """The batches of a shard, shortest texts first; of products that show the same text and photos, the first alone.
 
     Batches are made within a shard, because the products next to it change the last digits of a vector: so neither the
     engine nor the number of ranks nor the shards that are there already change what comes out.
 
     Args:
-        rows: (n,) int64 catalogue rows of the shard.
+        rows: (n,) int64 catalogue rows of the shard, ascending.
+        contents: (n, 2) digests of what the products show.
         lengths: Characters of the texts of all products of the catalogue.
         batch_size: Products per batch.
     """
+    rows = rows[distinct(contents)[0]]
     ordered = rows[np.argsort(lengths[rows], kind="stable")]
     return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
 
@@ -317,7 +327,7 @@ def embed_batch(model: MMFusionModel, batch: dict[str, Any], truncate_dim: int |
 def write_batches(
     path: Path, provenance: Provenance, ids: list[str], contents: Digests, batches: Sequence[EmbeddedBatch]
 ) -> None:
-    """Writes a shard from all of its batches, whole or not at all; errors are those of `write_shard`."""
+    """Writes a shard from all of its `shard_batches`, whole or not at all; errors are those of `write_shard`."""
     rows, vectors, weights = (np.concatenate(part) for part in zip(*batches, strict=True))
-    order = np.argsort(rows)
+    order = np.argsort(rows)[distinct(contents)[1]]
     write_shard(path, provenance, ids, contents, vectors[order], weights[order])

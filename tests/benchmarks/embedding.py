@@ -105,6 +105,7 @@ def bare_loop(catalogue: Path, folder: Path, model_folder: str, batch_size: int)
     from mmfusion.data.catalogue import Catalogue
     from mmfusion.data.tables import ProductTable, text_lengths
     from mmfusion.embedding import EmbeddingSettings
+    from mmfusion.embedding.content import content_digests
     from mmfusion.embedding.job import shard_batches
     from mmfusion.training import load_base
 
@@ -116,7 +117,10 @@ def bare_loop(catalogue: Path, folder: Path, model_folder: str, batch_size: int)
     shards = [rows[start : start + size] for start in range(0, len(rows), size)]
     lengths = text_lengths(products, processor.template_columns)
     table = ProductTable(products, processor)
-    batches = [table[part] for shard in shards for part in shard_batches(shard, lengths, batch_size)]
+    parts = [
+        part for shard in shards for part in shard_batches(shard, content_digests(table, shard), lengths, batch_size)
+    ]
+    batches = [table[part] for part in parts]
     for batch in batches:
         batch.pop("product_rows")
     with torch.inference_mode():

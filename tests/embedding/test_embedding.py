@@ -117,6 +117,36 @@ def test_shards_hold_every_product_once_with_the_vector_of_the_model(place: Path
     assert [entry.rows for entry in embedded.manifest.shards] == [SHARD] * 6 + [4]
 
 
+def test_equal_products_are_encoded_once_and_get_equal_bits(
+    place: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pq.read_table(place / "catalogue" / "products.parquet")
+    # One without a photo and one without a text are among them, and equal ones are not beside each other.
+    rows = [{**row, "product_id": f"{row['product_id']}/{copy}"} for copy in range(3) for row in table.to_pylist()[:8]]
+    write_products(tmp_path / "catalogue", rows, table.schema)
+    encoded = []
+    embed_batch = engine_lightning.embed_batch
+
+    def count(*arguments: Any) -> Any:
+        encoded.append(len(arguments[1]["product_rows"]))
+        return embed_batch(*arguments)
+
+    monkeypatch.setattr(engine_lightning, "embed_batch", count)
+    embed(place, tmp_path / "out", catalogue=str(tmp_path / "catalogue"), shard_size=20)
+    # 20 products and then 4: of each shard, those that differ.
+    assert sum(encoded) == 8 + 4
+    embedded, expected = EmbeddedCatalogue.open(tmp_path / "out"), EmbeddedCatalogue.open(finished)
+    assert embedded.column("product_id").to_pylist() == [row["product_id"] for row in rows]
+    vectors, weights = np.concatenate(list(embedded.vectors())), embedded.modality_weights()
+    for row in range(4):
+        copies = vectors[[row, row + 8, row + 16]]
+        assert copies.tobytes() == copies[:1].repeat(3, axis=0).tobytes()
+    wanted = np.concatenate(list(expected.vectors()))[:8]
+    assert len(np.unique(wanted.round(4), axis=0)) == 8
+    np.testing.assert_allclose(vectors, np.tile(wanted, (3, 1)), atol=1e-6)
+    np.testing.assert_allclose(weights, np.tile(expected.modality_weights()[:8], (3, 1)), atol=1e-6)
+
+
 def test_a_second_run_embeds_nothing(place: Path, finished: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in finished.glob("shard-*")}
     with caplog.at_level("INFO", logger="mmfusion"):
