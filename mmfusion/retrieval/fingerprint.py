@@ -47,7 +47,8 @@ def stored_fingerprint(
 def _digest(weights: Iterable[tuple[str, torch.Tensor]], config: MMFusionConfig, processor: MMFusionProcessor) -> str:
     digest = hashlib.sha256()
     for name, value in weights:
-        digest.update(name.encode() + value.float().cpu().numpy().tobytes())
+        digest.update(name.encode())
+        digest.update(value.float().cpu().reshape(-1).numpy().data)
     for part in (_config_fields(config), processor.image_processor.to_dict(), processor_fields(processor)):
         digest.update(json.dumps(_stable(part), sort_keys=True, default=str).encode())
     return digest.hexdigest()

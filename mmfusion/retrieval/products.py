@@ -151,12 +151,18 @@ def _take(table: pa.Table, rows: IntArray) -> pa.Table:
     ends = np.cumsum([len(batch) for batch in batches], dtype=np.int64)
     of_batch = np.searchsorted(ends, rows, side="right")
     parts = [
-        batches[number].take(pa.array(rows[of_batch == number] - (ends[number] - len(batches[number]))))
+        batches[number].take(_places(rows[of_batch == number] - (ends[number] - len(batches[number]))))
         for number in np.unique(of_batch)
     ]
     # Parts come in the order of the chunks; what belongs where is the inverse of the order that sorted them.
     places = np.argsort(np.argsort(of_batch, kind="stable"))
-    return pa.Table.from_batches(parts, table.schema).take(pa.array(places))
+    return pa.Table.from_batches(parts, table.schema).take(_places(places))
+
+
+def _places(places: IntArray) -> pa.Array:
+    # pa.array imports pandas, which a search would wait for.
+    buffer = pa.py_buffer(np.ascontiguousarray(places, dtype=np.int64))
+    return pa.Array.from_buffers(pa.int64(), len(places), [None, buffer])
 
 
 def _plain(metadata: pa.Table) -> pa.Table:

@@ -31,7 +31,7 @@ products = pa.ipc.open_file(pa.memory_map(index + "/products.arrow")).read_all()
 with torch.inference_mode():
     states = encoder(**tokenizer([query], return_tensors="pt")).last_hidden_state.mean(1) @ weight.T
 scores, rows = found.search(torch.nn.functional.normalize(states).numpy(), 10)
-print(products.take(rows[0]).column("product_id").to_pylist(), scores)
+print([products.column("product_id")[int(row)].as_py() for row in rows[0]], scores)
 """
 
 PLAIN_EMBED = """

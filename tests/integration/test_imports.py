@@ -103,12 +103,17 @@ assert AutoModel._model_mapping[MMFusionConfig] is MMFusionModel
 def test_a_search_and_a_job_with_nothing_to_do_wait_for_little() -> None:
     code = """
 import sys
-sys.argv = ["mmfusion", "search"]
+sys.argv[0] = "mmfusion"
+import numpy as np
 import mmfusion.commands.search
+from mmfusion.retrieval import ProductIndex
+index = ProductIndex.load(sys.argv.pop())
+assert index.search(np.ones((1, index.description.dimension), np.float32), 1)[0]
 found = {"datasets", "pandas", "lightning", "matplotlib"} & set(sys.modules)
 assert not found, found
 import mmfusion.commands.embed
 found = {"lightning", "ray", "matplotlib", "torchmetrics"} & set(sys.modules)
 assert not found, found
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    index = CHECKOUT / "tests" / "golden" / "index" / "index"
+    subprocess.run([sys.executable, "-c", code, str(index)], check=True)
