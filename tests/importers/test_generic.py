@@ -26,6 +26,7 @@ def table(folder: Path, text: str, **settings: object) -> Read:
         ("Artikelcode;Naam;Afbeelding;Prijs", "Artikelcode Naam Afbeelding Prijs"),
         ("symbol;nazwa;zdjęcie;cena", "symbol nazwa zdjęcie cena"),
         ("商品コード;商品名;画像;価格", "商品コード 商品名 画像 価格"),
+        ("product_number;name;cover_image;price_gross", "product_number name cover_image price_gross"),
         ("uniq_id,product_name,image_1,price (EUR)", "uniq_id product_name image_1 price (EUR)"),
     ],
 )

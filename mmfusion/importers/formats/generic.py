@@ -52,7 +52,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
             "kurzbeschreibung | summary"
         ),
         "image": (
-            "image | images | base_image | featured_image | image_link | image_url | image_urls | "
+            "image | images | base_image | featured_image | cover_image | image_link | image_url | image_urls | "
             "image_src | img | imgs | img_url "
             "| img_src | main_image | main_image_url | primary_image | primaryimage | product_image | "
             "product_image_url | product_images | image_path | image_paths | image_file | image_name "
@@ -65,7 +65,8 @@ _NAMES: dict[str, tuple[str, ...]] = {
         ),
         "price": (
             "price | regular_price | list_price | retail_price | unit_price | selling_price | "
-            "actual_price | msrp | rrp | preis | verkaufspreis | bruttopreis | vk-preis | uvp | prix "
+            "actual_price | current_price | price_gross | gross_price | "
+            "msrp | rrp | preis | verkaufspreis | bruttopreis | vk-preis | uvp | prix "
             "| prix ttc | tarif | precio | precio normal | pvp | prezzo | prijs | verkoopprijs | cena "
             "| preço | pris | hinta | цена | 価格 | 价格 | 가격"
         ),
@@ -86,8 +87,8 @@ _NAMES: dict[str, tuple[str, ...]] = {
             "категория | カテゴリー | 分类 | 카테고리"
         ),
         "brand": (
-            "brand | brand_name | product_brand | vendor | manufacturer | marke | hersteller | marque "
-            "| fabricant | marca | merk | fabrikant | marka | producent | märke | mærke | značka | "
+            "brand | brand_name | product_brand | vendor | manufacturer | manufacturer_name | marke | hersteller | "
+            "marque | fabricant | marca | merk | fabrikant | marka | producent | märke | mærke | značka | "
             "бренд | ブランド | 品牌 | 브랜드"
         ),
         "group_id": (
