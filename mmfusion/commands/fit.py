@@ -167,7 +167,7 @@ def _catalogue(config: Config, folder: Path, run: Run) -> str:
     state = json.loads(json.dumps([config.sources, sorted(_files(config)), recorded_arguments(settings)]))
     if run.record.get("imported") != state:
         result = import_catalogue(config.sources, folder / "catalogue", settings)
-        print(f"{result.num_products:,} products in {result.folder}", flush=True)
+        print("\n".join(result.lines()), flush=True)
         run.note(imported=state)
     return str(folder / "catalogue")
 

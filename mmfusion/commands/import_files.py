@@ -1,6 +1,5 @@
 """Make a catalogue of a shop's own files, of a click log, or of a research data set."""
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,22 +29,7 @@ def main(config: Config) -> None:
     catalogue with a report of what was read and what was left out.
     """
     result = import_catalogue(config.sources, config.output, config, dry_run=config.dry_run)
-    log, photos, splits = result.log, result.photos, Counter(query.split for query in result.queries)
-    for warning in log.warnings:
-        print(f"warning: {warning}")
-    for reason, count in log.left_out.most_common():
-        print(f"left out: {reason}: {count:,}")
-    if log.rejected_by_reason:
-        print(f"rejected: {log.rejected_by_reason.total():,} rows, listed in {result.folder / 'rejected.csv'}")
-    if photos.named:
-        print(f"{photos.found:,} of {photos.named:,} photos found, {photos.unused:,} of nobody")
-    if splits:
-        shares = ", ".join(f"{splits[name]:,} {name}" for name in ("train", "val", "test"))
-        print(f"{len(result.queries):,} queries ({shares}) with {len(result.judgements):,} judgements")
-        print(f"grades: {result.judgement_rule}")
-    if result.changes is not None:
-        print(f"since the last import: {result.changes}")
-    print(f"{result.num_products:,} products in {result.folder}; see {result.folder / 'import.html'}")
+    print("\n".join(result.lines()))
     if config.dry_run:
         print("next: the same command without --dry_run")
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -112,3 +114,20 @@ class ImportResult:
     judgement_rule: str = ""
     photos: PhotoCounts = field(default_factory=PhotoCounts)
     changes: Changes | None = None
+
+    def lines(self) -> Iterator[str]:
+        """What a user should know, in lines: warnings, what was left out, and what the catalogue holds."""
+        log, photos, splits = self.log, self.photos, Counter(query.split for query in self.queries)
+        yield from (f"warning: {warning}" for warning in log.warnings)
+        yield from (f"left out: {reason}: {count:,}" for reason, count in log.left_out.most_common())
+        if log.rejected_by_reason:
+            yield f"rejected: {log.rejected_by_reason.total():,} rows, listed in {self.folder / 'rejected.csv'}"
+        if photos.named:
+            yield f"{photos.found:,} of {photos.named:,} photos found, {photos.unused:,} of nobody"
+        if splits:
+            shares = ", ".join(f"{splits[name]:,} {name}" for name in ("train", "val", "test"))
+            yield f"{len(self.queries):,} queries ({shares}) with {len(self.judgements):,} judgements"
+            yield f"grades: {self.judgement_rule}"
+        if self.changes is not None:
+            yield f"since the last import: {self.changes}"
+        yield f"{self.num_products:,} products in {self.folder}; see {self.folder / 'import.html'}"
