@@ -21,7 +21,7 @@ from mmfusion.evaluation import (
     rank_bm25,
     write_evaluation,
 )
-from mmfusion.evaluation.evaluate import PLACES, default_slices, pool_rows, take
+from mmfusion.evaluation.evaluate import PLACES, default_slices, pool_rows, seen_in_training, take
 from mmfusion.evaluation.perturb import Perturbation, PerturbedInputs, perturbed_inputs
 from mmfusion.evaluation.tables import router_weights_table
 from mmfusion.evaluation.trec_runs import read_run, write_run
@@ -191,6 +191,9 @@ def main(config: Config) -> None:
     if "router_weights" in provenance:
         print(f"what the router weighs, per cent:\n\n{router_weights_table([result])}\n")
     lock.release()
+    seen, judged = seen_in_training(catalogue, config.split)
+    if config.split != "train" and seen:
+        print(f"{seen:,} of {judged:,} products that {config.split} queries ask for were seen in training\n")
     print(f"{text}\nresults: {folder.absolute()}")
     print(f"next: mmfusion embed --base {config.base}" if by_model else f"next: mmfusion report --results {folder}")
 

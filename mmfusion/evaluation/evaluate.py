@@ -127,6 +127,18 @@ def pool_rows(catalogue: Catalogue, split: str, pool: str) -> tuple[Rows, Rows]:
     return catalogue.judged_queries(split), catalogue.product_rows(split if pool == "split" else None)
 
 
+def seen_in_training(catalogue: Catalogue, split: str) -> tuple[int, int]:
+    """Of the products that are relevant for queries of a split, how many are so for train queries, and how many all.
+
+    Where queries are split and products are not, a model was trained on some of what it has to find; where products
+    are split, it was on none.
+    """
+    found, trained = (
+        np.unique(qrels.product[qrels.grade > 0]) for qrels in map(catalogue.split_qrels, (split, "train"))
+    )
+    return int(np.isin(found, trained).sum()), len(found)
+
+
 def default_slices(catalogue: Catalogue) -> list[str]:
     """The query columns that evaluations are sliced by unless others are named."""
     return ["kind"] if "kind" in catalogue.queries.column_names else []

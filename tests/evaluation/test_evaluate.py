@@ -14,6 +14,7 @@ from mmfusion import Evaluation, Retriever, evaluate
 from mmfusion.data.catalogue import Catalogue, CatalogueError
 from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.evaluation import evaluate_pool
+from mmfusion.evaluation.evaluate import seen_in_training
 from mmfusion.training.sources import load_base, starting_base
 
 
@@ -64,6 +65,21 @@ def test_most_queries_without_a_relevant_product_are_a_warning(
     with caplog.at_level("WARNING", logger="mmfusion"):
         evaluate_pool(columns, catalogue, relevant_grade=relevant_grade)
     assert not caplog.text if said is None else re.search(said, caplog.text)
+
+
+def test_products_that_were_seen_in_training_are_counted(catalogue: Catalogue) -> None:
+    assert seen_in_training(catalogue, "test")[0] == 0 < seen_in_training(catalogue, "test")[1]
+    grades = {"a": {"1": 3, "2": 1, "3": 0}, "b": {"2": 3, "3": 2}}
+    unsplit = Catalogue.from_records(
+        [{"product_id": name, "title": name} for name in "123"],
+        [{"query_id": "a", "query": "a", "split": "train"}, {"query_id": "b", "query": "b", "split": "test"}],
+        [
+            {"query_id": query, "product_id": product, "grade": grade}
+            for query, found in grades.items()
+            for product, grade in found.items()
+        ],
+    )
+    assert seen_in_training(unsplit, "test") == (1, 2)
 
 
 def test_a_retriever_has_the_numbers_of_the_command(catalogue: Catalogue, tmp_path: Path) -> None:
