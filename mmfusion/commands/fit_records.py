@@ -1,7 +1,9 @@
 """`mmfusion fit` of what a program has in memory: a model, and products."""
 
+import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.training.checkpoints import save_whole
 from mmfusion.training.sources import load_base
+
+logger = logging.getLogger(__name__)
 
 
 def fit_records(
@@ -37,8 +41,9 @@ def fit_records(
     if in_files and (queries is not None or qrels is not None):
         raise FitError("queries and qrels go with products in memory; with files give judgements=, or a catalogue.")
     sources = [os.fspath(products) if in_files else str(folder / "records")]
-    given = {**settings, "clicks": clicks} if in_files else settings
-    config = Config(sources=sources, output=str(folder), base=str(base), **_known(given))
+    wanted = Config(sources=sources, output=str(folder), base=str(base), **_known({**settings, "clicks": clicks}))
+    # What is fitted is a catalogue by then, which has its judgements.
+    config = wanted if in_files else replace(wanted, clicks=None, judgements=None)
     # Before anything is written to the folder, which may belong to another run.
     run = begin(config, folder)
     if not (base / "config.json").is_file():
@@ -46,7 +51,9 @@ def fit_records(
     elif model_fingerprint(*load_base(str(base))) != model_fingerprint(model, processor):
         raise FitError(f"The run in {run.folder} began with another model; give another output.")
     if not in_files:
-        write_records(folder / "records", products, queries, qrels, clicks=clicks, seed=config.seed)
+        log = write_records(folder / "records", products, queries, qrels, settings=wanted)
+        for line in [*log.lines(), *(f"rejected: {why}: {n:,}" for why, n in log.rejected_by_reason.most_common())]:
+            logger.warning("%s", line)
     main(config)
     stage = "stage2" if (folder / "stage2" / "config.json").is_file() else "stage1"
     return folder / stage, folder / "index" / "index"

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,14 @@ from mmfusion.files import move_files
 from mmfusion.importers.changes import DIGESTS, Digests
 from mmfusion.importers.downloads import Downloads
 from mmfusion.importers.items import Imported, ImportLog, Item, Judgement, Query, ReadSettings, Split
-from mmfusion.importers.judgements import Judgements, read_judgements
+from mmfusion.importers.judging import check_one_source, judged_by_files, with_derived_ids
 from mmfusion.importers.photo_store import DOWNLOADED, FAILED, PhotoStore
 from mmfusion.importers.photos import PhotoFolders
 from mmfusion.importers.registry import find_importer
 from mmfusion.importers.report import tiles_of, write_report
 from mmfusion.importers.settings import ImportResult, ImportSettings
 from mmfusion.importers.source import Source, open_source
-from mmfusion.importers.splits import derived_query_id, split_products, split_queries, split_queries_by_product
+from mmfusion.importers.splits import split_products, split_queries, split_queries_by_product
 from mmfusion.importers.variants import products_of
 from mmfusion.importers.write import (
     ProductsWriter,
@@ -63,6 +63,7 @@ def import_catalogue(
             written.
     """
     settings, folder = settings or ImportSettings(), Path(output)
+    check_one_source(settings)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".import.lock", blocking=False)
@@ -201,7 +202,7 @@ def _read_products(products: ProductsWriter, photos: PhotoStore, imported: Impor
     settings, log, found = result.settings, result.log, _Found()
     named = where_columns(settings.where or [])
     seen: set[str] = set()
-    untitled: list[str] = []
+    untitled, first_untitled = 0, ""
 
     def counted() -> Iterator[Item]:
         for item in imported.items:
@@ -220,27 +221,28 @@ def _read_products(products: ProductsWriter, photos: PhotoStore, imported: Impor
     with progress_bar(desc="products", unit="", unit_scale=True, delay=2) as progress:
         for part in _in_parts(stream):
             progress.update(len(part))
-            columns = _columns(part, log)
+            columns = _columns(part)
             seen |= columns.keys()
             if settings.where:
                 part = [
                     item for item, kept in zip(part, _fulfilled(columns, settings.where, named), strict=True) if kept
                 ]
                 log.leave_out("--where does not hold", len(columns["product_id"]) - len(part))
-                columns = _columns(part, log)
+                columns = _columns(part)
             if part:
-                untitled += [item.item_id for item in part if not item.title and not item.description]
+                textless = [item.item_id for item in part if not item.title and not item.description]
+                untitled, first_untitled = untitled + len(textless), first_untitled or "".join(textless[:1])
                 found.groups.update((item.item_id, item.group_id or item.item_id) for item in part)
                 products.write(columns, [photos.structs(item) for item in part])
-    if 0 < len(untitled) < products.rows:
-        log.warn(f"products without a title or description: {len(untitled):,}, the first is {untitled[0]!r}")
+    if 0 < untitled < products.rows:
+        log.warn(f"products without a title or description: {untitled:,}, the first is {first_untitled!r}")
     if named - seen:
         remedy = f"Use one of {', '.join(sorted(seen))}."
         raise CatalogueError(f"there is no column {min(named - seen)!r}", "--where", remedy)
     return found
 
 
-def _columns(items: Sequence[Item], log: ImportLog) -> dict[str, list[Any]]:
+def _columns(items: Sequence[Item]) -> dict[str, list[Any]]:
     """Values by column of the catalogue; text that is blank is none."""
     columns: dict[str, list[Any]] = {
         "product_id": [item.item_id for item in items],
@@ -270,40 +272,37 @@ def _fulfilled(columns: dict[str, list[Any]], where: Sequence[Any], named: set[s
 
 def _judge(result: ImportResult, imported: Imported, found: _Found) -> None:
     """Queries and grades of known products; what is left out is counted."""
-    settings, log = result.settings, result.log
-    if settings.clicks is not None or settings.judgements is not None:
-        if settings.clicks is not None and settings.judgements is not None:
-            raise CatalogueError("both are given", "--clicks and --judgements", "Give one of them.")
-        ids = {name: name for name in found.groups}
-        queries = (imported.queries() if callable(imported.queries) else imported.queries) or []
-        known_queries = {query.query_id: query for query in queries}
-        graded = _graded(settings, {**found.product_of, **ids}, known_queries, log)
-        # Rows that were rejected are counted already.
-        log.left_out.update({why: n for why, n in graded.counts.items() if why not in log.rejected_by_reason})
-        for warning in graded.warnings:
-            log.warn(warning)
-        result.judgement_rule = graded.rule
-        if graded.by_id:
-            result.queries = [known_queries[name] for name in graded.queries if name in known_queries]
-            result.judgements = [Judgement(*row) for row in graded.rows if row[0] in known_queries]
-            log.leave_out("judgement of an unknown query", len(graded.rows) - len(result.judgements))
-            if not result.queries:
-                remedy = "Give a file with the texts in a column `query`, or import the queries, too."
-                raise CatalogueError("queries are named by id, and no file has their texts", "--judgements", remedy)
-            return
-        names = {text: derived_query_id(text) for text in graded.queries}
-        result.queries = [Query(name, text) for text, name in names.items()]
-        result.judgements = [Judgement(names[text], product, grade) for text, product, grade in graded.rows]
-        return
+    log = result.log
     queries = (imported.queries() if callable(imported.queries) else imported.queries) or []
+    known_queries = {query.query_id: query for query in queries}
+    known = {**found.product_of, **{name: name for name in found.groups}}
+    graded = judged_by_files(result.settings, known, log, known_queries)
+    if graded is None:
+        _judge_by_source(result, imported, queries, found)
+        return
+    result.judgement_rule = graded.rule
+    if not graded.by_id:
+        result.queries, result.judgements = with_derived_ids(graded)
+        return
+    result.queries = [known_queries[name] for name in graded.queries if name in known_queries]
+    result.judgements = [Judgement(*row) for row in graded.rows if row[0] in known_queries]
+    log.leave_out("judgement of an unknown query", len(graded.rows) - len(result.judgements))
+    if not result.queries:
+        remedy = "Give a file with the texts in a column `query`, or import the queries, too."
+        raise CatalogueError("queries are named by id, and no file has their texts", "--judgements", remedy)
+
+
+def _judge_by_source(result: ImportResult, imported: Imported, queries: Sequence[Query], found: _Found) -> None:
+    """Judgements of a data set that comes with them."""
+    log = result.log
     judgements = (imported.judgements() if callable(imported.judgements) else imported.judgements) or []
     grades: dict[tuple[str, str], int] = {}
-    known = {query.query_id for query in queries}
+    ids = {query.query_id for query in queries}
     for query_id, item_id, grade in judgements:
         product_id = found.product_of.get(item_id, item_id)
         if product_id not in found.groups:
             log.leave_out("judgement of an unknown product")
-        elif query_id not in known:
+        elif query_id not in ids:
             log.leave_out("judgement of an unknown query")
         else:
             grades[query_id, product_id] = max(grade, grades.get((query_id, product_id), 0))
@@ -312,31 +311,6 @@ def _judge(result: ImportResult, imported: Imported, found: _Found) -> None:
     log.leave_out("query without a judgement", len(queries) - len(result.queries))
     result.judgements = [Judgement(*pair, grade) for pair, grade in grades.items()]
     result.judgement_rule = imported.judgement_rule
-
-
-def _graded(
-    settings: ImportSettings, known: dict[str, str], known_queries: Collection[str], log: ImportLog
-) -> Judgements:
-    if settings.judgements is not None:
-        columns = settings.click_columns
-        return read_judgements(
-            settings.judgements, known, known_queries=known_queries, columns=columns, reject=log.reject
-        )
-    if settings.clicks is None:
-        raise ValueError("neither clicks nor judgements are given")
-    from mmfusion.importers.clicks import read_clicks
-    from mmfusion.importers.grades import grade
-
-    clicks = read_clicks(settings.clicks, known, columns=settings.click_columns, reject=log.reject)
-    print(f"{', '.join(clicks.files)}: {clicks.kind}, {clicks.num_rows:,} rows, {clicks.num_merged:,} added to others")
-    print("".join(f"  {role} ← {origin}\n" for role, origin in clicks.mapping.items()), end="")
-    return grade(
-        clicks,
-        settings.grades,
-        min_impressions=settings.min_impressions,
-        signal=settings.signal,
-        reject=log.reject,
-    )
 
 
 def _split(result: ImportResult, found: _Found, val_from_train: bool) -> dict[str, Split] | None:

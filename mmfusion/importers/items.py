@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -119,6 +119,11 @@ class ImportLog:
         """Something that the user should look at; a sentence that came before is not repeated."""
         if sentence not in self.warnings:
             self.warnings.append(sentence)
+
+    def lines(self) -> Iterator[str]:
+        """Warnings, and what was left out on purpose."""
+        yield from (f"warning: {warning}" for warning in self.warnings)
+        yield from (f"left out: {reason}: {count:,}" for reason, count in self.left_out.most_common())
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.catalogue_schema import CatalogueError
 from mmfusion.files import whole_file
-from mmfusion.importers.clicks import read_clicks
-from mmfusion.importers.grades import grade
 from mmfusion.importers.items import ImportLog, Judgement, Query
-from mmfusion.importers.splits import derived_query_id, split_queries
+from mmfusion.importers.judging import check_one_source, judged_by_files, with_derived_ids
+from mmfusion.importers.settings import ImportSettings
+from mmfusion.importers.splits import split_queries
 from mmfusion.importers.write import write_qrels, write_queries
 
 # Products whose photos are read and written at a time.
@@ -24,14 +24,8 @@ _ROWS = 512
 
 
 def write_records(
-    folder: str | os.PathLike[str],
-    products: Any,
-    queries: Any = None,
-    qrels: Any = None,
-    *,
-    clicks: str | Sequence[str] | None = None,
-    seed: int = 0,
-) -> Path:
+    folder: str | os.PathLike[str], products: Any, queries: Any = None, qrels: Any = None, *, settings: ImportSettings
+) -> ImportLog:
     """Writes a catalogue that holds its photos.
 
     Args:
@@ -39,43 +33,49 @@ def write_records(
         products: As for `Catalogue.from_records`.
         queries: As there; without a column `split` they are split as an import splits them.
         qrels: As there.
-        clicks: Files of click data instead of queries and judgements, graded as an import grades them.
-        seed: Of the splits.
+        settings: Clicks or judgements in files instead of queries and qrels, how they become grades, and the seed of
+            the splits; other settings of an import are about files of products.
+
+    Returns:
+        What was left out, and warnings.
 
     Raises:
         CatalogueError: Records or clicks cannot be used, a photo cannot be read, or clicks come with judgements.
     """
-    if clicks is not None and (queries is not None or qrels is not None):
-        raise CatalogueError("clicks are given, and queries or qrels, too", "records", "Give one of them.")
+    check_one_source(settings)
+    in_files = settings.clicks is not None or settings.judgements is not None
+    if in_files and (queries is not None or qrels is not None):
+        given = "clicks" if settings.clicks is not None else "judgements"
+        raise CatalogueError(f"{given} are given, and queries or qrels, too", "records", "Give one of them.")
     if (queries is None) != (qrels is None):
         raise CatalogueError("one of queries and qrels is given without the other", "records", "Give both, or none.")
-    catalogue, place = Catalogue.from_records(products, queries, qrels), Path(folder)
+    catalogue, place, log = Catalogue.from_records(products, queries, qrels), Path(folder), ImportLog()
     place.mkdir(parents=True, exist_ok=True)
     for name in ("queries", "qrels"):
         (place / f"{name}.parquet").unlink(missing_ok=True)
     _write_products(catalogue, place / "products.parquet")
-    asked, judged, rule = _judged(catalogue) if clicks is None else _clicked(catalogue, clicks)
+    graded = judged_by_files(settings, {str(name): str(name) for name in catalogue.product_ids}, log)
+    if graded is None:
+        asked, judged = _judged(catalogue)
+    elif graded.by_id:
+        remedy = "Give the texts in a column `query`."
+        raise CatalogueError("queries are named by id, and no file has their texts", "judgements", remedy)
+    else:
+        asked, judged = with_derived_ids(graded)
     if asked:
-        write_queries(place / "queries.parquet", split_queries(asked, log=ImportLog(), seed=seed))
-        write_qrels(place / "qrels.parquet", judged, rule)
-    return place
+        write_queries(place / "queries.parquet", split_queries(asked, log=log, seed=settings.seed))
+        write_qrels(place / "qrels.parquet", judged, "" if graded is None else graded.rule)
+    return log
 
 
-def _judged(catalogue: Catalogue) -> tuple[list[Query], list[Judgement], str]:
+def _judged(catalogue: Catalogue) -> tuple[list[Query], list[Judgement]]:
     table, qrels = catalogue.queries, catalogue.qrels
     columns = [table[name] if name in table.column_names else [None] * len(table) for name in ("split", "kind")]
     texts = zip(catalogue.query_ids, table["query"], *columns, strict=True)
     asked = [Query(str(name), text, split, kind) for name, text, split, kind in texts]
     rows = zip(qrels.query.tolist(), qrels.product.tolist(), qrels.grade.tolist(), strict=True)
     names = catalogue.query_ids, catalogue.product_ids
-    return asked, [Judgement(str(names[0][query]), str(names[1][row]), value) for query, row, value in rows], ""
-
-
-def _clicked(catalogue: Catalogue, clicks: str | Sequence[str]) -> tuple[list[Query], list[Judgement], str]:
-    graded = grade(read_clicks(clicks, {str(name): str(name) for name in catalogue.product_ids}))
-    names = {text: derived_query_id(text) for text in graded.queries}
-    judged = [Judgement(names[text], product, value) for text, product, value in graded.rows]
-    return [Query(name, text) for text, name in names.items()], judged, graded.rule
+    return asked, [Judgement(str(names[0][query]), str(names[1][row]), value) for query, row, value in rows]
 
 
 def _write_products(catalogue: Catalogue, path: Path) -> None:

@@ -117,11 +117,11 @@ class ImportResult:
 
     def lines(self) -> Iterator[str]:
         """What a user should know, in lines: warnings, what was left out, and what the catalogue holds."""
-        log, photos, splits = self.log, self.photos, Counter(query.split for query in self.queries)
-        yield from (f"warning: {warning}" for warning in log.warnings)
-        yield from (f"left out: {reason}: {count:,}" for reason, count in log.left_out.most_common())
-        if log.rejected_by_reason:
-            yield f"rejected: {log.rejected_by_reason.total():,} rows, listed in {self.folder / 'rejected.csv'}"
+        photos, splits = self.photos, Counter(query.split for query in self.queries)
+        yield from self.log.lines()
+        if self.log.rejected_by_reason:
+            count = self.log.rejected_by_reason.total()
+            yield f"rejected: {count:,} rows, listed in {self.folder / 'rejected.csv'}"
         if photos.named:
             yield f"{photos.found:,} of {photos.named:,} photos found, {photos.unused:,} of nobody"
         if splits:
