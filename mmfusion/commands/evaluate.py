@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -119,8 +119,7 @@ def main(config: Config) -> None:
     query_rows, product_rows = pool_rows(catalogue, config.split, config.pool)
     inputs = perturbed_inputs(config.perturb, product_rows, len(catalogue.products), config.seed)
     by_model = config.ranker == "model"
-    sliced_by = default_slices(catalogue) if config.query_slices is None else config.query_slices
-    provenance = {
+    provenance: dict[str, Any] = {
         "model": model_fingerprint(model, processor),
         "baseline": "none" if by_model else config.ranker,
         "perturbation": config.perturb,
@@ -156,22 +155,12 @@ def main(config: Config) -> None:
         scores, columns = rank(queries, products.embeds, PLACES, catalogue.product_ids[product_rows])
         provenance["bytes_per_product"] = products.embeds.shape[1] * 4
         if model.config.query_router:
+            sliced_by = default_slices(catalogue) if config.query_slices is None else config.query_slices
             kinds = {name: take(catalogue.queries, name, query_rows, what="query") for name in sliced_by}
             provenance["router_weights"] = router_weights(queries, kinds)
     perturbed = [config.perturb] if config.perturb != "none" else []
-    result = evaluate_pool(
-        columns,
-        catalogue,
-        config.split,
-        pool=config.pool,
-        relevant_grade=config.relevant_grade,
-        query_slices=sliced_by,
-        product_slices=config.product_slices,
-        name=config.name or ".".join([model.config.fusion if by_model else config.ranker, *perturbed]),
-        label_source=config.label_source,
-        provenance=provenance,
-    )
-    write_evaluation(result, folder)
+    name = ".".join([model.config.fusion if by_model else config.ranker, *perturbed])
+    result = _measured(config, catalogue, columns, name, provenance)
     if config.run_file is not None:
         ids = catalogue.query_ids[query_rows], catalogue.product_ids[product_rows]
         write_run(Path(config.run_file), *ids, scores, columns, result.name)
@@ -210,22 +199,32 @@ def _evaluate_run(config: Config) -> None:
     catalogue = load_catalogue(source, None, folder, unknown=config.unknown_judgements, cache_dir=config.cache_dir)
     query_rows, product_rows = pool_rows(catalogue, config.split, config.pool)
     ids = catalogue.query_ids[query_rows], catalogue.product_ids[product_rows]
+    provenance = {"model": "", "baseline": "run", "perturbation": "none", "bytes_per_product": None}
+    columns = read_run(path, *ids, PLACES)[1]
+    result = _measured(config, catalogue, columns, path.name.split(".")[0], provenance)
+    text = _compared(config, result)
+    lock.release()
+    print(f"{text}\nresults: {folder.absolute()}\nnext: mmfusion report --results {folder}")
+
+
+def _measured(
+    config: Config, catalogue: Catalogue, columns: Tensor, name: str, provenance: dict[str, Any]
+) -> Evaluation:
+    """The result of rankings, also as files; `name` is its name where the config gives none."""
     result = evaluate_pool(
-        read_run(path, *ids, PLACES)[1],
+        columns,
         catalogue,
         config.split,
         pool=config.pool,
         relevant_grade=config.relevant_grade,
         query_slices=config.query_slices,
         product_slices=config.product_slices,
-        name=config.name or path.name.split(".")[0],
+        name=config.name or name,
         label_source=config.label_source,
-        provenance={"model": "", "baseline": "run", "perturbation": "none", "bytes_per_product": None},
+        provenance=provenance,
     )
-    write_evaluation(result, folder)
-    text = _compared(config, result)
-    lock.release()
-    print(f"{text}\nresults: {folder.absolute()}\nnext: mmfusion report --results {folder}")
+    write_evaluation(result, Path(config.output))
+    return result
 
 
 def _compared(config: Config, result: Evaluation) -> str:

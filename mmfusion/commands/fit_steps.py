@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from mmfusion.ablation.steps import model_digest
 from mmfusion.commands import base, embed, evaluate, index, report, stage1, stage2
 from mmfusion.data.catalogue import Catalogue
+from mmfusion.data.catalogue_schema import GRADES_KEY, TABLES, TEMPLATE_KEY
 from mmfusion.data.tables import photo_counts
 from mmfusion.evaluation import Evaluation
 from mmfusion.evaluation.tables import percent
@@ -22,7 +23,6 @@ from mmfusion.training.run import read_record
 if TYPE_CHECKING:
     from mmfusion.commands.fit import Config
 
-TABLES = ("products", "queries", "qrels")
 # Frozen encoders and cached features: what is trained is small, and batches are large.
 _STAGE2 = Optimization(2e-3, 0.0, 0.0, weight_decay=0.3)
 _MOST_PAIRS, _MOST_PAIRS_2, _MOST_EXTRA = 128, 384, 640
@@ -154,7 +154,7 @@ def read_facts(catalogue: str, folder: Path) -> Facts:
         notes |= pq.read_schema(path).metadata or {}
     digest = "".join(sha256_of(path)[:16] for path in files)
     photos = bool(photo_counts(loaded, 1).any())
-    labels, template = (notes.get(key, b"").decode() for key in (b"grades", b"product_template"))
+    labels, template = (notes.get(key, b"").decode() for key in (GRADES_KEY, TEMPLATE_KEY))
     return Facts(
         catalogue, digest, len(loaded.products), photos, **counts, labels=labels, template=template or "{title}"
     )

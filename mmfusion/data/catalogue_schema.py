@@ -14,6 +14,8 @@ SPLITS = ("train", "val", "test")
 TABLES = ("products", "queries", "qrels")
 TEMPLATE_KEY = b"product_template"
 """In the Parquet metadata of products: the product text that suits them."""
+GRADES_KEY = b"grades"
+"""In that of judgements: how they came about."""
 
 COLUMNS: dict[str, dict[str, str]] = {
     "products": {"product_id": "id", "title": "text", "description": "text", "image": "photo", "split": "text"},

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mmfusion.data.catalogue_schema import TEMPLATE_KEY, CatalogueError, first_line, reading
+from mmfusion.data.catalogue_schema import GRADES_KEY, TEMPLATE_KEY, CatalogueError, first_line, reading
 from mmfusion.files import whole_file
 from mmfusion.importers.items import Judgement, Query
 
@@ -136,7 +136,7 @@ def write_qrels(path: Path, judgements: Sequence[Judgement], rule: str) -> None:
             "grade": pa.array([one.grade for one in judgements], pa.int64()),
         }
     )
-    _write(path, table.replace_schema_metadata({b"grades": rule.encode()}))
+    _write(path, table.replace_schema_metadata({GRADES_KEY: rule.encode()}))
 
 
 def read_queries(path: Path) -> list[Query]:
