@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import socket
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from photo_server import PhotoServer
 from PIL import Image
 
 from mmfusion import MMFusionProcessor
@@ -77,26 +77,16 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"x")
 
 
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
+class Server(PhotoServer):
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.stopped = threading.Event()
+        super().__init__(Handler)
         self.asked: list[tuple[str, str]] = []
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is part of what is tested."""
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    with Server().serving() as server:
         yield server
-        server.stopped.set()
-        server.shutdown()
 
 
 def refusal(fetcher: PhotoFetcher, url: str) -> str:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 import pytest
+from photo_server import PhotoServer
 from PIL import Image
 
 from mmfusion.data.photo_urls import BusyError, PhotoFetcher
@@ -69,28 +70,18 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
+class Server(PhotoServer):
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.lock, self.stopped = threading.Lock(), threading.Event()
+        super().__init__(Handler)
+        self.lock = threading.Lock()
         self.asked: Counter[str] = Counter()
         self.at_once = self.most = 0
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that was killed is part of what is tested."""
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    with Server().serving() as server:
         yield server
-        server.stopped.set()
-        server.shutdown()
 
 
 def downloading(folder: Path, **options: Any) -> Downloads:

@@ -22,6 +22,7 @@ TEMPLATES = (
     "report/neighbours.html",
     "report/page.css",
     "report/page.html",
+    "report/tiles.html",
 )
 CHECKOUT = Path(__file__).resolve().parents[2]
 
