@@ -19,6 +19,7 @@ from mmfusion.commands.fit_steps import (
     read_facts,
     steps_of,
 )
+from mmfusion.data.hub_ids import check_readable
 from mmfusion.evaluation import Evaluation, format_comparison
 from mmfusion.evaluation.tables import percent
 from mmfusion.files import is_hub_id
@@ -132,7 +133,7 @@ def begin(config: Config, folder: Path) -> Run:
 
 
 def _check_encoders(config: Config, folder: Path) -> None:
-    """Fetches the configs of encoders, so that what cannot be had is known before anything is imported."""
+    """Fetches the configs of encoders, so that what cannot be loaded is known before anything is imported."""
     if config.base is not None or (folder / "base" / "config.json").is_file():
         return
     for flag in ("text", "vision"):
@@ -142,12 +143,13 @@ def _check_encoders(config: Config, folder: Path) -> None:
         reason = "there is no such folder, and it is not the id of a model on the Hub"
         if is_hub_id(name):
             try:
+                check_readable(name, "model")
                 hf_hub_download(name, "config.json")
                 continue
             except Exception as error:
                 reason = str(explain(error, name))
         raise HubError(
-            f"The {flag} encoder {name!r} cannot be had: {reason.rstrip('.')}. Pass folders of encoders that are "
+            f"The {flag} encoder {name!r} cannot be loaded: {reason.rstrip('.')}. Pass folders of encoders that are "
             "here: --text FOLDER --vision FOLDER."
         )
 
@@ -203,7 +205,7 @@ def _plan(config: Config, run: Run, facts: Facts) -> dict[str, dict[str, Any]]:
     if plan["stage1"]["pseudo_queries"] != (not facts.train):
         raise FitError(
             f"The model in {run.folder} was trained {'without' if facts.train else 'with'} queries, and now there "
-            f"are {facts.train:,}; give another --output to train anew."
+            f"are {facts.train:,}; give another --output to train again."
         )
     for name, flag in (("stage1", "steps"), ("stage2", "stage2_steps")):
         given, own = getattr(config, flag), plan[name]

@@ -155,8 +155,8 @@ def without_titles(table: pa.Table) -> pa.Table:
         (lambda table: table.slice(0, 1), {}, "1 of 1 products to train on have a title; .* at least 3"),
         (None, {"batch_size": 4096}, "fewer than one global batch of 4096 x 1"),
         (None, {"clicks": "clicks.csv"}, r"is a catalogue, whose judgements are in its table qrels; give the files"),
-        (None, {"text": "org/missing"}, r"The text encoder 'org/missing' cannot be had: .*--text FOLDER"),
-        (None, {"vision": "missing"}, r"The vision encoder 'missing' cannot be had: there is no such folder"),
+        (None, {"text": "org/missing"}, r"The text encoder 'org/missing' cannot be loaded: .*--text FOLDER"),
+        (None, {"vision": "missing"}, r"The vision encoder 'missing' cannot be loaded: there is no such folder"),
     ],
 )
 def test_what_cannot_be_fitted_is_an_error(
@@ -165,6 +165,15 @@ def test_what_cannot_be_fitted_is_an_error(
     source = folder / "products" if change is None else products_of(folder / "products", tmp_path / "source", change)
     with pytest.raises((FitError, CatalogueError, HubError, ValueError), match=message):
         fit(source, tmp_path / "output", **options)
+
+
+def test_a_hub_that_is_away_is_asked_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmfusion.data.hub_ids.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("mmfusion.data.hub_ids.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("mmfusion.data.hub_ids.getproxies", dict)
+    monkeypatch.setattr("mmfusion.commands.fit.hf_hub_download", lambda *_: pytest.fail("asked again"))
+    with pytest.raises(HubError, match=r"org/missing.* cannot be loaded: .*cannot be reached.*--text FOLDER"):
+        command("fit")(sources=[str(folder / "products")], output=str(tmp_path / "out"), text="org/missing")
 
 
 def test_another_run_and_other_arguments_keep_their_folder(folder: Path, alone: Path, fit: Callable[..., None]) -> None:
