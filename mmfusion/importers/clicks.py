@@ -400,15 +400,15 @@ class _Reader:
 
     def _event(self, text: str) -> int:
         code = event_code(text)
-        return self._reason(f"event is of no use: {text[:100]!r}") if code is None else code
+        return self._reason(f"event is not used: {text[:100]!r}") if code is None else code
 
     def _count(self, name: str, text: str) -> int:
         number = parse_count(text)
-        return number if number is not None else self._reason(f"{name} is no count: {text[:100]!r}")
+        return number if number is not None else self._reason(f"{name} is not a count: {text[:100]!r}")
 
     def _position(self, text: str) -> int:
         position = parse_position(text)
-        return position if position is not None else self._reason(f"position is no rank: {text[:100]!r}")
+        return position if position is not None else self._reason(f"position is not a rank: {text[:100]!r}")
 
 
 def _from_one(frame: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:

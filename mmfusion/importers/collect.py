@@ -31,7 +31,7 @@ def warn_of_unread(tables: Iterable[TextTable], read: Iterable[TextTable], what:
     known = set(map(id, read))
     for table in tables:
         if id(table) not in known:
-            log.warn(f"{table.file.name} is no table of {what} and is not read")
+            log.warn(f"{table.file.name} is not a table of {what} and is not read")
 
 
 def records(table: TextTable, log: ImportLog) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -62,7 +62,7 @@ def whole_number(text: str) -> int:
         ValueError: It is another text; says so in a few words.
     """
     if not _WHOLE.fullmatch(text.strip()):
-        raise ValueError(f"grade is no whole number: {text!r}")
+        raise ValueError(f"grade is not a whole number: {text!r}")
     return int(text.strip().partition(".")[0])
 
 
@@ -70,13 +70,13 @@ def split_asked(settings: ReadSettings, part: str, usual: Split | None) -> Split
     """The split of a part of a data set: the one that was asked for, or the usual one.
 
     Raises:
-        CatalogueError: What was asked for is no split.
+        CatalogueError: What was asked for is not a split.
     """
     asked = settings.splits.get(part)
     if asked is None:
         return usual
     if split_named(asked) is None:
-        raise CatalogueError(f"{asked!r} is no split", f"--splits, {part!r}", "Use train, val or test.")
+        raise CatalogueError(f"{asked!r} is not a split", f"--splits, {part!r}", "Use train, val or test.")
     return split_named(asked)
 
 

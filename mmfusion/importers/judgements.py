@@ -140,7 +140,7 @@ def read_judgements(
         elif known is None or (known is product and product not in known_products):
             log.reject(place, line, f"product is unknown: {product[:100]!r}")
         elif grade is None:
-            log.reject(place, line, f"grade is no number and no known label: {label[:100]!r}")
+            log.reject(place, line, f"grade is neither a number nor a known label: {label[:100]!r}")
         else:
             if (query, known) in judged:
                 log.leave_out("pair is judged once more")

@@ -143,7 +143,7 @@ class PhotoStore:
             self.counts.found -= sum(self._downloads.wanted[url] for url in self._downloads.failed)
 
     def check(self, *, allow_missing: bool = False) -> None:
-        """Looks into some of the photos, counts those of nobody, and warns of what is wrong.
+        """Looks into some of the photos, counts those of no product, and warns of what is wrong.
 
         Raises:
             CatalogueError: Fewer than half of the photos that are named can be read, unless `allow_missing`.

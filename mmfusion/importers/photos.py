@@ -146,7 +146,7 @@ class PhotoFolders:
         return [self._use(at, _CALLED if self._keys[at] == key else _GUESSED) for at in found]
 
     def unused(self) -> Iterator[FoundPhoto]:
-        """Photos that were never found: of nobody. Smaller copies of photos that were found do not count."""
+        """Photos that were never found: of no product. Smaller copies of photos that were found do not count."""
         self._walk()
         for at, key in enumerate(self._keys):
             if not self._used[at] and os.path.splitext(self._names[at])[1]:

@@ -183,7 +183,7 @@ def _sections(result: ImportResult, rejected: Path) -> list[Section]:
                 *([["of these, to be downloaded", f"{photos.waiting:,}"]] if photos.waiting else []),
                 ["of these, by the id of the product", f"{photos.by_id:,}"],
                 ["photos missing", f"{photos.missing:,}"],
-                ["photos of nobody in the folders", f"{photos.unused:,}"],
+                ["photos of no product in the folders", f"{photos.unused:,}"],
             ],
             after=f"A text of a product that suits the data: {result.template}",
         ),

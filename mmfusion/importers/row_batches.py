@@ -80,7 +80,7 @@ def read_table(file: SourceFile) -> TextTable:
     table = open_table(file)
     if table is None:
         remedy = "Give a table: CSV, TSV, JSON Lines, Parquet or Excel, also compressed with gzip."
-        raise CatalogueError("is no table", file.name, remedy)
+        raise CatalogueError("is not a table", file.name, remedy)
     return table
 
 

@@ -123,7 +123,7 @@ class ImportResult:
             count = self.log.rejected_by_reason.total()
             yield f"rejected: {count:,} rows, listed in {self.folder / 'rejected.csv'}"
         if photos.named:
-            yield f"{photos.found:,} of {photos.named:,} photos found, {photos.unused:,} of nobody"
+            yield f"{photos.found:,} of {photos.named:,} photos found, {photos.unused:,} of no product"
         if splits:
             shares = ", ".join(f"{splits[name]:,} {name}" for name in ("train", "val", "test"))
             yield f"{len(self.queries):,} queries ({shares}) with {len(self.judgements):,} judgements"

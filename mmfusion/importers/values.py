@@ -108,7 +108,7 @@ class Prices:
             )
         if self.unreadable:
             text, _ = self.unreadable.most_common(1)[0]
-            log.warn(f"{column}: {self.unreadable.total():,} values are no price and stay empty, e.g. {text[:40]!r}")
+            log.warn(f"{column}: {self.unreadable.total():,} values are not prices and stay empty, e.g. {text[:40]!r}")
 
     def _amount(self, number: str) -> float | None:
         decimal = _decimal_of(number)

@@ -193,7 +193,7 @@ def where_columns(where: Sequence[Any]) -> set[str]:
 
 def _is_condition(one: Any) -> bool:
     if not isinstance(one, (list, tuple)) or not one:
-        raise CatalogueError(f"{one!r} is no condition", "--where", 'Write [["column", "=", "value"]].')
+        raise CatalogueError(f"{one!r} is not a condition", "--where", 'Write [["column", "=", "value"]].')
     return isinstance(one[0], str)
 
 

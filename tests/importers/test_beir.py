@@ -79,14 +79,14 @@ def test_judgements_without_a_header_and_with_bad_lines(folder: Path) -> None:
     assert found.grades == {"1": {"007": 1}, "3": {"007": 2}}
     assert found.splits["3"] == "val"
     assert found.log.rejected == [
-        ("qrels/valid.tsv", 2, "grade is no whole number: '0.5'"),
+        ("qrels/valid.tsv", 2, "grade is not a whole number: '0.5'"),
         ("qrels/valid.tsv", 3, "not query, (0,) product and grade: '3 007'"),
     ]
 
 
 def test_tables_that_are_not_read_are_named(folder: Path) -> None:
     (folder / "sellers.csv").write_text("seller,town\n1,Wien\n")
-    assert read(folder).log.warnings == ["sellers.csv is no table of BEIR and is not read"]
+    assert read(folder).log.warnings == ["sellers.csv is not a table of BEIR and is not read"]
 
 
 def test_bad_rows_of_queries_and_corpus(folder: Path) -> None:

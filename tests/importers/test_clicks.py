@@ -129,9 +129,9 @@ def test_ids_of_variants_become_those_of_products(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ("mug,0041,-5,1", "impressions is no count: '-5'"),
-        ("mug,0041,50,12%", "clicks is no count: '12%'"),
-        ("mug,0041,many,1", "impressions is no count: 'many'"),
+        ("mug,0041,-5,1", "impressions is not a count: '-5'"),
+        ("mug,0041,50,12%", "clicks is not a count: '12%'"),
+        ("mug,0041,many,1", "impressions is not a count: 'many'"),
         ("mug,,50,1", "product is blank"),
         ("mug,0041,50", "3 fields for 4 columns"),
         ("(other),0041,50,1", "query is a placeholder: (other)"),
@@ -285,7 +285,7 @@ def test_what_a_session_did_counts_once(tmp_path: Path) -> None:
     log, left_out = read(write(tmp_path, text))
     assert log.kind == "session log" and log.has_sessions and log.has_positions
     assert counts_of(log) == {"mug / 0041": [2, 1, 0, 1], "mug / 43": [2, 1, 1, 0]}
-    assert left_out == [(10, "event is of no use: 'hover'")] and log.num_merged == 1
+    assert left_out == [(10, "event is not used: 'hover'")] and log.num_merged == 1
 
 
 def test_rows_that_say_what_became_of_a_product_are_sessions(tmp_path: Path) -> None:
@@ -366,7 +366,7 @@ def test_events_of_ubi_are_joined_with_their_queries(tmp_path: Path) -> None:
     }
     assert sorted(left_out) == [
         (3, "query is blank, and no search before it is known"),
-        (4, "event is of no use: 'login'"),
+        (4, "event is not used: 'login'"),
     ]
 
 

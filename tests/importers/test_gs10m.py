@@ -81,7 +81,7 @@ def test_rows_that_cannot_be_used_are_rejected(tmp_path: Path) -> None:
     assert found.ids == ["2"]
     assert found.splits == {"a": None}
     assert found.log.rejected == [
-        ("rows.csv", 2, "grade is no whole number: 'best'"),
+        ("rows.csv", 2, "grade is not a whole number: 'best'"),
         ("rows.csv", 3, "product_id is empty"),
         ("rows.csv", 5, "query id has another text before: 'a' is 'lid'"),
     ]
@@ -132,7 +132,7 @@ def test_photos_in_parquet_are_passed_on_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "parts_of_error"),
     [
-        ({"splits": {"novel_query": "holdout"}}, ["'holdout' is no split", "novel_query", "train, val or test"]),
+        ({"splits": {"novel_query": "holdout"}}, ["'holdout' is not a split", "novel_query", "train, val or test"]),
         ({"columns": {"title": "name"}}, ["--columns", "fixed", "Leave it out"]),
         ({"id_column": "pair_id"}, ["--id_column", "fixed"]),
     ],

@@ -137,7 +137,7 @@ def test_conditions_keep_products(where: list[object], ids: list[str], file: Pat
     [
         ([["colour", "=", "red"]], r"--where: there is no column 'colour'.*price, product_id, title"),
         ([["price", "near", 3]], r"--where \[\['price', 'near', 3\]\].*Write conditions as"),
-        (["price < 3"], r"--where: 'price < 3' is no condition"),
+        (["price < 3"], r"--where: 'price < 3' is not a condition"),
     ],
 )
 def test_bad_conditions_are_errors(where: list[object], message: str, file: Path, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_bad_rows_are_left_out_and_named(tmp_path: Path) -> None:
     assert sorted(left_out) == [
         (3, "query is blank"),
         (4, "product is blank"),
-        (5, "grade is no number and no known label: 'high'"),
+        (5, "grade is neither a number nor a known label: 'high'"),
         (6, "product is unknown: '77'"),
         (8, "2 fields for 3 columns"),
         (9, "query looks like an e-mail address"),

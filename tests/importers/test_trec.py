@@ -73,7 +73,7 @@ def test_bad_lines_are_rejected(folder: Path) -> None:
     with (folder / "qrels.test.txt").open("a") as file:
         file.write("301 0 p-2 high\n301 p-2\n")
     assert [(line, reason) for _, line, reason in read(folder).log.rejected] == [
-        (5, "grade is no whole number: 'high'"),
+        (5, "grade is not a whole number: 'high'"),
         (6, "not query, (0,) product and grade: '301 p-2'"),
     ]
 

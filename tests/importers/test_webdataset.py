@@ -69,7 +69,7 @@ def test_the_key_stands_in_for_an_id_that_is_missing(tmp_path: Path) -> None:
     write(tmp_path / "a.tar", {"7.json": {"id": "9", "title": "Jar"}, "8.json": {"title": "Lid"}})
     found = read(tmp_path)
     assert [(item.item_id, item.title) for item in found.items] == [("9", "Jar"), ("8", "Lid")]
-    assert found.log.warnings == ["sizes.csv is no table of shards and is not read"]
+    assert found.log.warnings == ["sizes.csv is not a table of shards and is not read"]
 
 
 def test_columns_that_are_named(tmp_path: Path) -> None:

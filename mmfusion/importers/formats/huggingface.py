@@ -48,7 +48,7 @@ class HuggingFaceImporter:
         if not parts:
             remedy = "Give a folder of save_to_disk, an imagefolder with its metadata.csv, or Parquet with photos."
             raise CatalogueError("there is no data set of Hugging Face", str(source), remedy)
-        # What `datasets` says about its files in JSON is no table of rows.
+        # What `datasets` says about its files in JSON is not a table of rows.
         tables = [table for table in tables_of(source) if table.file.suffix != ".json"]
         warn_of_unread(tables, [part.table for part in parts], "the data set", log)
         # Of an id in several splits, the row of train is kept.

@@ -56,7 +56,7 @@ class Merchant:
             if is_feed(file) or _is_table(open_table(file)):
                 feeds.append(_Feed(file, settings))
             else:
-                log.warn(f"{file.name} is no feed of Google Merchant and is not read")
+                log.warn(f"{file.name} is not a feed of Google Merchant and is not read")
         if not feeds:
             raise CatalogueError(
                 "no file is a feed of Google Merchant", str(source), "Give the feed, or leave out --format."

@@ -74,7 +74,7 @@ class Shopify:
         for file in source.tables:
             table = open_table(file)
             if table is None or not _is_export(table):
-                log.warn(f"{file.name} is no export of Shopify and is not read")
+                log.warn(f"{file.name} is not an export of Shopify and is not read")
                 continue
             exports.append((table, as_told(by_name(table.columns, _NAMES), table.columns, settings, file.name)))
         if not exports:

@@ -125,7 +125,7 @@ class WooCommerce:
         for table in tables_of(source):
             known = _mapped(table)
             if known is None:
-                log.warn(f"{table.file.name} is no export of WooCommerce and is not read")
+                log.warn(f"{table.file.name} is not an export of WooCommerce and is not read")
                 continue
             # What a row is and which one it belongs to is the same, whatever else these columns are used for.
             mapped = as_told({"product_id": known["id"], **known}, table.columns, settings, table.file.name)
