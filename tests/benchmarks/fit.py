@@ -39,10 +39,10 @@ from mmfusion.stages import Optimization
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SHOWN, VISITS = 20, 60
-SHOP_PRODUCTS, SHOP_QUERIES = 1_500, 800
 LOOK_AND_CLICK, BUY = {0: 0.03, 1: 0.2, 3: 0.8}, {0: 0.01, 1: 0.05, 3: 0.2}
 STAGE1, STAGE2 = {"steps": 200, "batch_size": 256}, {"steps": 100, "batch_size": 256, "extra_products": 256}
 FROZEN = {"text_learning_rate": 0.0, "vision_learning_rate": 0.0}
+RANKERS = (("bm25", "stage2", "bm25"), ("text_only", "text_only", "model"), ("fusion", "stage2", "model"))
 NAMES = {
     "zero": "untrained",
     "products": "products alone, stage 1",
@@ -171,11 +171,16 @@ def table(arguments: argparse.Namespace, seeds: list[int]) -> str:
     return f"{markdown_table(rows)}\n\nBy kind of query, seed {seeds[0]}:\n\n{kinds}"
 
 
-def page(arguments: argparse.Namespace) -> None:
+def comparison(folder: Path, slice_by: str = "kind") -> str:
+    """BM25, text only and fusion, with intervals."""
+    return format_comparison(
+        [Evaluation.load(folder, name) for name in ("bm25", "text_only", "fusion")], slice_by=slice_by
+    )
+
+
+def page(arguments: argparse.Namespace, rows: np.ndarray, queries: np.ndarray) -> None:
     """Writes the page from what has been measured."""
     folder = arguments.output / "fitted" / "evaluation"
-    names = [name for name in ("bm25", "text_only", "fusion") if (folder / f"{name}.json").exists()]
-    shop = format_comparison([Evaluation.load(folder, name) for name in names], slice_by="") if names else "not run"
     rule = json.loads((arguments.output / "rule.json").read_text())
     text = PAGE.format(
         **STAGE1,
@@ -183,10 +188,10 @@ def page(arguments: argparse.Namespace) -> None:
         rule=rule,
         table=table(arguments, arguments.seeds),
         seeds=", ".join(map(str, arguments.seeds)),
-        shop_products=SHOP_PRODUCTS,
-        shop_queries=SHOP_QUERIES,
-        shop=shop,
-        judged=results_table([Evaluation.load(arguments.output / "judged", name) for name in ("text_only", "stage2")]),
+        shop_products=len(rows),
+        shop_queries=len(queries),
+        shop=comparison(folder, slice_by=""),
+        judged=comparison(arguments.output / "judged"),
     )
     (CHECKOUT / "docs" / "benchmarks" / "fit.md").write_text(text)
 
@@ -227,8 +232,10 @@ there are no queries, and the vector of a product is the mean of its two views.
 
 ## A shop in one command
 
-{shop_products:,} of the products as a CSV, a folder of photos and a search report of {shop_queries:,} queries. The
-judgements are grades of simulated clicks, in the test split, too: what is measured is how well clicks are predicted.
+All but the test split of the same data, written out as a shop's export: {shop_products:,} products as a CSV, a
+folder of photos and a search report of {shop_queries:,} queries. `mmfusion fit` splits these queries, and its
+judgements are grades of simulated clicks, in its test split, too: what its own table measures is how well clicks are
+predicted.
 
 ```bash
 mmfusion fit shop/products.csv --photos shop/photos --clicks shop/report.csv --output outputs/shop \\
@@ -240,7 +247,8 @@ mmfusion fit shop/products.csv --photos shop/photos --clicks shop/report.csv --o
 {shop}
 
 Only what the shop's own ranking has shown can be judged by clicks, and that was BM25, which these judgements favour. On
-the 670 test queries and the complete judgements of above, the same models come to:
+the 670 test queries and their complete judgements, over test products that the shop does not have, the same models
+come to:
 
 {judged}
 """
@@ -273,14 +281,9 @@ def main() -> None:
             train(arguments, {"products": bench, "clicks": clicked, "qrels": bench}, seed)
         print(table(arguments, arguments.seeds))
     if arguments.part == "page":
-        page(arguments)
+        page(arguments, rows, queries)
     if arguments.part == "shop":
-        # Of so many products, and queries that ask for one of them.
-        rng, shop = np.random.default_rng(0), arguments.output / "shop"
-        rows = np.sort(rng.choice(rows, SHOP_PRODUCTS, replace=False))
-        asked = catalogue.qrels.restrict(queries, rows)
-        queries = np.unique(asked.query[asked.grade == 3])
-        queries = np.sort(rng.choice(queries, min(SHOP_QUERIES, len(queries)), replace=False))
+        shop = arguments.output / "shop"
         if not (shop / "report.csv").exists():
             export(catalogue, shop, rows)
             simulate(catalogue, shop / "report.csv", 0, rows, queries)
@@ -295,12 +298,14 @@ def main() -> None:
             stage2_steps=STAGE2["steps"],
             **encoders,
         )
-        for name in ("text_only", "stage2"):
+        for name, model, ranker in RANKERS:
             command("evaluate")(
                 catalogue=str(arguments.bench),
-                base=str(arguments.output / "fitted" / name),
+                base=str(arguments.output / "fitted" / model),
                 output=str(arguments.output / "judged"),
                 name=name,
+                ranker=ranker,
+                label_source="the retailer's attributes",
             )
 
 
