@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
+from small_disk import fill
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.catalogue_schema import CatalogueError
@@ -237,3 +238,23 @@ def test_columns_of_clicks_can_be_named(file: Path, tmp_path: Path) -> None:
     )
     assert [(query.text, query.split) for query in result.queries if query.text == "jurk"]
     assert sorted((one.product_id, one.grade) for one in result.judgements) == [("01", 1), ("02", 1), ("03", 1)]
+
+
+def numbered_lines(path: Path, count: int, price: int) -> str:
+    path.write_text("".join(f"{number}|Dress {number} of {number * 7919 % 9973}|{price}\n" for number in range(count)))
+    return str(path)
+
+
+def test_a_full_disk_leaves_the_catalogue_of_before(small_disk: Path, tmp_path: Path) -> None:
+    folder = small_disk / "catalogue"
+    import_catalogue([numbered_lines(tmp_path / "today.lines", 20, 5)], folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    fill(small_disk)
+    tomorrow = numbered_lines(tmp_path / "tomorrow.lines", 60_000, 6)
+    with pytest.raises(CatalogueError, match=r"catalogue: cannot be written \(.*No space left.*Free some space"):
+        import_catalogue([tomorrow], folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert not list(folder.glob(".import-*"))
+    (small_disk / "filler").unlink()
+    import_catalogue([tomorrow], folder)
+    assert pq.read_table(folder / "products.parquet", columns=["price"])["price"].to_pylist() == [6.0] * 60_000
