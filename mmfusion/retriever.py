@@ -20,10 +20,11 @@ from mmfusion.allocator import keep_freed_memory
 from mmfusion.data.photos import PhotoError, decode_photo
 from mmfusion.data.records import photo_struct, rows_of
 from mmfusion.model import VIEWS, MMFusionModel, MMFusionProcessor
+from mmfusion.model.fusion import IMAGE
 from mmfusion.model.missing import is_missing
 from mmfusion.model.photos import upright_rgb
 from mmfusion.model.processing_mmfusion import PHOTO_COLUMN, photos_of, query_texts, short
-from mmfusion.retrieval import ProductIndex, Searcher
+from mmfusion.retrieval import PhotoQueryError, ProductIndex, Searcher
 from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.retrieval.query_tower import load_query_tower, untrained_problem
 from mmfusion.retrieval.search import check_width
@@ -33,6 +34,9 @@ logger = logging.getLogger(__name__)
 FloatArray = npt.NDArray[np.float32]
 PhotoLoader = Callable[[str], Image.Image]
 Item = TypeVar("Item")
+
+# Chosen on val queries of fpi, see docs/benchmarks/photo-queries.md.
+PHOTO_WEIGHT = 0.5
 
 # Columns that a catalogue may lack; any other one that the template names and no product has is a mistake.
 _OPTIONAL_COLUMNS = ("description",)
@@ -194,7 +198,7 @@ class Retriever:
         self._searcher = Searcher(self, ProductIndex.load(index))
         return self
 
-    def search(self, queries: Any, k: int = 10, *, filter: Any = None) -> Any:
+    def search(self, queries: Any = None, k: int = 10, *, image: Any = None, filter: Any = None) -> Any:
         """The k best of the products that `fit` or `index` have indexed last; see [`Searcher.search`].
 
         Raises:
@@ -202,7 +206,7 @@ class Retriever:
         """
         if self._searcher is None:
             raise ValueError("No products are indexed yet; call fit(products) or index(products) first.")
-        return self._searcher.search(queries, k, filter=filter)
+        return self._searcher.search(queries, k, image=image, filter=filter)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Writes model and processor into a folder, from which `from_pretrained` loads them."""
@@ -298,6 +302,51 @@ class Retriever:
         alone = isinstance(products, Mapping)
         vectors, _ = self._embed_products(_records_of(products), batch_size, show_progress_bar, truncate_dim)
         return _given(vectors[0] if alone else vectors, convert_to_tensor)
+
+    def encode_photo_queries(
+        self,
+        photos: Sequence[Any],
+        texts: Sequence[str | None] | None = None,
+        *,
+        photo_weight: float = PHOTO_WEIGHT,
+    ) -> FloatArray:
+        """Vectors of photos to search with, and of words that go with them.
+
+        A photo is embedded as a product that has no text. Where there are words, the query is the weighted mean of
+        the photo's vector and of the words' own: docs/benchmarks/photo-queries.md compares this with its alternatives.
+
+        Args:
+            photos: n photos, each a path, the bytes of a file, a PIL image or a URL (with a `photo_loader`).
+            texts: Words for each photo, None or blank where it comes alone; None: all do.
+            photo_weight: Weight of the photo where there are words, in [0, 1]; theirs is the rest.
+
+        Returns:
+            float32 (n, D); each vector (with a query router the photo's views together) has unit length.
+
+        Raises:
+            PhotoQueryError: The model is a query tower alone or a tower of texts, a photo cannot be read, or the
+                numbers of photos and texts differ.
+        """
+        self._check_sees()
+        given = [None] * len(photos) if texts is None else texts
+        words = [text if (text or "").strip() else None for text in given]
+        if len(words) != len(photos) or not 0 <= photo_weight <= 1:
+            raise PhotoQueryError(
+                f"there are {len(photos)} photos, {len(words)} texts and the photo_weight {photo_weight}; give a text "
+                "or None for each photo, and a weight of 0 to 1."
+            )
+        blank = dict.fromkeys(self.processor.template_columns)
+        records: list[Mapping[str, Any]] = [
+            {**blank, PHOTO_COLUMN: self._query_photo(place, photo)} for place, photo in enumerate(photos)
+        ]
+        vectors = self._embed_products(records, 32, False, None)[0] / self.views**0.5
+        places = [place for place, text in enumerate(words) if text is not None]
+        if places:
+            said = self.encode_queries([text for text in words if text is not None], convert_to_tensor=True)
+            mixed = photo_weight * vectors[places] + (1 - photo_weight) * F.normalize(said, dim=-1)
+            vectors[places] = F.normalize(mixed, dim=-1)
+        found: FloatArray = vectors.cpu().numpy()
+        return found
 
     def similarity(self, queries: Any, products: Any) -> Tensor:
         """Inner products, float32 (n, m), of query vectors (n, D) and product vectors (m, D), arrays or tensors."""
@@ -402,6 +451,24 @@ class Retriever:
         if self.model.dtype == torch.float32 or not len(vectors):
             return vectors
         return F.normalize(vectors.unflatten(1, (self.views, -1)), dim=-1).flatten(1)
+
+    def _check_sees(self) -> None:
+        remedy = "search by photo with a whole model that was trained with photos, e.g. one with fusion 'gated'."
+        if self.model.config.query_only:
+            raise PhotoQueryError(f"this is a query tower alone, which reads words; {remedy}")
+        if IMAGE not in self.model.fusion.reads:
+            raise PhotoQueryError(
+                f"the model's fusion is {self.model.config.fusion!r}, which does not look at photos; {remedy}"
+            )
+
+    def _query_photo(self, place: int, photo: Any) -> Image.Image:
+        try:
+            opened = self._open(photo)
+        except (PhotoError, ValueError, OSError) as error:
+            raise PhotoQueryError(f"the photo of query {place} cannot be read: {error}") from error
+        if opened is None:
+            raise PhotoQueryError(f"query {place} has no photo: it is {short(photo)}; give a path, bytes or an image.")
+        return opened
 
     def _photos(self, row: int, record: Mapping[str, Any]) -> list[Image.Image]:
         photos = []

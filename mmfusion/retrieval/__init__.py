@@ -7,6 +7,8 @@ from mmfusion.retrieval.index_files import IndexDescription
 from mmfusion.retrieval.milvus import MilvusError, MilvusIndex
 from mmfusion.retrieval.search import (
     Hit,
+    PhotoQueryEncoder,
+    PhotoQueryError,
     QueryEncoder,
     Searcher,
     SearchIndex,
@@ -20,6 +22,8 @@ __all__ = [
     "IndexDescription",
     "MilvusError",
     "MilvusIndex",
+    "PhotoQueryEncoder",
+    "PhotoQueryError",
     "ProductIndex",
     "QueryEncoder",
     "SearchIndex",

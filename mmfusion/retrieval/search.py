@@ -1,15 +1,16 @@
-"""Search by text: what indexes find, what they and query encoders have in common, and a searcher of both."""
+"""Search by words and photos: what indexes find, what indexes and encoders have in common, and a searcher of both."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar, overload
+from typing import Any, Generic, Protocol, TypeVar, overload, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from mmfusion.model.configuration_mmfusion import MMFusionConfig
+from mmfusion.model.errors import MMFusionError
 from mmfusion.model.heads import shorten
 from mmfusion.retrieval.filters import Filter
 from mmfusion.retrieval.products import Ids, products_table
@@ -202,6 +203,29 @@ class QueryEncoder(Protocol):
         """
 
 
+@runtime_checkable
+class PhotoQueryEncoder(Protocol):
+    """Embeds photos as queries, with or without words; safe to use from several threads."""
+
+    def encode_photo_queries(self, photos: Sequence[Any], texts: Sequence[str | None] | None = None, /) -> FloatArray:
+        """Embeds photos, and the words that go with them.
+
+        Args:
+            photos: Q photos, as a [`Retriever`] takes them.
+            texts: Words for each photo, None or blank where it comes alone; None: all do.
+
+        Returns:
+            float32 (Q, D), as of [`QueryEncoder.encode_queries`].
+
+        Raises:
+            PhotoQueryError: The model cannot search by photo, or a photo cannot be read.
+        """
+
+
+class PhotoQueryError(MMFusionError):
+    """A photo cannot be searched with."""
+
+
 Index = TypeVar("Index", bound=SearchIndex)
 
 
@@ -246,7 +270,30 @@ class Searcher(Generic[Index]):
         Raises:
             ValueError: There is no text, or one is blank.
         """
-        embeds = self.encoder.encode_queries(texts)
+        return self._fitted(self.encoder.encode_queries(texts))
+
+    def embed_photos(self, photos: Sequence[Any], texts: Sequence[str | None] | None = None) -> FloatArray:
+        """Vectors to search the index with, of photos and the words that go with them.
+
+        Args:
+            photos: Q photos, Q >= 1, each a path, the bytes of a file or a PIL image.
+            texts: Words for each photo, None or blank where it comes alone; None: all do.
+
+        Returns:
+            float32 (Q, D) with the dimension D of the index.
+
+        Raises:
+            PhotoQueryError: The encoder has no vision encoder or learned nothing of photos, or a photo cannot be read.
+        """
+        if not isinstance(self.encoder, PhotoQueryEncoder):
+            raise PhotoQueryError(
+                f"a {type(self.encoder).__name__} reads words alone; search by photo with a Retriever of the whole "
+                "model."
+            )
+        return self._fitted(self.encoder.encode_photo_queries(photos, texts))
+
+    def _fitted(self, embeds: FloatArray) -> FloatArray:
+        """Vectors shortened to what the index holds."""
         dimension, views = self.index.description.dimension, self.encoder.views
         if dimension == self.encoder.dimension:
             return embeds
@@ -254,28 +301,44 @@ class Searcher(Generic[Index]):
 
     @overload
     def search(  # type: ignore[overload-overlap]  # a str is a sequence of str
-        self, queries: str, k: int = 10, *, filter: Filter | None = None
+        self, queries: str | None = None, k: int = 10, *, image: Any = None, filter: Filter | None = None
     ) -> list[Hit]: ...
 
     @overload
-    def search(self, queries: Sequence[str], k: int = 10, *, filter: Filter | None = None) -> list[list[Hit]]: ...
+    def search(
+        self, queries: Sequence[str], k: int = 10, *, image: None = None, filter: Filter | None = None
+    ) -> list[list[Hit]]: ...
 
     def search(
-        self, queries: str | Sequence[str], k: int = 10, *, filter: Filter | None = None
+        self,
+        queries: str | Sequence[str] | None = None,
+        k: int = 10,
+        *,
+        image: Any = None,
+        filter: Filter | None = None,
     ) -> list[Hit] | list[list[Hit]]:
         """The k best products of a query, or of each of several.
 
         Args:
-            queries: A text, or several, which are embedded together.
+            queries: A text, or several, which are embedded together; None: the photo alone is searched for.
             k: At least 1.
+            image: A photo to search with, alone or with a text: a path, the bytes of a file or a PIL image.
             filter: Conditions on metadata, see [`ProductIndex.search`].
 
         Returns:
-            Hits of the text, best first; of several texts, a list of them for each.
+            Hits of the text or photo, best first; of several texts, a list of them for each.
 
         Raises:
             ValueError: A query is blank, k is below 1, or the filter names what is not there.
+            PhotoQueryError: There is neither text nor photo, or several texts with a photo; or the photo cannot be
+                searched with, see [`embed_photos`][Searcher.embed_photos].
         """
+        if image is not None:
+            if not (queries is None or isinstance(queries, str)):
+                raise PhotoQueryError(f"there are {len(queries)} texts and one photo; give one text, or None.")
+            return self.index.search(self.embed_photos([image], [queries]), k, filter=filter)[0]
+        if queries is None:
+            raise PhotoQueryError("there is nothing to search for; give words, an image, or both.")
         if isinstance(queries, str):
             return self.search([queries], k, filter=filter)[0]
         return self.index.search(self.embed(queries), k, filter=filter) if queries else []
