@@ -11,6 +11,9 @@ from mmfusion.model.errors import MMFusionError
 
 IntArray = npt.NDArray[np.int64]
 
+_CELLS = 2**20
+"""Of the largest table of grades by query and product: 8 MiB."""
+
 
 class DuplicateJudgementError(MMFusionError):
     """The same (query, product) pair was judged more than once.
@@ -165,6 +168,26 @@ class Qrels:
                 f"Qrels.grades_of: {len(queries)} query rows but {len(products)} lists of product rows. "
                 "Give one list of products for each query."
             )
+        if self._width > min(_CELLS, products.size):
+            return self._searched(queries, products)
+        # Twice as fast as the search: a table of all products for as many queries as stay in the cache. What is outside
+        # it, and as an unsigned number -1 is, too, takes the grade 0 of one column more.
+        query, at = equals(queries, self.query)
+        width, grades = self._width + 1, np.empty(products.shape, dtype=np.int64)
+        step = min(max(1, _CELLS // width), len(queries))
+        table, first = np.zeros(step * width, dtype=np.int64), np.arange(step)[:, None] * width
+        cells, outside = query % step * width + self.product[at], np.uint64(self._width)
+        starts = range(0, len(queries), step)
+        for start, judged in zip(starts, np.split(np.arange(len(at)), np.searchsorted(query, starts[1:])), strict=True):
+            table[cells[judged]] = self.grade[at[judged]]
+            asked = np.minimum(products[start : start + step].view(np.uint64), outside).view(np.int64)
+            # All cells are inside: "clip" spares a copy that NumPy makes to raise an error.
+            np.take(table, asked + first[: len(asked)], out=grades[start : start + step], mode="clip")
+            table[cells[judged]] = 0
+        return grades
+
+    def _searched(self, queries: IntArray, products: IntArray) -> IntArray:
+        """As `grades_of`, by a search for each pair, whose memory does not grow with the catalogue."""
         if not len(self):
             return np.zeros(products.shape, dtype=np.int64)
         inside = (products >= 0) & (products < self._width) & (queries >= 0)[:, None]

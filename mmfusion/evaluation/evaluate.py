@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmfusion.data.catalogue import Catalogue
-from mmfusion.data.qrels import Qrels
+from mmfusion.data.qrels import Qrels, equals
 from mmfusion.data.tables import Rows
 from mmfusion.evaluation.evaluation import Evaluation, Slice
 from mmfusion.evaluation.metrics import ndcg_at_k, recall_at_k
@@ -199,19 +199,23 @@ def evaluate_rankings(
     evaluated = given if evaluated_query_rows is None else np.asarray(evaluated_query_rows, dtype=np.int64)
     pool_products = np.unique(np.asarray(product_rows, dtype=np.int64))
     ranked = _align(ranked_products, given, evaluated, pool_products, max([*recall_at, *ndcg_at], default=1))
-    judged = qrels.restrict(query_rows=evaluated, product_rows=pool_products)
-    highest = int(judged.grade.max(initial=0))
+    # Judgements in the order of the evaluated queries: the position of each one's query, its product and its grade.
+    position, at = equals(evaluated, qrels.query)
+    in_pool = np.isin(qrels.product[at], pool_products)
+    position, product, grade = position[in_pool], qrels.product[at[in_pool]], qrels.grade[at[in_pool]]
+    levels = np.unique(grade)
+    highest = int(levels.max(initial=0))
     if not 1 <= relevant_grade <= highest:
         raise ValueError(
             f"relevant_grade={relevant_grade}: no judgement of these queries in this pool qualifies as relevant "
-            f"({len(judged)} judgements, highest grade {highest}); pass a relevant_grade from 1 to the highest grade, "
+            f"({len(grade)} judgements, highest grade {highest}); pass a relevant_grade from 1 to the highest grade, "
             "or check that the qrels and the pool belong together"
         )
-    position, relevant = _positions(judged.query, evaluated), judged.grade >= relevant_grade
+    relevant = grade >= relevant_grade
     num_relevant = np.bincount(position[relevant], minlength=len(evaluated))
     without = int((num_relevant == 0).sum())
     if without > len(evaluated) / 2:
-        lower = np.unique(judged.grade[(judged.grade > 0) & (judged.grade < relevant_grade)])
+        lower = levels[(levels > 0) & (levels < relevant_grade)]
         logger.warning(
             "%s: %s of %s queries have no product with grade %d or higher, and Recall leaves them out; %s",
             *(name, f"{without:,}", f"{len(evaluated):,}", relevant_grade),
@@ -219,8 +223,9 @@ def evaluate_rankings(
             if len(lower)
             else f"the pool is {pool!r}, and no lower grade would be counted",
         )
-    ideal = _ideal_grades(position, judged.grade, len(evaluated), max(ndcg_at, default=1))
-    grades = torch.from_numpy(judged.grades_of(evaluated, ranked))
+    level = np.searchsorted(levels, grade)
+    ideal = _ideal_grades(position, levels, level, len(evaluated), max(ndcg_at, default=1))
+    grades = torch.from_numpy(qrels.grades_of(evaluated, ranked))
     # NaN where undefined, inside this file only.
     values: dict[str, np.ndarray] = {}
     for k in recall_at:
@@ -231,7 +236,7 @@ def evaluate_rankings(
     columns = {column: take(queries, column, evaluated, what="query") for column in ("query_id", *query_slices)}
     slices = [part for column in query_slices for part in _query_slices(column, columns[column], values)]
     if product_slices:
-        query, product = position[relevant], judged.product[relevant]
+        query, product = position[relevant], product[relevant]
         places = _places(ranked, query, product)
         for column in product_slices:
             slices += _product_slices(column, take(products, column, product, what="product"), query, places, recall_at)
@@ -240,7 +245,6 @@ def evaluate_rankings(
         for name, column in columns.items()
     }
     numbers = {metric: pa.array(column, from_pandas=True) for metric, column in values.items()}
-    counted_grades, counts = np.unique(judged.grade, return_counts=True)
     return Evaluation(
         name=name,
         pool=pool,
@@ -250,7 +254,7 @@ def evaluate_rankings(
         num_queries_without_gain=int((ideal[:, 0] == 0).sum()),
         num_queries_without_ranking=int((ranked[:, 0] < 0).sum()),
         relevant_grade=relevant_grade,
-        judgements_by_grade=dict(zip(counted_grades.tolist(), counts.tolist(), strict=True)),
+        judgements_by_grade=dict(zip(levels.tolist(), np.bincount(level).tolist(), strict=True)),
         means={metric: _mean(column) for metric, column in values.items()},
         slices=slices,
         per_query=pa.table({**texts, "num_relevant": pa.array(num_relevant, pa.int64()), **numbers}),
@@ -342,14 +346,25 @@ def _positions(rows: np.ndarray, of: np.ndarray) -> np.ndarray:
     return order[np.searchsorted(of, rows, sorter=order)]
 
 
-def _ideal_grades(position: np.ndarray, grade: np.ndarray, num_queries: int, k: int) -> np.ndarray:
-    """Each query's k highest grades, int64 [Q, k], padded with 0."""
-    order = np.lexsort((-grade, position))
-    position, grade = position[order], grade[order]
-    place = np.arange(len(position)) - np.searchsorted(position, position)
+def _ideal_grades(position: np.ndarray, levels: np.ndarray, level: np.ndarray, num_queries: int, k: int) -> np.ndarray:
+    """Each query's k highest grades, int64 [Q, k], padded with 0.
+
+    Args:
+        position: int64 [n], query of each judgement, ascending.
+        levels: int64 [L], the grades that occur, ascending.
+        level: int64 [n], which of them each judgement has.
+        num_queries: Q.
+        k: Grades wanted.
+    """
+    # Numbers of 8 or 16 bits are sorted in linear time, and position is in order already.
+    below_best = (len(levels) - 1 - level).astype(np.min_scalar_type(len(levels)))
+    best_first = levels[level[np.lexsort((below_best, position))]]
+    counts = np.bincount(position, minlength=num_queries)
+    first, kept = np.cumsum(counts) - counts, np.minimum(counts, k)
+    query = np.repeat(np.arange(num_queries), kept)
+    place = np.arange(len(query)) - np.repeat(np.cumsum(kept) - kept, kept)
     ideal = np.zeros((num_queries, k), dtype=np.int64)
-    inside = place < k
-    ideal[position[inside], place[inside]] = grade[inside]
+    ideal[query, place] = best_first[first[query] + place]
     return ideal
 
 

@@ -1,6 +1,7 @@
 """Qrels: look-ups agree with a plain dictionary, and bad judgements are refused."""
 
 import pickle
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -41,10 +42,13 @@ def test_pairs_are_the_positive_grades_in_order(
 
 
 @settings(deadline=None)
-@given(PAIRS, st.lists(st.tuples(*[st.integers(-1, 14)] * 4), max_size=6))
-def test_grades_of_equals_a_dictionary(pairs: dict[tuple[int, int], int], rows: list[tuple[int, ...]]) -> None:
+@given(PAIRS, st.lists(st.tuples(*[st.integers(-1, 14)] * 4), max_size=6), st.integers(0, 40))
+def test_grades_of_equals_a_dictionary(
+    pairs: dict[tuple[int, int], int], rows: list[tuple[int, ...]], cells: int
+) -> None:
     table = np.array(rows, dtype=np.int64).reshape(-1, 4)
-    found = build(pairs).grades_of(table[:, 0], table[:, 1:])
+    with mock.patch("mmfusion.data.qrels._CELLS", cells):  # a search of pairs, a query at a time, or several
+        found = build(pairs).grades_of(table[:, 0], table[:, 1:])
     assert found.tolist() == [[pairs.get((q, p), 0) for p in ps] for q, *ps in rows]
     assert found.dtype == np.int64
 
