@@ -65,6 +65,8 @@ def test_order_is_by_score_and_then_by_id_descending_and_not_by_rank(tmp_path: P
         ("q1 Q0 10 1 nan t", r"line 1: the score is 'nan'"),
         ("q1 Q0 10 1 2 t\nq1 Q0 10 2 1 t", r"line 2: query 'q1' ranks product '10' twice"),
         ("q1 Q0 10 1 2 t\nq1 Q0 77 2 1 t", r"ranks 1 products that do not compete here \('77' in line 2\).*--pool all"),
+        ("\n\nq1 Q0 77 1 2 t", r"'77' in line 3"),
+        ("q1 Q0  1 2 t", r"line 1: 5 fields where a run has 6"),
         ("other Q0 10 1 2 t", r"ranks none of the 3 queries of this split \(it has 'other'\)"),
         ("", r"ranks none of the 3 queries"),
     ],
@@ -73,6 +75,14 @@ def test_what_cannot_be_read_is_named(text: str, message: str, tmp_path: Path) -
     (tmp_path / "run").write_text(text)
     with pytest.raises(RunFileError, match=message):
         read_run(tmp_path / "run", QUERIES, PRODUCTS, 3)
+
+
+def test_several_blanks_between_fields_are_as_good_as_one(tmp_path: Path) -> None:
+    found = []
+    for blanks in (" ", "   "):
+        (tmp_path / "run").write_text(blanks.join(["q1", "Q0", '"10', "1", "1e-3", "t\n"]), newline="\r\n")
+        found.append([part.tolist() for part in read_run(tmp_path / "run", QUERIES, ['"10', "9"], 1)])
+    assert found[0] == found[1] and found[0][1] == [[0], [-1], [-1]]
 
 
 def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
