@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,8 +71,6 @@ def reasons_not_run(settings: AblationSettings) -> dict[str, str]:
 
 def _missing(name: str, settings: AblationSettings) -> str | None:
     match name:
-        case "bm25" if importlib.util.find_spec("bm25s") is None:
-            return "needs the extra mmfusion[bm25]"
         case "larger_generic" if settings.larger_base is None:
             return "no --larger_base was given"
         case "routed" | "routed_equal_bytes" if settings.default_fusion == "image_only":

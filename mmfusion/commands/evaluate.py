@@ -50,8 +50,7 @@ class Config:
         output: Folder for results and working files; results of several models may share it.
         name: Name of the results; default: the fusion kind of the model, or bm25, and the perturbation.
         ranker: What ranks the products: the model; bm25 by words of the product text (the model's folder still names
-            catalogue and template; needs the extra mmfusion[bm25]); or run, another system, whose rankings are in
-            run_file (no model is loaded).
+            catalogue and template); or run, another system, whose rankings are in run_file (no model is loaded).
         run_file: TREC run (lines of: query Q0 product rank score tag), which is written, or with --ranker run read.
         split: Queries to ask.
         pool: Products that compete: those of the queries' split, or the whole catalogue.

@@ -1,6 +1,5 @@
 """What `mmfusion fit` knows of a catalogue, what it plans from that, and the commands that it runs."""
 
-import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -302,9 +301,8 @@ def _evaluations(config: "Config", folder: Path, facts: Facts, compared: list[st
     if split is None:
         return
     place = folder / "evaluation"
-    rankers: list[tuple[str, str, Any]] = [(name, name, "model") for name in [*compared, "stage2"]]
-    if importlib.util.find_spec("bm25s") is not None:
-        rankers.insert(0, ("bm25", "stage2", "bm25"))
+    by_model = [(name, name, "model") for name in [*compared, "stage2"]]
+    rankers: list[tuple[str, str, Any]] = [("bm25", "stage2", "bm25"), *by_model]
     for name, model, ranker in rankers:
         settings = evaluate.Config(
             catalogue=facts.catalogue,
@@ -348,9 +346,7 @@ def _index(folder: Path, facts: Facts) -> Step:
 
 
 def _report(config: "Config", folder: Path, facts: Facts, *, shows_queries: bool) -> Step:
-    names = [_RESULTS["text_only"], _RESULTS["stage2"]]
-    if (folder / "evaluation" / "bm25.json").exists() or importlib.util.find_spec("bm25s") is not None:
-        names.insert(0, "bm25")
+    names = ["bm25", _RESULTS["text_only"], _RESULTS["stage2"]]
     settings = report.Config(
         results=str(folder / "evaluation"),
         order=names if shows_queries else None,

@@ -72,7 +72,7 @@ def around(level: float, num_queries: int = 60, seed: int = 0) -> list[float | N
 def test_a_seed_is_planned_from_the_first_variant_up_and_shares_its_first_stage(tmp_path: Path) -> None:
     settings = settings_in(tmp_path, fusions=("gated", "cross_attention"), perturbations=("typos",))
     assert list(planned(settings)) == [
-        *(["val/bm25"] if "bm25" not in reasons_not_run(settings) else []),
+        "val/bm25",
         *("seed0/stage1_text", "seed0/text_only", "val/text_only.seed0", "val/text_only.seed0.typos"),
         *("seed0/naive_concat", "val/naive_concat.seed0"),
         *("seed0/stage1", "seed0/concat", "val/concat.seed0", "seed0/gated", "val/gated.seed0"),
@@ -80,7 +80,7 @@ def test_a_seed_is_planned_from_the_first_variant_up_and_shares_its_first_stage(
         *("seed0/routed", "val/routed.seed0", "val/routed_equal_bytes.seed0"),
         *("seed0/one_stage", "val/one_stage.seed0"),
     ]
-    assert reasons_not_run(settings).keys() - {"bm25"} == {"larger_generic"}
+    assert reasons_not_run(settings).keys() == {"larger_generic"}
 
 
 def test_variants_get_the_same_budget_and_differ_in_what_their_name_says(tmp_path: Path) -> None:
@@ -465,7 +465,6 @@ def ablation(arguments: list[str]) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_two_variants_from_the_command_line(tmp_path: Path) -> None:
-    pytest.importorskip("bm25s")
     output = tmp_path / "out"
     base = starting_base(None, tmp_path / "tiny")
     sizes = {"stage1_steps": 1, "stage2_steps": 1, "batch_size": 8, "stage2_batch_size": 8, "num_products": 60}
@@ -481,7 +480,6 @@ def test_two_variants_from_the_command_line(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_whole_ablation_on_the_toy_encoders(tmp_path: Path) -> None:
-    pytest.importorskip("bm25s")
     output = tmp_path / "out"
     options = ["--fusions", "[gated]", "--num_products", "60", "--seeds", "[0]", "--output", str(output)]
     budget = ["--stage1_steps", "2", "--stage2_steps", "1", "--batch_size", "8", "--stage2_batch_size", "8"]

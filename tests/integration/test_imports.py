@@ -21,7 +21,7 @@ ORDER = [
     ["retriever", "report", "hub"],
     ["stages"],
     ["retrieval", "evaluation"],
-    ["data", "extras"],
+    ["data", "extras", "lexical"],
     ["losses"],
     ["model", "distributed", "files", "allocator", "control_groups", "steps", "progress", "pages"],
 ]

@@ -163,7 +163,6 @@ def test_evaluation_from_cached_features_equals_that_from_photos(outputs: Path, 
 
 
 def test_baseline_control_pool_and_comparison(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("bm25s")
     options = {"base": str(outputs / "stage2"), "output": str(outputs / "evaluation")}
     command("evaluate")(**options, ranker="bm25")
     command("evaluate")(**options, name="shuffled", perturb="photos_shuffled", compare=["text_only", "bm25"])
@@ -176,7 +175,6 @@ def test_baseline_control_pool_and_comparison(outputs: Path, capsys: pytest.Capt
 
 
 def test_perturbed_evaluations_are_named_after_what_was_done(outputs: Path, tmp_path: Path) -> None:
-    pytest.importorskip("bm25s")
     options = {"base": str(outputs / "stage2"), "output": str(tmp_path)}
     cached = {"freeze_vision_blocks": 1, "feature_cache": str(tmp_path / "features")}
     command("evaluate")(**options, **cached, perturb="photos_dropped", seed=3)
