@@ -198,7 +198,7 @@ class Retriever:
         self._searcher = Searcher(self, ProductIndex.load(index))
         return self
 
-    def search(self, queries: Any = None, k: int = 10, *, image: Any = None, filter: Any = None) -> Any:
+    def search(self, queries: Any = None, k: int = 10, *, image: Any = None, filter: Any = None, **ranking: Any) -> Any:
         """The k best of the products that `fit` or `index` have indexed last; see [`Searcher.search`].
 
         Raises:
@@ -206,7 +206,7 @@ class Retriever:
         """
         if self._searcher is None:
             raise ValueError("No products are indexed yet; call fit(products) or index(products) first.")
-        return self._searcher.search(queries, k, image=image, filter=filter)
+        return self._searcher.search(queries, k, image=image, filter=filter, **ranking)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Writes model and processor into a folder, from which `from_pretrained` loads them."""
@@ -361,6 +361,7 @@ class Retriever:
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
         truncate_dim: int | None = None,
+        lexical: bool | Sequence[str] = False,
     ) -> Searcher[ProductIndex]:
         """Embeds products and makes them searchable by text.
 
@@ -371,6 +372,7 @@ class Retriever:
             batch_size: Products per forward pass, at least 1.
             show_progress_bar: None shows one on a terminal where there are several batches.
             truncate_dim: Components to keep of each view.
+            lexical: Columns whose words are searched, too (`mode="hybrid"`); True: those of the model's template.
 
         Returns:
             What searches them, for example `search("red dress", k=10, filter=[("price", "<", 50)])`. Its attribute
@@ -380,14 +382,18 @@ class Retriever:
             ValueError: As for `encode_products`; or an id is missing or appears twice, or a column mixes types.
         """
         records = _records_of(products)
+        metadata = _metadata(records)
+        if lexical is True and metadata is not None:
+            lexical = [name for name in self.processor.template_columns if name in metadata.column_names]
         vectors, weights = self._embed_products(records, batch_size, show_progress_bar, truncate_dim)
         index = ProductIndex.build(
             vectors.cpu().numpy(),
             _product_ids(records),
             model_fingerprint=self.fingerprint,
-            metadata=_metadata(records),
+            metadata=metadata,
             modality_weights=weights.cpu().numpy(),
             factory=factory,
+            lexical=lexical,
         )
         self._searcher = Searcher(self, index)
         return self._searcher

@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from mmfusion.retrieval import MilvusIndex, ProductIndex, Searcher
 from mmfusion.retrieval.query_tower import check_trained, load_query_tower
@@ -24,6 +24,12 @@ class Config:
         k: Number of products, at least 1.
         filter: Conditions on columns of the catalogue, e.g. [["price", "<", 50], ["category", "in", ["dress"]]]; a
             list of such lists finds what fulfils one of them.
+        mode: vectors; words (BM25 over the words of an index that was built with --lexical true); or hybrid, both.
+        weight: Of vectors in hybrid, from 0 to 1; default: the two lists are fused by reciprocal rank.
+        group_by: Column whose values are shown once each, with their best product, such as item_group_id.
+        boosts: Columns of numbers with weights from 0 to 1, e.g. '{"sales": 0.1}': what is high there comes earlier.
+        min_score: Lowest score of a product, a number or "calibrated" (by mmfusion index --calibrate); a query that
+            asks for what is not there finds nothing.
         verify: Whether all bytes of a FAISS index are compared with their checksums first, which reads it once. Of
             files above 64 MiB, only the size and both ends are compared otherwise.
     """
@@ -35,6 +41,11 @@ class Config:
     base: str | None = None
     k: int = 10
     filter: list[Any] | None = None
+    mode: Literal["vectors", "words", "hybrid"] = "vectors"
+    weight: float | None = None
+    group_by: str | None = None
+    boosts: dict[str, float] = field(default_factory=dict)
+    min_score: float | Literal["calibrated"] | None = None
     verify: bool = False
 
 
@@ -46,7 +57,8 @@ def main(config: Config) -> None:
     check_trained(model, base)
     retriever = Retriever(model, processor)
     index = open_index(config.index, record, verify=config.verify)
-    hits = Searcher(retriever, index).search(config.query, config.k, filter=config.filter)
+    ranking = {name: getattr(config, name) for name in ("mode", "weight", "group_by", "boosts", "min_score")}
+    hits = Searcher(retriever, index).search(config.query, config.k, filter=config.filter, **ranking)
     print(f"{'rank':>4}  {'score':>6}  {'text':>5} {'photo':>5}  product")
     for hit in hits:
         weights = hit.modality_weights or {}

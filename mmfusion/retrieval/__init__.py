@@ -5,6 +5,7 @@ from mmfusion.retrieval.filters import FilterError
 from mmfusion.retrieval.index import ProductIndex
 from mmfusion.retrieval.index_files import IndexDescription
 from mmfusion.retrieval.milvus import MilvusError, MilvusIndex
+from mmfusion.retrieval.ranking import Ranking, RankingError
 from mmfusion.retrieval.search import (
     Hit,
     PhotoQueryEncoder,
@@ -26,6 +27,8 @@ __all__ = [
     "PhotoQueryError",
     "ProductIndex",
     "QueryEncoder",
+    "Ranking",
+    "RankingError",
     "SearchIndex",
     "Searcher",
     "StoredProduct",

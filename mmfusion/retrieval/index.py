@@ -2,7 +2,7 @@
 
 import operator
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from mmfusion.files import whole_folder
-from mmfusion.retrieval.filters import Filter, filter_rows
+from mmfusion.retrieval.calibration import Calibration
+from mmfusion.retrieval.filters import Filter
 from mmfusion.retrieval.index_files import (
     FILES,
     SCHEMA_VERSION,
@@ -22,9 +23,11 @@ from mmfusion.retrieval.index_files import (
     write_files,
 )
 from mmfusion.retrieval.milvus import MilvusIndex
-from mmfusion.retrieval.products import Ids, ids_column, like, products_table, read_rows
+from mmfusion.retrieval.products import Ids, ids_column, like, products_table, read_rows, words_of
+from mmfusion.retrieval.ranking import CALIBRATED, PLAIN, Ranking, RankingError
 from mmfusion.retrieval.search import Hit, SearchIndex, StoredProduct, ranked
 from mmfusion.retrieval.segment import Segment, merged
+from mmfusion.retrieval.snapshot import Snapshot
 from mmfusion.retrieval.vectors import (
     TRAIN_SIZE,
     FloatArray,
@@ -36,6 +39,8 @@ from mmfusion.retrieval.vectors import (
     set_search_parameters,
     spread_rows,
 )
+
+LEXICAL_COLUMNS = ("title", "description")
 
 
 class ProductIndex(SearchIndex):
@@ -50,10 +55,14 @@ class ProductIndex(SearchIndex):
         self, segments: tuple[Segment, ...], description: IndexDescription, *, origin: Origin | None = None
     ) -> None:
         # Replaced as a whole, so that no reader sees half a change.
-        self._segments = segments
+        self._snapshot = Snapshot(segments)
         self._built = description
         self._origin = origin
         self._changing = threading.Lock()
+
+    @property
+    def _segments(self) -> tuple[Segment, ...]:
+        return self._snapshot.segments
 
     @property
     def description(self) -> IndexDescription:
@@ -81,6 +90,7 @@ class ProductIndex(SearchIndex):
         search_parameters: str = "",
         train_size: int = TRAIN_SIZE,
         sample: Any | None = None,
+        lexical: bool | Sequence[str] = False,
     ) -> "ProductIndex":
         """Indexes product embeddings for search by inner product.
 
@@ -97,14 +107,19 @@ class ProductIndex(SearchIndex):
             train_size: vectors that an index in need of training is trained on at most, where there is no sample:
                 spread evenly over an array, the first ones of an iterable (often of a single category).
             sample: float [M, D], vectors of all kinds of products, to train on and to measure recall with.
+            lexical: columns of the metadata whose words are searched, too (see [`Ranking`]); True: title and
+                description, as far as there are such.
 
         Raises:
             ValueError: numbers of rows differ, an id or a name of a column appears twice, an embedding or weight is NaN
-                or infinite, FAISS cannot make such an index, or there are too few vectors to train it.
+                or infinite, FAISS cannot make such an index, or there are too few vectors to train it; or a column
+                whose words are to be searched is not there or holds no text.
         """
         if not model_fingerprint:
             raise ValueError("model_fingerprint is empty; pass the fingerprint of the model that made the embeddings")
         products = products_table(product_ids, metadata, modality_weights)
+        columns = _lexical_columns(lexical, metadata)
+        words = words_of(products, columns)
         shape: tuple[int, ...] = getattr(embeds, "shape", ())
         if sample is not None:
             sample = as_float32(sample, what="the sample")
@@ -124,8 +139,9 @@ class ProductIndex(SearchIndex):
             recall_at_100=1.0 if recall is None else recall.of(index),
             rows=(len(products),),
             created_by=created_by(),
+            lexical=columns,
         )
-        return cls((Segment(index, products),), description)
+        return cls((Segment(index, products, words=words),), description)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Writes `index.faiss`, `products.arrow` and `index.json` into a folder: all of them or none.
@@ -175,20 +191,52 @@ class ProductIndex(SearchIndex):
             set_search_parameters(segments[0].index, description.search_parameters)
         return cls(segments, description, origin=origin)
 
-    def search(self, query_embeds: Any, k: int, *, filter: Filter | None = None) -> list[list[Hit]]:
+    def search(
+        self,
+        query_embeds: Any,
+        k: int,
+        *,
+        filter: Filter | None = None,
+        ranking: Ranking = PLAIN,
+        texts: Sequence[str] | None = None,
+    ) -> list[list[Hit]]:
         """As [`SearchIndex.search`].
 
         Equal scores are ordered as in evaluation, by product id descending; which of several equal products gets the
         last place is FAISS's choice.
+
+        Reciprocal rank fusion takes the best 1,000 products of each list (or k, and more where groups or the lowest
+        score leave fewer than k). Everything else is what ranking all products would give, as far as the index is
+        exact; but boosts look at no more than the best 10,000 products by score, unless k is larger.
         """
-        segments = self._segments
-        scores, rows = self._search(segments, query_embeds, k, filter)
-        found = rows >= 0
-        products = iter(read_rows(pa.concat_tables([one.products for one in segments]), rows[found]))
-        return [
-            ranked([(float(score), next(products)) for score in one[there]])
-            for one, there in zip(scores, found, strict=True)
-        ]
+        snapshot, k = self._snapshot, _checked_k(k)
+        if ranking.is_plain:
+            scores, rows = snapshot.nearest(self._checked(query_embeds), k, snapshot.allowed(filter))
+            found = rows >= 0
+            products = iter(read_rows(snapshot.products, rows[found]))
+            return [
+                ranked([(float(score), next(products)) for score in one[there]])
+                for one, there in zip(scores, found, strict=True)
+            ]
+        if ranking.min_score == CALIBRATED:
+            ranking = replace(ranking, min_score=self._calibrated())
+        queries = None if ranking.mode == "words" else self._checked(query_embeds)
+        count = len(texts or ()) if queries is None else len(queries)
+        texts = [""] * count if texts is None and ranking.mode == "vectors" else list(texts or ())
+        if len(texts) != count:
+            raise RankingError(f"mode {ranking.mode!r} got {len(texts)} texts for {count} queries; pass one each.")
+        snapshot.check(ranking)
+        chosen = snapshot.ranked(queries, texts, k, snapshot.allowed(filter), ranking)
+        hits = []
+        for rows, scores, made_of in chosen:
+            fields = zip(read_rows(snapshot.products, rows), scores.tolist(), made_of, strict=True)
+            hits.append(
+                [
+                    Hit(row["product_id"], score, rank, row.get("modality_weights", {}), row.get("metadata", {}), parts)
+                    for rank, (row, score, parts) in enumerate(fields, start=1)
+                ]
+            )
+        return hits
 
     def search_rows(self, query_embeds: Any, k: int) -> tuple[FloatArray, IntArray]:
         """Finds products as `search` does, but by their place in the index: for many queries and many hits.
@@ -204,30 +252,13 @@ class ProductIndex(SearchIndex):
         Raises:
             ValueError: k is below 1, or the embeddings have another dimension or a NaN.
         """
-        return self._search(self._segments, query_embeds, k, None)
-
-    def _search(
-        self, segments: tuple[Segment, ...], query_embeds: Any, k: int, filter: Filter | None
-    ) -> tuple[FloatArray, IntArray]:
-        k = operator.index(k)
-        if k < 1:
-            raise ValueError(f"k={k}: ask for at least one hit")
-        queries = self._checked(query_embeds)
-        parts, first = [], 0
-        for one in segments:
-            allowed = None if filter is None else filter_rows(one.metadata, filter)
-            scores, rows = one.search(queries, k, allowed)
-            parts.append((np.where(rows < 0, -np.inf, scores), np.where(rows < 0, -1, rows + first)))
-            first += len(one)
-        scores, rows = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
+        return self._snapshot.nearest(self._checked(query_embeds), _checked_k(k), None)
 
     def facts(self) -> dict[str, Any]:
         """As [`SearchIndex.facts`]."""
         built = self._built
         facts = {"kind": built.factory, "dimension": built.dimension, "recall_at_100": built.recall_at_100}
-        return {"engine": "faiss", **facts}
+        return {"engine": "faiss", **facts, "lexical": list(built.lexical), "calibration": built.calibration}
 
     def product(self, product_id: str) -> StoredProduct:
         """What the index holds of a product; the first call sorts the ids, unless `prepare_ids` did.
@@ -271,7 +302,8 @@ class ProductIndex(SearchIndex):
             kept = [block for one in rest for block in one.live_blocks()]
             products = pa.concat_tables([*(one.live_products() for one in rest), like(table, base.products)])
             index = build_faiss([*kept, vectors], len(products), "Flat")
-            self._replace((base, Segment(index, products.combine_chunks())))
+            products = products.combine_chunks()
+            self._replace((base, Segment(index, products, words=words_of(products, self._built.lexical))))
 
     def delete(self, product_ids: Ids) -> None:
         """Removes products.
@@ -298,7 +330,7 @@ class ProductIndex(SearchIndex):
         """
         self._verify_base()
         description = self._built
-        base = merged(self._segments, description.factory, train_size)
+        base = merged(self._segments, description.factory, train_size, description.lexical)
         if description.search_parameters:
             set_search_parameters(base.index, description.search_parameters)
         return ProductIndex((base,), description)
@@ -327,6 +359,18 @@ class ProductIndex(SearchIndex):
         products = pa.concat_tables([one.live_products() for one in segments])
         return MilvusIndex.upload(blocks, products, model_fingerprint=self._built.model_fingerprint, **options)
 
+    def calibrated(self, calibration: Calibration) -> "ProductIndex":
+        """The same index with a lowest score, which `min_score="calibrated"` takes."""
+        return ProductIndex(self._segments, replace(self._built, calibration=calibration), origin=self._origin)
+
+    def _calibrated(self) -> float:
+        if self._built.calibration is None:
+            raise RankingError(
+                "min_score is 'calibrated', and this index is not; give a number, or build the index again with "
+                "mmfusion index --calibrate 0.5 (the precision asked for), which needs judged val queries."
+            )
+        return self._built.calibration.min_score
+
     def _verify_base(self) -> None:
         # Otherwise a damaged byte would be copied and get a checksum that agrees with it.
         if self._origin is not None:
@@ -337,8 +381,31 @@ class ProductIndex(SearchIndex):
         return [one.without(found[found >= 0]) for one, found in zip(self._segments, rows, strict=True)]
 
     def _replace(self, segments: tuple[Segment, ...]) -> None:
-        self._segments = segments[: len(SEGMENTS)] if len(segments[-1]) else segments[:1]
+        self._snapshot = Snapshot(segments[: len(SEGMENTS)] if len(segments[-1]) else segments[:1])
 
     def _described(self, segments: tuple[Segment, ...]) -> IndexDescription:
         count = sum(one.num_live for one in segments)
         return replace(self._built, count=count, rows=tuple(map(len, segments)))
+
+
+def _checked_k(k: int) -> int:
+    k = operator.index(k)
+    if k < 1:
+        raise ValueError(f"k={k}: ask for at least one hit")
+    return k
+
+
+def _lexical_columns(lexical: bool | Sequence[str], metadata: pa.Table | None) -> tuple[str, ...]:
+    """The columns whose words are searched, of those that are asked for."""
+    if isinstance(lexical, str):
+        raise ValueError(f"lexical is the text {lexical!r}; give a list of columns, or True")
+    if not isinstance(lexical, bool):
+        return tuple(lexical)
+    known = [] if metadata is None else metadata.column_names
+    found = tuple(name for name in LEXICAL_COLUMNS if lexical and name in known)
+    if lexical and not found:
+        raise ValueError(
+            f"lexical is True, and the products have neither {' nor '.join(LEXICAL_COLUMNS)}; name the columns whose "
+            f"words are searched, of {', '.join(known) or 'their metadata, which is missing'}"
+        )
+    return found

@@ -15,15 +15,20 @@ import numpy as np
 import pyarrow as pa
 
 from mmfusion.files import link_or_copy, sha256_of
+from mmfusion.lexical import WordCounts
+from mmfusion.retrieval.calibration import Calibration
 from mmfusion.retrieval.products import BLOCK
 from mmfusion.retrieval.segment import Segment
 
-# Since 2 there are checksums.
-SCHEMA_VERSION = 2
+# Since 2 there are checksums, since 3 words.
+SCHEMA_VERSION = 3
 DESCRIPTION, DELETED = "index.json", "deleted.npy"
 # FAISS index and products of each segment: the base, which never changes, and what was added since.
 SEGMENTS = (("index.faiss", "products.arrow"), ("delta.faiss", "delta.arrow"))
-FILES = frozenset({DESCRIPTION, DELETED, *(name for names in SEGMENTS for name in names)})
+# Words of the products of each segment, where they are searched.
+WORDS = ("words.arrow", "delta_words.arrow")
+FILES = frozenset({DESCRIPTION, DELETED, *WORDS, *(name for names in SEGMENTS for name in names)})
+_BASE = (*SEGMENTS[0], WORDS[0])
 # Files up to this size are read whole when an index is opened: that takes about 0.1 s.
 WHOLE_BELOW = 64 * 2**20
 # Both ends of a longer file are read: FAISS describes an index at the beginning, Arrow a table at the end.
@@ -47,6 +52,8 @@ class IndexDescription:
             measured when it was built; 1 for an exact index.
         rows: rows of each segment, deleted ones too.
         created_by: software that built the index.
+        lexical: columns whose words are searched; empty if none are.
+        calibration: the lowest score that was measured on judged queries; None if none was.
     """
 
     schema_version: int
@@ -59,6 +66,8 @@ class IndexDescription:
     recall_at_100: float
     rows: tuple[int, ...]
     created_by: str
+    lexical: tuple[str, ...] = ()
+    calibration: Calibration | None = None
 
 
 # Device, inode, time and size.
@@ -121,13 +130,15 @@ def write_files(
     """
     sums: dict[str, Mapping[str, Any]] = {}
     if origin is not None and origin.is_there():
-        for name in SEGMENTS[0]:
+        for name in origin.stamps:
             link_or_copy(origin.folder / name, folder / name)
-        sums.update((name, one) for name, one in origin.sums.items() if name in SEGMENTS[0])
-    for segment, (vectors, products) in zip(segments, SEGMENTS, strict=False):
+        sums.update((name, one) for name, one in origin.sums.items() if name in _BASE)
+    for segment, (vectors, products), words in zip(segments, SEGMENTS, WORDS, strict=False):
         if not (folder / vectors).exists():
             segment.write_vectors(folder / vectors)
-            _write_products(segment.products, folder / products)
+            _write_table(segment.products, folder / products)
+            if segment.words is not None:
+                _write_table(segment.words.table, folder / words)
     if not all(segment.live.all() for segment in segments):
         np.save(folder / DELETED, np.flatnonzero(~np.concatenate([segment.live for segment in segments])))
     sums = {path.name: sums.get(path.name) or _sums_of(path) for path in sorted(folder.iterdir())}
@@ -155,7 +166,8 @@ def read_files(folder: Path, memory_map: bool, verify: bool) -> tuple[tuple[Segm
         before = stamp_of(folder)
         try:
             segments, description, sums = _read_files(folder, memory_map, verify)
-            stamps = {name: stamp_of(folder / name) for name in SEGMENTS[0]}
+            names = _BASE if description.lexical else SEGMENTS[0]
+            stamps = {name: stamp_of(folder / name) for name in names}
             found = segments, description, Origin(folder, stamps, sums)
         except (OSError, ValueError):
             if stamp_of(folder) == before:
@@ -169,26 +181,32 @@ def _read_files(folder: Path, memory_map: bool, verify: bool) -> tuple[tuple[Seg
     _check_there(folder, DESCRIPTION)
     description, sums = _read_description(folder / DESCRIPTION)
     files = SEGMENTS[: len(description.rows)]
-    for name in [*(name for names in files for name in names), *sums]:
+    worded = WORDS[: len(files)] if description.lexical else ()
+    for name in [*(name for names in files for name in names), *worded, *sums]:
         _check_there(folder, name)
     for name, expected in sums.items():
-        mapped = memory_map and name in SEGMENTS[0] and expected["bytes"] > WHOLE_BELOW
+        mapped = memory_map and name in _BASE and expected["bytes"] > WHOLE_BELOW
         _check_sums(folder / name, expected, whole=verify or not mapped)
-    parts = [(_read_faiss(folder / one, memory_map), _read_products(folder / two, memory_map)) for one, two in files]
+    parts = [(_read_faiss(folder / one, memory_map), _read_table(folder / two, memory_map)) for one, two in files]
+    words: list[WordCounts | None] = [_read_words(folder / name, memory_map) for name in worded]
+    words = words or [None] * len(parts)
     live = np.ones(sum(description.rows), dtype=bool)
     if (folder / DELETED).is_file():
         with _reading(folder / DELETED):
             live[np.load(folder / DELETED)] = False
-    found = tuple((index.d, index.ntotal, len(products)) for index, products in parts)
-    stated = tuple((description.dimension, rows, rows) for rows in description.rows)
+    found = tuple(
+        (index.d, index.ntotal, len(products), len(products) if counts is None else len(counts))
+        for (index, products), counts in zip(parts, words, strict=True)
+    )
+    stated = tuple((description.dimension, rows, rows, rows) for rows in description.rows)
     if found != stated or live.sum() != description.count:
         raise _damaged(
             folder / DESCRIPTION,
-            f"it says (dimension, vectors, products) {stated} and {description.count} to be found, the files hold "
-            f"{found} and {live.sum()}",
+            f"it says (dimension, vectors, products, texts) {stated} and {description.count} to be found, the files "
+            f"hold {found} and {live.sum()}",
         )
     cuts = np.split(live, np.cumsum(description.rows)[:-1])
-    segments = tuple(Segment(index, products, cut) for (index, products), cut in zip(parts, cuts, strict=True))
+    segments = tuple(Segment(*part, cut, counts) for part, cut, counts in zip(parts, cuts, words, strict=True))
     return segments, description, sums
 
 
@@ -208,7 +226,10 @@ def _read_description(path: Path) -> tuple[IndexDescription, Sums]:
     with _reading(path):
         sums = fields.pop("files", {})
         fields.pop("sha256", None)
-        return IndexDescription(**{**fields, "rows": tuple(fields["rows"])}), sums
+        lists = {name: tuple(fields.get(name, ())) for name in ("rows", "lexical")}
+        measured = fields.get("calibration")
+        calibration = None if measured is None else Calibration(**measured)
+        return IndexDescription(**{**fields, **lists, "calibration": calibration}), sums
 
 
 def _read_faiss(path: Path, memory_map: bool) -> Any:
@@ -216,15 +237,20 @@ def _read_faiss(path: Path, memory_map: bool) -> Any:
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if memory_map else 0)
 
 
-def _read_products(path: Path, memory_map: bool) -> pa.Table:
+def _read_table(path: Path, memory_map: bool) -> pa.Table:
     with _reading(path), pa.memory_map(str(path)) if memory_map else pa.OSFile(str(path)) as source:
         return pa.ipc.open_file(source).read_all()
 
 
-def _write_products(products: pa.Table, path: Path) -> None:
+def _read_words(path: Path, memory_map: bool) -> WordCounts:
+    with _reading(path):
+        return WordCounts(_read_table(path, memory_map))
+
+
+def _write_table(table: pa.Table, path: Path) -> None:
     # Not Parquet: what is mapped needs no memory of the process, of which text takes more than vectors do.
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, products.schema) as writer:
-        writer.write_table(products, max_chunksize=BLOCK)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=BLOCK)
 
 
 def _check_there(folder: Path, name: str) -> None:

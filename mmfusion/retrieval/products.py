@@ -10,6 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mmfusion.data.catalogue_schema import has_text
+from mmfusion.lexical import WordCounts
+from mmfusion.model.missing import is_missing
 from mmfusion.retrieval.vectors import BLOCK, IntArray, as_float32
 
 MODALITIES = ("text", "image")
@@ -144,6 +147,39 @@ def row_blocks(table: pa.Table) -> Iterator[pa.RecordBatch]:
     for start in range(0, len(table), BLOCK):
         (batch,) = table.slice(start, BLOCK).combine_chunks().to_batches()
         yield batch
+
+
+def words_of(products: pa.Table, columns: Sequence[str]) -> WordCounts | None:
+    """Counts of the words that products have in columns of their metadata; None without columns.
+
+    Raises:
+        ValueError: There is no such column, or it holds neither texts, numbers nor lists of them.
+    """
+    if not columns:
+        return None
+    fields = (
+        {one.name: one.type for one in products.schema.field("metadata").type}
+        if "metadata" in products.schema.names
+        else {}
+    )
+    for name in columns:
+        if name not in fields or not has_text(fields[name]):
+            raise ValueError(
+                f"words of the column {name!r} cannot be searched: the products have "
+                + (f"{fields[name]} there" if name in fields else ", ".join(fields) or "no metadata")
+                + "; name columns of texts"
+            )
+    return WordCounts.of(_texts(products, columns))
+
+
+def _texts(products: pa.Table, columns: Sequence[str]) -> Iterator[str]:
+    """The text of each product: its values in columns, one after the other."""
+    for block in row_blocks(products):
+        metadata = block.column("metadata")
+        values = [pc.struct_field(metadata, [metadata.type.get_field_index(name)]).to_pylist() for name in columns]
+        for row in zip(*values, strict=True):
+            parts = [part for value in row for part in (value if isinstance(value, list) else [value])]
+            yield " ".join(str(part) for part in parts if not is_missing(part))
 
 
 def _take(table: pa.Table, rows: IntArray) -> pa.Table:

@@ -12,8 +12,10 @@ import torch
 from mmfusion.model.configuration_mmfusion import MMFusionConfig
 from mmfusion.model.errors import MMFusionError
 from mmfusion.model.heads import shorten
+from mmfusion.model.processing_mmfusion import query_texts
 from mmfusion.retrieval.filters import Filter
 from mmfusion.retrieval.products import Ids, products_table
+from mmfusion.retrieval.ranking import PLAIN, Ranking, RankingError
 from mmfusion.retrieval.vectors import FloatArray, as_float32
 
 
@@ -23,11 +25,14 @@ class Hit:
 
     Attributes:
         product_id: the catalogue's id.
-        score: inner product of query and product embedding (exact or, with a compressing index, approximate).
+        score: inner product of query and product embedding (exact or, with a compressing index, approximate), unless
+            the search asked for another [`Ranking`].
         rank: place from 1.
         modality_weights: how much the fused embedding draws on "text" and "image", as the model reported it; empty
             where the index holds none.
         metadata: further columns of the product, such as its title; empty where the index holds none.
+        parts: what the score was made of, where that is more than one thing: "vectors" and "words" (see [`Ranking`]),
+            and "boost:COLUMN".
     """
 
     product_id: str
@@ -35,6 +40,7 @@ class Hit:
     rank: int
     modality_weights: dict[str, float] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,13 +103,23 @@ class SearchIndex(ABC):
         """
 
     @abstractmethod
-    def search(self, query_embeds: Any, k: int, *, filter: Filter | None = None) -> list[list[Hit]]:
-        """Finds the k products with the largest inner product for each query.
+    def search(
+        self,
+        query_embeds: Any,
+        k: int,
+        *,
+        filter: Filter | None = None,
+        ranking: Ranking = PLAIN,
+        texts: Sequence[str] | None = None,
+    ) -> list[list[Hit]]:
+        """Finds the k products with the largest inner product for each query, or those that another ranking puts first.
 
         Args:
-            query_embeds: float [Q, D], numpy or tensor.
+            query_embeds: float [Q, D], numpy or tensor; None where words alone count.
             k: hits wanted, at least 1; more than there are products gives all products.
             filter: conditions on metadata that hits fulfil, for example `[("price", "<", 50)]`, see [`filter_rows`].
+            ranking: what to rank by.
+            texts: the queries, where their words count.
 
         Returns:
             For each query its hits, best first: k, or as many as there are (that the filter lets through).
@@ -111,6 +127,7 @@ class SearchIndex(ABC):
         Raises:
             ValueError: k is below 1, or the embeddings have another dimension or a NaN; or the filter names what is
                 not there.
+            RankingError: the index has no words, or no such column, for the ranking.
         """
 
     def check_model(self, model_fingerprint: str) -> None:
@@ -300,13 +317,19 @@ class Searcher(Generic[Index]):
         return shorten(torch.from_numpy(embeds), dimension // views, views).numpy()
 
     @overload
-    def search(  # type: ignore[overload-overlap]  # a str is a sequence of str
-        self, queries: str | None = None, k: int = 10, *, image: Any = None, filter: Filter | None = None
+    def search(
+        self,
+        queries: str | None = None,
+        k: int = 10,
+        *,
+        image: Any = None,
+        filter: Filter | None = None,
+        **ranking: Any,
     ) -> list[Hit]: ...
 
     @overload
     def search(
-        self, queries: Sequence[str], k: int = 10, *, image: None = None, filter: Filter | None = None
+        self, queries: Sequence[str], k: int = 10, *, image: None = None, filter: Filter | None = None, **ranking: Any
     ) -> list[list[Hit]]: ...
 
     def search(
@@ -316,6 +339,7 @@ class Searcher(Generic[Index]):
         *,
         image: Any = None,
         filter: Filter | None = None,
+        **ranking: Any,
     ) -> list[Hit] | list[list[Hit]]:
         """The k best products of a query, or of each of several.
 
@@ -324,21 +348,30 @@ class Searcher(Generic[Index]):
             k: At least 1.
             image: A photo to search with, alone or with a text: a path, the bytes of a file or a PIL image.
             filter: Conditions on metadata, see [`ProductIndex.search`].
+            ranking: What to rank by, fields of [`Ranking`]: `mode`, `weight`, `group_by`, `boosts`, `min_score`.
 
         Returns:
             Hits of the text or photo, best first; of several texts, a list of them for each.
 
         Raises:
             ValueError: A query is blank, k is below 1, or the filter names what is not there.
+            RankingError: The ranking is out of range, or not one that the index can give.
             PhotoQueryError: There is neither text nor photo, or several texts with a photo; or the photo cannot be
                 searched with, see [`embed_photos`][Searcher.embed_photos].
         """
+        by = Ranking(**ranking)
         if image is not None:
             if not (queries is None or isinstance(queries, str)):
                 raise PhotoQueryError(f"there are {len(queries)} texts and one photo; give one text, or None.")
-            return self.index.search(self.embed_photos([image], [queries]), k, filter=filter)[0]
+            if by.mode == "words":
+                raise RankingError("mode is 'words', and a photo has none; give mode 'vectors' or 'hybrid'.")
+            photo = self.embed_photos([image], [queries])
+            return self.index.search(photo, k, filter=filter, ranking=by, texts=[queries or ""])[0]
         if queries is None:
             raise PhotoQueryError("there is nothing to search for; give words, an image, or both.")
         if isinstance(queries, str):
-            return self.search([queries], k, filter=filter)[0]
-        return self.index.search(self.embed(queries), k, filter=filter) if queries else []
+            return self.search([queries], k, filter=filter, **ranking)[0]
+        if not queries:
+            return []
+        embeds = None if by.mode == "words" else self.embed(queries)
+        return self.index.search(embeds, k, filter=filter, ranking=by, texts=query_texts(queries, ""))

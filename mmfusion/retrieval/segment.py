@@ -3,7 +3,7 @@
 import copy
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmfusion.retrieval.products import IdLookup
+from mmfusion.lexical import WordCounts
+from mmfusion.retrieval.products import IdLookup, words_of
 from mmfusion.retrieval.vectors import BLOCK, BoolArray, FloatArray, IntArray, build_faiss, faiss, make_faiss
 
 # Below so many allowed rows, comparing all of them costs less than an approximate search that skips most of them,
@@ -32,16 +33,19 @@ class Segment:
         index: FAISS index; its entry i is row i.
         products: Table of N rows with the column `product_id`.
         live: (N,) bool; searches skip the other rows. None: all are live.
+        words: Counts of the words of each product; None: there is no search by words.
 
     Attributes:
-        index, products, live: As given.
+        index, products, live, words: As given.
         metadata: Column of structs; None if there is none.
         num_live: Number of live rows.
         ids: Rows of ids, deleted ones too.
     """
 
-    def __init__(self, index: Any, products: pa.Table, live: BoolArray | None = None) -> None:
-        self.index, self.products = index, products
+    def __init__(
+        self, index: Any, products: pa.Table, live: BoolArray | None = None, words: WordCounts | None = None
+    ) -> None:
+        self.index, self.products, self.words = index, products, words
         self.metadata = products.column("metadata") if "metadata" in products.column_names else None
         self.ids = IdLookup(products)
         self._behind_transforms = next(
@@ -153,7 +157,7 @@ class Segment:
                 index.make_direct_map()
 
 
-def merged(segments: tuple[Segment, ...], factory: str, train_size: int) -> Segment:
+def merged(segments: tuple[Segment, ...], factory: str, train_size: int, lexical: Sequence[str] = ()) -> Segment:
     """One segment of the live rows of several.
 
     An index without links keeps what it was trained to, clusters too, and the codes of vectors that it held: they are
@@ -165,6 +169,7 @@ def merged(segments: tuple[Segment, ...], factory: str, train_size: int) -> Segm
         segments: the base first.
         factory: FAISS factory string.
         train_size: vectors to train on at most, where an index is built again.
+        lexical: columns whose words are counted, if any.
     """
     products = pa.concat_tables([one.live_products() for one in segments])
     index = segments[0].copied_codes()
@@ -177,7 +182,7 @@ def merged(segments: tuple[Segment, ...], factory: str, train_size: int) -> Segm
         for one in segments[1:]:
             for block in one.live_blocks():
                 index.add(block)
-    return Segment(index, products)
+    return Segment(index, products, words=words_of(products, lexical))
 
 
 def _copy_codes(target: Any, source: Any, live: BoolArray) -> None:

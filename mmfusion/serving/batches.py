@@ -169,18 +169,22 @@ class Searches:
         return [answers[place] for place in range(len(asked))]
 
     def _search(self, searcher: Searcher, asked: dict[int, SearchRequest]) -> dict[int, Answer | Exception]:
-        # All are embedded together; those with the same filter are searched together.
+        # All are embedded together; those with the same filter and ranking are searched together.
         self.observe_batch(len(asked))
-        vectors = dict(zip(asked, searcher.embed([one.query for one in asked.values()]), strict=True))
+        texts = {place: one.query for place, one in asked.items() if one.mode != "words"}
+        vectors = dict(zip(texts, searcher.embed([*texts.values()]), strict=True)) if texts else {}
         groups: dict[str, list[int]] = defaultdict(list)
         for place, one in asked.items():
-            groups[repr(one.filter)].append(place)
+            # How far lists reach may depend on k.
+            groups[repr((one.filter, one.ranking, None if one.ranking.is_plain else one.k))].append(place)
         answers: dict[int, Answer | Exception] = {}
         for places in groups.values():
-            counts = [asked[place].k or self.default_k for place in places]
-            queries = np.stack([vectors[place] for place in places])
+            first, counts = asked[places[0]], [asked[place].k or self.default_k for place in places]
+            queries = np.stack([vectors[place] for place in places]) if first.mode != "words" else None
+            words = [asked[place].query for place in places]
+            how: Any = {"filter": first.filter, "ranking": first.ranking, "texts": words}
             try:
-                found = searcher.index.search(queries, max(counts), filter=asked[places[0]].filter)
+                found = searcher.index.search(queries, max(counts), **how)
             except MilvusError:
                 raise
             except ValueError as error:

@@ -1,17 +1,20 @@
 """What requests may ask for, as pydantic models, and how they are read."""
 
-from typing import Annotated, Any, TypeVar
+from functools import cached_property
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, create_model, model_validator
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from mmfusion.retrieval.filters import alternatives_of
+from mmfusion.retrieval.ranking import Mode, Ranking
 from mmfusion.serving import ServiceLimits
 
 # Each looks at a column of the whole index, and holds a byte per product.
 _MAX_CONDITIONS = 32
+_MAX_BOOSTS = 8
 
 
 def _with_text(query: str) -> str:
@@ -31,12 +34,39 @@ def _conditions(filter: Any) -> Any:
     return read
 
 
+def _read_object(value: Any) -> Any:
+    # In an address it is written as JSON.
+    return from_json(value, allow_inf_nan=False) if isinstance(value, str) else value
+
+
 class SearchRequest(BaseModel, extra="forbid"):
-    """A query, the number of hits wanted (None: as many as is usual), and conditions on metadata."""
+    """A query, the number of hits wanted (None: as many as is usual), conditions on metadata, and what to rank by.
+
+    The last five are the fields of [`Ranking`].
+    """
 
     query: Annotated[str, AfterValidator(_with_text)]
     k: int | None = None
     filter: Annotated[Any, AfterValidator(_conditions)] = None
+    mode: Mode = "vectors"
+    weight: float | None = None
+    group_by: str | None = None
+    boosts: Annotated[dict[str, float], BeforeValidator(_read_object)] = Field(default={}, max_length=_MAX_BOOSTS)
+    min_score: float | Literal["calibrated"] | None = None
+
+    @cached_property
+    def ranking(self) -> Ranking:
+        """What to rank by.
+
+        Raises:
+            RankingError: A value is out of range, or does not go with the mode.
+        """
+        return Ranking(self.mode, self.weight, self.group_by, self.boosts, self.min_score)
+
+    @model_validator(mode="after")
+    def _can_be_ranked(self) -> "SearchRequest":
+        _ = self.ranking
+        return self
 
 
 class ProductRequest(BaseModel, extra="forbid"):

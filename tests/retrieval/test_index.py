@@ -276,7 +276,7 @@ def test_a_save_that_fails_leaves_the_old_index_and_nothing_else(
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(index_files, "_write_products", fail)
+    monkeypatch.setattr(index_files, "_write_table", fail)
     with pytest.raises(OSError, match="disk full"):
         build(9).save(folder, overwrite=True)
     monkeypatch.undo()
@@ -308,7 +308,7 @@ def test_an_index_that_is_replaced_while_it_is_read_is_read_again(
 ) -> None:
     folder = build(9).save(tmp_path / "index")
     other = ProductIndex.build(vectors(9, seed=1), list("abcdefghi"), model_fingerprint="model-2")
-    names = ["_read_description", "_read_faiss", "_read_products"]
+    names = ["_read_description", "_read_faiss", "_read_table"]
     genuine = getattr(index_files, names[replaced])
 
     def read(*arguments: Any) -> Any:
@@ -377,7 +377,7 @@ def test_a_later_layout_is_refused(tmp_path: Path) -> None:
     folder = build().save(tmp_path / "index")
     description = json.loads((folder / "index.json").read_text())
     (folder / "index.json").write_text(json.dumps({**description, "schema_version": 99}))
-    with pytest.raises(ValueError, match="schema version 99, this mmfusion reads up to 2"):
+    with pytest.raises(ValueError, match="schema version 99, this mmfusion reads up to 3"):
         ProductIndex.load(folder)
 
 

@@ -3,7 +3,7 @@
 import base64
 import itertools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -31,6 +31,7 @@ from mmfusion.retrieval.milvus.upload import (
     upsert,
 )
 from mmfusion.retrieval.products import Ids, ids_column, like, products_table
+from mmfusion.retrieval.ranking import PLAIN, Ranking, RankingError
 from mmfusion.retrieval.search import Hit, SearchIndex, StoredProduct, ranked
 from mmfusion.retrieval.vectors import checked_blocks, created_by
 
@@ -195,13 +196,25 @@ class MilvusIndex(SearchIndex, AbstractContextManager["MilvusIndex"]):
     def __len__(self) -> int:
         return count_products(self._connection)
 
-    def search(self, query_embeds: Any, k: int, *, filter: Filter | None = None) -> list[list[Hit]]:
+    def search(
+        self,
+        query_embeds: Any,
+        k: int,
+        *,
+        filter: Filter | None = None,
+        ranking: Ranking = PLAIN,
+        texts: Sequence[str] | None = None,
+    ) -> list[list[Hit]]:
         """As [`SearchIndex.search`]; k is at most 16,384.
 
         Raises:
             ValueError: as of [`SearchIndex.search`], or k is more than Milvus finds.
             MilvusError: Milvus rejects the request or cannot be reached.
         """
+        if not ranking.is_plain:
+            raise RankingError(
+                "an index in Milvus ranks by vectors alone; leave out mode, group_by, boosts and min_score."
+            )
         queries = self._checked(query_embeds)
         if k < 1:
             raise ValueError(f"k={k}: ask for at least one hit")
