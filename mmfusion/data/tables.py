@@ -17,6 +17,7 @@ from mmfusion.data.catalogue_schema import has_text, is_list
 from mmfusion.data.feature_cache import FeatureCache
 from mmfusion.data.photos import PhotoReader, cropped_photo
 from mmfusion.model import MMFusionProcessor
+from mmfusion.model.pixels import in_threads
 
 logger = logging.getLogger(__name__)
 
@@ -164,10 +165,11 @@ class ProductTable(_TextTable):
     def decode(self, rows: Rows, crop: int = 0) -> list[list[Any]]:
         """Readable photos of products as RGB images; bad ones are logged by the reader and left out."""
         table = self._columns(["product_id", "image"], rows)
-        return [
-            [cropped_photo(photo, product_id, crop) for photo in self.reader(product_id, image)]
-            for product_id, image in zip(table["product_id"], table["image"], strict=True)
-        ]
+
+        def read(product: tuple[str, Any]) -> list[Any]:
+            return [cropped_photo(photo, product[0], crop) for photo in self.reader(*product)]
+
+        return in_threads(read, list(zip(table["product_id"], table["image"], strict=True)))
 
     def _columns(self, names: Sequence[str], rows: Rows) -> dict[str, list[Any]]:
         """Values of some columns, undecoded, in the order of the rows."""

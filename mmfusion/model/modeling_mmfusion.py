@@ -636,14 +636,17 @@ class MMFusionModel(MMFusionPreTrainedModel):
         given = pixel_values if activations is None else activations
         if given is None or not photo_mask.any():
             return self._no_photos(products)
-        encoded = self._encode_vision(given[photo_mask].to(self.dtype), activations is not None)
+        # Where each product has as many photos, nothing is copied into place.
+        full = bool(photo_mask.all())
+        flat = given.flatten(0, 1) if full else given[photo_mask]
+        encoded = self._encode_vision(flat.to(self.dtype), activations is not None)
         if self.vision_neck is not None:
             encoded = self.vision_neck(encoded)
-        length, width = encoded.tokens.shape[1:]
-        tokens = encoded.tokens.new_zeros(products, photos, length, width)
-        tokens[photo_mask] = encoded.tokens
-        pooled = encoded.pooled.new_zeros(products, photos, encoded.pooled.shape[-1])
-        pooled[photo_mask] = encoded.pooled
+        length = encoded.tokens.shape[1]
+        if full:
+            tokens, pooled = (states.unflatten(0, (products, photos)) for states in encoded)
+        else:
+            tokens, pooled = (_in_place(states, photo_mask) for states in encoded)
         mean = pooled.sum(1) / photo_mask.sum(1, keepdim=True).clamp_min(1)
         return Encoded(tokens.flatten(1, 2), mean), photo_mask.repeat_interleave(length, dim=1)
 
@@ -704,6 +707,13 @@ def _start_projection(projection: nn.Linear, pretrained: nn.Linear | None) -> bo
     else:
         return False
     return True
+
+
+def _in_place(states: Tensor, mask: Tensor) -> Tensor:
+    """Rows of `states` where `mask` (P, photos) is True, in order, and zeros elsewhere: (P, photos, …)."""
+    placed = states.new_zeros(*mask.shape, *states.shape[1:])
+    placed[mask] = states
+    return placed
 
 
 def _photo_mask(

@@ -16,6 +16,7 @@ from .errors import explained
 from .image_processors import load_image_processor, new_image_processor
 from .missing import is_missing
 from .photos import PhotoError, upright_rgb
+from .pixels import looked_up, looks_up, resized
 from .remote_code import keep_module
 from .text_encoders import not_empty
 from .text_tokenizers import load_tokenizer, open_tokenizer
@@ -210,6 +211,8 @@ class MMFusionProcessor(ProcessorMixin):
             return {}
         mask = torch.tensor([[position < len(own) for position in range(widest)] for own in photos])
         pixels = self.pixel_values([photo for own in photos for photo in own])
+        if mask.all():
+            return {"pixel_values": pixels.unflatten(0, mask.shape), "photo_mask": mask}
         padded = pixels.new_zeros(*mask.shape, *pixels.shape[1:])
         padded[mask] = pixels
         return {"pixel_values": padded, "photo_mask": mask}
@@ -221,17 +224,22 @@ class MMFusionProcessor(ProcessorMixin):
             ValueError: A photo is no PIL image or a broken one, or the image processor gives arrays of several shapes.
         """
         upright = [_upright(photo, f"Photo {position}") for position, photo in enumerate(photos)]
-        arrays = self.image_processor(images=upright, return_tensors=None)["pixel_values"]
-        # Some give views that run backwards (MobileViT's flipped channels), which torch does not take.
-        tensors = [torch.as_tensor(array.copy()) for array in arrays]
-        shapes = {tuple(tensor.shape) for tensor in tensors}
+        fast = looks_up(self.image_processor)
+        if fast:
+            arrays = resized(self.image_processor, upright)
+        else:
+            arrays = self.image_processor(images=upright, return_tensors=None)["pixel_values"]
+        shapes = {tuple(array.shape) for array in arrays}
         if len(shapes) > 1 or any(len(shape) != 3 for shape in shapes):
             raise ValueError(
                 f"The image processor gives arrays of shapes {sorted(shapes)[:3]} where all must have one shape "
                 "(channels, height, width); set a fixed size, "
                 "e.g. MMFusionProcessor.from_backbones(…, image_size=(224, 224))."
             )
-        return torch.stack(tensors).float()
+        if fast:
+            return looked_up(self.image_processor, arrays)
+        # Some give views that run backwards (MobileViT's flipped channels), which torch does not take.
+        return torch.stack([torch.as_tensor(array.copy()) for array in arrays]).float()
 
     def product_text(self, product: Mapping[str, Any]) -> str:
         """The product's text as its template renders it, without the prompt; empty if all columns used are blank.
