@@ -16,8 +16,7 @@ from two_ranks import GLOBAL_BATCH, build_model
 from mmfusion.data.batch import TrainBatch
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.datamodule import MMFusionDataModule
-from mmfusion.stages import Stage, Stage1, Stage2
-from mmfusion.stages.sharding import whole_model
+from mmfusion.stages import Lora, Stage, Stage1, Stage2, add_adapters, whole_model
 from mmfusion.training.hardware import Hardware, lightning_strategy
 from mmfusion.training.monitoring import StepStatistics
 
@@ -54,6 +53,11 @@ def build_stage(name: str, folder: Path) -> tuple[Stage, Any]:
     if name == "stage1":
         model, processor = build_model(folder)
         return Stage1(model), processor
+    if name == "lora":
+        model, processor = build_model(folder)
+        stage = Stage1(model)
+        add_adapters(model, Lora(rank=4, vision_targets=["convolution"]))
+        return stage, processor
     # An expert's load is balanced over the batch of a rank, so that it is not part of the comparison.
     model, processor = build_model(folder, query_router=True, role_embedding=True)
     return Stage2(model, modality_dropout=0.0), processor

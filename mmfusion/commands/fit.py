@@ -27,7 +27,7 @@ from mmfusion.importers.importing import import_catalogue
 from mmfusion.importers.settings import ImportSettings
 from mmfusion.model.errors import HubError, MMFusionError, explain
 from mmfusion.progress import JobProgress
-from mmfusion.stages import Optimization
+from mmfusion.stages import Lora, Optimization
 from mmfusion.training import Hardware, Run, open_run, recorded_arguments
 from mmfusion.training.quiet import Log, quietly
 from mmfusion.training.run import read_record
@@ -35,7 +35,7 @@ from mmfusion.training.run import read_record
 # What a model depends on; the files may be others tomorrow.
 _OF_THE_MODEL = (
     *("text", "vision", "base", "image_size", "product_template", "model_config", "fusion", "batch_size", "patience"),
-    *("optimization", "seed"),
+    *("optimization", "lora", "seed"),
 )
 
 
@@ -65,6 +65,7 @@ class Config(ImportSettings):
         patience: Validations in a row without a better score after which a stage stops; default: never.
         optimization: Learning rates and schedule of stage 1; an encoder whose rate is 0 is frozen and its features are
             cached, which takes minutes instead of hours on a CPU.
+        lora: Low-rank adapters that stage 1 trains in place of the encoders' weights, for less memory.
         hardware: Device, precision and workers; one device.
     """
 
@@ -85,6 +86,7 @@ class Config(ImportSettings):
     batch_size: int | None = None
     patience: int | None = None
     optimization: Optimization = field(default_factory=lambda: Optimization(1e-3, 1e-4, 3e-4))
+    lora: Lora = field(default_factory=Lora)
     hardware: Hardware = field(default_factory=Hardware)
 
 

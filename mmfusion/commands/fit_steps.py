@@ -243,6 +243,7 @@ def _stage1(config: "Config", folder: Path, facts: Facts, plan: Mapping[str, Map
     settings = stage1.Config(
         base=config.base or str(folder / "base"),
         optimization=config.optimization,
+        lora=config.lora,
         **_training(config, folder, facts, plan["stage1"], "stage1"),
         **blind,
     )

@@ -11,8 +11,9 @@ from mmfusion.data.datamodule import MMFusionDataModule
 from mmfusion.data.photo_check import check_photos
 from mmfusion.data.pseudo_queries import with_pseudo_queries
 from mmfusion.data.text_check import warn_of_texts
+from mmfusion.extras import library
 from mmfusion.model import MMFusionModel, MMFusionProcessor
-from mmfusion.stages import Optimization, Stage
+from mmfusion.stages import Lora, Optimization, Stage
 from mmfusion.training import (
     Hardware,
     HubCheckpoints,
@@ -75,6 +76,7 @@ class StageConfig:
             itself; ranks pass negatives on instead of gathering them), or one that a module in the environment variable
             MMFUSION_IMPORT registers.
         optimization: Learning rates and schedule; an encoder whose rate is 0 is frozen and its features are cached.
+        lora: Low-rank adapters that are trained in place of the encoders' weights, for less memory.
         query_text_weight: Weight of the loss between queries and product texts.
         query_image_weight: Weight of the loss between queries and photos.
         allow_missing_photos: Whether to continue where fewer than half of the photos that products name can be read.
@@ -122,6 +124,7 @@ class StageConfig:
     micro_batch: int = 0
     loss: str = "contrastive"
     optimization: Optimization = field(default_factory=Optimization)
+    lora: Lora = field(default_factory=Lora)
     query_text_weight: float = 1.0
     query_image_weight: float = 1.0
     allow_missing_photos: bool = False
@@ -153,6 +156,8 @@ def begin(name: str, config: Config) -> tuple[Config, Run]:
     """Opens the output folder; the config of a run that continues from the Hub is that run's own."""
     if config.resume:
         config = continue_from_hub(name, config)
+    if config.lora.rank is not None:
+        library("peft", "lora")
     run = open_run(config.output, name, recorded_arguments(config), dry_run=config.dry_run, extendable=True)
     if run.complete:
         print(f"{run.folder} is complete; raise --steps to extend it, or give another --output to train again.")

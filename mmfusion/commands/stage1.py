@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from mmfusion.commands.stage import StageConfig, begin, build_data, open_catalogue, train
-from mmfusion.stages import Optimization, Stage1
+from mmfusion.stages import Optimization, Stage1, add_adapters
 from mmfusion.training import load_base, starting_base
 
 
@@ -50,4 +50,5 @@ def main(config: Config) -> None:
         micro_batch=config.micro_batch,
         titles_to_photos=config.pseudo_queries,
     )
+    add_adapters(model, config.lora)
     train(config, run, stage, data, processor)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmfusion.commands.stage import StageConfig, begin, build_data, open_catalogue, train
-from mmfusion.stages import Optimization, Stage2
+from mmfusion.stages import Optimization, Stage2, add_adapters
 from mmfusion.training import load_base
 
 
@@ -61,4 +61,5 @@ def main(config: Config) -> None:
         micro_batch=config.micro_batch,
         titles_to_photos=config.pseudo_queries,
     )
+    add_adapters(model, config.lora)
     train(config, run, stage, data, processor)

@@ -154,7 +154,16 @@ class MMFusionPreTrainedModel(PreTrainedModel):
             return loaded
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """Saves a model as `PreTrainedModel.save_pretrained` does, with the code that its encoders and fusion bring."""
+        """Saves a model as `PreTrainedModel.save_pretrained` does, with the code that its encoders and fusion bring.
+
+        Raises:
+            ValueError: There are LoRA adapters beside the weights.
+        """
+        if any(".lora_" in name for name, _ in self.named_parameters()):
+            raise ValueError(
+                "The model has LoRA adapters beside its weights, which nobody could load; save what "
+                "mmfusion.stages.whole_model makes of it, with the adapters merged."
+            )
         super().save_pretrained(save_directory, *args, **kwargs)
         for encoder in self.encoders():
             save_encoder_code(encoder, save_directory)

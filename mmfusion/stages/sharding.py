@@ -1,4 +1,4 @@
-"""Which parts of a model ranks share the parameters of (FSDP2)."""
+"""Which parts of a model ranks share the parameters of (FSDP2), and the ordinary model that comes of training."""
 
 from collections.abc import Iterator
 
@@ -7,9 +7,10 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
-from mmfusion.distributed.shards import is_sharded, whole_state
+from mmfusion.distributed.shards import gathered, is_sharded, whole_state
 from mmfusion.model import MMFusionModel
 from mmfusion.model.vision_encoders import blocks_of
+from mmfusion.stages.lora import adapted_layers, merged_weights
 
 
 def shard(model: MMFusionModel, mesh: DeviceMesh) -> None:
@@ -32,13 +33,18 @@ def shard(model: MMFusionModel, mesh: DeviceMesh) -> None:
 
 
 def whole_model(model: MMFusionModel) -> MMFusionModel:
-    """The model itself, or, on the first rank, a copy of a sharded one with all parameters in memory of the CPU.
+    """An ordinary model to save: the model itself, or a copy of one that is sharded or has adapters.
 
-    Every rank has to call it; what others than the first one get is of no use.
+    Adapters are merged into the weights, and shards put together in memory of the CPU on the first rank. Every rank has
+    to call it; what others than the first one get of a sharded model is of no use.
     """
-    if not is_sharded(model):
+    layers, sharded = adapted_layers(model), is_sharded(model)
+    if not sharded and not layers:
         return model
-    state = whole_state(model)
+    state = whole_state(model) if sharded else model.state_dict()
+    if layers:
+        with gathered(model):
+            state = merged_weights(state, layers) if state else state
     with torch.device("meta"):
         whole = MMFusionModel(model.config)
     whole.load_state_dict(state, strict=bool(state), assign=True)

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from mmfusion.data.toy_catalogue import RECORD_NAME
 from mmfusion.files import HUB_ID, is_hub_id, link_or_copy
 from mmfusion.model.errors import HubError, explain
+from mmfusion.stages.sharding import whole_model
 from mmfusion.training.background_push import BackgroundPush, Snapshot
 from mmfusion.training.best import validation_score
 from mmfusion.training.run import Run, step_of
@@ -112,12 +113,17 @@ class PushCheckpoints(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         found = validation_score(trainer)
-        if self._push is None or found is None or (self.best is not None and found[1] <= self.best):
+        if found is None or (self.best is not None and found[1] <= self.best):
             return
         name, self.best = found
+        model, processor = _model_and_processor(trainer)
+        # On all ranks, which gather what they share.
+        model = whole_model(model)
+        if self._push is None:
+            return
         facts = {f"val/{name.rpartition('/')[2]}": self.best}
         with self._snapshot("best", trainer.global_step, facts) as folder:
-            for part in _model_and_processor(trainer):
+            for part in (model, processor):
                 part.save_pretrained(folder / BEST_FOLDER)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -16,6 +16,7 @@ from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.files import link_or_copy, sha256_of
 from mmfusion.model import MMFusionConfig, MMFusionModel
 from mmfusion.model.errors import HubError, explain
+from mmfusion.stages.lora import weights_without_adapters
 from mmfusion.training.checkpoints import read_weights
 from mmfusion.training.hub_checkpoints import CHECKPOINT, LOCAL_ARGUMENTS, MODEL_FOLDER, RECORD
 from mmfusion.training.output_lock import NAME as LOCK
@@ -234,7 +235,7 @@ def _write_base(address: HubAddress, commit: str, names: list[str], checkpoint: 
         shutil.copyfile(downloaded / name, folder / Path(name).name)
     if not (folder / "config.json").is_file():
         raise HubError(f"{address} has no {MODEL_FOLDER}/config.json; name another revision.")
-    weights = read_weights(checkpoint, mmap=True, map_location="cpu")
+    weights = weights_without_adapters(read_weights(checkpoint, mmap=True, map_location="cpu"))
     model = MMFusionModel(MMFusionConfig.from_pretrained(folder))
     prefix = "model."
     try:

@@ -31,7 +31,12 @@ NOT_RECORDED = (
     "cache_dir",
 )
 # Settings that came later, and what they were before: a record without them was made so.
-_CAME_LATER = {"keep": "last", "patience": None, "pseudo_queries": False}
+_CAME_LATER: dict[str, Any] = {
+    "keep": "last",
+    "patience": None,
+    "pseudo_queries": False,
+    "lora": {"rank": None, "alpha": None, "dropout": 0.0, "targets": "attention", "vision_targets": None},
+}
 # A slow disk may keep the first rank busy with imports.
 _FIRST_RANK_SECONDS = 300.0
 _PACKAGES = ("torch", "lightning", "transformers", "huggingface_hub", "mmfusion")

@@ -100,6 +100,7 @@ def as_killed_before_it_saved(finished: Path, folder: Path) -> Path:
         ("stage1", "ddp"),
         ("stage2", "fsdp"),
         pytest.param("stage1", "fsdp", marks=pytest.mark.slow),
+        pytest.param("lora", "fsdp", marks=pytest.mark.slow),
         pytest.param("stage2", "ddp", marks=pytest.mark.slow),
     ],
 )

@@ -15,7 +15,7 @@ from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.datamodule import MMFusionDataModule
 from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.model import MMFusionModel, MMFusionOutput
-from mmfusion.stages import Stage1, Stage2
+from mmfusion.stages import Lora, Stage1, Stage2, add_adapters
 from mmfusion.stages.gradient_cache import check_rows_are_independent, embed_in_micro_batches
 from mmfusion.training.checkpoints import check_fits
 
@@ -64,8 +64,13 @@ def gradients(model: MMFusionModel, output: Any) -> dict[str, Tensor]:
     return found
 
 
-def test_dropout_is_replayed_exactly() -> None:
+@pytest.mark.parametrize("lora", [Lora(), Lora(rank=2, dropout=0.5, targets="*layer*", vision_targets="convolution")])
+def test_dropout_is_replayed_exactly(lora: Lora) -> None:
     model, batch = dropping().double(), inputs()
+    add_adapters(model, lora)
+    for name, value in model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(value)
     torch.manual_seed(5)
     twin = with_graph(model, batch)
     torch.manual_seed(5)

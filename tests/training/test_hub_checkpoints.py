@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from mmfusion import MMFusionModel
 from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.model.errors import HubError
-from mmfusion.stages import Optimization
+from mmfusion.stages import Lora, Optimization
 from mmfusion.training import Hardware, HubCheckpoints, PushCheckpoints, Run, RunError, continue_from_hub
 from mmfusion.training.background_push import BackgroundPush, Snapshot
 from mmfusion.training.hub_checkpoints import portable_catalogue, portable_record, without_tokens
@@ -129,6 +129,21 @@ def test_stage_1_continued_in_a_fresh_folder_ends_with_the_same_weights(
     assert record["complete"] and record["arguments"]["hardware"]["num_workers"] == 1
     command("stage1")(output=there, resume="hub:org/run", hardware=Hardware(num_workers=1))
     assert "is complete" in capsys.readouterr().out
+
+
+def test_adapters_continue_in_a_fresh_folder_and_the_best_model_has_them_merged(
+    trained: SimpleNamespace, hub: LoopbackHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora, steps = Lora(rank=2, targets="all-linear", dropout=0.1), {"steps": 5, "validate_every": 2}
+    there = short(trained, tmp_path / "there") | steps | {"lora": lora}
+    command("stage2")(**there, hub=HubCheckpoints("org/lora"))
+    best = MMFusionModel.from_pretrained("org/lora", revision=BRANCH, subfolder="best")
+    assert best.state_dict().keys() == MMFusionModel.from_pretrained(tmp_path / "there").state_dict().keys()
+    move_away(tmp_path / "there")
+    again = {"output": str(tmp_path / "here"), "resume": "hub:org/lora", "catalogue": there["catalogue"]}
+    command("stage2")(**again)
+    assert "resuming from step=4" in capsys.readouterr().out
+    assert_same_weights(tmp_path / "another machine's there", tmp_path / "here")
 
 
 def test_stage_2_with_frozen_encoders_continues_exactly_without_its_base(

@@ -119,9 +119,18 @@ def test_a_training_that_is_asked_to_stop_writes_a_checkpoint_and_goes_on_from_t
     assert_same_weights(whole(18), stopped.output)
 
 
-def test_an_extension_that_was_killed_ends_with_the_bits_of_one_that_was_not(catalogue: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param((), marks=pytest.mark.slow),
+        ("--lora.rank", "2", "--lora.targets", "all-linear", "--lora.dropout", "0.1"),
+    ],
+)
+def test_an_extension_that_was_killed_ends_with_the_bits_of_one_that_was_not(
+    catalogue: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
     # The first run ends between two checkpoints, and keeps its best model in both.
-    best = ("--keep", "best")
+    best = ("--keep", "best", *options)
     whole, killed = (Training(catalogue, tmp_path / name, 8, *best) for name in ("whole", "killed"))
     whole.run()
     shutil.copytree(whole.output, killed.output)
@@ -141,3 +150,7 @@ def test_an_extension_that_was_killed_ends_with_the_bits_of_one_that_was_not(cat
     last = [torch.load(run.output / "checkpoints" / "step=18.ckpt", weights_only=True) for run in (whole, killed)]
     weights = [one["state_dict"] for one in last]
     assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
+    # The model is one without adapters, which are what checkpoints hold.
+    names = load_file(whole.output / "toy_base" / "model.safetensors").keys()
+    assert names == before.keys() == load_file(whole.output / "model.safetensors").keys()
+    assert any(".lora_A." in name for name in weights[0]) == bool(options)
