@@ -26,6 +26,7 @@ from mmfusion.model.photos import upright_rgb
 from mmfusion.model.processing_mmfusion import PHOTO_COLUMN, photos_of, query_texts, short
 from mmfusion.retrieval import PhotoQueryError, ProductIndex, Searcher
 from mmfusion.retrieval.fingerprint import model_fingerprint
+from mmfusion.retrieval.hits import PhotoSource
 from mmfusion.retrieval.query_tower import load_query_tower, untrained_problem
 from mmfusion.retrieval.search import check_width
 
@@ -375,7 +376,8 @@ class Retriever:
             lexical: Columns whose words are searched, too (`mode="hybrid"`); True: those of the model's template.
 
         Returns:
-            What searches them, for example `search("red dress", k=10, filter=[("price", "<", 50)])`. Its attribute
+            What searches them, for example `search("red dress", k=10, filter=[("price", "<", 50)])`, or
+            `search("in green", image="photo.jpg")`. A notebook shows the hits with the photos given here. Its attribute
             `index` is the [`ProductIndex`], which `save` writes into a folder.
 
         Raises:
@@ -395,7 +397,7 @@ class Retriever:
             factory=factory,
             lexical=lexical,
         )
-        self._searcher = Searcher(self, index)
+        self._searcher = Searcher(self, index, _photo_source(records))
         return self._searcher
 
     def _embed_products(
@@ -528,6 +530,14 @@ def _product_ids(records: Sequence[Mapping[str, Any]]) -> list[str]:
     if None in named:
         raise ValueError(f"Product {named.index(None)} has no product_id, and others have one; give one to each.")
     return [str(name) for name in named]
+
+
+def _photo_source(records: Sequence[Mapping[str, Any]]) -> PhotoSource | None:
+    """The photos that came with the products, to show hits; None where there are none."""
+    shown = [record.get(PHOTO_COLUMN) for record in records]
+    if not any(photos_of(photo) for photo in shown):
+        return None
+    return dict(zip(_product_ids(records), shown, strict=True)).get
 
 
 def _metadata(records: Sequence[Mapping[str, Any]]) -> pa.Table | None:

@@ -1,4 +1,4 @@
-"""Search an index by text."""
+"""Search an index by words, by a photo, or by both."""
 
 from mmfusion.commands import run_command
 from mmfusion.commands.search import main

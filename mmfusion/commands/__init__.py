@@ -25,7 +25,7 @@ COMMANDS = {
     "report": "write an HTML page that compares models",
     "embed": "embed the products of a catalogue",
     "index": "build an index of embedded products",
-    "search": "search an index by text",
+    "search": "search an index by words or a photo",
     "serve": "serve an index over HTTP",
     "export": "export the query tower to ONNX",
     "export-vectors": "give embedded products to OpenSearch, or to PostgreSQL with pgvector",
@@ -63,8 +63,8 @@ def run_command(
 
     Args:
         main: Function of a command; the type of its argument is a dataclass with documented fields. A class attribute
-            `positional = True` makes the fields without a default positional arguments; `several = "sources"` makes
-            this field one that takes all of them.
+            `several = "sources"` makes this field a positional argument that takes all words, and `optional = "query"`
+            one that may be left out.
         arguments: What follows the command's name; default: `sys.argv[1:]`.
         prog: Name of the command in its help; default: name of the script.
     """
@@ -87,12 +87,13 @@ def _parse(main: Callable[[Any], None], arguments: Sequence[str] | None, prog: s
     from jsonargparse import auto_cli
 
     (parameter,) = inspect.signature(main, eval_str=True).parameters.values()
-    if several := getattr(parameter.annotation, "several", ""):
-        return _parse_several(parameter.annotation, several, arguments, prog, inspect.getdoc(main))
+    for kind, count in (("several", "+"), ("optional", "?")):
+        if name := getattr(parameter.annotation, kind, ""):
+            return _parse_positional(parameter.annotation, name, count, arguments, prog, inspect.getdoc(main))
     return auto_cli(
         parameter.annotation,
         args=None if arguments is None else list(arguments),
-        as_positional=getattr(parameter.annotation, "positional", False),
+        as_positional=False,
         return_instance=True,
         prog=prog,
         description=inspect.getdoc(main),
@@ -100,17 +101,22 @@ def _parse(main: Callable[[Any], None], arguments: Sequence[str] | None, prog: s
     )
 
 
-def _parse_several(
-    config: type[Any], name: str, arguments: Sequence[str] | None, prog: str | None, description: str | None
+def _parse_positional(
+    config: type[Any],
+    name: str,
+    count: str,
+    arguments: Sequence[str] | None,
+    prog: str | None,
+    description: str | None,
 ) -> Any:
-    """Parses as `auto_cli` does, which knows no positional argument that takes several words."""
+    """Parses as `auto_cli` does, which knows no positional argument that takes several words, or perhaps none."""
     import docstring_parser
     from jsonargparse import ArgumentParser
 
     documented = {one.arg_name: one.description for one in docstring_parser.parse(inspect.getdoc(config) or "").params}
     parser = ArgumentParser(prog=prog, description=description, allow_abbrev=False)
     parser.add_argument("--config", action="config")
-    parser.add_argument(name, nargs="+", type=str, help=documented[name])
+    parser.add_argument(name, nargs=count, type=str, help=documented[name])
     parser.add_class_arguments(config, skip={name})
     words = _repeated(sys.argv[1:] if arguments is None else arguments, get_type_hints(config))
     values = vars(parser.instantiate(parser.parse_args(words)))

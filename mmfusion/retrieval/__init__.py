@@ -2,6 +2,7 @@
 
 from mmfusion.retrieval.choose import Choice, choose_index
 from mmfusion.retrieval.filters import FilterError
+from mmfusion.retrieval.hits import Hits
 from mmfusion.retrieval.index import ProductIndex
 from mmfusion.retrieval.index_files import IndexDescription
 from mmfusion.retrieval.milvus import MilvusError, MilvusIndex
@@ -20,6 +21,7 @@ __all__ = [
     "Choice",
     "FilterError",
     "Hit",
+    "Hits",
     "IndexDescription",
     "MilvusError",
     "MilvusIndex",

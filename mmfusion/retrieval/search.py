@@ -14,8 +14,9 @@ from mmfusion.model.errors import MMFusionError
 from mmfusion.model.heads import shorten
 from mmfusion.model.processing_mmfusion import query_texts
 from mmfusion.retrieval.filters import Filter
+from mmfusion.retrieval.hits import Hits, PhotoSource
 from mmfusion.retrieval.products import Ids, products_table
-from mmfusion.retrieval.ranking import PLAIN, Ranking, RankingError
+from mmfusion.retrieval.ranking import CALIBRATED, PLAIN, Ranking, RankingError
 from mmfusion.retrieval.vectors import FloatArray, as_float32
 
 
@@ -252,6 +253,7 @@ class Searcher(Generic[Index]):
     Args:
         encoder: The query tower of the model that embedded the products, for example a [`Retriever`].
         index: Their index (a [`ProductIndex`] or a [`MilvusIndex`]), perhaps with fewer components per view.
+        photos: Where photos of products come from, to show hits in a notebook or on a page; None: nowhere.
 
     Raises:
         ValueError: The index is of another model, or of a dimension that its vectors cannot be shortened to.
@@ -264,7 +266,7 @@ class Searcher(Generic[Index]):
         [[Hit(...), ...], [Hit(...), ...]]
     """
 
-    def __init__(self, encoder: QueryEncoder, index: Index) -> None:
+    def __init__(self, encoder: QueryEncoder, index: Index, photos: PhotoSource | None = None) -> None:
         index.check_model(encoder.fingerprint)
         dimension = index.description.dimension
         if dimension > encoder.dimension or dimension % encoder.views:
@@ -274,6 +276,7 @@ class Searcher(Generic[Index]):
             )
         self.encoder = encoder
         self.index = index
+        self.photos = photos
 
     def embed(self, texts: Sequence[str]) -> FloatArray:
         """Vectors to search the index with.
@@ -325,12 +328,12 @@ class Searcher(Generic[Index]):
         image: Any = None,
         filter: Filter | None = None,
         **ranking: Any,
-    ) -> list[Hit]: ...
+    ) -> Hits: ...
 
     @overload
     def search(
         self, queries: Sequence[str], k: int = 10, *, image: None = None, filter: Filter | None = None, **ranking: Any
-    ) -> list[list[Hit]]: ...
+    ) -> list[Hits]: ...
 
     def search(
         self,
@@ -340,7 +343,7 @@ class Searcher(Generic[Index]):
         image: Any = None,
         filter: Filter | None = None,
         **ranking: Any,
-    ) -> list[Hit] | list[list[Hit]]:
+    ) -> Hits | list[Hits]:
         """The k best products of a query, or of each of several.
 
         Args:
@@ -365,8 +368,11 @@ class Searcher(Generic[Index]):
                 raise PhotoQueryError(f"there are {len(queries)} texts and one photo; give one text, or None.")
             if by.mode == "words":
                 raise RankingError("mode is 'words', and a photo has none; give mode 'vectors' or 'hybrid'.")
+            if by.min_score == CALIBRATED:
+                raise RankingError("min_score is calibrated for words alone; give a number to search by photo.")
             photo = self.embed_photos([image], [queries])
-            return self.index.search(photo, k, filter=filter, ranking=by, texts=[queries or ""])[0]
+            found = self.index.search(photo, k, filter=filter, ranking=by, texts=[queries or ""])
+            return self._shown(found, [queries], image)[0]
         if queries is None:
             raise PhotoQueryError("there is nothing to search for; give words, an image, or both.")
         if isinstance(queries, str):
@@ -374,4 +380,10 @@ class Searcher(Generic[Index]):
         if not queries:
             return []
         embeds = None if by.mode == "words" else self.embed(queries)
-        return self.index.search(embeds, k, filter=filter, ranking=by, texts=query_texts(queries, ""))
+        found = self.index.search(embeds, k, filter=filter, ranking=by, texts=query_texts(queries, ""))
+        return self._shown(found, queries)
+
+    def _shown(self, found: list[list[Hit]], queries: Sequence[str | None], image: Any = None) -> list[Hits]:
+        return [
+            Hits(hits, query=query, image=image, photos=self.photos) for hits, query in zip(found, queries, strict=True)
+        ]

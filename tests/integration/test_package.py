@@ -23,6 +23,10 @@ TEMPLATES = (
     "report/page.css",
     "report/page.html",
     "report/tiles.html",
+    "retrieval/hits.css",
+    "retrieval/hits.html",
+    "retrieval/sheet.css",
+    "retrieval/sheet.html",
 )
 CHECKOUT = Path(__file__).resolve().parents[2]
 

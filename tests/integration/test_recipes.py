@@ -218,6 +218,33 @@ def test_search_prints_products_with_their_weights(outputs: Path, capsys: pytest
         assert text + photo == pytest.approx(1.0, abs=0.011)
 
 
+def test_search_by_photo_writes_a_page_of_hits(
+    outputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    products = pq.read_table(outputs / "stage1" / "toy_catalogue" / "products.parquet").to_pylist()
+    (tmp_path / "photo.png").write_bytes(products[3]["image"][0]["bytes"])
+    options: dict[str, Any] = {"index": str(outputs / "index"), "image": str(tmp_path / "photo.png"), "k": 4}
+    page = tmp_path / "new" / "hits.html"
+    command("search")(html=str(page), **options)
+    alone = capsys.readouterr().out
+    assert "next: mmfusion serve --index" in alone and "then open http://127.0.0.1:8000/" in alone
+    # Those of four hits and of the query.
+    assert page.read_text().count("data:image/jpeg;base64,") == 5
+    command("search")("in green", html=str(page), **options)
+    assert capsys.readouterr().out != alone and "in green" in page.read_text()
+    (tmp_path / "mine.html").write_text("<p>Mine</p>")
+    for wrong, message in (
+        ({"html": str(tmp_path / "mine.html")}, "was not written by mmfusion search"),
+        ({"html": str(tmp_path)}, "is a folder; give the name of a file"),
+        ({"image": "https://shop.example/1.jpg"}, "is a URL, which is not fetched"),
+        ({"image": str(tmp_path / "mine.html")}, "HTML or XML text instead of a raster image"),
+        ({"image": None}, "nothing to search for"),
+        ({"catalogue": str(tmp_path / "gone"), "html": str(page)}, "gone"),
+    ):
+        with pytest.raises((ValueError, FileExistsError), match=message):
+            command("search")(**{**options, **wrong})
+
+
 def test_an_index_in_milvus_is_searched_as_one_with_faiss(
     outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

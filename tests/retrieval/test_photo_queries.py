@@ -12,6 +12,7 @@ from published_model import write_model_folder
 from mmfusion import Retriever
 from mmfusion.model import MMFusionError
 from mmfusion.retrieval import PhotoQueryEncoder, PhotoQueryError, Searcher
+from mmfusion.retrieval.ranking import RankingError
 
 
 def photo(colour: str) -> Image.Image:
@@ -71,6 +72,14 @@ def test_words_and_photo_are_weighed(retriever: Retriever) -> None:
 def test_filters_apply_to_photos_too(searcher: Searcher) -> None:
     hits = searcher.search("a mug", image=photo("red"), filter=[("price", ">", 1)])
     assert {hit.product_id for hit in hits} == {"blue", "mug"}
+
+
+@pytest.mark.parametrize(
+    ("ranking", "said"), [({"mode": "words"}, "a photo has none"), ({"min_score": "calibrated"}, "for words alone")]
+)
+def test_rankings_of_words_alone_are_refused(searcher: Searcher, ranking: Any, said: str) -> None:
+    with pytest.raises(RankingError, match=said):
+        searcher.search("mug", image=photo("red"), **ranking)
 
 
 @pytest.mark.parametrize(
