@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.embedding import EmbeddedCatalogue
+from mmfusion.files import absolute_place
 from mmfusion.retrieval import Choice, MilvusIndex, ProductIndex, choose_index
 from mmfusion.retrieval.choose import physical_memory
 from mmfusion.retrieval.products import take_rows
@@ -91,7 +92,8 @@ def main(config: Config) -> None:
         else:
             place = _build_in_milvus(embedded, metadata, uri, config)
     forget_other_tables(products, run.folder)
-    run.finish(base=record["base"], products=len(embedded), milvus_uri=uri, collection=config.collection)
+    facts = {"milvus_uri": uri, "collection": config.collection, "catalogue": absolute_place(source)}
+    run.finish(base=record["base"], products=len(embedded), **facts)
     print(
         f"{len(embedded):,} products in {place}; next: "
         f'mmfusion search "red floral summer dress" --index {config.output}'

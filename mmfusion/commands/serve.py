@@ -1,6 +1,7 @@
 """Serve an index over HTTP: search by text, look up products, watch health and metrics."""
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,12 @@ from mmfusion.retrieval import ProductIndex, QueryEncoder, Searcher
 from mmfusion.retrieval.query_tower import check_trained, load_query_tower
 from mmfusion.retriever import Retriever
 from mmfusion.serving import ServiceLimits, check_installed
-from mmfusion.training.run import finished_record
+from mmfusion.training.run import finished_record, read_record
 
 if TYPE_CHECKING:
     from mmfusion.serving.app import SearchService
+    from mmfusion.serving.page import SearchPage
+    from mmfusion.serving.photos import Photos
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +35,15 @@ class Config:
         verify: Whether all bytes of a FAISS index, and of each that replaces it, are compared with their checksums
             before it is served, which reads it once. Of files above 64 MiB, only the size and both ends are compared
             otherwise.
+        page: Whether / answers with a search page.
+        page_columns: Columns of the catalogue that the page shows beside title and price; default: brand, category and
+            colour, as far as they are there.
+        facets: Columns that products can be filtered by on the page, and that /facets describes; default: up to 8
+            columns of numbers, booleans and texts with few values.
+        compare: Folder of another index of the same products, whose hits the page shows beside those of this one.
+        catalogue: Folder, fsspec URL or Hub id that photos are taken from; default: the one that was indexed.
+        photo_cache: Folder for small photos and for the catalogue as it is mapped into memory; default: the index.
+        remote_photos: Whether browsers fetch photos from the addresses in the column image_url, where there are some.
         limits: Sizes, time-outs, and the queue.
     """
 
@@ -41,30 +53,106 @@ class Config:
     host: str = "127.0.0.1"
     port: int = 8000
     verify: bool = False
+    page: bool = True
+    page_columns: list[str] | None = None
+    facets: list[str] | None = None
+    compare: str | None = None
+    catalogue: str | None = None
+    photo_cache: str | None = None
+    remote_photos: bool = False
     limits: ServiceLimits = field(default_factory=ServiceLimits)
 
 
 def main(config: Config) -> None:
     """Answers until Ctrl-C or SIGTERM; of the model only the query tower is loaded.
 
-    GET /search?query=red+dress&k=10&filter=[["price","<",50]], or POST /search with the same as a JSON object; GET
-    /products/{id}?k=10 for a stored product and those most like it; GET /health; GET /metrics for Prometheus. When
-    `mmfusion index` has built the index again, the service switches to it between two requests. There is neither
-    encryption nor a password: run it behind a proxy if others can reach it.
+    GET / is a search page. GET /search?query=red+dress&k=10&filter=[["price","<",50]], or POST /search with the same as
+    a JSON object; GET /products/{id}?k=10 for a stored product and those most like it; GET /photos/{id}; GET /facets;
+    GET /health; GET /metrics for Prometheus. When `mmfusion index` has built the index again, the service switches to
+    it between two requests. There is neither encryption nor a password: run it behind a proxy if others can reach it.
     """
     check_installed()
     from mmfusion.serving.server import bind, log_as_json, run_server
 
     log_as_json()
+    _check_flags(config)
     record = finished_record(config.index, "index", "index")
     bound = bind(config.host, config.port)
+    page = _load_page(config, record) if config.page else None
     # Only the service holds the index, so that it is freed when another one replaces it.
-    service = _load_service(config, record, _load_encoder(config.base or record["base"], config.onnx))
+    service = _load_service(config, record, _load_encoder(config.base or record["base"], config.onnx), page)
+    _check_same_products(config, service)
     run_server(service.app(), bound, config.limits)
 
 
+def _check_flags(config: Config) -> None:
+    if config.page:
+        return
+    for name in ("page_columns", "compare", "catalogue", "photo_cache", "remote_photos"):
+        if value := getattr(config, name):
+            raise ValueError(f"{name} {value!r} is for the search page; leave it out, or leave out --page false.")
+
+
+def _load_page(config: Config, record: dict[str, Any]) -> "SearchPage":
+    from mmfusion.serving.page import SearchPage
+
+    models = [_name_of(config.index, config.base or record["base"])]
+    compared = None
+    if config.compare is not None:
+        other = finished_record(config.compare, "index to compare with", "index")
+        try:
+            theirs = Config(index=config.compare, verify=config.verify, limits=config.limits, facets=[])
+            compared = _load_service(theirs, other, _load_encoder(other["base"], None), None)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--compare {config.compare}: {error}") from error
+        models.append(_name_of(config.compare, other["base"]))
+    photos = _load_photos(config, record)
+    return SearchPage(models, config.page_columns, photos, config.remote_photos, compared)
+
+
+def _name_of(index: str, base: str) -> str:
+    """What the page calls a model, which says nothing about the machine's folders."""
+    return Path(base).name or Path(index).name
+
+
+def _check_same_products(config: Config, service: "SearchService") -> None:
+    if service.page is None or service.page.compared is None:
+        return
+    theirs = service.page.compared.searches.searcher
+    found = theirs.search("warm up", min(20, len(theirs.index)))
+    for hit in found:
+        with suppress(KeyError):
+            service.index.product(hit.product_id)
+            return
+    raise ValueError(
+        f"--compare {config.compare}: none of {len(found)} products of it, such as {found[0].product_id!r}, is in "
+        f"{config.index}; give an index of the same catalogue."
+    )
+
+
+def _load_photos(config: Config, record: dict[str, Any]) -> "Photos | None":
+    from mmfusion.serving.photos import Photos, Thumbnails
+
+    embedded = read_record(record.get("arguments", {}).get("embeddings", "")) or {}
+    source = config.catalogue or record.get("catalogue") or embedded.get("catalogue")
+    if source is None:
+        logger.warning("the page has no photos: the index does not say which catalogue it is of; give --catalogue")
+        return None
+    try:
+        thumbnails = Thumbnails(source, Path(config.photo_cache or config.index))
+    except (OSError, ValueError) as error:
+        if config.catalogue is not None:
+            raise
+        logger.warning("the page has no photos, as the catalogue cannot be read; give --catalogue: %s", error)
+        return None
+    return Photos(thumbnails, config.limits.max_waiting)
+
+
 def _load_service(
-    config: Config, record: dict[str, Any], loaded: tuple[QueryEncoder, dict[str, Any]]
+    config: Config,
+    record: dict[str, Any],
+    loaded: tuple[QueryEncoder, dict[str, Any]],
+    page: "SearchPage | None",
 ) -> "SearchService":
     from mmfusion.serving.app import SearchService, resident_mib
     from mmfusion.serving.watch import IndexWatch
@@ -78,7 +166,7 @@ def _load_service(
     searcher = Searcher(encoder, opened)
     searcher.search("warm up")
     followed = watch if isinstance(opened, ProductIndex) else None
-    service = SearchService(searcher, followed, config.limits, tower)
+    service = SearchService(searcher, followed, config.limits, tower, config.facets, page)
     logger.info(
         "query tower of %s parameters (%s MiB), no vision encoder; %s products; %s MiB in RAM",
         *(f"{tower['parameters']:,}", tower["mib"], f"{len(service.index):,}", resident_mib()),

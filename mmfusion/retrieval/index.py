@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mmfusion.files import whole_folder
 from mmfusion.retrieval.calibration import Calibration
@@ -273,6 +274,18 @@ class ProductIndex(SearchIndex):
                 (fields,) = read_rows(one.products, np.array([row]))
                 return StoredProduct(product_id, vector, fields.get("modality_weights", {}), fields.get("metadata", {}))
         raise KeyError(f"product {product_id!r} is not in the index")
+
+    def metadata_types(self) -> dict[str, pa.DataType]:
+        """As [`SearchIndex.metadata_types`]."""
+        metadata = self._segments[0].metadata
+        return {} if metadata is None else {field.name: field.type for field in metadata.type}
+
+    def metadata_column(self, name: str) -> pa.ChunkedArray:
+        """As [`SearchIndex.metadata_column`]."""
+        place = [*self.metadata_types()].index(name)
+        parts = [(pc.struct_field(one.metadata, [place]), one) for one in self._segments]
+        live = [part if one.num_live == len(one) else part.filter(pa.array(one.live)) for part, one in parts]
+        return pa.chunked_array([chunk for part in live for chunk in part.chunks], live[0].type)
 
     def prepare_ids(self) -> None:
         """Sorts the ids, which takes seconds for ten million, so that no later `product` has to."""

@@ -103,6 +103,14 @@ class SearchIndex(ABC):
             KeyError: there is no such product.
         """
 
+    def metadata_types(self) -> dict[str, pa.DataType]:
+        """Columns of the metadata that `metadata_column` reads, and their types; none where it cannot."""
+        return {}
+
+    def metadata_column(self, name: str) -> pa.ChunkedArray:
+        """A column of the metadata, for all products that can be found, in their order."""
+        raise NotImplementedError
+
     @abstractmethod
     def search(
         self,

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -19,16 +21,20 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from mmfusion.model import MMFusionModel
 from mmfusion.onnx import OnnxDescription
-from mmfusion.retrieval import MilvusError, ProductIndex, Searcher, SearchIndex
+from mmfusion.retrieval import FilterError, MilvusError, ProductIndex, Searcher, SearchIndex
+from mmfusion.retrieval.facets import Facet, facets_of
 from mmfusion.serving import ServiceLimits
 from mmfusion.serving.batches import Answer, Asked, MicroBatcher, QueueFullError, Searches
 from mmfusion.serving.observe import Observed, ServiceMetrics
+from mmfusion.serving.page import SearchPage
 from mmfusion.serving.requests import limited_models, read, reason, short
 from mmfusion.serving.watch import IndexWatch
+
+logger = logging.getLogger(__name__)
 
 _DEFAULT_K = 10
 
@@ -49,6 +55,11 @@ class SearchService:
         watch: Watch of the index's folder, made before the index was read from it; None: the index is not replaced.
         limits: What is accepted.
         tower: What `/health` says of the query tower.
+        facets: Columns of the metadata that `/facets` describes; None: those that sort products into kinds.
+        page: The search page; None: there is none.
+
+    Raises:
+        FilterError: The index lacks a column for a facet, or one that the page is to show.
     """
 
     def __init__(
@@ -57,6 +68,8 @@ class SearchService:
         watch: IndexWatch | None,
         limits: ServiceLimits,
         tower: Mapping[str, Any] | None = None,
+        facets: Sequence[str] | None = None,
+        page: SearchPage | None = None,
     ) -> None:
         self.limits = limits
         self._tower = dict(tower or {})
@@ -67,6 +80,11 @@ class SearchService:
         self.metrics = ServiceMetrics(lambda: self.batcher.waiting, self._count_products)
         self._search_model, self._product_model = limited_models(limits)
         self._watch = watch
+        self.page = page
+        self._facet_columns = facets
+        self.facets: list[Facet] = facets_of(searcher.index, facets)
+        if page is not None:
+            page.check(searcher.index)
         self._started = time.monotonic()
 
     @property
@@ -78,21 +96,29 @@ class SearchService:
         """The ASGI application."""
         app = Starlette(
             routes=[
-                Route("/search", self.search, methods=["GET", "POST"]),
-                Route("/products/{product_id:product_id}", self.products, methods=["GET"]),
+                *self.search_routes(),
+                Route("/facets", self.list_facets, methods=["GET"]),
                 Route("/health", self.health, methods=["GET"]),
                 Route("/metrics", self.metrics_text, methods=["GET"]),
+                *([] if self.page is None else [Route("/page.json", self.page_settings), *self.page.routes()]),
             ],
             middleware=[Middleware(Observed, metrics=self.metrics)],
             exception_handlers=dict.fromkeys(
                 (HTTPException, ValidationError, ClientDisconnect, MilvusError, QueueFullError, TimeoutError),
                 self._explain,
             ),
-            lifespan=self._lifespan,
+            lifespan=lambda app: self.running(),
         )
         # A redirect would name the host of the request, which a proxy in front may know by another name.
         app.router.redirect_slashes = False
         return app
+
+    def search_routes(self) -> list[BaseRoute]:
+        """The routes that look into the index."""
+        return [
+            Route("/search", self.search, methods=["GET", "POST"]),
+            Route("/products/{product_id:product_id}", self.products, methods=["GET"]),
+        ]
 
     async def search(self, request: Request) -> Response:
         """The k best products of a query."""
@@ -106,6 +132,17 @@ class SearchService:
         """A stored product, and the k products whose vectors are most like its own."""
         asked = await read(request, self._product_model, self.limits.max_body_kib)
         return json_response(await self._answer(request, asked))
+
+    async def list_facets(self, request: Request) -> Response:
+        """What products can be filtered by: the most frequent values of columns, and the bounds of numbers."""
+        return json_response({"facets": [asdict(facet) for facet in self.facets]})
+
+    async def page_settings(self, request: Request) -> Response:
+        """What the search page shows and offers."""
+        assert self.page is not None
+        limits = {"max_k": self.limits.max_k, "max_query_chars": self.limits.max_query_chars}
+        facets = [asdict(facet) for facet in self.facets]
+        return json_response({**await asyncio.to_thread(self.page.settings, self.index), **limits, "facets": facets})
 
     async def health(self, request: Request) -> Response:
         """Whether the service answers, with which model and index, and how much memory it takes."""
@@ -142,8 +179,12 @@ class SearchService:
         raise ClientDisconnect
 
     @contextlib.asynccontextmanager
-    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        async with self.batcher.running():
+    async def running(self) -> AsyncIterator[None]:
+        """Answers requests and follows the index until the end of the block."""
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(self.batcher.running())
+            if self.page is not None:
+                await stack.enter_async_context(self.page.running())
             following = asyncio.create_task(self._follow(), name="index-watch")
             try:
                 yield
@@ -163,7 +204,18 @@ class SearchService:
             self.metrics.swaps.labels(outcome).inc()
 
     def _swap(self, index: ProductIndex) -> None:
-        self.searches.searcher = Searcher(self.searches.searcher.encoder, index)
+        searcher = Searcher(self.searches.searcher.encoder, index)
+        try:
+            facets = facets_of(index, self._facet_columns)
+            if self.page is not None:
+                self.page.check(index)
+        except FilterError as error:
+            # An old index with all columns would be worse than a new one without some.
+            logger.warning("the new index is served without what needs one of its columns: %s", error)
+            facets = facets_of(index)
+        self.searches.searcher, self.facets = searcher, facets
+        if self.page is not None and self.page.photos is not None:
+            self.page.photos.look_again()
 
     def _count_products(self) -> float:
         try:
@@ -177,7 +229,7 @@ class SearchService:
             case HTTPException():
                 status, text, headers = error.status_code, error.detail, error.headers
                 if text == HTTPStatus(status).phrase:
-                    routes = "there are /search, /products/{id}, /health and /metrics"
+                    routes = "there are /search, /products/{id}, /facets, /health and /metrics"
                     text = f"{request.method} {short(request.scope['path'])}: {text}; {routes}."
             case ValidationError():
                 status, text = 400, reason(error)

@@ -201,7 +201,12 @@ class Searches:
         if asked.k is not None and asked.k >= products:
             return _beyond(asked.k, f"{products - 1} other products")
         k = asked.k or self.default_k
-        found = searcher.index.search(product.vector[None], k + 1)[0]
+        try:
+            found = searcher.index.search(product.vector[None], k + 1, filter=asked.filter)[0]
+        except MilvusError:
+            raise
+        except ValueError as error:
+            return HTTPException(400, short(str(error), 400))
         others = [hit for hit in found if hit.product_id != product.product_id][:k]
         neighbours = [replace(hit, rank=rank) for rank, hit in enumerate(others, start=1)]
         stored = {name: value for name, value in vars(product).items() if name != "vector"}

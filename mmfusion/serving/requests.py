@@ -70,10 +70,11 @@ class SearchRequest(BaseModel, extra="forbid"):
 
 
 class ProductRequest(BaseModel, extra="forbid"):
-    """A product's id, and how many products most like it are wanted."""
+    """A product's id, how many products most like it are wanted, and conditions on the metadata of these."""
 
     product_id: str
     k: int | None = None
+    filter: Annotated[Any, AfterValidator(_conditions)] = None
 
 
 Model = TypeVar("Model", bound=BaseModel)

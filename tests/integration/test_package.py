@@ -27,6 +27,11 @@ TEMPLATES = (
     "retrieval/hits.html",
     "retrieval/sheet.css",
     "retrieval/sheet.html",
+    "serving/static/icon.svg",
+    "serving/static/index.html",
+    "serving/static/page.css",
+    "serving/static/page.js",
+    "serving/static/view.js",
 )
 CHECKOUT = Path(__file__).resolve().parents[2]
 
