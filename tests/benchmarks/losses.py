@@ -27,11 +27,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from row_files import machine, write_row
 from torch import Tensor
 from torch.nn import functional as F
 
+CHECKOUT = Path(__file__).parents[2]
 LEVELS, MIB, GIB, CLIP = (1, 3), 2**20, 2**30, "ClipLoss"
 CLIP_BYTES = 17  # of a pair, at the peak
+SMALL = 512  # pairs, up to which 1.3 times the time will do
 CONTENDERS = {CLIP: "open_clip's `ClipLoss`", "contrastive": "contrastive", "sigmoid": "sigmoid", "before": "before"}
 Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -111,36 +114,52 @@ def available() -> int:
     return next(int(line[1]) * 1024 for line in lines if line[0] == "MemAvailable:")
 
 
-def ask(process: "subprocess.Popen[str]", line: str = "") -> str:
-    """The answer of a contender to a line."""
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.write(line + "\n")
-    process.stdin.flush()
-    answer = process.stdout.readline()
-    if not answer:
-        raise RuntimeError(f"A contender ended with {process.wait()}: {process.args}")
-    return answer
+class Contender(ExitStack):
+    """A process that computes a loss of so many pairs when it is asked to."""
+
+    def __init__(
+        self, name: str, items: int, width: int = 256, source: str | Path = "", checkout: Path = CHECKOUT
+    ) -> None:
+        super().__init__()
+        command = [sys.executable, __file__, "--contend", name, str(items), str(width), str(source)]
+        environment = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+        self.process = self.enter_context(
+            subprocess.Popen(
+                command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            )
+        )
+        self.callback(self.process.kill)
+
+    def repetition(self) -> dict[str, float]:
+        """What value and gradients took: `cpu` and clock `seconds`, and the extra `peak` in MiB."""
+        found: dict[str, float] = json.loads(self.ask())
+        return found
+
+    def ask(self, line: str = "") -> str:
+        """The answer to a line."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"A contender ended with {self.process.wait()}: {self.process.args}")
+        return answer
 
 
-def measure(items: int, names: list[str], repetitions: int, arguments: argparse.Namespace, source: Path) -> None:
-    """Prints a row for each contender."""
+def measure(
+    items: int, names: list[str], repetitions: int, arguments: argparse.Namespace, source: Path
+) -> dict[str, Any]:
+    """Prints a row for each contender; returns extra peaks in MiB, and all repetitions."""
     with ExitStack() as ended:
         contenders = {}
         for name in names:
-            command = [sys.executable, __file__, "--contend", name, str(items), str(arguments.width), str(source)]
-            checkout = arguments.before if name == "before" else Path(__file__).parents[2]
-            environment = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-            contenders[name] = ended.enter_context(
-                subprocess.Popen(
-                    command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-                )
-            )
-            ended.callback(contenders[name].kill)
-        peaks = {name: json.loads(ask(process))["peak"] for name, process in contenders.items()}
+            checkout = arguments.before if name == "before" else CHECKOUT
+            contenders[name] = ended.enter_context(Contender(name, items, arguments.width, source, checkout))
+        peaks = {name: contender.repetition()["peak"] for name, contender in contenders.items()}
         found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
         for _ in range(repetitions):
-            for name, process in contenders.items():
-                found[name].append(json.loads(ask(process)))
+            for name, contender in contenders.items():
+                found[name].append(contender.repetition())
         for name, repeated in found.items():
             cells = [f"{items:,}", CONTENDERS[name]]
             for kind in ("cpu", "seconds"):
@@ -151,7 +170,7 @@ def measure(items: int, names: list[str], repetitions: int, arguments: argparse.
         if "before" in names and items <= arguments.compare_up_to:
             paths = [source.parent / f"{name}.pt" for name in ("contrastive", "before")]
             for path in paths:
-                ask(contenders[path.stem], str(path))
+                contenders[path.stem].ask(str(path))
             differences = [
                 ((own - other).abs().max() / other.abs().max()).item()
                 for own, other in zip(*(torch.load(path, weights_only=True) for path in paths), strict=True)
@@ -159,6 +178,33 @@ def measure(items: int, names: list[str], repetitions: int, arguments: argparse.
             names_of = ("value", "left", "right", "scale")
             text = ", ".join(f"{name} {value:.0e}" for name, value in zip(names_of, differences, strict=True))
             print(f"<!-- {items:,} pairs in float64, largest difference to before over largest value: {text} -->")
+    return {"peak_mib": peaks, "repetitions": found}
+
+
+def write(arguments: argparse.Namespace, measured: dict[int, Any], measured_on: dict[str, Any]) -> None:
+    """The contrastive loss beside `ClipLoss` in CPU seconds, and beside the one of before in memory."""
+    ratios, target = {}, {}
+    for items, found in measured.items():
+        own, clip = (found["repetitions"].get(name, []) for name in ("contrastive", CLIP))
+        if clip:
+            part = f"{items:,} pairs, time"
+            ratios[part] = [a["cpu"] / b["cpu"] for a, b in zip(own, clip, strict=True)]
+            target[part] = 1.3 if items <= SMALL else 1.2
+        if "before" in found["peak_mib"]:
+            part = f"{items:,} pairs, memory (beside f4b0012)"
+            ratios[part], target[part] = [found["peak_mib"]["contrastive"] / found["peak_mib"]["before"]], 1.0
+    write_row(
+        arguments.output,
+        4,
+        what=f"contrastive loss with gradients, {arguments.width} dimensions, three positives, levels {LEVELS}",
+        beside=f"`ClipLoss` of {arguments.wheel.stem}",
+        target=target,
+        ratios=ratios,
+        packages=("torch",),
+        measured_on=measured_on,
+        settings={"repetitions": dict(zip(arguments.items, arguments.repetitions, strict=True)), "threads": 1},
+        measured=measured,
+    )
 
 
 def spread(values: Any, form: str) -> str:
@@ -176,7 +222,9 @@ def main() -> None:
     parser.add_argument("--items", type=int, nargs="+", default=[512, 2_048, 8_192, 32_768], help="pairs")
     parser.add_argument("--repetitions", type=int, nargs="+", default=[40, 12, 5, 2], help="of each, by size")
     parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--output", type=Path, help="folder of row4.json; default: none is written")
     arguments = parser.parse_args()
+    measured_on, measured = machine(), {}
     load = Path("/proc/loadavg").read_text().split()[0] if Path("/proc/loadavg").exists() else "unknown"
     print(
         f"{arguments.wheel.stem}, torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, "
@@ -195,7 +243,9 @@ def main() -> None:
                 print(f"| {items:,} | {CONTENDERS[CLIP]} | {text} | | | | | |", flush=True)
             if arguments.before is not None and items <= arguments.before_up_to:
                 names.append("before")
-            measure(items, names, repetitions, arguments, source)
+            measured[items] = measure(items, names, repetitions, arguments, source)
+    if arguments.output:
+        write(arguments, measured, measured_on)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from row_files import machine, write_row
 
 from mmfusion.embedding import EmbeddedCatalogue
 from mmfusion.evaluation.tables import markdown_table as table
@@ -228,7 +229,7 @@ def load_averages() -> str:
 
 
 def main() -> None:
-    options = parse()
+    options, measured_on = parse(), machine()
     torch.set_num_threads(options.threads)
     faiss.omp_set_num_threads(options.threads)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -254,6 +255,28 @@ def main() -> None:
     record = {"facts": facts, "ratios": [asdict(one) for one in ratios], "milliseconds": raw}
     (options.output / "online.json").write_text(json.dumps(record) + "\n", "utf-8")
     draw(times, options.output / "online.png")
+    parts = {
+        "fused / text only": (whole, FUSED, TEXT_ONLY),
+        "text only, again / text only (the control)": (whole, CONTROL, TEXT_ONLY),
+        "ONNX Runtime / PyTorch, one query": (alone.get("text → vector, batch 1", {}), ONNX, PYTORCH),
+    }
+    write_row(
+        options.output,
+        10,
+        what=f"query → top-{PLACES}, {len(products):,} products, {options.factory}; text → vector",
+        beside="a text-only model of equal dimension; PyTorch",
+        target={name: 0.7 if ONNX in name else 1.02 for name in parts},
+        # One ratio for each round: of the medians over queries.
+        ratios={
+            name: np.median(of[first], axis=1) / np.median(of[second], axis=1)
+            for name, (of, first, second) in parts.items()
+            if of
+        },
+        packages=("torch", "onnxruntime", "faiss-cpu", "transformers"),
+        measured_on=measured_on,
+        settings={key: facts[key] for key in ("products", "vectors", "queries", "rounds", "threads", "seed")},
+        intervals=[asdict(one) for one in ratios],
+    )
     print(text)
 
 

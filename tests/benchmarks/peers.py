@@ -1,0 +1,353 @@
+"""How fast mmfusion is beside what a user would pick instead: the rows of docs/benchmarks/peers.md; by hand, e.g.
+
+    pip install ranx && pip download --no-deps open_clip_torch==3.3.0
+    git worktree add --detach before f4b0012
+    python tests/benchmarks/peers.py --rows 4 5 8 9 10 12 --catalogue data/fpi --text all-MiniLM-L6-v2 \
+        --vision mobilenetv2 --wheel open_clip_torch-3.3.0-py3-none-any.whl --before before --output outputs/peers
+
+Each row is a script of its own that writes OUTPUT/row<N>.json, and a row whose file is there is not measured again. The
+page is written from all files there are after each row; with `--rows` and no number, that is all that happens.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from embedding import first_products
+from row_files import machine, write_row
+
+from mmfusion.evaluation.tables import markdown_table
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+PAGE = CHECKOUT / "docs/benchmarks/peers.md"
+BEFORE = "f4b0012"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+NOT_MEASURED = "not measured"
+Options = argparse.Namespace
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table.
+
+    Attributes:
+        what: What is measured.
+        beside: Beside what.
+        before: Its ratio at commit f4b0012, as issue I says.
+        target: As issue I says.
+        speed: In parts with this in their name, a ratio is of speeds and should be high; None: everywhere of costs.
+        command: Arguments of the script that measures it, from the options.
+        needs: Options that the script cannot do without.
+    """
+
+    what: str
+    beside: str
+    before: str
+    target: str
+    speed: str | None
+    command: Callable[[Options], list[str]]
+    needs: tuple[str, ...] = ()
+
+
+def _script(name: str, *arguments: Any) -> list[str]:
+    return [str(CHECKOUT / "tests/benchmarks" / name), *map(str, arguments)]
+
+
+def _losses(options: Options) -> list[str]:
+    sizes = ["--items", "512", "2048", "8192", "32768", "--repetitions", "40", "12", "5", "2"]
+    before = ["--before", str(options.before), "--before_up_to", "8192"] if options.before else []
+    return _script("losses.py", "--wheel", options.wheel, *before, *sizes, "--output", options.output)
+
+
+def _device_reads(options: Options) -> list[str]:
+    tests = str(CHECKOUT / "tests/losses/test_chunked_losses.py")
+    return ["-m", "pytest", "-q", "-n", "0", tests, "-k", "reads_no_data or makes_nothing_on_the_host"]
+
+
+def _training(row: int) -> Callable[[Options], list[str]]:
+    return lambda options: _script(
+        "training_speed.py",
+        *("--rows", row, "--before", options.before, "--catalogue", options.catalogue),
+        *("--text", options.text, "--vision", options.vision, "--output", options.output),
+    )
+
+
+def _start(options: Options) -> list[str]:
+    made = small_models(options)
+    places = ["--index", made / "index", "--embeddings", made / "embeddings", "--work", made / "plain"]
+    return _script("start.py", *places, "--output", options.output)
+
+
+def _online(options: Options) -> list[str]:
+    made = small_models(options)
+    models = ["--text_only", made / "text_only", "--fused", made / "gated", "--catalogue", options.catalogue]
+    return _script("online.py", *models, "--batch_sizes", 1, "--output", options.output)
+
+
+def _growth(options: Options) -> list[str]:
+    model = small_models(options) / "gated"
+    return _script("growth.py", "--catalogue", options.catalogue, "--model", model, "--output", options.output)
+
+
+def _lora(options: Options) -> list[str]:
+    return _script("lora.py", "--today", options.before, "--work", options.output / "lora", "--output", options.output)
+
+
+def _missing(options: Options) -> list[str]:
+    raise SystemExit("the script of this row is not in this checkout")
+
+
+MODELS = ("catalogue", "text", "vision")
+ROWS = {
+    1: Row(
+        "embed 6,000 products, titles and photos, CLIP-shaped encoders, from start to manifest",
+        "sentence-transformers `encode`",
+        "0.83 steady",
+        "≥ 1.5, or ≥ 0.95 of the bare forward",
+        "",
+        _missing,
+    ),
+    2: Row(
+        "the same with MiniLM and MobileNetV2",
+        "bare forward over decoded batches",
+        "0.69 / 0.81",
+        "≥ 0.9; CPU ≤ 1.08 × the parts",
+        "",
+        _missing,
+    ),
+    3: Row("1,200 distinct texts and photos, five times each", BEFORE, "1", "≥ 4", "", _missing),
+    4: Row(
+        "contrastive loss with gradients",
+        "open_clip's `ClipLoss`",
+        "5.3 (512 pairs) / 3.8 (2,048)",
+        "≤ 1.2 (≤ 1.3 at 512 pairs), at the memory of before",
+        None,
+        _losses,
+        ("wheel",),
+    ),
+    5: Row(
+        "reads of the device and copies to it in the loss, by tests on devices without data",
+        "–",
+        "several per term",
+        "0",
+        None,
+        _device_reads,
+    ),
+    6: Row(
+        "stage 2 on cached features, steps/s",
+        BEFORE,
+        "1",
+        "≥ 2",
+        "",
+        _training(6),
+        ("before", *MODELS),
+    ),
+    7: Row(
+        "training step with gradient caching, 2,048 pairs, samples/s",
+        "sentence-transformers' CachedMultipleNegativesRankingLoss",
+        NOT_MEASURED,
+        "≥ 1.2",
+        "",
+        _training(7),
+        MODELS,
+    ),
+    8: Row(
+        "`mmfusion search` to the first hit; `mmfusion embed` with nothing to do",
+        "a plain script; imports and hashing",
+        "1.5 / 1.7 × bare imports",
+        "≤ 1.15",
+        None,
+        _start,
+        MODELS,
+    ),
+    9: Row(
+        "evaluation of 10,000 queries × top-100; exact top-100 over 1 M × 256",
+        "pytrec_eval, ranx, torchmetrics; FAISS Flat",
+        "1.5 × pytrec_eval's speed",
+        "≤ 1; FAISS ≤ 1.02",
+        None,
+        lambda options: _script("evaluation.py", "--output", options.output),
+    ),
+    10: Row(
+        "query → top-100, fused / text only; ONNX / PyTorch, one query",
+        "itself",
+        "1.002 / 0.61",
+        "≤ 1.02; ≤ 0.7",
+        None,
+        _online,
+        MODELS,
+    ),
+    11: Row(
+        "peak memory of stage 1 with `--lora`, ViT-B/16 and BERT-base shapes",
+        f"full fine-tuning, {BEFORE}",
+        "–",
+        "≤ 0.6, ≤ 0.5 with checkpointing; samples/s ≥ 1.1",
+        "samples/s",
+        _lora,
+        ("before",),
+    ),
+    12: Row("the cost of an item at four times the size", "the size", "–", "≤ 1.05", None, _growth, MODELS),
+}
+
+
+def run(*arguments: str) -> None:
+    """Runs Python with one thread and this checkout."""
+    subprocess.run([sys.executable, *arguments], env=ENVIRONMENT, check=True)
+
+
+def small_models(options: Options) -> Path:
+    """A folder with a gated and a text-only model of one step, and embeddings and index of a thousand products."""
+    made: Path = options.output / "models"
+    if (made / "ready").is_file():
+        return made
+    base, cpu = ["--base", str(made / "base")], ["--hardware.accelerator", "cpu"]
+    encoders = ["--text", options.text, "--vision", options.vision, "--output", str(made / "base")]
+    run("-m", "mmfusion", "base", *encoders)
+    for fusion in ("gated", "text_only"):
+        training = ["--catalogue", str(options.catalogue), "--output", str(made / fusion), "--fusion", fusion]
+        run("-m", "mmfusion", "stage2", *base, *training, *cpu, "--steps", "1", "--batch_size", "16")
+    products, embeddings = made / "products", str(made / "embeddings")
+    if not products.is_dir():
+        first_products(options.catalogue, 1_000, products)
+    job = ["--catalogue", str(products), "--base", str(made / "gated"), "--output", embeddings]
+    run("-m", "mmfusion", "embed", *job, *cpu)
+    run("-m", "mmfusion", "index", "--embeddings", embeddings, "--output", str(made / "index"))
+    (made / "ready").touch()
+    return made
+
+
+def measure(number: int, options: Options) -> None:
+    """Runs the script of a row."""
+    row, place = ROWS[number], options.output / f"row{number}.json"
+    if place.is_file():
+        print(f"row {number}: {place} is there; remove it to measure again")
+        return
+    if lacking := [f"--{name}" for name in row.needs if getattr(options, name) is None]:
+        print(f"row {number}: {NOT_MEASURED}, as it needs {', '.join(lacking)}")
+        return
+    measured_on, start = machine(), time.perf_counter()
+    command = row.command(options)
+    if not Path(command[0]).is_file() and command[0] != "-m":
+        raise SystemExit(f"{command[0]} is not in this checkout")
+    run(*command)
+    if row.command is _device_reads:  # tests, which write no file
+        write_row(
+            options.output,
+            number,
+            what=row.what,
+            beside=row.beside,
+            target=0.0,
+            ratios={"reads and copies": [0.0]},
+            packages=("torch",),
+            measured_on=measured_on,
+            settings={},
+        )
+    print(f"row {number}: {(time.perf_counter() - start) / 60:.1f} minutes", flush=True)
+
+
+def parts(found: dict[str, Any]) -> Iterator[tuple[str, list[float], float | None]]:
+    """Name, ratios and target, if any, of each part of a result; that of a single part has a list and a number."""
+    ratios, target = found["ratios"], found["target"]
+    for name, values in ratios.items() if isinstance(ratios, dict) else [("", ratios)]:
+        yield name, values, target.get(name) if isinstance(target, dict) else target
+
+
+def lines(number: int, folder: Path) -> Iterator[list[str]]:
+    """Cells of the table for one row, a line for each part."""
+    row, place = ROWS[number], folder / f"row{number}.json"
+    head = [str(number), row.what, row.beside, row.before, row.target]
+    if not place.is_file():
+        yield [*head, "", NOT_MEASURED, ""]
+        return
+    for name, values, target in parts(json.loads(place.read_text("utf-8"))):
+        least, middle, most = np.quantile(values, [0, 0.5, 1])
+        # What the table shows decides.
+        shown, more_is_better = round(float(middle), 3), row.speed is not None and row.speed in name
+        met = target is not None and (shown >= target if more_is_better else shown <= target)
+        answer = "–" if target is None else "yes" if met else "**no**"
+        yield [*head, name, f"{middle:.3f} ({least:.3f}–{most:.3f}), {len(values)}", answer]
+        head = [""] * len(head)
+
+
+def details(number: int, folder: Path) -> str:
+    """Versions, machine, settings and all ratios of a row."""
+    place = folder / f"row{number}.json"
+    if not place.is_file():
+        return ""
+    found = json.loads(place.read_text("utf-8"))
+
+    def listed(kind: str) -> str:
+        return ", ".join(f"{name} {value}" for name, value in found[kind].items()) or "none"
+
+    repetitions = "; ".join(
+        f"{name or 'all'}: {', '.join(f'{value:.3f}' for value in values)}" for name, values, _ in parts(found)
+    )
+    return (
+        f"**{number}.** {found['what']}; beside: {found['beside']}. Versions: {listed('versions')}. "
+        f"Machine: {listed('machine')}. Settings: {listed('settings')}. Repetitions: {repetitions}."
+    )
+
+
+def page(folder: Path, words: list[str]) -> str:
+    """The page of all rows, measured or not."""
+    head = ["#", "what", "beside", f"at {BEFORE}", "target", "part", "median (least–greatest), repetitions", "met"]
+    table = markdown_table([head, *(line for number in ROWS for line in lines(number, folder))])
+    faster = ", ".join(str(number) for number, row in ROWS.items() if row.speed == "")
+    # The last part of a path says enough, and is the same on another machine.
+    shown = [Path(word).name if "/" in word else word for word in words]
+    return "\n\n".join(
+        [
+            "# Beside its peers",
+            f"`python tests/benchmarks/peers.py {shlex.join(shown)}`",
+            "Ratios of CPU seconds (user and system, with children) unless a part says otherwise, of processes that "
+            f"took turns, with one thread each. Column 4 is what issue I says of commit {BEFORE}. In rows {faster} and "
+            "parts that name samples/s, a ratio is our speed over the other's; elsewhere it is our cost over the "
+            "other's. The median decides whether a target is met.",
+            table,
+            "## How each row was measured",
+            *filter(None, (details(number, folder) for number in ROWS)),
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rows", type=int, nargs="*", default=[*ROWS], choices=[*ROWS], help="to measure; default: all"
+    )
+    parser.add_argument("--output", type=Path, default=Path("outputs/peers"), help="folder of the rows' files")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--catalogue", type=Path, help="folder of a catalogue with photos, such as fpi")
+    parser.add_argument("--text", help="folder of a BERT, such as all-MiniLM-L6-v2")
+    parser.add_argument("--vision", help="folder of a MobileNetV2")
+    parser.add_argument("--wheel", type=Path, help="of open_clip_torch, for row 4")
+    parser.add_argument("--before", type=Path, help=f"checkout of commit {BEFORE}, for rows 3, 4, 6 and 11")
+    options = parser.parse_args()
+    options.output = options.output.resolve()
+    options.output.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for number in options.rows:
+        try:
+            measure(number, options)
+        except (subprocess.CalledProcessError, SystemExit) as error:
+            failed.append(number)
+            print(f"row {number}: {NOT_MEASURED}: {error}", file=sys.stderr)
+        options.page.write_text(page(options.output, sys.argv[1:]) + "\n", "utf-8")
+    options.page.write_text(page(options.output, sys.argv[1:]) + "\n", "utf-8")
+    if failed:
+        sys.exit(f"rows {', '.join(map(str, failed))} failed; the others are in {options.page}")
+
+
+if __name__ == "__main__":
+    main()
