@@ -328,7 +328,7 @@ class Retriever:
             PhotoQueryError: The model is a query tower alone or a tower of texts, a photo cannot be read, or the
                 numbers of photos and texts differ.
         """
-        self._check_sees()
+        self.check_photo_queries()
         given = [None] * len(photos) if texts is None else texts
         words = [text if (text or "").strip() else None for text in given]
         if len(words) != len(photos) or not 0 <= photo_weight <= 1:
@@ -460,7 +460,12 @@ class Retriever:
             return vectors
         return F.normalize(vectors.unflatten(1, (self.views, -1)), dim=-1).flatten(1)
 
-    def _check_sees(self) -> None:
+    def check_photo_queries(self) -> None:
+        """Raises an error unless photos can be searched for.
+
+        Raises:
+            PhotoQueryError: The model is a query tower alone, or a tower of texts.
+        """
         remedy = "search by photo with a whole model that was trained with photos, e.g. one with fusion 'gated'."
         if self.model.config.query_only:
             raise PhotoQueryError(f"this is a query tower alone, which reads words; {remedy}")

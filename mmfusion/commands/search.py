@@ -73,7 +73,7 @@ def main(config: Config) -> None:
         _check_page(Path(config.html))
     record = finished_record(config.index, "index", "index")
     base = config.base or record["base"]
-    retriever = _load_retriever(base, whole=config.image is not None)
+    retriever = load_retriever(base, whole=config.image is not None)
     index = open_index(config.index, record, verify=config.verify)
     photos = None if config.html is None else _photos_of(config, record)
     searcher = Searcher(retriever, index, photos)
@@ -90,11 +90,15 @@ def main(config: Config) -> None:
     print(f"next: mmfusion serve --index {config.index}, then open http://127.0.0.1:8000/")
 
 
-def _load_retriever(base: str, *, whole: bool) -> Retriever:
-    """The query tower, or the whole model where photos are searched for."""
+def load_retriever(base: str, *, whole: bool) -> Retriever:
+    """The query tower of a model, or the whole model to search by photo; on the CPU.
+
+    Raises:
+        HubError, UntrainedError: There is no such model, or nothing has trained it.
+    """
     if whole:
         check_readable(base, "model")
-        retriever = Retriever.from_pretrained(base)
+        retriever = Retriever.from_pretrained(base, device="cpu")
     else:
         retriever = Retriever(*load_query_tower(base))
     check_trained(retriever.model, base)

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmfusion.commands.search import open_index
+from PIL import Image
+
+from mmfusion.commands.search import load_retriever, open_index
 from mmfusion.retrieval import ProductIndex, QueryEncoder, Searcher
-from mmfusion.retrieval.query_tower import check_trained, load_query_tower
-from mmfusion.retriever import Retriever
+from mmfusion.retrieval.query_tower import query_tower
 from mmfusion.serving import ServiceLimits, check_installed
-from mmfusion.training.run import finished_record, read_record
+from mmfusion.training.run import RunError, finished_record, read_record
 
 if TYPE_CHECKING:
     from mmfusion.serving.app import SearchService
@@ -32,6 +33,7 @@ class Config:
         onnx: Folder that `mmfusion export` wrote, to embed queries with ONNX Runtime; base is not read then.
         host: Address to listen on; 127.0.0.1 is reached from this machine only, 0.0.0.0 from everywhere.
         port: TCP port; 0 takes a free one and logs it.
+        photo_queries: Whether photos can be searched for, too, which takes the whole model: /health says what it costs.
         verify: Whether all bytes of a FAISS index, and of each that replaces it, are compared with their checksums
             before it is served, which reads it once. Of files above 64 MiB, only the size and both ends are compared
             otherwise.
@@ -52,6 +54,7 @@ class Config:
     onnx: str | None = None
     host: str = "127.0.0.1"
     port: int = 8000
+    photo_queries: bool = False
     verify: bool = False
     page: bool = True
     page_columns: list[str] | None = None
@@ -64,10 +67,11 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Answers until Ctrl-C or SIGTERM; of the model only the query tower is loaded.
+    """Answers until Ctrl-C or SIGTERM; of the model only the query tower is loaded, unless photos are searched for.
 
     GET / is a search page. GET /search?query=red+dress&k=10&filter=[["price","<",50]], or POST /search with the same as
-    a JSON object; GET /products/{id}?k=10 for a stored product and those most like it; GET /photos/{id}; GET /facets;
+    a JSON object, or, with photo_queries, as a form with the file image; GET /products/{id}?k=10 for a stored product
+    and those most like it; GET /photos/{id}; GET /facets;
     GET /health; GET /metrics for Prometheus. When `mmfusion index` has built the index again, the service switches to
     it between two requests. There is neither encryption nor a password: run it behind a proxy if others can reach it.
     """
@@ -80,7 +84,7 @@ def main(config: Config) -> None:
     bound = bind(config.host, config.port)
     page = _load_page(config, record) if config.page else None
     # Only the service holds the index, so that it is freed when another one replaces it.
-    service = _load_service(config, record, _load_encoder(config.base or record["base"], config.onnx), page)
+    service = _load_service(config, record, _load_encoder(config, config.base or record["base"]), page)
     _check_same_products(config, service)
     run_server(service.app(), bound, config.limits)
 
@@ -102,7 +106,7 @@ def _load_page(config: Config, record: dict[str, Any]) -> "SearchPage":
         other = finished_record(config.compare, "index to compare with", "index")
         try:
             theirs = Config(index=config.compare, verify=config.verify, limits=config.limits, facets=[])
-            compared = _load_service(theirs, other, _load_encoder(other["base"], None), None)
+            compared = _load_service(theirs, other, _load_encoder(theirs, other["base"]), None)
         except (OSError, ValueError) as error:
             raise ValueError(f"--compare {config.compare}: {error}") from error
         models.append(_name_of(config.compare, other["base"]))
@@ -151,38 +155,46 @@ def _load_photos(config: Config, record: dict[str, Any]) -> "Photos | None":
 def _load_service(
     config: Config,
     record: dict[str, Any],
-    loaded: tuple[QueryEncoder, dict[str, Any]],
+    loaded: tuple[QueryEncoder, dict[str, Any], dict[str, Any] | None],
     page: "SearchPage | None",
 ) -> "SearchService":
     from mmfusion.serving.app import SearchService, resident_mib
     from mmfusion.serving.watch import IndexWatch
 
-    encoder, tower = loaded
+    encoder, tower, photo_cost = loaded
     # Before the index is read, so that one which replaces it meanwhile is noticed.
     watch = IndexWatch(Path(config.index) / "index", config.verify)
     opened = open_index(config.index, record, verify=config.verify)
     if isinstance(opened, ProductIndex):
         opened.prepare_ids()
     searcher = Searcher(encoder, opened)
-    searcher.search("warm up")
+    searcher.search("warm up", image=None if photo_cost is None else Image.new("RGB", (64, 64)))
     followed = watch if isinstance(opened, ProductIndex) else None
-    service = SearchService(searcher, followed, config.limits, tower, config.facets, page)
+    service = SearchService(searcher, followed, config.limits, tower, config.facets, page, photo_cost)
     logger.info(
-        "query tower of %s parameters (%s MiB), no vision encoder; %s products; %s MiB in RAM",
-        *(f"{tower['parameters']:,}", tower["mib"], f"{len(service.index):,}", resident_mib()),
+        "query tower of %s parameters (%s MiB), %s; %s products; %s MiB in RAM",
+        *(f"{tower['parameters']:,}", tower["mib"]),
+        "no vision encoder" if photo_cost is None else "and {parameters:,} ({mib} MiB) for photos".format(**photo_cost),
+        *(f"{len(service.index):,}", resident_mib()),
     )
     return service
 
 
-def _load_encoder(base: str, onnx: str | None) -> tuple[QueryEncoder, dict[str, Any]]:
-    """The query tower, and what `/health` says of it."""
+def _load_encoder(config: Config, base: str) -> tuple[QueryEncoder, dict[str, Any], dict[str, Any] | None]:
+    """The query tower, or the whole model to search by photo; what `/health` says of the tower, and of the rest."""
     from mmfusion.serving.app import facts_of_onnx, facts_of_tower
 
-    if onnx is not None:
+    if config.onnx is not None:
+        if config.photo_queries:
+            raise RunError(f"photo_queries is true, and --onnx {config.onnx} reads words alone; leave one of them out.")
         from mmfusion.onnx import OnnxQueryTower
 
-        exported = OnnxQueryTower.load(onnx)
-        return exported, facts_of_onnx(Path(onnx), exported.description)
-    model, processor = load_query_tower(base)
-    check_trained(model, base)
-    return Retriever(model, processor), facts_of_tower(model)
+        exported = OnnxQueryTower.load(config.onnx)
+        return exported, facts_of_onnx(Path(config.onnx), exported.description), None
+    retriever = load_retriever(base, whole=config.photo_queries)
+    if not config.photo_queries:
+        return retriever, facts_of_tower(retriever.model), None
+    retriever.check_photo_queries()
+    tower, whole = facts_of_tower(query_tower(retriever.model)), facts_of_tower(retriever.model)
+    cost = {"parameters": whole["parameters"] - tower["parameters"], "mib": round(whole["mib"] - tower["mib"], 1)}
+    return retriever, tower, cost

@@ -18,6 +18,10 @@ class ServiceLimits:
         max_query_chars: Characters of a query; longer ones are an error, they are not cut.
         max_k: Products per answer.
         max_body_kib: Size of a request's body in KiB.
+        max_photo_kib: Size of a photo that is searched for in KiB.
+        max_photo_pixels: Width times height of such a photo, as its file says; it is not decoded if there are more.
+        max_photos_waiting: Photos that are read at a time, and as many that wait to be searched for; further ones are
+            answered with 503.
         reload_s: Seconds between looks at the index folder; an index that has been replaced is loaded. 0: never.
     """
 
@@ -27,6 +31,9 @@ class ServiceLimits:
     max_query_chars: int = 1000
     max_k: int = 1000
     max_body_kib: int = 64
+    max_photo_kib: int = 8192
+    max_photo_pixels: int = 25_000_000
+    max_photos_waiting: int = 32
     reload_s: float = 10.0
 
     def __post_init__(self) -> None:
@@ -41,5 +48,5 @@ def check_installed() -> None:
     Raises:
         MissingLibraryError: One is missing.
     """
-    for name in ("prometheus_client", "pydantic", "starlette", "uvicorn"):
+    for name in ("prometheus_client", "pydantic", "python_multipart", "starlette", "uvicorn"):
         library(name, "serve")

@@ -31,7 +31,8 @@ from mmfusion.serving import ServiceLimits
 from mmfusion.serving.batches import Answer, Asked, MicroBatcher, QueueFullError, Searches
 from mmfusion.serving.observe import Observed, ServiceMetrics
 from mmfusion.serving.page import SearchPage
-from mmfusion.serving.requests import limited_models, read, reason, short
+from mmfusion.serving.photo_queries import PhotoQueries, is_form
+from mmfusion.serving.requests import SearchRequest, limited_models, read, reason, short
 from mmfusion.serving.watch import IndexWatch
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class SearchService:
         tower: What `/health` says of the query tower.
         facets: Columns of the metadata that `/facets` describes; None: those that sort products into kinds.
         page: The search page; None: there is none.
+        photo_cost: What `/health` says of the parts that only photos need; None: searches are by words alone.
 
     Raises:
         FilterError: The index lacks a column for a facet, or one that the page is to show.
@@ -70,6 +72,7 @@ class SearchService:
         tower: Mapping[str, Any] | None = None,
         facets: Sequence[str] | None = None,
         page: SearchPage | None = None,
+        photo_cost: Mapping[str, Any] | None = None,
     ) -> None:
         self.limits = limits
         self._tower = dict(tower or {})
@@ -77,8 +80,11 @@ class SearchService:
         self.batcher: MicroBatcher[Asked, Answer] = MicroBatcher(
             self.searches.answer, max_batch=limits.max_batch, max_waiting=limits.max_waiting
         )
-        self.metrics = ServiceMetrics(lambda: self.batcher.waiting, self._count_products)
+        self.metrics = ServiceMetrics(self._waiting, self._count_products)
         self._search_model, self._product_model = limited_models(limits)
+        self.photo_queries: PhotoQueries | None = None
+        if photo_cost is not None:
+            self.photo_queries = PhotoQueries(self.searches, self._search_model, limits, photo_cost)
         self._watch = watch
         self.page = page
         self._facet_columns = facets
@@ -122,11 +128,20 @@ class SearchService:
 
     async def search(self, request: Request) -> Response:
         """The k best products of a query."""
-        asked = await read(request, self._search_model, self.limits.max_body_kib)
+        asked = await self._read_search(request)
         request.state.logged = {"k": asked.k, "query_chars": len(asked.query), "filtered": asked.filter is not None}
+        if asked.photo is not None:
+            request.state.logged["photo"] = True
         hits = await self._answer(request, asked)
         request.state.logged["hits"] = len(hits)
         return json_response({"query": asked.query, "hits": hits})
+
+    async def _read_search(self, request: Request) -> SearchRequest:
+        if not is_form(request):
+            return await read(request, self._search_model, self.limits.max_body_kib)
+        if self.photo_queries is None:
+            raise HTTPException(415, "forms bring photos, and this service was started without --photo_queries true.")
+        return await self.photo_queries.read(request)
 
     async def products(self, request: Request) -> Response:
         """A stored product, and the k products whose vectors are most like its own."""
@@ -156,7 +171,8 @@ class SearchService:
                 "index": self.index.facts(),
                 "resident_mib": resident_mib(),
                 "query_tower": self._tower,
-                "waiting": self.batcher.waiting,
+                "photo_queries": None if self.photo_queries is None else self.photo_queries.cost,
+                "waiting": self._waiting(),
             }
         )
 
@@ -167,7 +183,9 @@ class SearchService:
 
     async def _answer(self, request: Request, asked: Asked) -> Answer:
         """What the batcher gives. If the client leaves before, nothing is computed for it any more."""
-        answer = asyncio.create_task(self.batcher.submit(asked, self.limits.timeout_s))
+        of_photos = self.photo_queries is not None and isinstance(asked, SearchRequest) and asked.photo is not None
+        batcher = self.photo_queries.batcher if self.photo_queries is not None and of_photos else self.batcher
+        answer = asyncio.create_task(batcher.submit(asked, self.limits.timeout_s))
         leaving = asyncio.create_task(_left(request))
         try:
             await asyncio.wait((answer, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -185,6 +203,8 @@ class SearchService:
             await stack.enter_async_context(self.batcher.running())
             if self.page is not None:
                 await stack.enter_async_context(self.page.running())
+            if self.photo_queries is not None:
+                await stack.enter_async_context(self.photo_queries.running())
             following = asyncio.create_task(self._follow(), name="index-watch")
             try:
                 yield
@@ -217,6 +237,9 @@ class SearchService:
         if self.page is not None and self.page.photos is not None:
             self.page.photos.look_again()
 
+    def _waiting(self) -> int:
+        return self.batcher.waiting + (0 if self.photo_queries is None else self.photo_queries.batcher.waiting)
+
     def _count_products(self) -> float:
         try:
             return len(self.index)
@@ -238,7 +261,7 @@ class SearchService:
             case TimeoutError():
                 status, text = 504, f"there was no answer within {self.limits.timeout_s:g} s; try again."
             case QueueFullError():
-                waiting = f"{self.batcher.waiting} requests wait already, as many as can be answered in time"
+                waiting = f"{self._waiting()} requests wait already, as many as can be answered in time"
                 status, text, headers = 503, f"{waiting}; try again in a second.", {"retry-after": "1"}
             case _:
                 status, text, headers = 503, str(error), {"retry-after": "1"}

@@ -171,8 +171,12 @@ class Searches:
     def _search(self, searcher: Searcher, asked: dict[int, SearchRequest]) -> dict[int, Answer | Exception]:
         # All are embedded together; those with the same filter and ranking are searched together.
         self.observe_batch(len(asked))
-        texts = {place: one.query for place, one in asked.items() if one.mode != "words"}
+        photos = {place: one.photo for place, one in asked.items() if one.photo is not None}
+        texts = {place: one.query for place, one in asked.items() if one.mode != "words" and place not in photos}
         vectors = dict(zip(texts, searcher.embed([*texts.values()]), strict=True)) if texts else {}
+        if photos:
+            seen = searcher.embed_photos([*photos.values()], [asked[place].query for place in photos])
+            vectors |= zip(photos, seen, strict=True)
         groups: dict[str, list[int]] = defaultdict(list)
         for place, one in asked.items():
             # How far lists reach may depend on k.

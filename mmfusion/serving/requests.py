@@ -3,7 +3,17 @@
 from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, create_model, model_validator
+from PIL import Image
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -53,6 +63,17 @@ class SearchRequest(BaseModel, extra="forbid"):
     group_by: str | None = None
     boosts: Annotated[dict[str, float], BeforeValidator(_read_object)] = Field(default={}, max_length=_MAX_BOOSTS)
     min_score: float | Literal["calibrated"] | None = None
+    # Decoded; a form brings one, see `PhotoQueries`.
+    _photo: Image.Image | None = PrivateAttr(None)
+
+    @property
+    def photo(self) -> Image.Image | None:
+        """A photo that is searched for, perhaps with words; None: words alone are."""
+        return self._photo
+
+    @photo.setter
+    def photo(self, photo: Image.Image | None) -> None:
+        self._photo = photo
 
     @cached_property
     def ranking(self) -> Ranking:
@@ -107,12 +128,22 @@ async def read(request: Request, model: type[Model], max_body_kib: int) -> Model
         raise HTTPException(
             400, f"{short(repr(next(iter(query))))} is in the address; a POST says everything in its body."
         )
+    return model.model_validate_json(await body_of(request, max_body_kib), strict=True)
+
+
+async def body_of(request: Request, max_kib: int) -> bytes:
+    """The body of a request.
+
+    Raises:
+        HTTPException: It is too large.
+        ClientDisconnect: The client left before it had arrived.
+    """
     body = bytearray()
     async for part in request.stream():
         body += part
-        if len(body) > max_body_kib * 1024:
-            raise HTTPException(413, f"the body has more than {max_body_kib} KiB.")
-    return model.model_validate_json(bytes(body), strict=True)
+        if len(body) > max_kib * 1024:
+            raise HTTPException(413, f"the body has more than {max_kib:,} KiB.")
+    return bytes(body)
 
 
 def reason(error: ValidationError) -> str:
