@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "measure a model, or BM25, on a split",
     "ablation": "train, evaluate and compare many variants",
     "report": "write an HTML page that compares models",
+    "audit": "list products whose titles and photos disagree",
     "embed": "embed the products of a catalogue",
     "index": "build an index of embedded products",
     "search": "search an index by words or a photo",

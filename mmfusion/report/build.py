@@ -131,17 +131,18 @@ def fill(template: str, **places: Any) -> str:
     )
 
 
-def write_page(folder: str | os.PathLike[str], page: str) -> Path:
-    """Writes the page as `report.html`, whole or not at all; an older report is replaced.
+def write_page(folder: str | os.PathLike[str], page: str, name: str = FILE_NAME) -> Path:
+    """Writes a page, whole or not at all; an older one is replaced.
 
     Args:
         folder: Output folder; made if missing.
         page: The document.
+        name: Of the file.
 
     Raises:
         FileExistsError: The folder holds a file of that name that is not a report.
     """
-    path = Path(folder) / FILE_NAME
+    path = Path(folder) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and _GENERATOR not in path.read_text("utf-8", errors="replace")[:4000]:
         raise FileExistsError(f"{path} is not a report of mmfusion; move it away or give another --output")

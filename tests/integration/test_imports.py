@@ -16,6 +16,7 @@ ORDER = [
     ["__main__", "__init__"],
     ["cli"],
     ["commands"],
+    ["audit"],
     ["serving", "ablation", "embedding", "importers"],
     ["training", "onnx"],
     ["retriever", "report", "hub"],

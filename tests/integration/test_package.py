@@ -19,6 +19,7 @@ TEMPLATES = (
     "hub/card.md",
     "importers/import.css",
     "importers/import.html",
+    "report/audit.html",
     "report/neighbours.html",
     "report/page.css",
     "report/page.html",
