@@ -12,10 +12,9 @@ import pyarrow.compute as pc
 from mmfusion.data.catalogue import BaseCatalogue
 from mmfusion.data.catalogue_checks import photo_paths
 from mmfusion.data.catalogue_schema import CatalogueError
-from mmfusion.data.photos import decode_photo, is_photo_list
+from mmfusion.data.photos import is_photo_list, unreadable_photos
 from mmfusion.data.streamed_catalogue import StreamedCatalogue, groups_of
 from mmfusion.data.tables import Rows, photo_counts
-from mmfusion.model.photos import PhotoError
 
 # Products whose paths are looked up: a stat takes microseconds on a disk, and up to a millisecond over a network.
 _MOST_PATHS = 10_000
@@ -80,15 +79,9 @@ def readable_share(images: Iterable[Any], root: str | None, failures: list[str])
         elif len(failures) < _SHOWN:
             failures.append(f"no file at {os.path.join(root or '', path)!r}")
     tried = there[:: -(-len(there) // _MOST_DECODED) or 1]
-    bad = 0
-    for photo in tried:
-        try:
-            decode_photo(photo, min_size=(16, 16), root=root)
-        except PhotoError as error:
-            bad += 1
-            if len(failures) < _SHOWN:
-                failures.append(f"{photo.get('path') or 'a photo stored as bytes'!r}: {error}")
-    return len(there) / len(photos) * (1 - bad / len(tried) if tried else 0)
+    bad = unreadable_photos(tried, root)
+    failures += bad[: max(0, _SHOWN - len(failures))]
+    return len(there) / len(photos) * (1 - len(bad) / len(tried) if tried else 0)
 
 
 def _is_named(photo: Any) -> bool:

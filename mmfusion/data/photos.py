@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from io import BytesIO
 from typing import Any
@@ -73,6 +73,21 @@ def decode_photo(
             raise PhotoError(_unidentified_reason(data)) from None
         except Image.DecompressionBombError as error:
             raise PhotoError(f"more than {max_pixels:,} pixels allowed, a decompression bomb") from error
+
+
+def unreadable_photos(photos: Iterable[Any], root: str | os.PathLike[str] | None = None) -> list[str]:
+    """Those of some photos that nothing can be seen in: where each is, and why.
+
+    Args:
+        photos, root: As for `decode_photo`; undecoded values of the column ``image``.
+    """
+    found = []
+    for photo in photos:
+        try:
+            decode_photo(photo, min_size=(16, 16), root=root)
+        except PhotoError as error:
+            found.append(f"{photo.get('path') or 'a photo stored as bytes'!r}: {error}")
+    return found
 
 
 def decoder_of(data: bytes) -> int:

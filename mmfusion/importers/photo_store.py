@@ -15,12 +15,11 @@ from typing import Any, TextIO
 import pyarrow as pa
 
 from mmfusion.data.catalogue_schema import CatalogueError
-from mmfusion.data.photos import decode_photo
+from mmfusion.data.photos import unreadable_photos
 from mmfusion.importers.downloads import Downloads
 from mmfusion.importers.items import ImportLog, Item
 from mmfusion.importers.photos import FoundPhoto, PhotoFolders, photos_of_item
 from mmfusion.importers.write import PHOTO
-from mmfusion.model.photos import PhotoError
 
 DOWNLOADED = "photos_downloaded"
 """Folder of a catalogue with what was fetched."""
@@ -70,7 +69,7 @@ class PhotoStore:
 
     Attributes:
         counts: What became of photos.
-        unreadable: Path of photos that were tried and cannot be read, and the reasons.
+        unreadable: Photos that were tried and cannot be read, and the reasons.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class PhotoStore:
             embed: Whether the tables hold the bytes of photos rather than paths.
         """
         self.counts = PhotoCounts()
-        self.unreadable: dict[str, str] = {}
+        self.unreadable: list[str] = []
         self.embed = embed
         self._folder, self._folders, self._log, self._downloads = folder, folders, log, downloads
         self._failures = failures
@@ -151,16 +150,13 @@ class PhotoStore:
         counts = self.counts
         self._folders.warn()
         counts.unused = sum(1 for _ in self._folders.unused())
-        for photo in self._sample:
-            path = photo.file if isinstance(photo, FoundPhoto) else None
-            data = photo if isinstance(photo, bytes) else None
-            try:
-                decode_photo({"bytes": data, "path": path}, min_size=(16, 16))
-            except PhotoError as error:
-                self.unreadable[path or "a photo stored as bytes"] = str(error)
+        self.unreadable = unreadable_photos(
+            {"bytes": None, "path": photo.file} if isinstance(photo, FoundPhoto) else {"bytes": photo, "path": None}
+            for photo in self._sample
+        )
         bad = len(self.unreadable)
         if bad:
-            first = "; ".join(f"{path}: {reason}" for path, reason in list(self.unreadable.items())[:_SHOWN])
+            first = "; ".join(self.unreadable[:_SHOWN])
             self._log.warn(f"{bad:,} of {len(self._sample):,} photos that were tried cannot be read: {first}")
         readable = counts.found * (1 - bad / len(self._sample) if self._sample else 1)
         if readable < counts.named / 2 and not allow_missing:
@@ -324,5 +320,4 @@ class PhotoStore:
         ]
         if self._downloads is not None:
             lines += [f"{url}: {reason}" for url, reason in self._downloads.failed.items()]
-        lines += [f"{path}: {reason}" for path, reason in self.unreadable.items()]
-        return "; ".join(lines[:_SHOWN])
+        return "; ".join([*lines, *self.unreadable][:_SHOWN])

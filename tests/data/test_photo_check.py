@@ -14,7 +14,7 @@ import pytest
 from commands import command
 from PIL import Image
 
-from mmfusion.data import photo_check
+from mmfusion.data import photo_check, photos
 from mmfusion.data.catalogue import Catalogue, CatalogueError
 from mmfusion.data.photo_check import check_photos
 from mmfusion.data.streamed_catalogue import StreamedCatalogue
@@ -102,14 +102,14 @@ def test_only_the_rows_in_use_count(tmp_path: Path) -> None:
 def test_a_large_catalogue_is_sampled_over_all_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked_up: list[str] = []
     decoded: list[Any] = []
-    decode, exists = photo_check.decode_photo, os.path.isfile
+    decode, exists = photos.decode_photo, os.path.isfile
 
     def counted(path: Any) -> bool:
         looked_up.append(str(path))
         return exists(path)
 
     monkeypatch.setattr(photo_check, "_MOST_PATHS", 100)
-    monkeypatch.setattr(photo_check, "decode_photo", lambda photo, **how: decoded.append(photo) or decode(photo, **how))
+    monkeypatch.setattr(photos, "decode_photo", lambda photo, **how: decoded.append(photo) or decode(photo, **how))
     # Sorted, as shops often are: the first half has its photos.
     catalogue = loaded(catalogue_of(tmp_path / "shop", [GOOD] * 2_000 + [LOST] * 3_000))
     monkeypatch.setattr("mmfusion.data.photo_check.os.path.isfile", counted)

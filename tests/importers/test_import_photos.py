@@ -323,8 +323,17 @@ def test_files_that_are_no_photos_count_as_missing(tmp_path: Path) -> None:
         photos.structs(Item(name))
     with pytest.raises(CatalogueError, match=r"33% .*HTML"):
         photos.check()
-    assert set(photos.unreadable) == {str(folder / "b.jpg"), str(folder / "c.jpg")}
+    named = [line.partition("': ")[0][1:] for line in photos.unreadable]
+    assert named == [str(folder / "b.jpg"), str(folder / "c.jpg")]
     photos.check(allow_missing=True)
+
+
+def test_each_photo_of_bytes_counts(tmp_path: Path) -> None:
+    photos = store(tmp_path, tmp_path / "nothing")
+    for name, photo in (("a", b"<html>404"), ("b", b"<html>404 again"), ("c", jpeg())):
+        photos.structs(Item(name, photos=[photo]))
+    with pytest.raises(CatalogueError, match=r"33% of the 3 photos.*'a photo stored as bytes': "):
+        photos.check()
 
 
 def test_products_that_name_no_photo_do_not_count(tmp_path: Path) -> None:
