@@ -1,6 +1,8 @@
 """Evaluate a model (or BM25) on a split: Recall@10, Recall@100 and nDCG@10 over every product of the pool."""
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmfusion.commands.evaluate_hybrid import Pool, rankings
 from mmfusion.data.catalogue import Catalogue
+from mmfusion.data.catalogue_schema import CatalogueError
 from mmfusion.data.photo_check import check_photos
 from mmfusion.data.tables import ProductTable, QueryTable, Rows, no_text
 from mmfusion.evaluation import (
@@ -52,6 +56,9 @@ class Config:
         ranker: What ranks the products: the model; bm25 by words of the product text (the model's folder still names
             catalogue and template); or run, another system, whose rankings are in run_file (no model is loaded).
         run_file: TREC run (lines of: query Q0 product rank score tag), which is written, or with --ranker run read.
+        hybrid: Whether to rank by words, and by words and vectors together, too: by reciprocal rank, and by a weight
+            that is chosen on val queries (and left out where those are asked). Results are called name.words, name.rrf
+            and name.hybrid.
         split: Queries to ask.
         pool: Products that compete: those of the queries' split, or the whole catalogue.
         relevant_grade: Lowest grade that Recall counts; default: the highest grade in the judgements.
@@ -85,6 +92,7 @@ class Config:
     name: str | None = None
     ranker: Literal["model", "bm25", "run"] = "model"
     run_file: str | None = None
+    hybrid: bool = False
     split: Literal["train", "val", "test"] = "test"
     pool: Literal["split", "all"] = "split"
     relevant_grade: int | None = None
@@ -106,6 +114,8 @@ class Config:
 
 def main(config: Config) -> None:
     """Writes JSON, CSV, Parquet (per query), Markdown and a picture, and prints a table."""
+    if config.hybrid and config.ranker != "model":
+        raise ValueError(f"hybrid adds words to the vectors of the model, and ranker is {config.ranker!r}; drop one.")
     if config.ranker == "run":
         return _evaluate_run(config)
     folder = Path(config.output)
@@ -126,28 +136,10 @@ def main(config: Config) -> None:
         "bytes_per_product": None,
     }
     if not by_model:
-        scores, columns = _rank_bm25(catalogue, processor, query_rows, product_rows, inputs)
+        texts = _texts(catalogue, processor, query_rows, product_rows, inputs)
+        scores, columns = rank_bm25(*texts, PLACES, catalogue.product_ids[product_rows])
     else:
-        if inputs.photos and model.config.fusion != "text_only":
-            check_photos(catalogue, product_rows, allow_missing=config.allow_missing_photos)
-        blocks = config.freeze_vision_blocks if inputs.photos else 0
-        cache = cache_pool(model.eval(), processor, catalogue, product_rows, blocks, config.feature_cache)
-
-        def embed(read: PerturbedInputs) -> EmbeddedProducts:
-            found = embed_products(
-                model,
-                processor,
-                catalogue,
-                product_rows,
-                batch_size=config.batch_size,
-                num_workers=config.num_workers,
-                cache=cache if read.photos else None,
-                photos=read.photos,
-                photo_of=read.photo_of,
-                rewrite=read.product_text,
-            )
-            return found._replace(embeds=_shorten(model, found.embeds, config.truncate_dim))
-
+        embed = _embedder(config, model, processor, catalogue, product_rows, inputs)
         products = embed(inputs)
         queries = embed_queries(model, processor, catalogue, query_rows, rewrite=inputs.query_text)
         queries = _shorten(model, queries, config.truncate_dim)
@@ -175,7 +167,10 @@ def main(config: Config) -> None:
         )
         (folder / f"{result.name}.weights.json").write_text(json.dumps(asdict(agreement), indent=2) + "\n")
         print(agreement)
-    text = _compared(config, result)
+    text = _compared(config, [result])
+    if config.hybrid:
+        asked = _pool(catalogue, processor, query_rows, product_rows, inputs, queries, products.embeds)
+        text += _compared(config, _hybrid_results(config, catalogue, model, processor, asked, result))
     if "router_weights" in provenance:
         print(f"what the router weighs, per cent:\n\n{router_weights_table([result])}\n")
     lock.release()
@@ -201,15 +196,15 @@ def _evaluate_run(config: Config) -> None:
     provenance = {"model": "", "baseline": "run", "perturbation": "none", "bytes_per_product": None}
     columns = read_run(path, *ids, PLACES)[1]
     result = _measured(config, catalogue, columns, path.name.split(".")[0], provenance)
-    text = _compared(config, result)
+    text = _compared(config, [result])
     lock.release()
     print(f"{text}\nresults: {folder.absolute()}\nnext: mmfusion report --results {folder}")
 
 
 def _measured(
-    config: Config, catalogue: Catalogue, columns: Tensor, name: str, provenance: dict[str, Any]
+    config: Config, catalogue: Catalogue, columns: Tensor, usual: str, provenance: dict[str, Any], *, name: str = ""
 ) -> Evaluation:
-    """The result of rankings, also as files; `name` is its name where the config gives none."""
+    """The result of rankings, also as files; `usual` is its name where neither the config nor `name` gives one."""
     result = evaluate_pool(
         columns,
         catalogue,
@@ -218,7 +213,7 @@ def _measured(
         relevant_grade=config.relevant_grade,
         query_slices=config.query_slices,
         product_slices=config.product_slices,
-        name=config.name or name,
+        name=name or config.name or usual,
         label_source=config.label_source,
         provenance=provenance,
     )
@@ -226,12 +221,91 @@ def _measured(
     return result
 
 
-def _compared(config: Config, result: Evaluation) -> str:
-    """The table of this result below those to compare with, also as a file."""
+def _compared(config: Config, results: list[Evaluation]) -> str:
+    """The table of these results below those to compare with, also as a file that is named after the last."""
     folder = Path(config.output)
-    text = format_comparison([*(Evaluation.load(folder, other) for other in config.compare), result])
-    (folder / f"{result.name}.comparison.md").write_text(text)
+    text = format_comparison([*(Evaluation.load(folder, other) for other in config.compare), *results])
+    (folder / f"{results[-1].name}.comparison.md").write_text(text)
     return text
+
+
+def _embedder(
+    config: Config,
+    model: MMFusionModel,
+    processor: MMFusionProcessor,
+    catalogue: Catalogue,
+    product_rows: Rows,
+    inputs: PerturbedInputs,
+) -> Callable[[PerturbedInputs], EmbeddedProducts]:
+    """What embeds the products of a pool as the model reads them; `inputs` says whether photos are needed."""
+    if inputs.photos and model.config.fusion != "text_only":
+        check_photos(catalogue, product_rows, allow_missing=config.allow_missing_photos)
+    blocks = config.freeze_vision_blocks if inputs.photos else 0
+    cache = cache_pool(model.eval(), processor, catalogue, product_rows, blocks, config.feature_cache)
+
+    def embed(read: PerturbedInputs) -> EmbeddedProducts:
+        found = embed_products(
+            model,
+            processor,
+            catalogue,
+            product_rows,
+            batch_size=config.batch_size,
+            num_workers=config.num_workers,
+            cache=cache if read.photos else None,
+            photos=read.photos,
+            photo_of=read.photo_of,
+            rewrite=read.product_text,
+        )
+        return found._replace(embeds=_shorten(model, found.embeds, config.truncate_dim))
+
+    return embed
+
+
+def _hybrid_results(
+    config: Config,
+    catalogue: Catalogue,
+    model: MMFusionModel,
+    processor: MMFusionProcessor,
+    asked: Pool,
+    vectors: Evaluation,
+) -> list[Evaluation]:
+    """Results by words, by vectors and by both, in this order."""
+    tuning, val_rows = None, None
+    if config.split != "val":
+        with suppress(CatalogueError):
+            val_rows = pool_rows(catalogue, "val", config.pool)
+    if val_rows is not None:
+        query_rows, product_rows = val_rows
+        inputs = perturbed_inputs(config.perturb, product_rows, len(catalogue.products), config.seed)
+        products = _embedder(config, model, processor, catalogue, product_rows, inputs)(inputs)
+        queries = embed_queries(model, processor, catalogue, query_rows, rewrite=inputs.query_text)
+        queries = _shorten(model, queries, config.truncate_dim)
+        tuning = _pool(catalogue, processor, query_rows, product_rows, inputs, queries, products.embeds)
+    options: dict[str, Any] = {"pool": config.pool, "relevant_grade": config.relevant_grade, "query_slices": []}
+
+    def on_val(columns: Tensor) -> float:
+        return evaluate_pool(columns, catalogue, "val", **options).means["ndcg@10"] or 0.0
+
+    results = []
+    for name, ranking, columns in rankings(asked, tuning, on_val):
+        provenance = {**vectors.provenance, "baseline": name, "ranking": asdict(ranking)}
+        results.append(_measured(config, catalogue, columns, "", provenance, name=f"{vectors.name}.{name}"))
+        if ranking.weight is not None:
+            print(f"weight of vectors, chosen on {len(tuning.texts) if tuning else 0} val queries: {ranking.weight:g}")
+    return [results[0], vectors, *results[1:]]
+
+
+def _pool(
+    catalogue: Catalogue,
+    processor: MMFusionProcessor,
+    query_rows: Rows,
+    product_rows: Rows,
+    inputs: PerturbedInputs,
+    queries: FloatArray,
+    products: FloatArray,
+) -> Pool:
+    texts = _texts(catalogue, processor, query_rows, product_rows, inputs)
+    return Pool(queries, texts[0], products, texts[1], list(catalogue.product_ids[product_rows]))
 
 
 def _shorten(model: MMFusionModel, embeds: FloatArray, truncate_dim: int | None) -> FloatArray:
@@ -246,9 +320,10 @@ def _relevant_pairs(catalogue: Catalogue, query_rows: Rows, product_rows: Rows, 
     return np.stack([np.searchsorted(known, found) for known, found in rows], axis=1)
 
 
-def _rank_bm25(
+def _texts(
     catalogue: Catalogue, processor: MMFusionProcessor, query_rows: Rows, product_rows: Rows, inputs: PerturbedInputs
-) -> tuple[Tensor, Tensor]:
+) -> tuple[list[str], list[str]]:
+    """Texts of queries and of products, whose words BM25 compares."""
     queries = QueryTable(catalogue, processor, rewrite=inputs.query_text).texts(query_rows)
-    texts = ProductTable(catalogue, processor, photos=False, rewrite=inputs.product_text).texts(product_rows)
-    return rank_bm25(queries, texts, PLACES, catalogue.product_ids[product_rows])
+    products = ProductTable(catalogue, processor, photos=False, rewrite=inputs.product_text).texts(product_rows)
+    return queries, products

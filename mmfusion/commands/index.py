@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,15 +12,18 @@ import pyarrow.compute as pc
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.embedding import EmbeddedCatalogue
+from mmfusion.evaluation.evaluate import pool_rows
 from mmfusion.files import absolute_place
-from mmfusion.retrieval import Choice, MilvusIndex, ProductIndex, choose_index
+from mmfusion.model import MMFusionProcessor
+from mmfusion.retrieval import Choice, MilvusIndex, ProductIndex, Searcher, calibrate, choose_index
 from mmfusion.retrieval.choose import physical_memory
 from mmfusion.retrieval.products import take_rows
-from mmfusion.retrieval.query_tower import check_base
+from mmfusion.retrieval.query_tower import check_base, load_query_tower
 from mmfusion.retrieval.vectors import TRAIN_SIZE
+from mmfusion.retriever import Retriever
 from mmfusion.training.catalogue_cache import load_shared
 from mmfusion.training.full_disk import full_disk_ends
-from mmfusion.training.run import Run, finished_record, open_run
+from mmfusion.training.run import finished_record, open_run
 from mmfusion.training.sources import forget_other_tables
 
 
@@ -41,6 +45,11 @@ class Config:
             choice.
         memory_gib: What the index may take of the memory of the machine that serves it, in GiB; default: half of what
             this machine has, or its container may use.
+        lexical: Whether words are searched, too, by BM25 (search --mode words or hybrid).
+        lexical_columns: Columns whose words are searched, e.g. [title,brand]; default: those that the model's product
+            template names.
+        calibrate: Precision that hits are to have on the judged val queries of the catalogue, from 0 to 1: the lowest
+            score that has it is measured and kept, for search --min_score calibrated.
         milvus_uri: File that ends in .db (Milvus Lite, embedded), or address of a Milvus server, such as
             http://localhost:19530.
         collection: Its name in Milvus.
@@ -56,6 +65,9 @@ class Config:
     factory: str | None = None
     search_parameters: str | None = None
     memory_gib: float | None = None
+    lexical: bool = False
+    lexical_columns: list[str] | None = None
+    calibrate: float | None = None
     milvus_uri: str | None = None
     collection: str = "products"
     index_type: str | None = None
@@ -84,11 +96,20 @@ def main(config: Config) -> None:
     run = open_run(config.output, "index", arguments)
     with full_disk_ends(run.folder, "build the index; one that was there is left as it was"):
         source = config.catalogue or record["catalogue"]
-        load = partial(Catalogue.load_products, photos=False)
+        load: Any = Catalogue.load_products if config.calibrate is None else partial(Catalogue.load, unknown="drop")
+        load = partial(load, photos=False)
         products = load_shared(load, source, run.folder, config.cache_dir)
         metadata = metadata_of(products, embedded)
+        lexical = _lexical_columns(config, record["base"], metadata)
         if uri is None:
-            place = _build_with_faiss(run, embedded, metadata, chosen)
+            index = _build_with_faiss(embedded, metadata, chosen, lexical)
+            if config.calibrate is not None:
+                index = _calibrated(index, products, record["base"], config.calibrate)
+            index.save(run.folder / "index", overwrite=True)
+            place = (
+                f"{run.folder / 'index'} ({chosen.factory} {chosen.search_parameters}".rstrip()
+                + f"; finds {index.description.recall_at_100:.1%} of the 100 products most like a product)"
+            )
         else:
             place = _build_in_milvus(embedded, metadata, uri, config)
     forget_other_tables(products, run.folder)
@@ -104,19 +125,51 @@ def _check_flags(config: Config) -> None:
     uri = config.milvus_uri
     if uri is not None and "://" in uri and "@" in uri:
         raise ValueError("milvus_uri holds a user or password, which run.json would keep; put them into MILVUS_TOKEN.")
-    of_milvus, of_faiss = ("index_type",), ("factory", "search_parameters", "memory_gib")
+    of_milvus, of_faiss = ("index_type",), ("factory", "search_parameters", "memory_gib", "calibrate")
     for name in of_milvus if uri is None else of_faiss:
         if getattr(config, name) is not None:
             kind, remedy = ("Milvus", "give --milvus_uri") if uri is None else ("FAISS", "leave out --milvus_uri")
             raise ValueError(f"{name} {getattr(config, name)!r} is for an index in {kind}; leave it out, or {remedy}.")
+    if config.lexical_columns is not None and not config.lexical:
+        raise ValueError(f"lexical_columns {config.lexical_columns} are for --lexical true; give it, too.")
     if config.search_parameters is not None and config.factory is None:
         raise ValueError(
             f"search_parameters {config.search_parameters!r} belong to a kind of index; give --factory too."
         )
 
 
-def _build_with_faiss(run: Run, embedded: EmbeddedCatalogue, metadata: pa.Table, chosen: Choice) -> str:
-    index = ProductIndex.build(
+def _lexical_columns(config: Config, base: str, metadata: pa.Table) -> list[str]:
+    """Columns whose words are searched; none if words are not."""
+    if not config.lexical:
+        return []
+    if config.lexical_columns is not None:
+        return config.lexical_columns
+    template = MMFusionProcessor.from_pretrained(base).template_columns
+    return [name for name in template if name in metadata.column_names]
+
+
+def _calibrated(index: ProductIndex, catalogue: Catalogue, base: str, precision: float) -> ProductIndex:
+    query_rows, product_rows = pool_rows(catalogue, "val", "split")
+    model, processor = load_query_tower(base)
+    names, products = list(catalogue.query_ids[query_rows]), catalogue.product_ids
+    judged = catalogue.qrels.restrict(query_rows, product_rows)
+    pairs = zip(catalogue.query_ids[judged.query], products[judged.product], strict=True)
+    calibration = calibrate(
+        Searcher(Retriever(model, processor), index),
+        dict(zip(names, catalogue.query_texts(query_rows), strict=True)),
+        dict(zip(pairs, judged.grade.tolist(), strict=True)),
+        precision,
+        # The products that val queries are judged over; others would count as wrong.
+        filter=[("split", "=", "val")] if len(product_rows) < len(products) else None,
+    )
+    print(calibration)
+    return index.calibrated(calibration)
+
+
+def _build_with_faiss(
+    embedded: EmbeddedCatalogue, metadata: pa.Table, chosen: Choice, lexical: list[str]
+) -> ProductIndex:
+    return ProductIndex.build(
         embedded.vectors(),
         embedded.column("product_id"),
         model_fingerprint=embedded.manifest.provenance.model_fingerprint,
@@ -125,11 +178,7 @@ def _build_with_faiss(run: Run, embedded: EmbeddedCatalogue, metadata: pa.Table,
         factory=chosen.factory,
         search_parameters=chosen.search_parameters,
         sample=_sample(embedded) if len(embedded) and chosen.factory != "Flat" else None,
-    )
-    index.save(run.folder / "index", overwrite=True)
-    return (
-        f"{run.folder / 'index'} ({chosen.factory} {chosen.search_parameters}".rstrip()
-        + f"; finds {index.description.recall_at_100:.1%} of the 100 products most like a product)"
+        lexical=lexical,
     )
 
 

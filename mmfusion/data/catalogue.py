@@ -198,6 +198,7 @@ class Catalogue(BaseCatalogue):
         cache_dir: str | os.PathLike[str] | None = None,
         revision: str | None = None,
         unknown: Literal["error", "drop"] = "error",
+        photos: bool = True,
     ) -> Catalogue:
         """Loads and checks a catalogue.
 
@@ -211,6 +212,7 @@ class Catalogue(BaseCatalogue):
             revision: Branch, tag or commit of a Hub data set.
             unknown: What to do with judgements of queries or products that are not in the tables: raise an error, or
                 drop the judgements and log their number.
+            photos: As for `load_products`.
 
         Raises:
             CatalogueError: A table or column is missing, empty, unreadable or of the wrong type, an id is null or
@@ -218,7 +220,8 @@ class Catalogue(BaseCatalogue):
                 a photo's path leaves the folder, or (by default) a judgement names something unknown.
         """
         check_unknown(unknown)
-        tables, name, photo_root = _load_tables(source, cache_dir, revision, TABLES)
+        leave_out = () if photos else ("image",)
+        tables, name, photo_root = _load_tables(source, cache_dir, revision, TABLES, leave_out)
         return cls._checked(tables, name, photo_root, unknown)
 
     @classmethod

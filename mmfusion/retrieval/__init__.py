@@ -1,5 +1,6 @@
 """Searchable indexes of product embeddings."""
 
+from mmfusion.retrieval.calibration import Calibration, calibrate
 from mmfusion.retrieval.choose import Choice, choose_index
 from mmfusion.retrieval.filters import FilterError
 from mmfusion.retrieval.hits import Hits
@@ -18,6 +19,7 @@ from mmfusion.retrieval.search import (
 )
 
 __all__ = [
+    "Calibration",
     "Choice",
     "FilterError",
     "Hit",
@@ -34,5 +36,6 @@ __all__ = [
     "SearchIndex",
     "Searcher",
     "StoredProduct",
+    "calibrate",
     "choose_index",
 ]

@@ -1,12 +1,16 @@
 """A lowest score that separates what queries ask for from what they do not, measured on judged queries."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from mmfusion.retrieval.filters import Filter
 from mmfusion.retrieval.ranking import RankingError
-from mmfusion.retrieval.vectors import BoolArray, FloatArray
+from mmfusion.retrieval.search import Searcher
+from mmfusion.retrieval.vectors import BoolArray
 
+PLACES = 100
 # Hits that a precision is measured on, at least.
 _LEAST_HITS = 20
 
@@ -22,8 +26,6 @@ class Calibration:
         hits: Number of hits that the precision was measured on.
         queries: Number of queries.
         places: Hits of each query that were looked at.
-        relevant_grade: Lowest grade that counts as relevant.
-        split: Split of the queries, and of the products that competed.
     """
 
     min_score: float
@@ -32,19 +34,45 @@ class Calibration:
     hits: int
     queries: int
     places: int
-    relevant_grade: int
-    split: str
 
     def __str__(self) -> str:
         return (
-            f"score {self.min_score:.3f}: {self.precision:.1%} of the {self.hits:,} hits at or above it have at least "
-            f"grade {self.relevant_grade}, and {self.recall:.1%} of the hits that have it are there ({self.queries} "
-            f"{self.split} queries, first {self.places} hits over the {self.split} products; an unjudged product "
-            "counts as wrong)"
+            f"min_score {self.min_score:.3f}: {self.precision:.1%} of the {self.hits:,} hits at or above it are judged "
+            f"relevant, and {self.recall:.1%} of the relevant hits are there ({self.queries} val queries, first "
+            f"{self.places} hits of each)"
         )
 
 
-def lowest_score(scores: FloatArray, relevant: BoolArray, precision: float) -> tuple[float, float, float, int]:
+def calibrate(
+    searcher: Searcher,
+    queries: Mapping[str, str],
+    grades: Mapping[tuple[str, str], int],
+    precision: float,
+    *,
+    filter: Filter | None = None,
+) -> Calibration:
+    """The lowest score at which the hits of judged queries have a precision.
+
+    Args:
+        searcher: Query tower and index.
+        queries: Texts by query id.
+        grades: By query id and product id. A grade above 0 is relevant; a product without one counts as wrong.
+        precision: Share of relevant hits asked for, in (0, 1].
+        filter: What competes, such as the products that were judged.
+
+    Raises:
+        RankingError: The precision is out of range, or no score has it over at least 20 hits; names the best.
+    """
+    if not 0 < precision <= 1:
+        raise RankingError(f"the precision to calibrate for is {precision!r}; give a share above 0, up to 1.")
+    found = searcher.search([*queries.values()], PLACES, filter=filter)
+    pairs = [(hit.score, (name, hit.product_id)) for name, hits in zip(queries, found, strict=True) for hit in hits]
+    scores = np.array([score for score, _ in pairs])
+    relevant = np.array([grades.get(pair, 0) > 0 for _, pair in pairs], dtype=bool)
+    return Calibration(*lowest_score(scores, relevant, precision), len(queries), PLACES)
+
+
+def lowest_score(scores: np.ndarray, relevant: BoolArray, precision: float) -> tuple[float, float, float, int]:
     """The lowest score at which hits have a precision.
 
     Args:

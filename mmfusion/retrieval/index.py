@@ -28,7 +28,7 @@ from mmfusion.retrieval.products import Ids, ids_column, like, products_table, r
 from mmfusion.retrieval.ranking import CALIBRATED, PLAIN, Ranking, RankingError
 from mmfusion.retrieval.search import Hit, SearchIndex, StoredProduct, ranked
 from mmfusion.retrieval.segment import Segment, merged
-from mmfusion.retrieval.snapshot import Snapshot
+from mmfusion.retrieval.snapshot import Chosen, Snapshot
 from mmfusion.retrieval.vectors import (
     TRAIN_SIZE,
     FloatArray,
@@ -219,17 +219,8 @@ class ProductIndex(SearchIndex):
                 ranked([(float(score), next(products)) for score in one[there]])
                 for one, there in zip(scores, found, strict=True)
             ]
-        if ranking.min_score == CALIBRATED:
-            ranking = replace(ranking, min_score=self._calibrated())
-        queries = None if ranking.mode == "words" else self._checked(query_embeds)
-        count = len(texts or ()) if queries is None else len(queries)
-        texts = [""] * count if texts is None and ranking.mode == "vectors" else list(texts or ())
-        if len(texts) != count:
-            raise RankingError(f"mode {ranking.mode!r} got {len(texts)} texts for {count} queries; pass one each.")
-        snapshot.check(ranking)
-        chosen = snapshot.ranked(queries, texts, k, snapshot.allowed(filter), ranking)
         hits = []
-        for rows, scores, made_of in chosen:
+        for rows, scores, made_of in self._ranked(snapshot, query_embeds, k, filter, ranking, texts):
             fields = zip(read_rows(snapshot.products, rows), scores.tolist(), made_of, strict=True)
             hits.append(
                 [
@@ -239,21 +230,53 @@ class ProductIndex(SearchIndex):
             )
         return hits
 
-    def search_rows(self, query_embeds: Any, k: int) -> tuple[FloatArray, IntArray]:
+    def search_rows(
+        self, query_embeds: Any, k: int, *, ranking: Ranking = PLAIN, texts: Sequence[str] | None = None
+    ) -> tuple[FloatArray, IntArray]:
         """Finds products as `search` does, but by their place in the index: for many queries and many hits.
 
         Args:
-            query_embeds: float [Q, D], numpy or tensor.
+            query_embeds: float [Q, D], numpy or tensor; None where words alone count.
             k: hits wanted, at least 1.
+            ranking: what to rank by.
+            texts: the queries, where their words count.
 
         Returns:
-            Scores float32 and places int64, both [Q, min(k, N)], best first in FAISS's order; place -1 where an index
-            that is not exact found no more. Places count deleted products and continue through those that were added.
+            Scores float32 and places int64, both [Q, min(k, N)], best first, equal scores in FAISS's order (with a
+            ranking, by id); score -inf and place -1 where no more was found. Places count deleted products and continue
+            through those that were added.
 
         Raises:
-            ValueError: k is below 1, or the embeddings have another dimension or a NaN.
+            ValueError: as of `search`.
         """
-        return self._snapshot.nearest(self._checked(query_embeds), _checked_k(k), None)
+        snapshot, k = self._snapshot, _checked_k(k)
+        if ranking.is_plain:
+            return snapshot.nearest(self._checked(query_embeds), k, None)
+        chosen = self._ranked(snapshot, query_embeds, k, None, ranking, texts)
+        shape = len(chosen), min(k, len(snapshot.products))
+        scores, places = np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int64)
+        for number, (rows, found, _) in enumerate(chosen):
+            scores[number, : len(rows)], places[number, : len(rows)] = found, rows
+        return scores, places
+
+    def _ranked(
+        self,
+        snapshot: Snapshot,
+        query_embeds: Any,
+        k: int,
+        filter: Filter | None,
+        ranking: Ranking,
+        texts: Sequence[str] | None,
+    ) -> list[Chosen]:
+        if ranking.min_score == CALIBRATED:
+            ranking = replace(ranking, min_score=self._calibrated())
+        queries = None if ranking.mode == "words" else self._checked(query_embeds)
+        count = len(texts or ()) if queries is None else len(queries)
+        texts = [""] * count if texts is None and ranking.mode == "vectors" else list(texts or ())
+        if len(texts) != count:
+            raise RankingError(f"mode {ranking.mode!r} got {len(texts)} texts for {count} queries; pass one each.")
+        snapshot.check(ranking)
+        return snapshot.ranked(queries, texts, k, snapshot.allowed(filter), ranking)
 
     def facts(self) -> dict[str, Any]:
         """As [`SearchIndex.facts`]."""

@@ -179,7 +179,12 @@ def _texts(products: pa.Table, columns: Sequence[str]) -> Iterator[str]:
         values = [pc.struct_field(metadata, [metadata.type.get_field_index(name)]).to_pylist() for name in columns]
         for row in zip(*values, strict=True):
             parts = [part for value in row for part in (value if isinstance(value, list) else [value])]
-            yield " ".join(str(part) for part in parts if not is_missing(part))
+            yield " ".join(map(_as_typed, (part for part in parts if not is_missing(part))))
+
+
+def _as_typed(value: Any) -> str:
+    """A value as shoppers write it: numbers of a column that lacks some are floats, and 4711.0 is 4711."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _take(table: pa.Table, rows: IntArray) -> pa.Table:
