@@ -245,6 +245,32 @@ def test_search_by_photo_writes_a_page_of_hits(
             command("search")(**{**options, **wrong})
 
 
+def test_words_and_vectors_are_searched_and_measured_together(
+    outputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"embeddings": str(outputs / "embeddings"), "output": str(tmp_path / "index")}
+    command("index")(**options, lexical=True, calibrate=0.1)
+    calibration = ProductIndex.load(tmp_path / "index" / "index").description.calibration
+    assert calibration is not None and calibration.precision >= 0.1 and str(calibration) in capsys.readouterr().out
+    how: dict[str, Any] = {"mode": "hybrid", "weight": 0.5, "group_by": "title", "min_score": "calibrated"}
+    command("search")("red floral dress", index=str(tmp_path / "index"), k=3, boosts={"price": 0.1}, **how)
+    rows = capsys.readouterr().out.splitlines()[1:-1]
+    assert 1 <= len(rows) <= 3 and len({row.split(maxsplit=5)[5] for row in rows}) == len(rows)
+    command("evaluate")(base=str(outputs / "stage2"), output=str(tmp_path), hybrid=True)
+    printed = capsys.readouterr().out
+    assert "weight of vectors, chosen on" in printed and "gated.hybrid against gated.words, kind visual" in printed
+    command("evaluate")(base=str(outputs / "stage2"), output=str(tmp_path), ranker="bm25")
+    words, alone = (Evaluation.load(tmp_path, name).means for name in ("gated.words", "bm25"))
+    assert words == pytest.approx(alone)
+    for command_name, flags, message in (
+        ("evaluate", {"base": str(outputs / "stage2"), "hybrid": True, "ranker": "bm25"}, "and ranker is 'bm25'"),
+        ("index", {**options, "lexical_columns": ["title"]}, "are for --lexical true"),
+        ("index", {**options, "calibrate": 1.5}, r"the precision to calibrate for is 1\.5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            command(command_name)(**flags)
+
+
 def test_an_index_in_milvus_is_searched_as_one_with_faiss(
     outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
