@@ -186,7 +186,7 @@ class PhotoReader:
         for number, entry in enumerate(entries, start=1):
             if len(photos) == self.max_photos:
                 break
-            if _is_null(entry):
+            if is_null(entry):
                 continue
             try:
                 photos.append(decode_photo(entry, min_size=self.min_size, root=self.root))
@@ -233,7 +233,7 @@ def is_photo_list(image: Any) -> bool:
     return isinstance(image, Sequence) and not isinstance(image, (str, bytes, bytearray, memoryview))
 
 
-def _is_null(photo: Any) -> bool:
+def is_null(photo: Any) -> bool:
     if not isinstance(photo, Mapping):
         return is_missing(photo)
     path = photo.get("path")

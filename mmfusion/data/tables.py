@@ -155,7 +155,7 @@ class ProductTable(_TextTable):
     def texts(self, rows: Rows) -> list[str]:
         """Product texts as the template renders them, rewritten if asked for."""
         columns = dict.fromkeys(["product_id", *self.processor.template_columns], "")
-        table = self._columns([column for column in columns if column in self.column_names], rows)
+        table = self.columns([column for column in columns if column in self.column_names], rows)
         texts = [
             self.processor.product_text({**columns, **dict(zip(table, values, strict=True))})
             for values in zip(*table.values(), strict=True)
@@ -164,14 +164,14 @@ class ProductTable(_TextTable):
 
     def decode(self, rows: Rows, crop: int = 0) -> list[list[Any]]:
         """Readable photos of products as RGB images; bad ones are logged by the reader and left out."""
-        table = self._columns(["product_id", "image"], rows)
+        table = self.columns(["product_id", "image"], rows)
 
         def read(product: tuple[str, Any]) -> list[Any]:
             return [cropped_photo(photo, product[0], crop) for photo in self.reader(*product)]
 
         return in_threads(read, list(zip(table["product_id"], table["image"], strict=True)))
 
-    def _columns(self, names: Sequence[str], rows: Rows) -> dict[str, list[Any]]:
+    def columns(self, names: Sequence[str], rows: Rows) -> dict[str, list[Any]]:
         """Values of some columns, undecoded, in the order of the rows."""
         values: dict[str, list[Any]] = self.catalogue.products.select_columns(names)[np.asarray(rows).tolist()]
         return values

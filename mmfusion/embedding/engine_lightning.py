@@ -3,6 +3,8 @@
 import logging
 import signal
 import threading
+from collections import deque
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -14,6 +16,7 @@ from mmfusion.embedding.job import (
     EmbeddedBatch,
     EmbeddingJob,
     NewShard,
+    distinct,
     embed_batch,
     product_loader,
     shard_batches,
@@ -21,6 +24,7 @@ from mmfusion.embedding.job import (
 )
 from mmfusion.embedding.shards import EmbeddedCatalogue
 from mmfusion.progress import progress_bar
+from mmfusion.retrieval.parts import PartBatch, PartEncoder
 from mmfusion.training.checkpoints import STOPPED
 
 logger = logging.getLogger(__name__)
@@ -65,6 +69,7 @@ class ProductEmbedder(L.LightningModule):
         self.job = job
         self._found = found
         self._done: list[EmbeddedBatch] = []
+        self._encoder = PartEncoder(job.model)
 
     def prepare_data(self) -> None:
         if self._found is None:
@@ -74,41 +79,55 @@ class ProductEmbedder(L.LightningModule):
         job, trainer = self.job, self.trainer
         found: Any = (self._found, job.contents) if trainer.is_global_zero else None
         shards, job.contents = trainer.strategy.broadcast(found)
-        own = shards[trainer.global_rank :: trainer.world_size]
-        size = job.settings.batch_size
-        self._batches = []
-        for shard in own:
-            contents = job.contents[shard.places]
-            batches = shard_batches(job.rows[shard.places], contents, job.lengths, size)
-            self._batches += [(shard, rows, rows is batches[-1]) for rows in batches]
+        self._shards = shards[trainer.global_rank :: trainer.world_size]
+        self._batches: deque[tuple[NewShard, PartBatch, bool]] = deque()
+
+    def _planned(self) -> Iterator[PartBatch]:
+        """Batches of the shards of this rank, whose products are looked at when it is their turn."""
+        job = self.job
+        for shard in self._shards:
+            rows, contents = job.rows[shard.places], job.contents[shard.places]
+            batches = shard_batches(job.table, rows, contents, job.lengths, job.settings.batch_size)
+            self._batches += [(shard, batch, batch is batches[-1]) for batch in batches]
+            yield from batches
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        return product_loader(self.job.table, [rows for _, rows, _ in self._batches], self.job.settings.num_workers)
+        return product_loader(self.job.table, _Batches(self._planned), self.job.settings.num_workers)
 
     def on_predict_start(self) -> None:
         ranks = self.trainer.world_size
         self._bar = progress_bar(
-            total=sum(len(rows) for _, rows, _ in self._batches),
+            total=sum(len(distinct(self.job.contents[shard.places])[0]) for shard in self._shards),
             desc=f"embedding (first of {ranks} parts)" if ranks > 1 else "embedding",
             unit="product",
             disable=not self.trainer.is_global_zero,
         )
         _stop_on_sigterm(self.trainer)
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> int:
+    def predict_step(self, inputs: dict[str, Any], batch_idx: int) -> int:
         """Embeds a batch, and writes its shard if it is the last one; returns the number of products."""
         job = self.job
-        shard, rows, is_last = self._batches[batch_idx]
-        self._done.append(embed_batch(self.model, batch, job.settings.truncate_dim))
+        shard, batch, is_last = self._batches.popleft()
+        self._done.append(embed_batch(self._encoder, batch, inputs, job.settings.truncate_dim))
         if is_last:
             ids, contents = job.ids(shard.places).to_pylist(), job.contents[shard.places]
             write_batches(job.folder / shard.name, job.provenance, ids, contents, self._done)
             self._done = []
-        self._bar.update(len(rows))
-        return len(rows)
+        self._bar.update(len(batch))
+        return len(batch)
 
     def on_predict_end(self) -> None:
         self._bar.close()
+
+
+class _Batches:
+    """What a loader goes through."""
+
+    def __init__(self, planned: Callable[[], Iterator[PartBatch]]) -> None:
+        self._planned = planned
+
+    def __iter__(self) -> Iterator[PartBatch]:
+        return self._planned()
 
 
 def _stop_on_sigterm(trainer: L.Trainer) -> None:

@@ -25,6 +25,7 @@ from mmfusion.embedding.job import EmbeddingJob, NewShard, embed_batch, product_
 from mmfusion.embedding.shards import EmbeddedCatalogue, Provenance, ShardError, shard_name
 from mmfusion.extras import library
 from mmfusion.model.errors import MMFusionError
+from mmfusion.retrieval.parts import PartEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -202,10 +203,11 @@ class ShardWorker:
                 "which follows the change"
             )
         done = []
-        batches = shard_batches(rows, contents, job.lengths, job.settings.batch_size)
-        for batch in product_loader(job.table, batches, job.settings.num_workers):
+        settings, encoder = job.settings, PartEncoder(self.model)
+        batches = shard_batches(job.table, rows, contents, job.lengths, settings.batch_size)
+        for batch, inputs in zip(batches, product_loader(job.table, batches, settings.num_workers), strict=True):
             with torch.inference_mode(), self.fabric.autocast():
-                done.append(embed_batch(self.model, self.fabric.to_device(batch), job.settings.truncate_dim))
+                done.append(embed_batch(encoder, batch, self.fabric.to_device(inputs), settings.truncate_dim))
         write_batches(job.folder / item["name"], job.provenance, ids, contents, done)
 
 

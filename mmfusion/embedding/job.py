@@ -1,7 +1,7 @@
 """Embedding a catalogue: finds what is missing, which an engine then computes, whatever killed the job before."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +38,7 @@ from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.model.photos import DECODER
 from mmfusion.retrieval.embedding import looks_at_photos
 from mmfusion.retrieval.fingerprint import model_fingerprint
+from mmfusion.retrieval.parts import PartBatch, PartEncoder, PartTable, part_batches, shown_parts
 from mmfusion.retrieval.search import check_width
 from mmfusion.retrieval.vectors import created_by
 
@@ -287,27 +288,33 @@ def distinct(contents: Digests) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.i
     return places, np.searchsorted(places, first[same.reshape(-1)])
 
 
-def shard_batches(rows: Rows, contents: Digests, lengths: npt.NDArray[np.int64], batch_size: int) -> list[Rows]:
+def shard_batches(
+    table: ProductTable, rows: Rows, contents: Digests, lengths: npt.NDArray[np.int64], batch_size: int
+) -> list[PartBatch]:
     """The batches of a shard, shortest texts first; of products that show the same text and photos, the first alone.
 
     Batches are made within a shard, because the products next to it change the last digits of a vector: so neither the
     engine nor the number of ranks nor the shards that are there already change what comes out.
 
     Args:
+        table: Of the products.
         rows: (n,) int64 catalogue rows of the shard, ascending.
         contents: (n, 2) digests of what the products show.
         lengths: Characters of the texts of all products of the catalogue.
-        batch_size: Products per batch.
+        batch_size: Products per batch of the encoders.
     """
     rows = rows[distinct(contents)[0]]
-    ordered = rows[np.argsort(lengths[rows], kind="stable")]
-    return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+    return part_batches(rows, shown_parts(table, rows), lengths[rows], batch_size)
 
 
-def product_loader(table: ProductTable, batches: Sequence[Rows], num_workers: int) -> WorkersLoader:
+def product_loader(table: ProductTable, batches: Iterable[PartBatch], num_workers: int) -> WorkersLoader:
     """Loads batches of products, decoding photos in `num_workers` processes."""
     return WorkersLoader(
-        table, sampler=batches, batch_size=None, num_workers=num_workers, pin_memory=torch.cuda.is_available()
+        PartTable(table),
+        sampler=batches,
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
     )
 
 
@@ -315,12 +322,14 @@ def product_loader(table: ProductTable, batches: Sequence[Rows], num_workers: in
 EmbeddedBatch = tuple[Rows, FloatArray, FloatArray]
 
 
-def embed_batch(model: MMFusionModel, batch: dict[str, Any], truncate_dim: int | None) -> EmbeddedBatch:
-    """Vectors of a batch of a `ProductTable`, on the CPU; the same for every engine."""
-    rows = batch.pop("product_rows")
+def embed_batch(
+    encoder: PartEncoder, batch: PartBatch, inputs: dict[str, Any], truncate_dim: int | None
+) -> EmbeddedBatch:
+    """Vectors of a batch of a `product_loader`, on the CPU; the same for every engine."""
+    rows = inputs.pop("product_rows")
     keep_freed_memory()
-    output = model(**batch)
-    vectors = model.shorten(output.product_embeds.float(), truncate_dim)
+    output = encoder(batch, inputs)
+    vectors = encoder.model.shorten(output.product_embeds.float(), truncate_dim)
     return rows.cpu().numpy(), vectors.cpu().numpy(), output.modality_weights.float().cpu().numpy()
 
 

@@ -523,6 +523,42 @@ class MMFusionModel(MMFusionPreTrainedModel):
         views = self._views(
             input_ids, attention_mask, text_states, pixel_values, photo_mask, vision_activations, views_only
         )
+        return self._products(views, views_only)
+
+    def encode_product_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Encoded:
+        """States of product texts, for [`fuse_products`]; arguments as in [`forward_products`]."""
+        self._needs_products("encoding product texts")
+        return self._encode_text(input_ids, not_empty(attention_mask), None, "product")
+
+    def encode_product_photos(self, pixel_values: Tensor) -> Encoded:
+        """States of photos (photos, channels, height, width), for [`fuse_products`]."""
+        self._needs_products("encoding photos")
+        encoded = self._encode_vision(pixel_values.to(self.dtype))
+        return encoded if self.vision_neck is None else self.vision_neck(encoded)
+
+    def fuse_products(
+        self, text: Encoded, attention_mask: Tensor, photos: Encoded | None, photo_mask: Tensor
+    ) -> MMFusionOutput:
+        """The second half of [`forward_products`], for texts and photos that several products share.
+
+        Args:
+            text: Of P products, from [`encode_product_texts`]: tokens (P, length, hidden) and pooled (P, hidden).
+            attention_mask: (P, length) int64; a row of zeros means that the product has no text.
+            photos: From [`encode_product_photos`]: tokens (P, photos, states, hidden) and pooled (P, photos, hidden);
+                None if no product has a photo.
+            photo_mask: (P, photos) bool, True where `photos` holds one.
+        """
+        self._needs_products("embedding products")
+        has_text = attention_mask.any(1)
+        read = self._read_photos(photo_mask, has_text, False)
+        if photos is None or not read.any():
+            image, image_mask = self._no_photos(len(photo_mask))
+        else:
+            image, image_mask = _joined(photos, read)
+        views = self._views_of(text, not_empty(attention_mask), has_text, image, image_mask, photo_mask.any(1))
+        return self._products(views, False)
+
+    def _products(self, views: ProductViews, views_only: bool) -> MMFusionOutput:
         fused = None if views_only else self.fusion(views)
         embeds = None if fused is None else F.normalize(fused.embeds, dim=-1)
         if embeds is not None and self.query_router is not None:
@@ -603,13 +639,22 @@ class MMFusionModel(MMFusionPreTrainedModel):
     ) -> ProductViews:
         has_text = attention_mask.any(1)
         photo_mask = _photo_mask(pixel_values, activations, photo_mask, self.frozen_vision_blocks, input_ids)
-        has_image = photo_mask.any(1)
-        present = torch.stack([has_text | ~has_image, has_image], dim=1)
-        if not all_views and self.fusion.reads == (TEXT,):
-            photo_mask = photo_mask & ~has_text.unsqueeze(1)
         mask = not_empty(attention_mask)
         text = self._encode_text(input_ids, mask, states, "product")
-        image, image_mask = self._encode_photos(pixel_values, activations, photo_mask)
+        read = self._read_photos(photo_mask, has_text, all_views)
+        image, image_mask = self._encode_photos(pixel_values, activations, read)
+        return self._views_of(text, mask, has_text, image, image_mask, photo_mask.any(1))
+
+    def _read_photos(self, photo_mask: Tensor, has_text: Tensor, all_views: bool) -> Tensor:
+        """Which of the photos are looked at, (P, photos) bool."""
+        if all_views or self.fusion.reads != (TEXT,):
+            return photo_mask
+        return photo_mask & ~has_text.unsqueeze(1)
+
+    def _views_of(
+        self, text: Encoded, mask: Tensor, has_text: Tensor, image: Encoded, image_mask: Tensor, has_image: Tensor
+    ) -> ProductViews:
+        present = torch.stack([has_text | ~has_image, has_image], dim=1)
         return ProductViews(
             text_embeds=F.normalize(self.text_projection(text.pooled), dim=-1),
             image_embeds=F.normalize(self.image_projection(image.pooled), dim=-1),
@@ -651,13 +696,11 @@ class MMFusionModel(MMFusionPreTrainedModel):
         encoded = self._encode_vision(flat.to(self.dtype), activations is not None)
         if self.vision_neck is not None:
             encoded = self.vision_neck(encoded)
-        length = encoded.tokens.shape[1]
         if full:
-            tokens, pooled = (states.unflatten(0, (products, photos)) for states in encoded)
+            placed = Encoded(*(states.unflatten(0, (products, photos)) for states in encoded))
         else:
-            tokens, pooled = (_in_place(states, photo_mask) for states in encoded)
-        mean = pooled.sum(1) / photo_mask.sum(1, keepdim=True).clamp_min(1)
-        return Encoded(tokens.flatten(1, 2), mean), photo_mask.repeat_interleave(length, dim=1)
+            placed = Encoded(*(_in_place(states, photo_mask) for states in encoded))
+        return _joined(placed, photo_mask)
 
     def _encode_vision(self, photos: Tensor, are_activations: bool = False) -> Encoded:
         """States of photos (photos, channels, height, width), or of what the frozen blocks made of them."""
@@ -723,6 +766,13 @@ def _in_place(states: Tensor, mask: Tensor) -> Tensor:
     placed = states.new_zeros(*mask.shape, *states.shape[1:])
     placed[mask] = states
     return placed
+
+
+def _joined(photos: Encoded, mask: Tensor) -> tuple[Encoded, Tensor]:
+    """Tokens (P, photos, states, hidden) of each product as one sequence with its mask, and the mean of pooled ones."""
+    pooled = photos.pooled.masked_fill(~mask.unsqueeze(2), 0.0)
+    mean = pooled.sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
+    return Encoded(photos.tokens.flatten(1, 2), mean), mask.repeat_interleave(photos.tokens.shape[2], dim=1)
 
 
 def _photo_mask(

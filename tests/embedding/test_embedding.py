@@ -128,7 +128,7 @@ def test_equal_products_are_encoded_once_and_get_equal_bits(
     embed_batch = engine_lightning.embed_batch
 
     def count(*arguments: Any) -> Any:
-        encoded.append(len(arguments[1]["product_rows"]))
+        encoded.append(len(arguments[1]))
         return embed_batch(*arguments)
 
     monkeypatch.setattr(engine_lightning, "embed_batch", count)
