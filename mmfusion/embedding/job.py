@@ -328,7 +328,7 @@ def embed_batch(
     """Vectors of a batch of a `product_loader`, on the CPU; the same for every engine."""
     rows = inputs.pop("product_rows")
     keep_freed_memory()
-    output = encoder(batch, inputs)
+    output: Any = encoder(batch, inputs)
     vectors = encoder.model.shorten(output.product_embeds.float(), truncate_dim)
     return rows.cpu().numpy(), vectors.cpu().numpy(), output.modality_weights.float().cpu().numpy()
 

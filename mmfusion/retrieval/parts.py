@@ -61,7 +61,7 @@ def shown_parts(table: ProductTable, rows: Rows) -> ShownParts:
     texts = [number(b"text", text.encode()) for text in table.texts(rows)]
     images = table.columns(["image"], rows)["image"] if table.photos else [None] * len(rows)
     root, most = table.catalogue.photo_root, table.processor.max_photos
-    photos = []
+    photos: list[tuple[Photo, ...]] = []
     for image in images:
         stored = {place: one for place, one in enumerate(_listed(image)) if not is_null(one)}
         files = {place: _file(one, root) for place, one in stored.items()}

@@ -144,9 +144,9 @@ def test_batches_of_what_nobody_shares_are_those_of_before(tmp_path: Path) -> No
     order = np.argsort(lengths, kind="stable")
     assert [batch.rows.tolist() for batch in batches] == [order[at : at + 4].tolist() for at in (0, 4, 8)]
     assert not any(batch.parts for batch in batches)
-    given, expected = PartTable(table)[batches[1]], table[batches[1].rows]
+    given, expected = PartTable(table)[batches[1]], dict[str, Any](table[batches[1].rows])
     assert given.keys() == expected.keys()
-    assert all(torch.equal(given[name], value) for name, value in expected.items())  # type: ignore[call-overload]
+    assert all(torch.equal(given[name], value) for name, value in expected.items())
 
 
 def test_a_batch_holds_as_many_products_with_something_new(tmp_path: Path) -> None:
