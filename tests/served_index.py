@@ -64,6 +64,7 @@ def write_shop(folder: Path, encoder: Retriever) -> ProductIndex:
             "price": [row + 0.5 for row in range(len(ids))],
             "brand": [("Acme", "Belmora", "<i>Odd</i>")[row % 3] for row in range(len(ids))],
             "tags": [["new"] if row % 2 else ["new", "sale"] for row in range(len(ids))],
+            "item_group_id": [f"g{row // 6}" for row in range(len(ids))],
             "in_stock": [row % 4 > 0 for row in range(len(ids))],
             "image_url": [f"https://cdn{row % 2}.example/p.jpg" if row % 5 else None for row in range(len(ids))],
         }
@@ -78,6 +79,7 @@ def write_shop(folder: Path, encoder: Retriever) -> ProductIndex:
         model_fingerprint=encoder.fingerprint,
         metadata=metadata,
         modality_weights=np.full((len(ids), 2), [0.29, 0.71], np.float32),
+        lexical=True,
     )
 
 

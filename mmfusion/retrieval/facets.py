@@ -76,14 +76,14 @@ def facets_of(index: SearchIndex, names: Sequence[str] | None = None) -> list[Fa
 
 def _named(index: SearchIndex, name: str) -> Facet:
     kind = index.metadata_types()[name]
-    if not (_is_number(kind) or _is_value(kind.value_type if is_list(kind) else kind)):
+    if not (is_number(kind) or _is_value(kind.value_type if is_list(kind) else kind)):
         raise FilterError(f"{name!r} is {kind}; facets are of texts, booleans, numbers, and lists of texts.")
     return _facet(name, index.metadata_column(name))
 
 
 def _divides(index: SearchIndex, name: str, kind: pa.DataType) -> bool:
     """Whether a column sorts products into kinds, as far as its first rows show."""
-    if _is_number(kind):
+    if is_number(kind):
         return True
     if not _is_value(kind.value_type if is_list(kind) else kind):
         return False
@@ -92,7 +92,7 @@ def _divides(index: SearchIndex, name: str, kind: pa.DataType) -> bool:
 
 
 def _facet(name: str, column: pa.ChunkedArray) -> Facet:
-    if _is_number(column.type):
+    if is_number(column.type):
         numbers = column.cast(pa.float64(), safe=False).drop_null()
         bounds = pc.min_max(numbers.filter(pc.is_finite(numbers)))
         return Facet(name, "range", low=bounds["min"].as_py(), high=bounds["max"].as_py())
@@ -113,7 +113,8 @@ def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return values.filter(pc.not_equal(pc.utf8_trim_whitespace(values), ""))
 
 
-def _is_number(kind: pa.DataType) -> bool:
+def is_number(kind: pa.DataType) -> bool:
+    """Whether a column holds numbers."""
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -18,6 +18,8 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from mmfusion.retrieval import FilterError, SearchIndex
+from mmfusion.retrieval.facets import is_number
+from mmfusion.retrieval.ranking import Mode
 from mmfusion.serving.photos import Photos
 from mmfusion.serving.requests import SearchRequest
 
@@ -38,6 +40,8 @@ _FILES = {
 }
 # Shown beside title and price where no columns are named.
 _USUAL_COLUMNS = ("brand", "category", "colour", "color")
+# Holds what the variants of a product share.
+_GROUP = re.compile("(item_)?group(_id)?|(.*_)?parent(_id)?|family(_id)?", re.IGNORECASE)
 _MAX_HOSTS = 50
 _HOST = re.compile(r"[a-z0-9.-]+(:\d+)?")
 
@@ -118,6 +122,7 @@ class SearchPage:
             "photos": self.photos is not None,
             "remote_photos": REMOTE_COLUMN if self.remote_photos else None,
             "parameters": [*SearchRequest.model_fields],
+            "rankings": _rankings(index),
             **self.controls,
         }
 
@@ -128,6 +133,17 @@ class SearchPage:
             f"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src {images}; "
             "base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
         )
+
+
+def _rankings(index: SearchIndex) -> dict[str, Any]:
+    """What searches of an index can rank by."""
+    facts, there = index.facts(), index.metadata_types()
+    return {
+        "modes": [*get_args(Mode)] if facts.get("lexical") else ["vectors"],
+        "groups": [name for name in there if _GROUP.fullmatch(name)],
+        "boosts": [name for name, kind in there.items() if is_number(kind)],
+        "calibrated": facts.get("calibration") is not None,
+    }
 
 
 @dataclass(frozen=True)

@@ -42,13 +42,13 @@ FEW = 8
 
 
 @contextmanager
-def service(options: argparse.Namespace) -> Iterator[str]:
+def service(options: argparse.Namespace, *flags: str, checkout: Path = CHECKOUT) -> Iterator[str]:
     """The URL of a running service, whose log goes to a file."""
-    command = [sys.executable, str(CHECKOUT / "recipes" / "serve.py"), "--index", str(options.index), "--port", "0"]
-    command += ["--limits.reload_s", "0.5", "--limits.max_waiting", str(options.max_waiting)]
+    command = [sys.executable, str(checkout / "recipes" / "serve.py"), "--index", str(options.index), "--port", "0"]
+    command += ["--limits.reload_s", "0.5", "--limits.max_waiting", str(options.max_waiting), *flags]
     path = options.output / "serve.log"
     with path.open("w") as log:
-        process = subprocess.Popen(command, stderr=log)
+        process = subprocess.Popen(command, stderr=log, env={**os.environ, "PYTHONPATH": str(checkout)})
     try:
         while not (found := re.search(r"listening on (http://[^\"]+)", path.read_text())):
             if process.poll() is not None:

@@ -176,6 +176,27 @@ def test_filters_are_in_the_address_and_the_back_button_takes_them_back(page: An
     assert len(titles(page)) == 60
 
 
+def test_what_is_ranked_by_can_be_chosen_as_far_as_the_index_offers_it(page: Any) -> None:
+    page.goto("/?query=coat&compare=0&k=60")
+    assert len(titles(page)) == 60
+    page.get_by_text("Ranking").click()
+    page.get_by_label("Words").check()
+    expect(page.locator(".card")).to_have_count(1)
+    assert titles(page) == [MARKUP] and "mode=words" in page.url
+    page.get_by_label("Vectors").check()
+    expect(page.locator(".card")).to_have_count(60)
+    expect(page.get_by_label("Vectors")).to_be_focused()
+    page.get_by_label("One product for each").select_option("item_group_id")
+    expect(page.locator(".card")).to_have_count(10)
+    page.get_by_label("Boost").select_option("price, much")
+    page.get_by_label("Lowest score").select_option("0.7")
+    page.get_by_text("Nothing found").wait_for()
+    page.keyboard.press("Escape")
+    page.get_by_role("link", name="Drop the lowest score").click()
+    expect(page.locator(".card")).to_have_count(10)
+    assert "boost:price" in (page.locator(".score").first.get_attribute("title") or "")
+
+
 def test_two_models_are_shown_side_by_side(page: Any) -> None:
     page.goto("/?query=x&k=12")
     sides = [set(titles(page, f".side:nth-child({side})")) for side in (1, 2)]
@@ -212,7 +233,7 @@ def test_what_is_wrong_is_said_on_the_page(page: Any) -> None:
     page.get_by_text("It has 10,001 characters, and the service takes at most 1,000.").wait_for()
     page.goto('/?query=x&compare=0&filter=[["size","=",1]]')
     page.get_by_text("The filter names the field 'size'; this index has title, price").wait_for()
-    page.get_by_role("main").get_by_role("link", name="Clear the filters").click()
+    page.get_by_role("main").get_by_role("link", name="Clear filters and settings").click()
     assert len(titles(page)) == 24
     assert "400 (Bad Request)" in page.said.pop()
 

@@ -1,6 +1,6 @@
 // What the page does. Everything that it shows follows from its address, whose parameters are those of the API.
 
-import { capitalized, card, count, facet, h, message, product, shownValue, skeleton, titleOf } from "./view.js";
+import { capitalized, card, count, facet, h, message, product, ranking, shownValue, skeleton, titleOf } from "./view.js";
 
 const K = 24;
 const ANSWERS_KEPT = 30;
@@ -108,13 +108,16 @@ const summary = (answer) => `${count(hitsOf(answer).length, "product")} · ${too
 
 const failed = (error, now) => {
   const again = h("button", { type: "button", onclick: () => show() }, "Try again");
-  const clear = now.filter ? h("a", { href: address({ filter: null }), "data-go": true }, "Clear the filters") : null;
+  const given = Object.keys(now).filter((name) => !["query", "like", "compare"].includes(name));
+  const clear = given.length ? h("a", { href: address(Object.fromEntries(given.map((name) => [name, null]))), "data-go": true }, "Clear filters and settings") : null;
   return message("error", "That did not work", error.message[0].toUpperCase() + error.message.slice(1), again, ...(clear ? [clear] : []));
 };
 
 const nothing = (now) => {
-  const clear = h("a", { href: address({ filter: null }), "data-go": true }, "Clear the filters");
-  return message("empty", "Nothing found", now.filter ? "No product fulfils all of the filters." : "There is no product for this query.", ...(now.filter ? [clear] : []));
+  const reasons = { filter: ["No product fulfils all of the filters.", "Clear the filters"], min_score: ["No product reaches the lowest score.", "Drop the lowest score"], mode: ["No product has a word of the query.", "Search by vectors"] };
+  const given = Object.keys(reasons).filter((name) => now[name]);
+  const links = given.map((name) => h("a", { href: address({ [name]: null, ...(name === "mode" ? { weight: null } : {}) }), "data-go": true }, reasons[name][1]));
+  return message("empty", "Nothing found", given.length === 1 ? reasons[given[0]][0] : "There is no product for this query.", ...links);
 };
 
 const listed = (now, answer, marks) =>
@@ -173,7 +176,9 @@ const drawToolbar = (now, text) => {
   const sizes = [...new Set([12, 24, 48, 96, Number(now.k ?? K)])].filter((k) => k <= settings.max_k).sort((a, b) => a - b);
   const select = h("select", { onchange: (event) => go(address({ k: event.target.value })) }, sizes.map((k) => h("option", { value: k, selected: k === Number(now.k ?? K) }, k)));
   const compare = settings.models.length > 1 && h("label", { class: "switch" }, h("input", { type: "checkbox", checked: now.compare !== "0", onchange: (event) => go(address({ compare: event.target.checked ? null : "0" })) }), `Compare with ${settings.models[1]}`);
-  at("toolbar").replaceChildren(h("p", { class: "summary" }, text), ...(compare ? [compare] : []), h("label", {}, "Show ", select));
+  const options = now.like === undefined ? [ranking(settings.rankings, now, (changes) => go(address(changes)))] : [];
+  options.forEach((one) => { one.open = at("toolbar").querySelector(".options")?.open ?? false; });
+  redraw(at("toolbar"), h("p", { class: "summary" }, text), ...options, ...(compare ? [compare] : []), h("label", {}, "Show ", select));
   at("toolbar").hidden = false;
   say(text);
 };
@@ -184,7 +189,6 @@ const drawFilters = (now, started) => {
   aside.hidden = !now.filter && !(started && settings.facets.length);
   document.body.classList.toggle("filtered", !aside.hidden);
   const open = aside.firstChild ? aside.firstChild.open : WIDE.matches;
-  const focused = aside.contains(document.activeElement) ? document.activeElement.dataset.key : null;
   const chips = list.map((condition, place) => {
     const [column, operator, value] = condition;
     const words = { "<=": "at most", ">=": "at least", "<": "below", ">": "above", in: "", contains: "", "=": "", "==": "" };
@@ -198,9 +202,17 @@ const drawFilters = (now, started) => {
   });
   const clear = chips.length ? [h("a", { class: "quiet", href: address({ filter: null }), "data-go": true }, "Clear all")] : [];
   const title = h("summary", {}, "Filters", chips.length ? h("span", { class: "number" }, chips.length) : "");
-  aside.replaceChildren(h("details", { open }, title, chips.length ? h("div", { class: "chips" }, chips, clear) : "", groups));
-  aside.querySelectorAll("input").forEach((input, place) => { input.dataset.key = `${input.type} ${place}`; });
-  if (focused) aside.querySelector(`[data-key="${focused}"]`)?.focus({ preventScroll: true });
+  redraw(aside, h("details", { open }, title, chips.length ? h("div", { class: "chips" }, chips, clear) : "", groups));
+};
+
+// Replaces the controls in a place; the one that has the focus keeps it.
+const redraw = (place, ...content) => {
+  const name = (control) => control.dataset.name;
+  const focused = place.contains(document.activeElement) ? name(document.activeElement) : undefined;
+  place.replaceChildren(...content);
+  place.querySelectorAll("input, select").forEach((control) => { control.dataset.name = control.ariaLabel ?? control.closest("label").textContent; });
+  const again = [...place.querySelectorAll("input, select")].find((control) => name(control) === focused);
+  if (focused !== undefined) again?.focus({ preventScroll: true });
 };
 
 // ---- what people do ----
@@ -217,6 +229,8 @@ at("search").addEventListener("submit", (event) => {
 });
 
 document.addEventListener("click", (event) => {
+  const options = document.querySelector(".options[open]");
+  if (options && !options.contains(event.target)) options.open = false;
   const link = event.target.closest?.("a[data-go]");
   if (!link || event.defaultPrevented || event.button || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
   event.preventDefault();
@@ -246,6 +260,11 @@ const beside = (links, from, key) => {
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
   const { key, target } = event;
+  const options = document.querySelector(".options[open]");
+  if (key === "Escape" && options) {
+    options.open = false;
+    options.firstChild.focus();
+  }
   const typing = target.matches?.("input:not([type=checkbox]), select, textarea");
   if (key === "/" && !typing) {
     event.preventDefault();

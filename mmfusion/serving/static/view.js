@@ -61,6 +61,11 @@ const weights = (shares) => {
   return h("div", { class: "weights", title: "How much the product's vector draws on its photo and on its title" }, bar, label);
 };
 
+const partsOf = (hit) => {
+  const parts = Object.entries(hit.parts ?? {}).filter(([, value]) => Number.isFinite(value));
+  return parts.length ? parts.map(([name, value]) => `${name} ${value.toFixed(3)}`).join(" · ") : "Score: inner product of query and product";
+};
+
 export const card = (hit, settings, href, mark) => {
   const { metadata } = hit;
   const facts = settings.columns.filter((name) => name !== "title" && name !== "price" && isThere(metadata[name]));
@@ -77,7 +82,7 @@ export const card = (hit, settings, href, mark) => {
       "div",
       { class: "foot" },
       weights(hit.modality_weights),
-      h("p", { class: "score", title: "Score: how well query and product fit, at most 1" }, h("span", { class: "sr" }, "Score "), hit.score === null ? "–" : hit.score.toFixed(3)),
+      h("p", { class: "score", title: partsOf(hit) }, h("span", { class: "sr" }, "Score "), hit.score === null ? "–" : hit.score.toFixed(3)),
     ),
     h("p", { class: "more", "aria-hidden": "true" }, "More like this"),
   );
@@ -113,6 +118,34 @@ export const skeleton = (cards) =>
 
 export const message = (kind, title, text, ...actions) =>
   h("div", { class: `message ${kind}`, role: kind === "error" ? "alert" : null }, h("h2", {}, title), text ? h("p", {}, text) : null, h("div", { class: "actions" }, actions));
+
+const MODES = { vectors: "Vectors", words: "Words", hybrid: "Both" };
+
+// What a search ranks by, as far as the index offers a choice; `change` gets parameters of the address.
+export const ranking = (offered, now, change) => {
+  const select = (label, name, values, texts) => {
+    const chosen = now[name] ?? "";
+    const listed = values.includes(chosen) ? values : [...values, chosen];
+    const options = listed.map((value, place) => h("option", { value, selected: value === chosen }, texts[place] ?? value));
+    return h("label", {}, label, h("select", { onchange: (event) => change({ [name]: event.target.value || null }) }, options));
+  };
+  const fields = [];
+  if (offered.modes.length > 1) {
+    const change_mode = (mode) => change({ mode: mode === "vectors" ? null : mode, weight: mode === "hybrid" ? now.weight : null });
+    const radios = offered.modes.map((mode) => h("label", {}, h("input", { type: "radio", name: "mode", value: mode, checked: (now.mode ?? "vectors") === mode, onchange: () => change_mode(mode) }), MODES[mode] ?? mode));
+    fields.push(h("fieldset", { class: "modes" }, h("legend", {}, "Search by"), radios));
+    if (now.mode === "hybrid") fields.push(select("Share of vectors", "weight", ["", "0.25", "0.5", "0.75"], ["by rank"]));
+  }
+  if (offered.groups.length) fields.push(select("One product for each", "group_by", ["", ...offered.groups], ["–"]));
+  if (offered.boosts.length) {
+    const boosts = ["", ...offered.boosts.flatMap((name) => [0.05, 0.2].map((weight) => JSON.stringify({ [name]: weight })))];
+    fields.push(select("Boost", "boosts", boosts, ["–", ...offered.boosts.flatMap((name) => [`${name}, a little`, `${name}, much`])]));
+  }
+  const scores = ["", ...(offered.calibrated ? ["calibrated"] : []), "0.3", "0.5", "0.7"];
+  fields.push(select("Lowest score", "min_score", scores, ["–"]));
+  const set = ["mode", "weight", "group_by", "boosts", "min_score"].filter((name) => now[name]).length;
+  return h("details", { class: "options" }, h("summary", {}, "Ranking", set ? h("span", { class: "number" }, set) : ""), h("div", {}, fields));
+};
 
 // A column that can be filtered by; `chosen` is what the address says of it, `change` gets what it should say.
 export const facet = (one, chosen, change) => {
