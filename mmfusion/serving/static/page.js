@@ -178,8 +178,8 @@ const drawToolbar = (now, text) => {
   const compare = settings.models.length > 1 && h("label", { class: "switch" }, h("input", { type: "checkbox", checked: now.compare !== "0", onchange: (event) => go(address({ compare: event.target.checked ? null : "0" })) }), `Compare with ${settings.models[1]}`);
   const options = now.like === undefined ? [ranking(settings.rankings, now, (changes) => go(address(changes)))] : [];
   options.forEach((one) => { one.open = at("toolbar").querySelector(".options")?.open ?? false; });
-  redraw(at("toolbar"), h("p", { class: "summary" }, text), ...options, ...(compare ? [compare] : []), h("label", {}, "Show ", select));
   at("toolbar").hidden = false;
+  redraw(at("toolbar"), h("p", { class: "summary" }, text), ...options, ...(compare ? [compare] : []), h("label", {}, "Show ", select));
   say(text);
 };
 
