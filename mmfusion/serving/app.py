@@ -155,7 +155,8 @@ class SearchService:
     async def page_settings(self, request: Request) -> Response:
         """What the search page shows and offers."""
         assert self.page is not None
-        limits = {"max_k": self.limits.max_k, "max_query_chars": self.limits.max_query_chars}
+        limits = {name: getattr(self.limits, name) for name in ("max_k", "max_query_chars", "max_photo_kib")}
+        limits["photo_queries"] = self.photo_queries is not None
         facets = [asdict(facet) for facet in self.facets]
         return json_response({**await asyncio.to_thread(self.page.settings, self.index), **limits, "facets": facets})
 

@@ -32,6 +32,7 @@ TEMPLATES = (
     "serving/static/index.html",
     "serving/static/page.css",
     "serving/static/page.js",
+    "serving/static/photo.js",
     "serving/static/view.js",
 )
 CHECKOUT = Path(__file__).resolve().parents[2]

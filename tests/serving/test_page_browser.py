@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import uvicorn
+from PIL import Image
+from published_model import write_model_folder
 from served_index import MARKUP, ODD_IDS, drawn_index, write_shop
 
 from mmfusion.retrieval import Searcher
@@ -252,6 +254,51 @@ def test_a_dead_service_is_said_and_asked_again(page: Any, served: Served) -> No
         served.start()
     page.get_by_role("button", name="Try again").click()
     assert len(titles(page)) == len(before)
+
+
+@pytest.fixture(scope="module")
+def of_photos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = write_model_folder(tmp_path_factory.mktemp("photos") / "model")
+    colours = ("red", "green", "blue", "white", "black")
+    rows = [{"product_id": name, "title": name, "image": Image.new("RGB", (40, 40), name)} for name in colours]
+    searcher = Retriever.from_pretrained(folder, device="cpu").index(rows)
+    cost = {"parameters": 1, "mib": 1.0}
+    running = Served(lambda: SearchService(searcher, None, ServiceLimits(), page=SearchPage(), photo_cost=cost).app())
+    yield running
+    running.stop()
+
+
+def test_a_photo_is_searched_for_alone_and_with_words(page: Any, of_photos: Served, tmp_path: Path) -> None:
+    Image.new("RGB", (2400, 1200), "green").save(tmp_path / "photo.png")
+    page.goto(f"http://127.0.0.1:{of_photos.port}/")
+    sent = []
+    page.on("request", lambda request: sent.append(request))
+    page.get_by_label("Search by photo").set_input_files(tmp_path / "photo.png")
+    shows_photo(page.get_by_alt_text("The photo that is searched for"))
+    alone = titles(page)
+    assert len(alone) == 5
+    search(page, "in red")
+    expect(page.locator(".asked")).to_be_visible()
+    posted = [request for request in sent if request.method == "POST"]
+    assert len(posted) == 2 and "query=in" in page.url and "photo=" in page.url
+    page.go_back()
+    expect(page.get_by_label("Search products")).to_have_value("")
+    assert titles(page) == alone
+    page.get_by_role("link", name=alone[0], exact=True).click()
+    page.get_by_role("link", name="Results for the photo").click()
+    expect(page.locator(".asked")).to_be_visible()
+    (tmp_path / "photo.jpg").write_text("no photo")
+    page.get_by_label("Search by photo").set_input_files(tmp_path / "photo.jpg")
+    page.get_by_text("not an image in a known format").wait_for()
+    page.get_by_role("link", name="Remove the photo").click()
+    page.get_by_role("heading", name="Search 5 products").wait_for()
+    page.goto(f"http://127.0.0.1:{of_photos.port}/?photo=gone&query=red")
+    page.get_by_text("Choose it again").wait_for()
+    page.get_by_role("link", name="Search without it").click()
+    assert len(titles(page)) == 5
+    assert page.evaluate(NAMELESS) == [] and "400 (Bad Request)" in page.said.pop()
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -1,6 +1,7 @@
 // What the page does. Everything that it shows follows from its address, whose parameters are those of the API.
 
 import { capitalized, card, count, facet, h, message, product, ranking, shownValue, skeleton, titleOf } from "./view.js";
+import { asForm, photoOf, whenChosen } from "./photo.js";
 
 const K = 24;
 const ANSWERS_KEPT = 30;
@@ -46,7 +47,10 @@ const ask = async (url) => {
   const began = performance.now();
   let response, body;
   try {
-    response = await fetch(url, { signal: running.signal, headers: { accept: "application/json" } });
+    // What follows # names the photo that goes with an address.
+    const [to, photo] = url.split("#");
+    const [path, options] = photo ? asForm(to, photo) : [to, {}];
+    response = await fetch(path, { ...options, signal: running.signal, headers: { accept: "application/json" } });
     body = await response.json();
   } catch (error) {
     if (error.name === "AbortError") throw error;
@@ -65,10 +69,11 @@ const urls = (now) => {
   const wanted = now.like === undefined ? settings.parameters : ["k", "filter"];
   const values = new URLSearchParams(Object.entries({ ...now, k }).filter(([name, value]) => wanted.includes(name) && value !== null));
   const path = now.like === undefined ? "search" : `products/${encodeURIComponent(now.like)}`;
-  return sides(now).map((prefix) => `${prefix}${path}?${values}`);
+  const photo = now.photo && now.like === undefined ? `#${now.photo}` : "";
+  return sides(now).map((prefix) => `${prefix}${path}?${values}${photo}`);
 };
 
-const sides = (now) => (settings.models.length > 1 && now.compare !== "0" ? ["", "compare/"] : [""]);
+const sides = (now) => (settings.models.length > 1 && now.compare !== "0" && !now.photo ? ["", "compare/"] : [""]);
 
 // ---- what is shown ----
 
@@ -77,7 +82,7 @@ const show = async () => {
   running.abort();
   running = new AbortController();
   box.value = now.query ?? "";
-  const started = now.like !== undefined || Boolean(now.query?.trim());
+  const started = now.like !== undefined || Boolean(now.query?.trim()) || Boolean(now.photo);
   drawFilters(now, started);
   document.title = `${now.query ? `${now.query} – ` : ""}Product search`;
   if (!started) return drawStart();
@@ -85,6 +90,8 @@ const show = async () => {
     const text = `It has ${count([...now.query].length, "character")}, and the service takes at most ${settings.max_query_chars.toLocaleString()}.`;
     return draw(now, message("error", "This query is too long", text));
   }
+  const problem = now.photo && now.like === undefined ? unusable(now.photo) : null;
+  if (problem) return draw(now, message("error", "This photo cannot be searched for", problem, h("a", { href: address({ photo: null }), "data-go": true }, "Search without it")));
   const waited = urls(now);
   const known = waited.every((url) => answers.has(url));
   at("results").setAttribute("aria-busy", "true");
@@ -95,6 +102,19 @@ const show = async () => {
   at("results").removeAttribute("aria-busy");
   found.length > 1 ? drawPair(now, found) : drawOne(now, found[0]);
 };
+
+const unusable = (name) => {
+  if (!settings.photo_queries) return "The service searches by words alone.";
+  const most = settings.max_photo_kib * 1024;
+  if (!photoOf(name)) return "It was only kept while this page was open. Choose it again.";
+  return photoOf(name).file.size > most ? `It has ${count(Math.ceil(photoOf(name).file.size / 2 ** 20), "MiB", "MiB")}, and the service takes at most ${count(most / 2 ** 20, "MiB", "MiB")}.` : null;
+};
+
+// The photo that is searched for.
+const askedPhoto = (now) =>
+  now.photo && now.like === undefined && photoOf(now.photo)
+    ? [h("div", { class: "asked" }, h("img", { src: photoOf(now.photo).shown, alt: "The photo that is searched for" }), h("a", { class: "chip", href: address({ photo: null }), "data-go": true }, "Remove the photo ×"))]
+    : [];
 
 const draw = (now, ...content) => {
   at("content").replaceChildren(...content);
@@ -108,7 +128,7 @@ const summary = (answer) => `${count(hitsOf(answer).length, "product")} · ${too
 
 const failed = (error, now) => {
   const again = h("button", { type: "button", onclick: () => show() }, "Try again");
-  const given = Object.keys(now).filter((name) => !["query", "like", "compare"].includes(name));
+  const given = Object.keys(now).filter((name) => !["query", "photo", "like", "compare"].includes(name));
   const clear = given.length ? h("a", { href: address(Object.fromEntries(given.map((name) => [name, null]))), "data-go": true }, "Clear filters and settings") : null;
   return message("error", "That did not work", error.message[0].toUpperCase() + error.message.slice(1), again, ...(clear ? [clear] : []));
 };
@@ -129,13 +149,14 @@ const listed = (now, answer, marks) =>
 const anchor = (now, answer) => {
   if (now.like === undefined || !answer.metadata) return [];
   document.title = `Like ${titleOf(answer)} – Product search`;
-  const back = now.query ? [h("a", { class: "back", href: address({ like: null }), "data-go": true }, "← Results for ", h("q", {}, h("bdi", {}, now.query)))] : [];
+  const what = now.query ? h("q", {}, h("bdi", {}, now.query)) : "the photo";
+  const back = now.query || now.photo ? [h("a", { class: "back", href: address({ like: null }), "data-go": true }, "← Results for ", what)] : [];
   return [...back, product(answer, settings), h("h2", { class: "like" }, "More like this")];
 };
 
 const drawOne = (now, answer) => {
-  if (answer instanceof Error) return draw(now, failed(answer, now));
-  draw(now, ...anchor(now, answer), listed(now, answer));
+  if (answer instanceof Error) return draw(now, ...askedPhoto(now), failed(answer, now));
+  draw(now, ...anchor(now, answer), ...askedPhoto(now), listed(now, answer));
   drawToolbar(now, summary(answer));
 };
 
@@ -292,6 +313,9 @@ const start = async () => {
   // A keyboard that covers half of a phone is not asked for.
   if (!location.search && matchMedia("(hover: hover)").matches) box.focus();
   at("size").textContent = count(settings.products, "product");
+  // Once, however often the settings had to be asked for.
+  if (settings.photo_queries && at("by-photo").hidden) whenChosen(at("photo"), (photo) => go(address({ photo, like: null })));
+  at("by-photo").hidden = !settings.photo_queries;
   await show();
   performance.mark("shown");
 };
