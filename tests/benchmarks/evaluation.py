@@ -206,12 +206,12 @@ def write_index(products: int, dimension: int, folder: Path) -> np.ndarray:
     return near + 0.1 * rng.standard_normal(near.shape, dtype=np.float32)
 
 
-def searches(folder: Path, queries: np.ndarray) -> dict[str, Callable[[], Any]]:
-    """The same search by our index and by FAISS; a result is its scores."""
+def searches(folder: Path, batches: list[np.ndarray]) -> dict[str, Callable[[], Any]]:
+    """The same searches by our index and by FAISS; a result is the scores."""
     index, flat = ProductIndex.load(folder), faiss.read_index(str(folder / "index.faiss"), faiss.IO_FLAG_MMAP_IFC)
     return {
-        OURS: lambda: index.search_rows(queries, PLACES)[0],
-        f"FAISS Flat, {len(queries)} at a time": lambda: flat.search(queries, PLACES)[0],
+        OURS: lambda: [index.search_rows(batch, PLACES)[0] for batch in batches],
+        f"FAISS Flat, {len(batches[0])} at a time": lambda: [flat.search(batch, PLACES)[0] for batch in batches],
     }
 
 
@@ -244,8 +244,8 @@ def main() -> None:
         measure(files(drawn, Path(folder)), "files", 1e-6)
     with TemporaryDirectory() as folder:
         queries = write_index(options.products, options.dimension, Path(folder) / "index")
-        for some in (queries[:1], queries):
-            measure(searches(Path(folder) / "index", some), f"{len(some)} at a time", 1e-4)
+        for batches in (np.split(queries[:16], 16), [queries]):
+            measure(searches(Path(folder) / "index", batches), f"{len(batches[0])} at a time", 1e-4)
     path = write_row(
         options.output,
         9,
