@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import BatchFeature
 
 from mmfusion.allocator import keep_freed_memory
 from mmfusion.data.photos import PhotoError, decode_photo
@@ -27,6 +28,7 @@ from mmfusion.model.processing_mmfusion import PHOTO_COLUMN, photos_of, query_te
 from mmfusion.retrieval import PhotoQueryError, ProductIndex, Searcher
 from mmfusion.retrieval.fingerprint import model_fingerprint
 from mmfusion.retrieval.hits import PhotoSource
+from mmfusion.retrieval.parts import PartBatch, PartEncoder, Photo, ShownParts, part_batches
 from mmfusion.retrieval.query_tower import load_query_tower, untrained_problem
 from mmfusion.retrieval.search import check_width
 
@@ -266,9 +268,9 @@ class Retriever:
                 inputs = self.processor.process_queries(batch)
             return self.model.get_query_features(**inputs.to(self.model.device), truncate_dim=truncate_dim)
 
-        vectors = self._in_batches(
-            texts, [len(text) for text in texts], embed, batch_size, show_progress_bar, truncate_dim
-        )
+        batches = _by_length([len(text) for text in texts], batch_size)
+        items = [(places, [texts[place] for place in places]) for places in batches]
+        vectors = self._in_batches(items, embed, show_progress_bar, truncate_dim)
         if self.views == 1:
             vectors = self._unit_length(vectors)
         return _given(vectors[0] if isinstance(queries, str) else vectors, convert_to_tensor)
@@ -416,41 +418,67 @@ class Retriever:
         blank = {column: None for column in self.processor.template_columns if column in columns}
         texts = [self.processor.product_text({**blank, **record}) for record in records]
 
-        def embed(batch: list[int]) -> Tensor:
-            photos = self.processor.process_photos([self._photos(row, records[row]) for row in batch])
-            with self._tokenizing:
-                inputs = self.processor.process_product_texts([texts[row] for row in batch])
-            inputs.update(photos)
-            output = self.model.forward_products(**inputs.to(self.model.device))
+        lengths = [len(text) for text in texts]
+        batches = [PartBatch(np.array(places), None) for places in _by_length(lengths, batch_size)]
+        parts = self._shown_parts(texts, records)
+        if parts.any_equal:
+            batches = part_batches(np.arange(len(records)), parts, np.array(lengths), batch_size)
+        encoder = PartEncoder(self.model)
+
+        def embed(batch: PartBatch) -> Tensor:
+            inputs = self._inputs(batch, texts, records).to(self.model.device)
+            output: Any = encoder(batch, inputs) if batch.parts else self.model.forward_products(**inputs)
             embeds = self.model.shorten(output.product_embeds, truncate_dim)
             return torch.cat([embeds.float(), output.modality_weights.float()], dim=1)
 
-        rows, lengths = list(range(len(records))), [len(text) for text in texts]
-        found = self._in_batches(rows, lengths, embed, batch_size, show_progress_bar, truncate_dim, extra=2)
+        found = self._in_batches([(batch.rows, batch) for batch in batches], embed, show_progress_bar, truncate_dim, 2)
         return self._unit_length(found[:, :-2]), found[:, -2:]
+
+    def _shown_parts(self, texts: list[str], records: list[Mapping[str, Any]]) -> ShownParts:
+        """Which texts and photos are equal; photos by their bytes, path or URL, and images by what object they are."""
+        known: dict[Any, int] = {}
+        photos = [
+            tuple(
+                Photo(known.setdefault(_photo_key(photo), len(known)), (place,))
+                for place, photo in enumerate(photos_of(record.get(PHOTO_COLUMN))[: self.processor.max_photos])
+            )
+            for record in records
+        ]
+        return ShownParts([known.setdefault(("text", text), len(known)) for text in texts], photos)
+
+    def _inputs(self, batch: PartBatch, texts: list[str], records: list[Mapping[str, Any]]) -> BatchFeature:
+        """Texts and photos of the products of a batch, or, where it has parts, of those that are new."""
+        if batch.parts is None:
+            shown: Any = batch.rows.tolist()
+            inputs = self.processor.process_photos([self._photos(row, records[row]) for row in shown])
+        else:
+            shown = batch.new_texts.values()
+            photos = [self._photos(row, records[row], photo.places) for row, photo in batch.new_photos.values()]
+            inputs = {"photo_counts": torch.tensor([len(own) for own in photos])}
+            if flat := [photo for own in photos for photo in own]:
+                inputs["pixel_values"] = self.processor.pixel_values(flat)
+        if shown:
+            with self._tokenizing:
+                inputs.update(self.processor.process_product_texts([texts[row] for row in shown]))
+        return BatchFeature(inputs)
 
     def _in_batches(
         self,
-        items: list[Item],
-        lengths: list[int],
-        embed: Callable[[list[Item]], Tensor],
-        batch_size: int,
+        batches: Sequence[tuple[Any, Item]],
+        embed: Callable[[Item], Tensor],
         show_progress_bar: bool | None,
         truncate_dim: int | None,
         extra: int = 0,
     ) -> Tensor:
-        """Rows of `embed` in the order of the items, which go through it sorted by length, so that little is padded."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; give at least 1.")
+        """Rows of `embed` in the places that each batch comes with."""
         check_width(self.model.config, truncate_dim, allow_untrained=True)
         width = self.dimension if truncate_dim is None else truncate_dim * self.views
-        found = torch.zeros(len(items), width + extra, device=self.model.device)
-        order = sorted(range(len(items)), key=lambda place: -lengths[place])
-        hidden = (len(items) <= batch_size or None) if show_progress_bar is None else not show_progress_bar
-        with torch.inference_mode(), tqdm(total=len(items), desc="embedding", disable=hidden) as progress:
-            for start in range(0, len(order), batch_size):
-                places = order[start : start + batch_size]
-                found[places] = embed([items[place] for place in places]).float()
+        count = sum(len(places) for places, _ in batches)
+        found = torch.zeros(count, width + extra, device=self.model.device)
+        hidden = (len(batches) <= 1 or None) if show_progress_bar is None else not show_progress_bar
+        with torch.inference_mode(), tqdm(total=count, desc="embedding", disable=hidden) as progress:
+            for places, batch in batches:
+                found[places] = embed(batch).float()
                 progress.update(len(places))
         return found
 
@@ -483,9 +511,10 @@ class Retriever:
             raise PhotoQueryError(f"query {place} has no photo: it is {short(photo)}; give a path, bytes or an image.")
         return opened
 
-    def _photos(self, row: int, record: Mapping[str, Any]) -> list[Image.Image]:
-        photos = []
-        for photo in photos_of(record.get(PHOTO_COLUMN))[: self.processor.max_photos]:
+    def _photos(self, row: int, record: Mapping[str, Any], places: Sequence[int] | None = None) -> list[Image.Image]:
+        """Photos of a product, or those in some places of its list."""
+        listed, photos = photos_of(record.get(PHOTO_COLUMN))[: self.processor.max_photos], []
+        for photo in listed if places is None else [listed[place] for place in places]:
             try:
                 opened = self._open(photo)
             except (PhotoError, ValueError, OSError) as error:
@@ -512,6 +541,25 @@ class Retriever:
                 "mmfusion.hub.PhotoFetcher()."
             )
         return upright_rgb(self.photo_loader(url))
+
+
+def _by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Places in batches of similar length, so that little is padded; the longest first."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; give at least 1.")
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def _photo_key(photo: Any) -> Any:
+    """What tells a photo from another one; of what is not known to be equal, the object itself."""
+    if isinstance(photo, (str, os.PathLike)):
+        return "path", os.fspath(photo)
+    if isinstance(photo, Mapping):
+        data, path = photo.get("bytes"), photo.get("path")
+        stored = ("path", path) if data is None and isinstance(path, str) else ("object", id(photo))
+        return ("bytes", data) if isinstance(data, bytes) else stored
+    return ("bytes", photo) if isinstance(photo, bytes) else ("object", id(photo))
 
 
 def _records_of(products: Any) -> list[Mapping[str, Any]]:

@@ -240,3 +240,34 @@ def test_arguments_out_of_range_are_errors(folder: Path) -> None:
         Retriever.from_pretrained(folder, dtype="int8")
     with pytest.raises(ValueError, match="subfolder is 'towers'"):
         Retriever.from_pretrained(folder, subfolder="towers")
+
+
+def test_products_that_share_texts_and_photos_get_the_vectors_that_they_get_alone(retriever: Retriever) -> None:
+    red, blue = photo("red"), photo("blue")
+    stored = io.BytesIO()
+    blue.save(stored, "PNG")
+    data = stored.getvalue()
+    products: list[dict[str, Any]] = [
+        {"title": "dress", "image": red},
+        {"title": "shoe", "image": [red, blue]},
+        {"title": "dress", "image": {"bytes": data, "path": None}},
+        {"title": "dress"},
+        {"title": "", "image": data},
+        {"title": "dress", "image": [data, red]},
+    ]
+    encoded: list[int] = []
+    encode = retriever.model._encode_vision
+
+    def count(photos: torch.Tensor, *others: Any) -> Any:
+        encoded.append(len(photos))
+        return encode(photos, *others)
+
+    alone = np.stack([retriever.encode_products(product) for product in products])
+    retriever.model._encode_vision = count  # type: ignore[method-assign]
+    try:
+        for batch_size in (1, 2, 32):
+            np.testing.assert_allclose(retriever.encode_products(products, batch_size=batch_size), alone, atol=1e-6)
+    finally:
+        del retriever.model._encode_vision
+    # The red image, the blue one, and the bytes that it was saved as; in each of three runs.
+    assert sum(encoded) == 3 * 3

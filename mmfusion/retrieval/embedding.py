@@ -1,6 +1,6 @@
 """Embeds queries and products of a catalogue in batches of similar length."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,11 @@ from mmfusion.data.sampler import RowSampler
 from mmfusion.data.tables import ProductTable, QueryTable, Rewrite, Rows, log_cut_texts, text_lengths
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.progress import progress_bar
+from mmfusion.retrieval.parts import PartBatch, PartEncoder, PartTable, part_batches, shown_parts
 from mmfusion.retrieval.vectors import FloatArray, IntArray
+
+# As many products as are in a shard of a job.
+_SHARED_AMONG = 4096
 
 
 class EmbeddedProducts(NamedTuple):
@@ -38,7 +42,8 @@ def embed_queries(
     out = np.zeros((len(rows), model.config.vector_dim), dtype=np.float32)
     table, lengths = QueryTable(catalogue, processor, rewrite=rewrite), text_lengths(catalogue, ["query"], "queries")
     log_cut_texts(table, rows)
-    for places, batch in _batches(model, table, rows, lengths, batch_size, 0, "query"):
+    batches = RowSampler(rows, lengths, batch_size=batch_size)
+    for places, batch in _batches(model, table, rows, batches, 0, "query"):
         features = model.get_query_features(batch["query_input_ids"], batch["query_attention_mask"])
         out[places] = features.float().cpu().numpy()
     return out
@@ -60,7 +65,8 @@ def embed_products(
 ) -> EmbeddedProducts:
     """Embeds products.
 
-    Batches depend on `rows` and `batch_size` alone, so that a second run gives the same bits.
+    Batches depend on `rows`, what they show and `batch_size` alone, so that a second run gives the same bits. Texts and
+    photos that several products share are encoded once.
 
     Args:
         model: In evaluation mode, on the device that computes.
@@ -81,11 +87,28 @@ def embed_products(
     log_cut_texts(table, rows)
     lengths = _text_lengths(table, rows)
     table.photos &= looks_at_photos(model, lengths[rows])
-    for places, batch in _batches(model, table, rows, lengths, batch_size, num_workers, "product"):
-        output = model(**batch)
+    loaded: Dataset[Any] = table
+    batches: Iterable[Any] = RowSampler(rows, lengths, batch_size=batch_size)
+    shared = [] if cache is not None or photo_of is not None else _shared_batches(table, rows, lengths, batch_size)
+    if shared:
+        loaded, batches = PartTable(table), shared
+    encoder, planned = PartEncoder(model), iter(shared)
+    for places, batch in _batches(model, loaded, rows, batches, num_workers, "product"):
+        output: Any = encoder(next(planned), batch) if shared else model(**batch)
         embeds[places] = output.product_embeds.float().cpu().numpy()
         weights[places] = output.modality_weights.float().cpu().numpy()
     return EmbeddedProducts(embeds, weights)
+
+
+def _shared_batches(table: ProductTable, rows: Rows, lengths: IntArray, batch_size: int) -> list[PartBatch]:
+    """Batches in which what products share is encoded once; none where nothing is shared."""
+    ordered, found, any_equal = np.sort(rows), list[PartBatch](), False
+    for start in range(0, len(ordered), _SHARED_AMONG):
+        block = ordered[start : start + _SHARED_AMONG]
+        parts = shown_parts(table, block)
+        any_equal |= parts.any_equal
+        found += part_batches(block, parts, lengths[block], batch_size)
+    return found if any_equal else []
 
 
 def looks_at_photos(model: MMFusionModel, lengths: IntArray) -> bool:
@@ -107,15 +130,13 @@ def _batches(
     model: MMFusionModel,
     table: Dataset[Any],
     rows: Rows,
-    lengths: IntArray,
-    batch_size: int,
+    batches: Iterable[Any],
     num_workers: int,
     unit: str,
 ) -> Iterator[tuple[IntArray, dict[str, Any]]]:
     """Batches on the model's device, each with the places of its rows in `rows`."""
     order = np.argsort(rows)
-    sampler = RowSampler(rows, lengths, batch_size=batch_size)
-    loader = DataLoader(table, batch_size=None, sampler=sampler, num_workers=num_workers)
+    loader = DataLoader(table, batch_size=None, sampler=batches, num_workers=num_workers)
     # Below another bar, this one vanishes when it is full.
     with progress_bar(total=len(rows), desc="embedding", unit=unit, leave=None) as bar:
         for batch in loader:

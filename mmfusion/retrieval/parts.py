@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -44,6 +44,17 @@ class ShownParts:
 
     texts: list[int]
     photos: list[tuple[Photo, ...]]
+
+    @property
+    def any_equal(self) -> bool:
+        """Whether two products show the same text, or the same photo."""
+        numbers = [number for own in self.numbers() for number in own]
+        return len(set(numbers)) < len(numbers)
+
+    def numbers(self) -> list[set[int]]:
+        """All numbers of each product."""
+        pairs = zip(self.texts, self.photos, strict=True)
+        return [{text, *(photo.number for photo in photos)} for text, photos in pairs]
 
 
 def shown_parts(table: ProductTable, rows: Rows) -> ShownParts:
@@ -121,7 +132,7 @@ def part_batches(
         batch_size: Products per batch of the encoders.
         share: False encodes everything anew for each product.
     """
-    numbers = [{text, *(photo.number for photo in own)} for text, own in zip(parts.texts, parts.photos, strict=True)]
+    numbers = parts.numbers()
     uses = Counter(number for own in numbers for number in own)
     left = uses.copy()
     group = _groups(numbers)
@@ -229,7 +240,7 @@ class PartEncoder:
         self._texts: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._photos: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def __call__(self, batch: PartBatch, inputs: dict[str, Any]) -> MMFusionOutput:
+    def __call__(self, batch: PartBatch, inputs: Mapping[str, Any]) -> MMFusionOutput:
         """The output for the products of a batch, from what `PartTable` gives for it without `product_rows`."""
         if batch.parts is None:
             return self.model(**inputs)
@@ -245,7 +256,7 @@ class PartEncoder:
             self._photos.pop(number, None)
         return output
 
-    def _encode(self, batch: PartBatch, inputs: dict[str, Any]) -> None:
+    def _encode(self, batch: PartBatch, inputs: Mapping[str, Any]) -> None:
         if batch.new_texts:
             mask = inputs["attention_mask"]
             encoded = self.model.encode_product_texts(inputs["input_ids"], mask)

@@ -118,9 +118,11 @@ def bare_loop(catalogue: Path, folder: Path, model_folder: str, batch_size: int)
     lengths = text_lengths(products, processor.template_columns)
     table = ProductTable(products, processor)
     parts = [
-        part for shard in shards for part in shard_batches(shard, content_digests(table, shard), lengths, batch_size)
+        part
+        for shard in shards
+        for part in shard_batches(table, shard, content_digests(table, shard), lengths, batch_size)
     ]
-    batches = [table[part] for part in parts]
+    batches = [table[part.rows] for part in parts]
     for batch in batches:
         batch.pop("product_rows")
     with torch.inference_mode():

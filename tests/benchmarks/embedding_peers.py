@@ -26,6 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -209,10 +210,14 @@ def row3(options: argparse.Namespace, results: "Results") -> None:
     if options.today:
         for kind in kinds:
             name = "ratios" if kind == "products" else f"shared_{kind}"
-            results.ratios(name, lambda turn, kind=kind: (turn[f"{kind}, today"], turn[kind]))
+            results.ratios(name, partial(_sides, f"{kind}, today", kind))
             if f"{kind}_least_cosine" not in results.found:
                 found = compare(work / f"{kind}_embeddings", work / f"{kind}_today")
                 results.set(**{f"{kind}_{name}": value for name, value in found.items()})
+
+
+def _sides(one: str, other: str, turn: dict[str, Cost]) -> tuple[Cost, Cost]:
+    return turn[one], turn[other]
 
 
 ROWS = {1: row1, 2: row2, 3: row3}
@@ -292,7 +297,8 @@ def first_products(source: Path, count: int, folder: Path) -> Path:
 
 def distinct_products(source: Path, count: int, folder: Path) -> Path:
     """A catalogue of products that share neither a title nor a photo."""
-    found, seen = [], set()
+    found: list[dict[str, Any]] = []
+    seen: set[Any] = set()
     for product in _products(source).to_pylist():
         photo = product["image"]["bytes"]
         if len(found) == count or photo in seen:
