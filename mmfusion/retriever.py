@@ -194,11 +194,11 @@ class Retriever:
         # What trains imports this class, so that it is looked up when it is asked for.
         fitting: Any = import_module("mmfusion.commands.fit_records")
         inputs = {"clicks": clicks, "queries": queries, "qrels": qrels, "output": output}
-        trained, index = fitting.fit_records(self.model, self.processor, products, **inputs, **settings)
+        trained, index, photos = fitting.fit_records(self.model, self.processor, products, **inputs, **settings)
         device: Any = self.model.device
         self.model = MMFusionModel.from_pretrained(trained).to(device).eval()
         self.processor, self._fingerprint = MMFusionProcessor.from_pretrained(trained), None
-        self._searcher = Searcher(self, ProductIndex.load(index))
+        self._searcher = Searcher(self, ProductIndex.load(index), photos)
         return self
 
     def search(self, queries: Any = None, k: int = 10, *, image: Any = None, filter: Any = None, **ranking: Any) -> Any:

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from mmfusion.commands.fit import Config, FitError, begin, main
+from mmfusion.commands.search import photos_of
 from mmfusion.importers.records import write_records
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.retrieval.fingerprint import model_fingerprint
+from mmfusion.retrieval.hits import PhotoSource
 from mmfusion.training.checkpoints import save_whole
+from mmfusion.training.run import finished_record
 from mmfusion.training.sources import load_base
 
 logger = logging.getLogger(__name__)
@@ -27,11 +30,11 @@ def fit_records(
     queries: Any = None,
     qrels: Any = None,
     **settings: Any,
-) -> tuple[Path, Path]:
+) -> tuple[Path, Path, PhotoSource | None]:
     """Fits a model; see `Retriever.fit`.
 
     Returns:
-        Folder of the model that was trained, and of the index.
+        Folder of the model that was trained, and of the index; and the photos of its products.
 
     Raises:
         FitError: The output folder began with another model, or queries come with files, which have their own.
@@ -56,7 +59,8 @@ def fit_records(
             logger.warning("%s", line)
     main(config)
     stage = "stage2" if (folder / "stage2" / "config.json").is_file() else "stage1"
-    return folder / stage, folder / "index" / "index"
+    index = folder / "index"
+    return folder / stage, index / "index", photos_of(str(index), finished_record(index, "index", "index"))
 
 
 def _known(settings: Mapping[str, Any]) -> dict[str, Any]:

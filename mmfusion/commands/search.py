@@ -75,7 +75,7 @@ def main(config: Config) -> None:
     base = config.base or record["base"]
     retriever = load_retriever(base, whole=config.image is not None)
     index = open_index(config.index, record, verify=config.verify)
-    photos = None if config.html is None else _photos_of(config, record)
+    photos = None if config.html is None else photos_of(config.index, record, config.catalogue)
     searcher = Searcher(retriever, index, photos)
     ranking = {name: getattr(config, name) for name in ("mode", "weight", "group_by", "boosts", "min_score")}
     hits = searcher.search(config.query, config.k, image=config.image, filter=config.filter, **ranking)
@@ -105,24 +105,30 @@ def load_retriever(base: str, *, whole: bool) -> Retriever:
     return retriever
 
 
-def _photos_of(config: Config, record: Mapping[str, Any]) -> PhotoSource | None:
-    """Photos of the catalogue that was indexed, or that is named; None where it is not there any more."""
+def photos_of(index: str, record: Mapping[str, Any], catalogue: str | None = None) -> PhotoSource | None:
+    """Photos of the catalogue that was indexed; None where it is not there any more.
+
+    Args:
+        index: Output folder of `mmfusion index`.
+        record: Its record.
+        catalogue: Folder, URL or Hub id of another catalogue; if it cannot be read, that is an error.
+    """
     # Not at the top, as a search without a page need not wait for them.
     from mmfusion.data.catalogue import Catalogue
     from mmfusion.retrieval.hits import catalogue_photos
     from mmfusion.training.catalogue_cache import load_shared
 
     embedded = read_record(record["arguments"].get("embeddings", "")) or {}
-    source = config.catalogue or record.get("catalogue") or embedded.get("catalogue")
+    source = catalogue or record.get("catalogue") or embedded.get("catalogue")
     reason = "the index does not say which catalogue it is of"
     if source is not None:
         try:
-            return catalogue_photos(load_shared(Catalogue.load_products, source, Path(config.index)))
+            return catalogue_photos(load_shared(Catalogue.load_products, source, Path(index)))
         except (OSError, ValueError) as error:
-            if config.catalogue is not None:
+            if catalogue is not None:
                 raise
             reason = f"the catalogue cannot be read ({error})"
-    logger.warning("the page has no photos: %s; give --catalogue", reason)
+    logger.warning("hits are shown without photos: %s; name the catalogue", reason)
     return None
 
 

@@ -207,6 +207,7 @@ def test_a_retriever_is_fitted_to_records_and_finds_them(folder: Path, tmp_path:
     assert names and retriever.model.config.fusion == "gated"
     (hit,) = retriever.search("red dress", k=1)
     assert 0 <= int(hit.product_id) < 60 and hit.metadata["title"] == products[int(hit.product_id)]["title"]
+    assert "data:image/jpeg;base64," in retriever.search("red dress", k=5)._repr_html_()
     retriever.save_pretrained(tmp_path / "saved")
     loaded = Retriever.from_pretrained(tmp_path / "saved", device="cpu")
     assert loaded.fingerprint == retriever.fingerprint == fitted().fingerprint
