@@ -23,7 +23,8 @@ class Config:
         dataset: Name of the catalogue of results that do not say (those of older versions).
         base_model: Hub ids of the encoders; default: those that `mmfusion base` was given.
         datasets: Hub ids of the training data; default: the one that stage 1 and 2 were given.
-        language: ISO 639 codes of queries and titles, e.g. [en].
+        language: ISO 639 codes of queries and titles, e.g. [en]; default: what a catalogue notes that was imported with
+            --locale.
         license: License of the weights, as the Hub writes it.
         template: Another Jinja2 template, with the places of mmfusion/hub/card.md.
         show: Hub id or folder of a model whose metrics are printed; nothing is written.

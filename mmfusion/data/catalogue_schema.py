@@ -14,6 +14,8 @@ SPLITS = ("train", "val", "test")
 TABLES = ("products", "queries", "qrels")
 TEMPLATE_KEY = b"product_template"
 """In the Parquet metadata of products: the product text that suits them."""
+LANGUAGE_KEY = b"language"
+"""There as well: ISO 639 code of titles and queries."""
 GRADES_KEY = b"grades"
 """In that of judgements: how they came about."""
 

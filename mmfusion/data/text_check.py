@@ -8,7 +8,7 @@ import numpy as np
 
 from mmfusion.data.catalogue import BaseCatalogue
 from mmfusion.data.catalogue_files import ParquetTable, find_folder
-from mmfusion.data.catalogue_schema import TEMPLATE_KEY, CatalogueError
+from mmfusion.data.catalogue_schema import LANGUAGE_KEY, TEMPLATE_KEY, CatalogueError
 from mmfusion.model import MMFusionProcessor
 
 # Products whose texts are looked at, over all of the catalogue.
@@ -26,12 +26,21 @@ def recommended_template(source: str) -> str | None:
 
     None: it recommends none, is not in a folder, or has no products.
     """
+    return _noted(source, TEMPLATE_KEY)
+
+
+def noted_language(source: str) -> str | None:
+    """ISO 639 code of titles and queries, as `mmfusion import --locale` notes it; None in the same way."""
+    return _noted(source, LANGUAGE_KEY)
+
+
+def _noted(source: str, key: bytes) -> str | None:
     try:
         folder = find_folder(source)
         found = None if folder is None else ParquetTable(folder, "products").footers[0].metadata
     except CatalogueError:
         return None
-    return (found or {}).get(TEMPLATE_KEY, b"").decode() or None
+    return (found or {}).get(key, b"").decode() or None
 
 
 def warn_of_texts(catalogue: BaseCatalogue, processor: MMFusionProcessor) -> None:

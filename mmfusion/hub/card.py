@@ -30,6 +30,7 @@ from mmfusion.hub.card_facts import (
     compute_table,
     encoders_of,
     fingerprint_of,
+    languages_of,
     read_facts,
     read_runs,
     training_table,
@@ -87,7 +88,7 @@ def write_card(
         dataset: Name of the catalogue of results that do not say.
         base_model: Hub ids of the encoders; default: those that the recipes name.
         datasets: Hub ids of the training data; default: those that the recipes name.
-        language: ISO 639 codes of queries and titles; default: not stated.
+        language: ISO 639 codes of queries and titles; default: what catalogues note that were imported with a locale.
         license: Of the weights, as the Hub writes it.
         template: Another Jinja2 template, with the places of mmfusion/hub/card.md.
 
@@ -109,7 +110,7 @@ def write_card(
     stated = {
         "base_model": list(base_model) or encoders_of(runs),
         "datasets": list(datasets) or [name for name in catalogues if is_hub_id(name)],
-        "language": list(language),
+        "language": list(language) or languages_of(runs),
     }
     for name, values in {**stated, "license": [license], "repo": [repo], "revision": [revision]}.items():
         pattern, remedy = _FIELDS[name]

@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from mmfusion.data.text_check import noted_language
 from mmfusion.evaluation.tables import Cell, markdown_table
 from mmfusion.files import is_hub_id
 from mmfusion.hub.card_results import check_number, read_json
@@ -180,6 +181,13 @@ def catalogues_of(runs: Sequence[TrainingRun]) -> list[str]:
     found = [run.record.get("catalogue") or run.arguments.get("catalogue") for run in runs]
     names = [name for name in found if isinstance(name, str)]
     return list(dict.fromkeys(name if is_hub_id(name) else name.rstrip("/").split("/")[-1] for name in names))
+
+
+def languages_of(runs: Sequence[TrainingRun]) -> list[str]:
+    """ISO 639 codes that catalogues on this machine note, which the model was trained on."""
+    found = [run.record.get("catalogue") for run in runs]
+    noted = [noted_language(name) for name in found if isinstance(name, str) and Path(name).is_dir()]
+    return list(dict.fromkeys(language for language in noted if language))
 
 
 def training_table(runs: Sequence[TrainingRun]) -> str:

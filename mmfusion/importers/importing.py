@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
-from mmfusion.data.catalogue_schema import COLUMNS, CatalogueError
+from mmfusion.data.catalogue_schema import COLUMNS, LANGUAGE_KEY, TEMPLATE_KEY, CatalogueError
 from mmfusion.data.photo_urls import PhotoFetcher
 from mmfusion.files import move_files
 from mmfusion.importers.changes import DIGESTS, Digests
@@ -29,6 +29,7 @@ from mmfusion.importers.report import tiles_of, write_report
 from mmfusion.importers.settings import ImportResult, ImportSettings
 from mmfusion.importers.source import Source, open_source
 from mmfusion.importers.splits import split_products, split_queries, split_queries_by_product
+from mmfusion.importers.values import language_of_locale
 from mmfusion.importers.variants import products_of
 from mmfusion.importers.write import (
     ProductsWriter,
@@ -139,9 +140,10 @@ def _read(
         else:
             photos.link()
             target = tables / "products.parquet"
-            products.finish(
-                target, split, result.template, lambda table: digests.noted(photos.settled(table)), digests.whole
-            )
+            notes = {TEMPLATE_KEY: result.template.encode()}
+            if language := language_of_locale(settings.locale):
+                notes[LANGUAGE_KEY] = language.encode()
+            products.finish(target, split, notes, lambda table: digests.noted(photos.settled(table)), digests.whole)
             digests.write(tables / DIGESTS)
             if result.queries:
                 write_queries(tables / "queries.parquet", result.queries)

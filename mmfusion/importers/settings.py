@@ -23,7 +23,8 @@ class ImportSettings:
         format: Name of the format; default: what the source is recognised as.
         columns: Column of the file by column of the catalogue, e.g. {"title": "Name", "image": ["Photo 1", "Photo 2"]}.
         id_column: Column of the file that holds the ids of products.
-        locale: Market of a data set with several, e.g. us; or how numbers are written, e.g. de for 1.299,95.
+        locale: Market of a data set with several, e.g. us; or how numbers are written, e.g. de for 1.299,95. It
+            says the language on model cards, too.
         subset: Part of a data set that comes in several, e.g. small for the small version of ESCI.
         splits: Split by name of a part of a data set, e.g. {"novel_query": "val"}; default: what is usual for it.
         where: Only products that fulfil conditions on columns of the catalogue, e.g. [["price", "<", 50]].

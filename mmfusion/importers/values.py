@@ -35,6 +35,7 @@ _NUMBER = re.compile(r"(?<![\d.,])-?\d+(?:[\s'’]\d{3}(?!\d))*(?:[.,]\d+)*(?!\s
 # One sign with three digits after it: 1.299.
 _AMBIGUOUS = re.compile(r"-?[1-9]\d{0,2}[.,]\d{3}")
 _COMMA_LANGUAGES = "bg ca cs da de el es et fi fr hr hu id is it lt lv nb nl nn no pl pt ro ru sk sl sr sv tr uk vi"
+_LANGUAGES_OF_MARKETS = {"us": "en", "uk": "en", "gb": "en", "jp": "ja", "cn": "zh"}
 _POINT_MARKETS = "de-ch de-li it-ch fr-ch es-mx es-us es-gt es-hn es-ni es-pa es-pe es-pr es-sv es-do"
 
 _AVAILABLE = {
@@ -127,6 +128,12 @@ def decimal_of_locale(locale: str | None) -> Decimal | None:
         return None
     tag = locale.lower().replace("_", "-")
     return "," if tag.split("-")[0] in _COMMA_LANGUAGES.split() and tag not in _POINT_MARKETS.split() else "."
+
+
+def language_of_locale(locale: str | None) -> str | None:
+    """ISO 639 code of a language or market: "de-CH" is de, and the market us is en; None where it is not known."""
+    tag = re.split("[-_]", (locale or "").lower())[0]
+    return _LANGUAGES_OF_MARKETS.get(tag, tag if re.fullmatch("[a-z]{2}", tag) else None)
 
 
 def currency_in(text: str) -> str:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mmfusion.data.catalogue_schema import GRADES_KEY, TEMPLATE_KEY, CatalogueError, first_line, reading
+from mmfusion.data.catalogue_schema import GRADES_KEY, CatalogueError, first_line, reading
 from mmfusion.files import whole_file
 from mmfusion.importers.items import Judgement, Query
 
@@ -71,7 +71,7 @@ class ProductsWriter:
         self,
         path: Path,
         split: Mapping[str, str] | None,
-        template: str,
+        notes: Mapping[bytes, bytes],
         settle: Callable[[pa.Table], Iterator[pa.Table]],
         contents: Callable[[], bytes],
     ) -> None:
@@ -80,7 +80,7 @@ class ProductsWriter:
         Args:
             path: The Parquet file.
             split: Split by product id, where products are split.
-            template: Text of a product that suits the data, kept in the file's metadata.
+            notes: What the file's metadata keep.
             settle: Last changes of photos: `PhotoStore.settled`.
             contents: Digest of the products and of the files of their photos, once all were settled. It is kept in the
                 file's metadata, so that a photo that was replaced under its name changes the table.
@@ -91,7 +91,7 @@ class ProductsWriter:
                 if split is not None:
                     names = [split.get(name) for name in table["product_id"].to_pylist()]
                     table = table.append_column("split", pa.array(names, pa.string()))
-                table = table.replace_schema_metadata({TEMPLATE_KEY: template.encode()})
+                table = table.replace_schema_metadata(notes)
                 if writer is None:
                     writer = pq.ParquetWriter(file, table.schema, compression="zstd")
                 rows = max(1, min(_GROUP_ROWS, _GROUP_BYTES * len(table) // max(table.nbytes, 1)))

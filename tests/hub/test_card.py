@@ -251,6 +251,18 @@ def test_a_card_passes_the_validation_of_the_hub(
     assert ("model-index" in fields) == with_results
 
 
+def test_a_card_takes_the_language_of_an_imported_catalogue(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "products.csv").write_text('id,title,price\n1,Rotes Kleid,"1.299,95"\n2,Blaue Hose,20\n')
+    command("import-files")(sources=[str(tmp_path / "products.csv")], output=str(tmp_path / "shop"), locale="de-CH")
+    record = {"recipe": "stage2", "arguments": {}, "catalogue": str(tmp_path / "shop"), "complete": True}
+    (model / "run.json").write_text(json.dumps(record))
+    try:
+        assert "language:\n- de\n" in write_card(model, output=tmp_path / "card.md").read_text()
+        assert "language:\n- fr\n" in write_card(model, output=tmp_path / "card.md", language=["fr"]).read_text()
+    finally:
+        (model / "run.json").unlink()
+
+
 def records(folder: Path, **arguments: Any) -> None:
     """A stage 2 in a folder, which started from a base next to it."""
     base = folder.parent / "base"

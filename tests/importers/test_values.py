@@ -2,7 +2,15 @@
 
 import pytest
 
-from mmfusion.importers.values import Prices, availability, boolean, currency_in, decimal_of_locale, split_photos
+from mmfusion.importers.values import (
+    Prices,
+    availability,
+    boolean,
+    currency_in,
+    decimal_of_locale,
+    language_of_locale,
+    split_photos,
+)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +71,9 @@ def test_currencies() -> None:
 
 
 def test_locales() -> None:
+    assert [language_of_locale(one) for one in (None, "de-CH", "fr_CH", "us", "zh-Hant", "jp", "german")] == [
+        *(None, "de", "fr", "en", "zh", "ja", None)
+    ]
     assert [decimal_of_locale(one) for one in (None, "fr", "fr_CH", "us", "pt-BR", "jp")] == [
         None,
         ",",
