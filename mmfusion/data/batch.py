@@ -60,7 +60,8 @@ class QueryBatch(TypedDict, total=False):
     Attributes:
         query_rows: (Q,) int64 rows of the catalogue's query table.
         query_input_ids, query_attention_mask: (Q, length) int64, the mask 1 for tokens.
-        query_text_states: (Q, length, hidden) float32 from a text cache, which spares the text encoder.
+        query_text_states: (Q, length, hidden) float32 from a text cache, which spares the text encoder; the ids are 0
+            then.
         judgements: What grades are; the data module adds it on the way to the device.
     """
 
@@ -77,7 +78,8 @@ class ProductBatch(TypedDict, total=False):
     Attributes:
         product_rows: (P,) int64 rows of the catalogue's product table.
         product_input_ids, product_attention_mask: (P, length) int64; a mask row of zeros is a product without text.
-        product_text_states: (P, length, hidden) float32 from a text cache, which spares the text encoder.
+        product_text_states: (P, length, hidden) float32 from a text cache, which spares the text encoder; the ids are
+            0 then.
         pixel_values: (P, photos, channels, height, width) float32, as the image processor normalised it.
         vision_activations: (P, photos, …) float32 from a feature cache, instead of `pixel_values`.
         photo_mask: (P, photos) bool, True where there is a photo.

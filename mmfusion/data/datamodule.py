@@ -198,10 +198,12 @@ class MMFusionDataModule(L.LightningDataModule):
                 model, folder = self._text_cache
                 texts = ProductTable(self.catalogue, self.processor, photos=False)
                 table.text_cache = build_text_cache(folder, model, texts, rows, "product")
+                table.means = model.config.text_pooling == "mean" and not model.fusion.reads_tokens
         if self._text_cache and self._queries.text_cache is None:
             model, folder = self._text_cache
             asked = np.union1d(self.train_qrels.query, self.val_qrels.query)
             self._queries.text_cache = build_text_cache(folder, model, self._queries, asked, "query")
+            self._queries.means = model.config.text_pooling == "mean"
 
     def train_dataloader(self) -> ResumableLoader:
         products, place = self._train_products, self._place()

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from mmfusion.allocator import keep_freed_memory
@@ -66,6 +67,7 @@ class FeatureCache:
             )
         self.counts = np.asarray(manifest["counts"], dtype=np.int64)
         self.offsets = np.concatenate([[0], np.cumsum(self.counts)])
+        self._opened: Tensor | None = None
 
     def photos(self, rows: Array) -> dict[str, Tensor]:
         """`vision_activations` (P, photos, …) float32 and `photo_mask` (P, photos); empty if none has a photo.
@@ -73,28 +75,34 @@ class FeatureCache:
         Raises:
             FeatureCacheError: A row was not cached.
         """
-        places = self._places(rows)
-        counts = self.counts[places]
-        widest = int(counts.max(initial=0))
-        if widest == 0:
-            return {}
-        mask = np.arange(widest) < counts[:, None]
-        return {"vision_activations": self._padded(places, mask), "photo_mask": torch.from_numpy(mask)}
+        items, mask = self._items(rows)
+        return {"vision_activations": items, "photo_mask": mask} if mask.any() else {}
 
-    def states(self, rows: Array, attention_mask: Tensor) -> Tensor:
-        """Token states (R, length, hidden) float32 where `attention_mask` (R, length) is 1, and 0 elsewhere.
+    def texts(self, rows: Array, *, means: bool = False) -> dict[str, Tensor]:
+        """What a model is given of texts instead of their tokens: `input_ids`, `attention_mask` and `text_states`.
+
+        The states (R, length, hidden) float32 begin on the left, where the mask (R, length) int64 is 1, and are 0
+        elsewhere; the ids (R, length) int64, which nobody reads beside states, are 0.
+
+        Args:
+            rows: (R,) int64.
+            means: One state for each text that has tokens, the mean of theirs; it is also the mean of this one.
 
         Raises:
-            FeatureCacheError: A row was not cached, or has another number of tokens now.
+            FeatureCacheError: A row was not cached.
         """
-        places, mask = self._places(rows), attention_mask.bool().numpy()
-        changed = np.flatnonzero(mask.sum(1) != self.counts[places])
-        if len(changed):
-            raise FeatureCacheError(
-                f"The text of row {rows[changed[0]]} has {mask[changed[0]].sum()} tokens and had "
-                f"{self.counts[places[changed[0]]]} when {self.folder} was made; delete the folder."
-            )
-        return self._padded(places, mask)
+        if means:
+            places = self._places(rows)
+            own, starts = _ranges(self.offsets[places], self.counts[places])
+            states = F.embedding_bag(torch.from_numpy(own), self._data(), torch.from_numpy(starts), mode="mean")
+            states, mask = states.unsqueeze(1), torch.from_numpy(self.counts[places] > 0).unsqueeze(1)
+        else:
+            states, mask = self._items(rows)
+        ids = torch.zeros(mask.shape, dtype=torch.int64)
+        return {"input_ids": ids, "attention_mask": mask.long(), "text_states": states}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
 
     def _places(self, rows: Array) -> Array:
         """Positions of rows in `self.rows`."""
@@ -107,15 +115,27 @@ class FeatureCache:
             )
         return places
 
-    def _padded(self, places: Array, mask: Array) -> Tensor:
-        """Items of rows in the True positions of `mask` (R, widest), one row after the other; 0 elsewhere."""
-        # Opened on each call, so that workers share the pages and nothing is pickled; opening costs microseconds.
-        data = np.load(self.folder / _DATA, mmap_mode="r")
-        out = np.zeros((*mask.shape, *data.shape[1:]), dtype=data.dtype)
-        starts, counts = self.offsets[places], self.counts[places]
-        within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-        out[mask] = data[np.repeat(starts, counts) + within]
-        return torch.from_numpy(out)
+    def _items(self, rows: Array) -> tuple[Tensor, Tensor]:
+        """Items (R, widest, …) of rows, at least one wide, and where they are, (R, widest) bool; 0 elsewhere."""
+        places = self._places(rows)
+        counts = self.counts[places]
+        within = np.arange(max(1, counts.max(initial=0)))
+        mask = torch.from_numpy(within < counts[:, None])
+        if not mask.any():
+            return torch.zeros(*mask.shape, *self._data().shape[1:]), mask
+        # Each is read into its place at once. What a row lacks is read from the next one, and then set to 0.
+        wanted = np.minimum(self.offsets[places][:, None] + within, self.offsets[-1] - 1)
+        items = self._data().index_select(0, torch.from_numpy(wanted.reshape(-1))).unflatten(0, mask.shape)
+        if not mask.all():
+            items[~mask] = 0.0
+        return items, mask
+
+    def _data(self) -> Tensor:
+        """All items, mapped into memory, once in each process: a worker maps them itself, and the pages are shared."""
+        if self._opened is None:
+            # Nobody writes, but torch warns of arrays that cannot be written.
+            self._opened = torch.from_numpy(np.load(self.folder / _DATA, mmap_mode="c"))
+        return self._opened
 
     def _write(self, key: str, blocks: Iterable[Block]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -260,6 +280,12 @@ def _texts_key(model: MMFusionModel, role: Role, texts: list[tuple[Tensor, Tenso
     for input_ids, mask in texts:
         digest.update(input_ids.numpy().tobytes() + mask.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _ranges(starts: Array, counts: Array) -> tuple[Array, Array]:
+    """The numbers start, start + 1 … of each range, one range after the other, and where each begins among them."""
+    begins = np.cumsum(counts) - counts
+    return np.arange(int(counts.sum())) + np.repeat(starts - begins, counts), begins
 
 
 def _npy_header(count: int, shape: tuple[int, ...]) -> bytes:

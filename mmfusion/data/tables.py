@@ -43,7 +43,8 @@ class _TextTable(Dataset[Any]):
     """What tables of queries and of products share: texts, perhaps rewritten, as tokens or cached states.
 
     Attributes:
-        text_cache: States of the frozen text encoder to add, or None.
+        text_cache: States of the frozen text encoder, which take the place of tokens, or None.
+        means: Whether the mean of a text's states is all that is read of them.
     """
 
     def __init__(
@@ -51,16 +52,19 @@ class _TextTable(Dataset[Any]):
     ) -> None:
         self.catalogue, self.processor, self.rewrite = catalogue, processor, rewrite
         self.text_cache: FeatureCache | None = None
+        self.means = False
 
-    def _text_batch(self, role: str, rows: Rows, features: Mapping[str, Any]) -> dict[str, Any]:
-        batch = {
-            f"{role}_rows": torch.from_numpy(np.asarray(rows)),
-            f"{role}_input_ids": features["input_ids"],
-            f"{role}_attention_mask": features["attention_mask"],
-        }
-        if self.text_cache is not None:
-            batch[f"{role}_text_states"] = self.text_cache.states(rows, features["attention_mask"])
-        return batch
+    def _text_batch(self, role: str, rows: Rows) -> dict[str, Any]:
+        if self.text_cache is None:
+            features = self._tokens(rows)
+        else:
+            features = self.text_cache.texts(np.asarray(rows), means=self.means)
+        named = {f"{role}_{name}": value for name, value in features.items()}
+        return {f"{role}_rows": torch.from_numpy(np.asarray(rows)), **named}
+
+    def _tokens(self, rows: Rows) -> Mapping[str, Any]:
+        """`input_ids` and `attention_mask` of texts."""
+        raise NotImplementedError
 
     def _rewritten(self, ids: Iterable[str], texts: list[str]) -> list[str]:
         if self.rewrite is None:
@@ -78,7 +82,10 @@ class QueryTable(_TextTable):
     """
 
     def __getitem__(self, rows: Rows) -> QueryBatch:
-        return cast(QueryBatch, self._text_batch("query", rows, self.processor.process_queries(self.texts(rows))))
+        return cast(QueryBatch, self._text_batch("query", rows))
+
+    def _tokens(self, rows: Rows) -> Mapping[str, Any]:
+        return self.processor.process_queries(self.texts(rows))
 
     def texts(self, rows: Rows) -> list[str]:
         """Query texts, rewritten if asked for."""
@@ -144,13 +151,16 @@ class ProductTable(_TextTable):
 
     def batch(self, rows: Rows, crop: int = 0) -> ProductBatch:
         """A batch of these products that shows one of the crops of their photos, see [`cropped_photo`]."""
-        batch = self._text_batch("product", rows, self.processor.process_product_texts(self.texts(rows)))
+        batch = self._text_batch("product", rows)
         if self.photos:
             shown = np.asarray(rows) if self.photo_of is None else self.photo_of[rows]
             cached = self.caches[crop].photos(shown) if self.caches else None
             found = self.processor.process_photos(self.decode(shown, crop)) if cached is None else cached
             batch.update(found)
         return cast(ProductBatch, batch)
+
+    def _tokens(self, rows: Rows) -> Mapping[str, Any]:
+        return self.processor.process_product_texts(self.texts(rows))
 
     def texts(self, rows: Rows) -> list[str]:
         """Product texts as the template renders them, rewritten if asked for."""

@@ -87,10 +87,13 @@ class Fusion(nn.Module):
     Attributes:
         reads: Modalities that the kind looks at while both are present; the model skips the vision encoder for products
             with a text if it reads text alone.
+        reads_tokens: Whether the kind looks at token states. Where it does not, training gives it the mean of cached
+            states of a text as its only token.
         zero_start: Linear layers, by name, that start at zero: training starts from what the kind does without them.
     """
 
     reads: ClassVar[tuple[int, ...]] = (TEXT, IMAGE)
+    reads_tokens: ClassVar[bool] = True
     zero_start: tuple[str, ...] = ()
 
     def __init__(self, config: MMFusionConfig, sizes: FusionSizes) -> None:
@@ -228,6 +231,8 @@ def zero_unless(values: Tensor, there: Tensor) -> Tensor:
 class _SingleView(Fusion):
     """Reads one modality; a product without it is represented by the other, which stage 1 aligned with it."""
 
+    reads_tokens = False
+
     def forward(self, views: ProductViews) -> Fused:
         own = self.reads[0]
         weights = F.one_hot(torch.where(views.present[:, own], own, 1 - own), 2).to(views.text_embeds.dtype)
@@ -262,6 +267,8 @@ class WeightedMean(Fusion):
     with one modality is represented by its view.
     """
 
+    reads_tokens = False
+
     def __init__(self, config: MMFusionConfig, sizes: FusionSizes) -> None:
         super().__init__(config, sizes)
         self.start = math.log(config.fusion_text_weight) - math.log1p(-config.fusion_text_weight)
@@ -288,6 +295,8 @@ class Concat(Fusion):
     A learned vector replaces a missing modality. Weights are the shares of the two modalities in what the network
     does with them: how far its output moves when that vector takes the modality's place.
     """
+
+    reads_tokens = False
 
     def __init__(self, config: MMFusionConfig, sizes: FusionSizes) -> None:
         super().__init__(config, sizes)
@@ -333,6 +342,7 @@ class Gated(Fusion):
     the correction start at the mean of the views. A product with one modality is represented by its view.
     """
 
+    reads_tokens = False
     zero_start = ("gated_weights", "gated_correction")
 
     def __init__(self, config: MMFusionConfig, sizes: FusionSizes) -> None:
@@ -364,6 +374,7 @@ class Bilinear(Fusion):
     is represented by its view.
     """
 
+    reads_tokens = False
     zero_start = ("bilinear_weights", "bilinear_correction")
 
     def __init__(self, config: MMFusionConfig, sizes: FusionSizes) -> None:
@@ -395,6 +406,8 @@ class MixtureOfExperts(Fusion):
     expert's load is its mean probability over the products that have both modalities. Output layers start at zero, so
     training starts at the mean of the views. A product with one modality is represented by its view.
     """
+
+    reads_tokens = False
 
     def __init__(self, config: MMFusionConfig, sizes: FusionSizes) -> None:
         super().__init__(config, sizes)

@@ -186,7 +186,11 @@ class VisionNeck(nn.Module):
 
         `pooled` (photos, pooled_size) -> (photos, pooled_size + heads * hidden).
         """
-        states = F.gelu(self.states_in(self.norm(encoded.tokens)))
+        # Scale and shift of the norm act on the linear layer, which is far smaller than the states: states of a frozen
+        # encoder then need no gradient.
+        norm, linear = self.norm, self.states_in
+        plain = F.layer_norm(encoded.tokens, norm.normalized_shape, eps=norm.eps)
+        states = F.gelu(F.linear(plain, linear.weight * norm.weight, F.linear(norm.bias, linear.weight, linear.bias)))
         slots = self.attention(states).softmax(1).transpose(1, 2) @ states
         tokens = torch.cat([slots, self.pooled_in(encoded.pooled).unsqueeze(1)], dim=1)
         return Encoded(tokens, torch.cat([encoded.pooled, slots.flatten(1)], dim=1))

@@ -691,9 +691,14 @@ class MMFusionModel(MMFusionPreTrainedModel):
         if given is None or not photo_mask.any():
             return self._no_photos(products)
         # Where each product has as many photos, nothing is copied into place.
-        full = bool(photo_mask.all())
-        flat = given.flatten(0, 1) if full else given[photo_mask]
-        encoded = self._encode_vision(flat.to(self.dtype), activations is not None)
+        full, there = bool(photo_mask.all()), photo_mask.flatten()
+        flat, are_activations = given.flatten(0, 1), activations is not None
+        if are_activations and self.frozen_vision_blocks == self.num_vision_blocks:
+            # All that is left to do is to tell pooled and token states apart; what is left out is left out of each.
+            encoded = self._encode_vision(flat, are_activations)
+            encoded = Encoded(*((states if full else states[there]).to(self.dtype) for states in encoded))
+        else:
+            encoded = self._encode_vision((flat if full else flat[there]).to(self.dtype), are_activations)
         if self.vision_neck is not None:
             encoded = self.vision_neck(encoded)
         if full:

@@ -1,6 +1,6 @@
 """Gradient caching: the embeddings of a large batch, and their gradients, with the memory of a micro-batch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,9 +10,12 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from mmfusion.model import Fusion, MMFusionModel, MMFusionOutput
+from mmfusion.model.families import pads_to_full_length
 
 Inputs = dict[str, Tensor]
-Forward = Callable[[Inputs], dict[str, Tensor]]
+Forward = Callable[[int], dict[str, Tensor]]
+# Inputs that have a column for each token, and outputs that are not of single queries or products.
+_OF_TOKENS, _OF_MICRO_BATCHES = ("input_ids", "attention_mask", "text_states"), ("expert_load",)
 
 
 def embed_in_micro_batches(model: MMFusionModel, inputs: Inputs, size: int, **options: Any) -> MMFusionOutput:
@@ -22,6 +25,8 @@ def embed_in_micro_batches(model: MMFusionModel, inputs: Inputs, size: int, **op
     again with its graph and the same random state, and the gradients of the parameters are added up (GradCache,
     arXiv:2101.06983). To autograd this is one operation on the parameters: each gets its gradient once, so that DDP
     synchronises once a step, and a scaler, clipping and accumulation see what they always see.
+
+    A micro-batch has texts of similar length, without the padding that they share, unless the encoder reads padding.
 
     Args:
         model: Model whose outputs for a row do not depend on the other rows: no BatchNorm layer gathers statistics.
@@ -33,9 +38,7 @@ def embed_in_micro_batches(model: MMFusionModel, inputs: Inputs, size: int, **op
     for side in ("query", "product"):
         rows = {name: value for name, value in inputs.items() if name.startswith("query_") == (side == "query")}
         if rows:
-            outputs |= _embed(model, rows, size, options)
-    if "expert_load" in outputs:
-        outputs |= _whole_load(model.fusion, outputs["expert_load"], outputs["modality_present"], size)
+            outputs |= _embed(model, rows, side, size, options)
     return MMFusionOutput(**outputs)
 
 
@@ -49,32 +52,42 @@ def check_rows_are_independent(model: nn.Module) -> None:
             )
 
 
-def _embed(model: MMFusionModel, rows: Inputs, size: int, options: dict[str, Any]) -> dict[str, Tensor]:
-    device_type = next(iter(rows.values())).device.type
+def _embed(model: MMFusionModel, rows: Inputs, side: str, size: int, options: dict[str, Any]) -> dict[str, Tensor]:
+    mask = rows[f"{side}_attention_mask"]
+    # Where the text of each row ends; padding on the left stays.
+    ends = (mask.bool() * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
+    order = ends.argsort(stable=True)
+    parts = order.split(size)
+    lengths = [mask.shape[1]] * len(parts)
+    if not pads_to_full_length(model.config.text_config):
+        lengths = [max(1, int(part[-1])) for part in ends[order].split(size)]
     # Without its cache: weights that were cast while no graph was wanted must not be met where one is.
     autocast: dict[str, Any] = {
-        "device_type": device_type,
-        "enabled": torch.is_autocast_enabled(device_type),
-        "dtype": torch.get_autocast_dtype(device_type),
+        "device_type": mask.device.type,
+        "enabled": torch.is_autocast_enabled(mask.device.type),
+        "dtype": torch.get_autocast_dtype(mask.device.type),
         "cache_enabled": False,
     }
 
-    def forward(micro_batch: Inputs) -> dict[str, Tensor]:
+    def forward(part: int) -> dict[str, Tensor]:
+        micro_batch = {name: value[parts[part]] for name, value in rows.items()}
+        for name in micro_batch.keys() & {f"{side}_{kind}" for kind in _OF_TOKENS}:
+            micro_batch[name] = micro_batch[name][:, : lengths[part]]
         with torch.autocast(**autocast):
             output = model(**micro_batch, **options)
-        return {name: _rows(name, value) for name, value in output.items() if name != "fusion_penalty"}
+        return {
+            name: value.unsqueeze(0) if name in _OF_MICRO_BATCHES else value
+            for name, value in output.items()
+            if name != "fusion_penalty"
+        }
 
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    parts = zip(*(value.split(size) for value in rows.values()), strict=True)
-    micro_batches = [dict(zip(rows, part, strict=True)) for part in parts]
     names: list[str] = []
-    values = _Cached.apply(forward, micro_batches, names, *parameters)
-    return dict(zip(names, values, strict=True))
-
-
-def _rows(name: str, value: Tensor) -> Tensor:
-    # The only output that is not a row of its own for each query or product.
-    return value.unsqueeze(0) if name == "expert_load" else value
+    values = _Cached.apply(forward, parts, names, *parameters)
+    outputs: dict[str, Tensor] = dict(zip(names, values, strict=True))
+    if "expert_load" in outputs:
+        outputs |= _whole_load(model.fusion, outputs["expert_load"], outputs["modality_present"][order], size)
+    return outputs
 
 
 def _whole_load(fusion: Fusion, loads: Tensor, present: Tensor, size: int) -> dict[str, Tensor]:
@@ -107,36 +120,46 @@ class _Cached(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, run: Forward, micro_batches: list[Inputs], names: list[str], *parameters: Tensor
+        ctx: Any, run: Forward, parts: Sequence[Tensor], names: list[str], *parameters: Tensor
     ) -> tuple[Tensor, ...]:
-        """All outputs, (rows, …) each; adds their names to `names`."""
-        ctx.run, ctx.micro_batches, ctx.names, ctx.states = run, micro_batches, names, []
+        """All outputs, (rows, …) each in the order of the rows; adds their names to `names`.
+
+        `parts` are the rows (n,) int64 of each micro-batch, all rows together, and `run` is given the number of one.
+        """
+        ctx.run, ctx.parts, ctx.names, ctx.states = run, parts, names, []
         ctx.save_for_backward(*parameters)
         ctx.set_materialize_grads(False)
-        parts = []
-        for micro_batch in micro_batches:
-            ctx.states.append(_RandomState(next(iter(micro_batch.values()))))
-            parts.append(run(micro_batch))
-        names += parts[0]
-        return tuple(torch.cat([part[name] for part in parts]) for name in names)
+        outputs = []
+        for part in range(len(parts)):
+            ctx.states.append(_RandomState(parts[part]))
+            outputs.append(run(part))
+        names += outputs[0]
+        back = torch.cat(list(parts)).argsort()
+        whole = {name: torch.cat([output[name] for output in outputs]) for name in names}
+        return tuple(value if name in _OF_MICRO_BATCHES else value[back] for name, value in whole.items())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         parameters = ctx.saved_tensors
         wanted = {name: value for name, value in zip(ctx.names, gradients, strict=True) if value is not None}
-        starts = dict.fromkeys(wanted, 0)
-        totals: dict[int, Tensor] = {}
-        for micro_batch, state in zip(ctx.micro_batches, ctx.states, strict=True):
+        totals, own = dict[int, Tensor](), set[int]()
+        for part, state in enumerate(ctx.states):
             with state.restored(), torch.enable_grad():
-                outputs = ctx.run(micro_batch)
-            pairs = []
-            for name, gradient in wanted.items():
-                start, starts[name] = starts[name], starts[name] + len(outputs[name])
-                pairs.append((outputs[name], gradient[start : starts[name]]))
+                outputs = ctx.run(part)
+            pairs = [
+                (outputs[name], gradient[[part] if name in _OF_MICRO_BATCHES else ctx.parts[part]])
+                for name, gradient in wanted.items()
+            ]
             for index, found in _gradients(pairs, parameters):
-                # Not in place, as two parameters may be handed the same tensor.
-                totals[index] = totals[index] + found if index in totals else found
+                if index in own:
+                    totals[index] += found
+                elif index in totals:
+                    # Not in place, as two parameters may be handed the same tensor.
+                    totals[index] = totals[index] + found
+                    own.add(index)
+                else:
+                    totals[index] = found
         return None, None, None, *(totals.get(index) for index in range(len(parameters)))
 
 

@@ -81,7 +81,7 @@ def parameter_groups(model: MMFusionModel, settings: Optimization) -> list[dict[
 def can_fuse(device: torch.device, precision: str | None) -> bool:
     """Whether AdamW runs as one fused kernel; `precision` is Lightning's name of it."""
     # With a gradient scaler, fused AdamW undoes the scaling itself, when it is too late to clip gradients.
-    return device.type == "cuda" and precision != "16-mixed"
+    return device.type in ("cpu", "cuda") and precision != "16-mixed"
 
 
 def warmup_cosine(

@@ -138,7 +138,7 @@ class Stage(L.LightningModule):
         logged = {f"train/{name}": value for name, value in means.items()}
         logged["train/logit_scale"] = self.model.logit_scale.detach().exp()
         self.log_dict(logged, batch_size=len(batch["query_rows"]))
-        return loss + self._anchor()
+        return loss if world_size() == 1 and not self._sharded else loss + self._anchor()
 
     def on_train_start(self) -> None:
         keep_freed_memory()
@@ -154,7 +154,9 @@ class Stage(L.LightningModule):
 
     def on_after_backward(self) -> None:
         self._embedded = None
-        if self._sharded:
+        # What a batch has nothing for, as the vision encoder without a photo: optimizers see the same parameters in
+        # every step. Ranks of DDP have seen to that, as they need a gradient from each parameter: see `_anchor`.
+        if self._sharded or world_size() == 1:
             complete_gradients(self.parameters())
 
     def configure_gradient_clipping(
@@ -252,8 +254,8 @@ class Stage(L.LightningModule):
 
     def _anchor(self) -> Tensor:
         # A batch without a single photo leaves the vision encoder out of the graph; DDP wants a gradient from each
-        # trainable parameter on each rank, and optimizers should see the same parameters in every step. FSDP wants
-        # what ran in the forward pass, which may be gathered no more, to run in the backward pass.
+        # trainable parameter on each rank. FSDP wants what ran in the forward pass, which may be gathered no more, to
+        # run in the backward pass.
         parts = [p for p in self.parameters() if p.requires_grad]
         if self._embedded is not None:
             parts = [value for value in self._embedded.values() if value.requires_grad]

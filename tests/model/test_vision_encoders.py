@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from mmfusion import MMFusionModel
 from mmfusion.model import vision_encoders as backbones
 from mmfusion.model.families import VISION_FAMILIES
+from mmfusion.model.heads import Encoded, VisionNeck
 
 _SMALL: dict[str, Any] = {
     "text_pooling": "mean",
@@ -268,3 +269,20 @@ def test_each_family_is_in_the_table_once_and_known_to_transformers() -> None:
     names = [name for family in VISION_FAMILIES for name in family.model_types]
     assert len(names) == len(set(names))
     assert not [name for name in names if name not in tf.CONFIG_MAPPING]
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_neck_equals_a_linear_layer_after_its_norm_in_value_and_gradient(trained: bool) -> None:
+    torch.manual_seed(0)
+    neck = VisionNeck(state_size=6, pooled_size=5, hidden_size=4, heads=2).double()
+    for parameter in neck.parameters():
+        torch.nn.init.normal_(parameter)
+    tokens, pooled = torch.randn(3, 7, 6, dtype=torch.double, requires_grad=trained), torch.randn(3, 5).double()
+    states = F.gelu(neck.states_in(neck.norm(tokens)))
+    slots = neck.attention(states).softmax(1).transpose(1, 2) @ states
+    found = neck(Encoded(tokens, pooled))
+    torch.testing.assert_close(found.tokens[:, :2], slots)
+    torch.testing.assert_close(found.pooled, torch.cat([pooled, slots.flatten(1)], dim=1))
+    of = [*neck.norm.parameters(), *neck.states_in.parameters(), *neck.attention.parameters(), *([tokens] * trained)]
+    ours, twin = (torch.autograd.grad(value.square().sum(), of) for value in (found.tokens[:, :2], slots))
+    torch.testing.assert_close(ours, twin)

@@ -1,6 +1,7 @@
 """What the stages train, on which products, and what they leave alone."""
 
 import copy
+import pickle
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
@@ -16,13 +17,14 @@ from two_ranks import build_model
 
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.datamodule import MMFusionDataModule
-from mmfusion.data.feature_cache import FeatureCacheError, build_feature_cache, build_text_cache
+from mmfusion.data.feature_cache import FeatureCache, FeatureCacheError, build_feature_cache, build_text_cache
 from mmfusion.data.tables import ProductTable, QueryTable
 from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.distributed.shards import gradient_norm
 from mmfusion.model import MMFusionModel, MMFusionProcessor
 from mmfusion.stages import NonFiniteLossError, Optimization, Stage, Stage1, Stage2
 from mmfusion.stages.optimization import can_fuse, parameter_groups, warmup_cosine
+from mmfusion.stages.stage import model_inputs
 from mmfusion.stages.stage2 import drop_modalities
 from mmfusion.training import cache_frozen
 
@@ -137,17 +139,78 @@ def test_states_of_an_encoder_in_training_or_of_other_texts_are_refused(
     batch = table[rows[:4]]
     with torch.no_grad():
         live = model.get_query_features(batch["query_input_ids"], batch["query_attention_mask"])
-        states = cache.states(rows[:4], batch["query_attention_mask"])
+        found = cache.texts(rows[:4])
+        assert torch.equal(found["attention_mask"], batch["query_attention_mask"])
+        states = found["text_states"]
         stored = model.get_query_features(batch["query_input_ids"], batch["query_attention_mask"], states)
     torch.testing.assert_close(stored, live, rtol=1e-4, atol=1e-5)
     with pytest.raises(FeatureCacheError, match=r"Row \d+ is not in the feature cache"):
-        cache.states(catalogue.query_rows("test")[:1], batch["query_attention_mask"][:1])
-    with pytest.raises(FeatureCacheError, match=r"has 1 tokens and had \d+ when"):
-        cache.states(rows[:1], torch.ones(1, 1, dtype=torch.long))
+        cache.texts(catalogue.query_rows("test")[:1])
     with torch.no_grad():
         torch.nn.init.normal_(next(iter(model.text_model.parameters())))
     other = build_text_cache(tmp_path, model, table, rows, "query")
-    assert not torch.equal(other.states(rows[:4], batch["query_attention_mask"]), states)
+    assert not torch.equal(other.texts(rows[:4])["text_states"], states)
+
+
+def test_means_of_cached_states_are_those_of_the_states_and_a_text_without_tokens_has_none(tmp_path: Path) -> None:
+    rows, lengths = np.array([3, 5, 8, 9]), [2, 0, 3, 1]
+    items = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    cache = FeatureCache(tmp_path / "texts", rows, "key", [(lengths[:2], items[:2]), (lengths[2:], items[2:])])
+    for opened in (cache, pickle.loads(pickle.dumps(cache))):
+        asked = np.array([8, 5, 9, 3, 8])
+        whole, means = opened.texts(asked), opened.texts(asked, means=True)
+        assert whole["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1]]
+        expected = torch.stack([torch.tensor(items[2:5]), torch.zeros(3, 4)])
+        assert torch.equal(whole["text_states"][:2], expected)
+        assert means["attention_mask"].tolist() == [[1], [0], [1], [1], [1]]
+        assert means["input_ids"].shape == (5, 1) and whole["input_ids"].shape == (5, 3)
+        of_states = whole["text_states"].sum(1) / whole["attention_mask"].sum(1, keepdim=True).clamp_min(1)
+        torch.testing.assert_close(means["text_states"][:, 0], of_states)
+    nothing = opened.texts(np.array([5]))
+    assert nothing["text_states"].shape == (1, 1, 4) and not nothing["attention_mask"].any()
+
+
+@pytest.mark.parametrize(("fusion", "length"), [("gated", 1), ("cross_attention", None)])
+def test_a_fusion_that_reads_no_tokens_is_trained_on_means_of_texts(
+    fusion: str, length: int | None, folder: Path, catalogue: Catalogue, tmp_path: Path
+) -> None:
+    model, processor = build_model(folder / "backbones", fusion=fusion)
+    optimization = Optimization(text_learning_rate=0, vision_learning_rate=0)
+    data = MMFusionDataModule(catalogue, processor, batch_size=8)
+    stage = Stage2(model.float(), optimization, modality_dropout=0.0)
+    live = next(iter(data.train_dataloader()))
+    cache_frozen(model, data, optimization, 0, tmp_path)
+    data.setup("fit")
+    cached = next(iter(data.train_dataloader()))
+    longest = int(live["product_attention_mask"].sum(1).max())
+    assert cached["product_text_states"].shape[1] == (length or longest)
+    assert cached["query_text_states"].shape[1] == 1
+    found = []
+    for batch in (live, cached):
+        stage.zero_grad()
+        output = model.eval()(**model_inputs(batch))
+        scores = output.query_embeds @ output.product_embeds.T
+        (scores * torch.linspace(-1, 1, scores.shape[1])).sum().backward()
+        gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+        found.append((output.query_embeds.detach(), output.product_embeds.detach(), gradients))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert found[0][2]
+
+
+def test_a_batch_without_photos_gives_the_vision_encoder_a_gradient_of_zeros(tower: Any, catalogue: Catalogue) -> None:
+    model, processor = tower
+    seen = []
+
+    class Gradients(L.Callback):
+        def on_before_optimizer_step(self, _: object, stage: L.LightningModule, optimizer: object) -> None:
+            seen.append({name: value.grad for name, value in stage.named_parameters() if value.requires_grad})
+
+    data = MMFusionDataModule(catalogue, processor, batch_size=8, photos=False)
+    fit(Stage2(model), data, limit_val_batches=0, callbacks=[Gradients()])
+    of_photos = [value for name, value in seen[0].items() if name.startswith("model.vision_model")]
+    assert of_photos and all(value is not None and not value.any() for value in of_photos)
+    assert all(value is not None for value in seen[0].values())
 
 
 def test_a_cache_of_another_model_photo_or_processor_is_refused(
@@ -282,18 +345,15 @@ def test_an_extension_warms_up_and_decays_once_more() -> None:
     assert [twice(step + 6) for step in range(10)] == [once(step) for step in range(10)]
 
 
-def test_the_optimizer_is_fused_on_a_gpu_unless_gradients_are_scaled() -> None:
-    gpu = torch.device("cuda")
-    assert can_fuse(gpu, "32-true") and can_fuse(gpu, "bf16-mixed")
-    assert not can_fuse(gpu, "16-mixed") and not can_fuse(torch.device("cpu"), "32-true")
+def test_the_optimizer_is_fused_unless_gradients_are_scaled() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert can_fuse(cpu, "32-true") and can_fuse(gpu, "32-true") and can_fuse(gpu, "bf16-mixed")
+    assert not can_fuse(gpu, "16-mixed") and not can_fuse(torch.device("mps"), "32-true")
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_gradients_are_clipped_for_a_fused_optimizer(
-    precision: Any, tower: Any, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # As on a GPU: Lightning's own clipping would refuse it.
-    monkeypatch.setattr("mmfusion.stages.stage.can_fuse", lambda *_: True)
+def test_gradients_are_clipped_for_a_fused_optimizer(precision: Any, tower: Any, catalogue: Catalogue) -> None:
+    # Lightning's own clipping would refuse it.
     norms = []
 
     class Norm(L.Callback):
