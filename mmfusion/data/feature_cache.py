@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -67,7 +68,8 @@ class FeatureCache:
             )
         self.counts = np.asarray(manifest["counts"], dtype=np.int64)
         self.offsets = np.concatenate([[0], np.cumsum(self.counts)])
-        self._opened: Tensor | None = None
+        data = np.load(folder / _DATA, mmap_mode="r")
+        self._shape, self._begin = data.shape[1:], data.offset
 
     def photos(self, rows: Array) -> dict[str, Tensor]:
         """`vision_activations` (P, photos, …) float32 and `photo_mask` (P, photos); empty if none has a photo.
@@ -93,16 +95,13 @@ class FeatureCache:
         """
         if means:
             places = self._places(rows)
-            own, starts = _ranges(self.offsets[places], self.counts[places])
-            states = F.embedding_bag(torch.from_numpy(own), self._data(), torch.from_numpy(starts), mode="mean")
-            states, mask = states.unsqueeze(1), torch.from_numpy(self.counts[places] > 0).unsqueeze(1)
+            counts, found = torch.from_numpy(self.counts[places]), self._read(places)
+            states = F.embedding_bag(torch.arange(len(found)), found, counts.cumsum(0) - counts, mode="mean")
+            states, mask = states.unsqueeze(1), (counts > 0).unsqueeze(1)
         else:
             states, mask = self._items(rows)
         ids = torch.zeros(mask.shape, dtype=torch.int64)
         return {"input_ids": ids, "attention_mask": mask.long(), "text_states": states}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None}
 
     def _places(self, rows: Array) -> Array:
         """Positions of rows in `self.rows`."""
@@ -119,23 +118,28 @@ class FeatureCache:
         """Items (R, widest, …) of rows, at least one wide, and where they are, (R, widest) bool; 0 elsewhere."""
         places = self._places(rows)
         counts = self.counts[places]
-        within = np.arange(max(1, counts.max(initial=0)))
-        mask = torch.from_numpy(within < counts[:, None])
-        if not mask.any():
-            return torch.zeros(*mask.shape, *self._data().shape[1:]), mask
-        # Each is read into its place at once. What a row lacks is read from the next one, and then set to 0.
-        wanted = np.minimum(self.offsets[places][:, None] + within, self.offsets[-1] - 1)
-        items = self._data().index_select(0, torch.from_numpy(wanted.reshape(-1))).unflatten(0, mask.shape)
-        if not mask.all():
-            items[~mask] = 0.0
+        mask = torch.from_numpy(np.arange(max(1, counts.max(initial=0))) < counts[:, None])
+        found = self._read(places)
+        if mask.all():
+            return found.unflatten(0, mask.shape), mask
+        items = found.new_zeros(*mask.shape, *found.shape[1:])
+        items[mask] = found
         return items, mask
 
-    def _data(self) -> Tensor:
-        """All items, mapped into memory, once in each process: a worker maps them itself, and the pages are shared."""
-        if self._opened is None:
-            # Nobody writes, but torch warns of arrays that cannot be written.
-            self._opened = torch.from_numpy(np.load(self.folder / _DATA, mmap_mode="c"))
-        return self._opened
+    def _read(self, places: Array) -> Tensor:
+        """Items of rows, one row after the other."""
+        counts = self.counts[places]
+        found = np.empty((int(counts.sum()), *self._shape), dtype=np.float32)
+        parts, size = found.reshape(-1).view(np.uint8), math.prod(self._shape) * found.itemsize
+        ends = np.cumsum(counts) * size
+        # Not by a map of memory, whose pages count as the memory of a process. Opened on each call, so that processes
+        # share no position, and nothing is pickled; opening costs microseconds.
+        with (self.folder / _DATA).open("rb", buffering=0) as file:
+            for start, count, end in zip(self.offsets[places].tolist(), counts.tolist(), ends.tolist(), strict=True):
+                file.seek(self._begin + start * size)
+                if file.readinto(parts[end - count * size : end]) != count * size:
+                    raise FeatureCacheError(f"{file.name} is cut off; delete the folder, and it is made again.")
+        return torch.from_numpy(found)
 
     def _write(self, key: str, blocks: Iterable[Block]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -145,7 +149,7 @@ class FeatureCache:
             file.write(_npy_header(0, shape))
             for own, items in blocks:
                 counts.extend(own)
-                if items is not None and len(items):
+                if items is not None:
                     shape = items.shape[1:]
                     file.write(np.ascontiguousarray(items).tobytes())
             file.seek(0)
@@ -280,12 +284,6 @@ def _texts_key(model: MMFusionModel, role: Role, texts: list[tuple[Tensor, Tenso
     for input_ids, mask in texts:
         digest.update(input_ids.numpy().tobytes() + mask.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _ranges(starts: Array, counts: Array) -> tuple[Array, Array]:
-    """The numbers start, start + 1 … of each range, one range after the other, and where each begins among them."""
-    begins = np.cumsum(counts) - counts
-    return np.arange(int(counts.sum())) + np.repeat(starts - begins, counts), begins
 
 
 def _npy_header(count: int, shape: tuple[int, ...]) -> bytes:
