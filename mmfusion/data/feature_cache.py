@@ -130,7 +130,7 @@ class FeatureCache:
         """Items of rows, one row after the other."""
         counts = self.counts[places]
         found = np.empty((int(counts.sum()), *self._shape), dtype=np.float32)
-        parts, size = found.reshape(-1).view(np.uint8), math.prod(self._shape) * found.itemsize
+        parts, size = found.reshape(-1).view(np.uint8).data, math.prod(self._shape) * found.itemsize
         ends = np.cumsum(counts) * size
         # Not by a map of memory, whose pages count as the memory of a process. Opened on each call, so that processes
         # share no position, and nothing is pickled; opening costs microseconds.
