@@ -111,7 +111,7 @@ def main(config: Config) -> None:
                 + f"; finds {index.description.recall_at_100:.1%} of the 100 products most like a product)"
             )
         else:
-            place = _build_in_milvus(embedded, metadata, uri, config)
+            place = _build_in_milvus(embedded, metadata, uri, config, lexical)
     forget_other_tables(products, run.folder)
     facts = {"milvus_uri": uri, "collection": config.collection, "catalogue": absolute_place(source)}
     run.finish(base=record["base"], products=len(embedded), **facts)
@@ -194,7 +194,9 @@ def _sample(embedded: EmbeddedCatalogue) -> np.ndarray:
     return sample
 
 
-def _build_in_milvus(embedded: EmbeddedCatalogue, metadata: pa.Table, uri: str, config: Config) -> str:
+def _build_in_milvus(
+    embedded: EmbeddedCatalogue, metadata: pa.Table, uri: str, config: Config, lexical: list[str]
+) -> str:
     with MilvusIndex.build(
         embedded.vectors(),
         embedded.column("product_id"),
@@ -206,6 +208,7 @@ def _build_in_milvus(embedded: EmbeddedCatalogue, metadata: pa.Table, uri: str, 
         modality_weights=embedded.modality_weights(),
         index_type=config.index_type,
         overwrite=config.overwrite,
+        lexical=lexical,
     ) as index:
         return f"{index.place} ({index.description.index_type})"
 

@@ -24,7 +24,7 @@ from mmfusion.retrieval.index_files import (
     write_files,
 )
 from mmfusion.retrieval.milvus import MilvusIndex
-from mmfusion.retrieval.products import Ids, ids_column, like, products_table, read_rows, words_of
+from mmfusion.retrieval.products import Ids, ids_column, lexical_columns, like, products_table, read_rows, words_of
 from mmfusion.retrieval.ranking import CALIBRATED, PLAIN, Ranking, RankingError
 from mmfusion.retrieval.search import Hit, SearchIndex, StoredProduct, ranked
 from mmfusion.retrieval.segment import Segment, merged
@@ -40,8 +40,6 @@ from mmfusion.retrieval.vectors import (
     set_search_parameters,
     spread_rows,
 )
-
-LEXICAL_COLUMNS = ("title", "description")
 
 
 class ProductIndex(SearchIndex):
@@ -119,7 +117,7 @@ class ProductIndex(SearchIndex):
         if not model_fingerprint:
             raise ValueError("model_fingerprint is empty; pass the fingerprint of the model that made the embeddings")
         products = products_table(product_ids, metadata, modality_weights)
-        columns = _lexical_columns(lexical, metadata)
+        columns = lexical_columns(lexical, products.schema)
         words = words_of(products, columns)
         shape: tuple[int, ...] = getattr(embeds, "shape", ())
         if sample is not None:
@@ -393,7 +391,8 @@ class ProductIndex(SearchIndex):
         self._verify_base()
         blocks = (block for one in segments for block in one.live_blocks())
         products = pa.concat_tables([one.live_products() for one in segments])
-        return MilvusIndex.upload(blocks, products, model_fingerprint=self._built.model_fingerprint, **options)
+        built: dict[str, Any] = {"model_fingerprint": self._built.model_fingerprint, "lexical": self._built.lexical}
+        return MilvusIndex.upload(blocks, products, **built, **options)
 
     def calibrated(self, calibration: Calibration) -> "ProductIndex":
         """The same index with a lowest score, which `min_score="calibrated"` takes."""
@@ -429,19 +428,3 @@ def _checked_k(k: int) -> int:
     if k < 1:
         raise ValueError(f"k={k}: ask for at least one hit")
     return k
-
-
-def _lexical_columns(lexical: bool | Sequence[str], metadata: pa.Table | None) -> tuple[str, ...]:
-    """The columns whose words are searched, of those that are asked for."""
-    if isinstance(lexical, str):
-        raise ValueError(f"lexical is the text {lexical!r}; give a list of columns, or True")
-    if not isinstance(lexical, bool):
-        return tuple(lexical)
-    known = [] if metadata is None else metadata.column_names
-    found = tuple(name for name in LEXICAL_COLUMNS if lexical and name in known)
-    if lexical and not found:
-        raise ValueError(
-            f"lexical is True, and the products have neither {' nor '.join(LEXICAL_COLUMNS)}; name the columns whose "
-            f"words are searched, of {', '.join(known) or 'their metadata, which is missing'}"
-        )
-    return found

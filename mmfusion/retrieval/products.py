@@ -16,6 +16,7 @@ from mmfusion.model.missing import is_missing
 from mmfusion.retrieval.vectors import BLOCK, IntArray, as_float32
 
 MODALITIES = ("text", "image")
+LEXICAL_COLUMNS = ("title", "description")
 # Arrow arrays spare a Python object for each of millions of ids.
 Ids: TypeAlias = Sequence[str] | np.ndarray | pa.Array | pa.ChunkedArray
 
@@ -149,30 +150,41 @@ def row_blocks(table: pa.Table) -> Iterator[pa.RecordBatch]:
         yield batch
 
 
-def words_of(products: pa.Table, columns: Sequence[str]) -> WordCounts | None:
-    """Counts of the words that products have in columns of their metadata; None without columns.
+def lexical_columns(lexical: bool | Sequence[str], schema: pa.Schema) -> tuple[str, ...]:
+    """The columns of the metadata whose words are searched.
+
+    Args:
+        lexical: Their names; True: title and description, as far as there are such.
+        schema: Of a table that [`products_table`] made.
 
     Raises:
         ValueError: There is no such column, or it holds neither texts, numbers nor lists of them.
     """
-    if not columns:
-        return None
-    fields = (
-        {one.name: one.type for one in products.schema.field("metadata").type}
-        if "metadata" in products.schema.names
-        else {}
-    )
-    for name in columns:
+    metadata = schema.field("metadata").type if "metadata" in schema.names else ()
+    fields = {one.name: one.type for one in metadata}
+    if isinstance(lexical, str):
+        raise ValueError(f"lexical is the text {lexical!r}; give a list of columns, or True")
+    chosen = [name for name in LEXICAL_COLUMNS if name in fields] if lexical is True else list(lexical or ())
+    if lexical is True and not chosen:
+        raise ValueError(
+            f"lexical is True, and the products have neither {' nor '.join(LEXICAL_COLUMNS)}; name the columns whose "
+            f"words are searched, of {', '.join(fields) or 'their metadata, which is missing'}"
+        )
+    for name in chosen:
         if name not in fields or not has_text(fields[name]):
+            there = f"{fields[name]} there" if name in fields else ", ".join(fields) or "no metadata"
             raise ValueError(
-                f"words of the column {name!r} cannot be searched: the products have "
-                + (f"{fields[name]} there" if name in fields else ", ".join(fields) or "no metadata")
-                + "; name columns of texts"
+                f"words of the column {name!r} cannot be searched: the products have {there}; name columns of texts"
             )
-    return WordCounts.of(_texts(products, columns))
+    return tuple(chosen)
 
 
-def _texts(products: pa.Table, columns: Sequence[str]) -> Iterator[str]:
+def words_of(products: pa.Table, columns: Sequence[str]) -> WordCounts | None:
+    """Counts of the words that products have in columns of their metadata; None without columns."""
+    return WordCounts.of(texts_of(products, columns)) if columns else None
+
+
+def texts_of(products: pa.Table, columns: Sequence[str]) -> Iterator[str]:
     """The text of each product: its values in columns, one after the other."""
     for block in row_blocks(products):
         metadata = block.column("metadata")

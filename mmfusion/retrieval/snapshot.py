@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmfusion.lexical import Corpus
+from mmfusion.retrieval import ranking as rankings
 from mmfusion.retrieval.filters import Filter, filter_rows
 from mmfusion.retrieval.ranking import (
     Candidates,
@@ -26,9 +27,6 @@ from mmfusion.retrieval.vectors import BoolArray, FloatArray, IntArray
 
 # Products that are compared at most, where more of them might be among the k.
 MOST_RANKED = 10_000
-# Products that each list holds at first; four times as many whenever that was too few.
-FUSED_DEPTH, FIRST_DEPTH = 1000, 100
-
 _NOTHING = np.empty(0, np.float32), np.empty(0, np.int64)
 
 Allowed = Sequence[BoolArray] | None
@@ -94,7 +92,7 @@ class Snapshot:
         """
         chosen: dict[int, Chosen] = {}
         waiting = list(range(len(texts)))
-        least = FUSED_DEPTH if ranking.mode == "hybrid" and ranking.weight is None else FIRST_DEPTH
+        least = rankings.FUSED_DEPTH if ranking.mode == "hybrid" and ranking.weight is None else rankings.FIRST_DEPTH
         depth = max(least, k)
         while waiting:
             found = None if queries is None else self.nearest(queries[waiting], depth, allowed)

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 
 from mmfusion.lexical import query_words, tokenize
-from mmfusion.retrieval import Hit, ProductIndex, Ranking, RankingError, snapshot
+from mmfusion.retrieval import Hit, ProductIndex, Ranking, RankingError
+from mmfusion.retrieval import ranking as rankings
 
 WORDS = ["red", "blue", "dress", "mug", "cotton", "floral", "shirt", "summer"]
 QUERIES = ["red dress", "blue", "mug teapot mug", "!?"]
@@ -140,7 +141,7 @@ def test_a_ranking_is_that_of_all_products_one_by_one(
     make: Any, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # So few that lists have to grow.
-    monkeypatch.setattr(snapshot, "FIRST_DEPTH", 4)
+    monkeypatch.setattr(rankings, "FIRST_DEPTH", 4)
     index, ranking = make(), Ranking(**options)
     queries = vectors(len(QUERIES), seed=1)
     for cheap in (False, True):

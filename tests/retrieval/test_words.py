@@ -10,6 +10,7 @@ import pytest
 from test_ranking import COUNT, QUERIES, built, changed, products, vectors
 
 from mmfusion.retrieval import Hit, ProductIndex, Ranking, RankingError, Searcher, calibrate, snapshot
+from mmfusion.retrieval import ranking as rankings
 from mmfusion.retrieval.calibration import lowest_score
 
 BOTH = Ranking(mode="hybrid", weight=0.5, group_by="group", boosts={"sales": 0.1})
@@ -116,7 +117,7 @@ def test_texts_must_come_with_queries_whose_words_count() -> None:
 
 
 def test_a_boosted_search_looks_at_so_many_products_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot, "FIRST_DEPTH", 5)
+    monkeypatch.setattr(rankings, "FIRST_DEPTH", 5)
     monkeypatch.setattr(snapshot, "MOST_RANKED", 20)
     near = {hit.product_id for hit in built().search(vectors(1, 1), 20)[0]}
     found = built().search(vectors(1, 1), 5, ranking=Ranking(boosts={"sales": 1.0}))[0]

@@ -30,6 +30,8 @@ from mmfusion.retrieval.filters import (
 from mmfusion.retrieval.products import BLOCK
 
 ID_FIELD, VECTOR_FIELD = "product_id", "embedding"
+# Words of a product as text, and what Milvus makes of them for BM25.
+WORDS_FIELD, BM25_FIELD = "mmfusion_words", "mmfusion_bm25"
 # Limits of Milvus.
 MAX_BYTES, MAX_FIELDS = 65_535, 64
 # Fields of Milvus by the Arrow type of their values; lists and structs are JSON.
@@ -55,7 +57,8 @@ _WIDER = {
 }
 # Names that mean something in Milvus: of its own columns, and in its filters.
 _TAKEN = frozenset(
-    f"{ID_FIELD} {VECTOR_FIELD} rowid timestamp and or not in like is null exists true false iso interval match "
+    f"{ID_FIELD} {VECTOR_FIELD} {WORDS_FIELD} {BM25_FIELD} "
+    "rowid timestamp and or not in like is null exists true false iso interval match "
     "array_contains array_contains_all array_contains_any array_length json_contains json_contains_all "
     "json_contains_any text_match phrase_match random_sample".split()
 )

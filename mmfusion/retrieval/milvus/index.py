@@ -2,7 +2,9 @@
 
 import base64
 import itertools
+import math
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -10,8 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mmfusion.lexical import query_words
+from mmfusion.model.missing import is_missing
 from mmfusion.retrieval.filters import Filter
 from mmfusion.retrieval.milvus.columns import (
+    BM25_FIELD,
     ID_FIELD,
     VECTOR_FIELD,
     among,
@@ -27,11 +32,12 @@ from mmfusion.retrieval.milvus.upload import (
     count_products,
     find_description,
     kind_of_index,
+    spelled,
     upload,
     upsert,
 )
-from mmfusion.retrieval.products import Ids, ids_column, like, products_table
-from mmfusion.retrieval.ranking import PLAIN, Ranking, RankingError
+from mmfusion.retrieval.products import Ids, ids_column, lexical_columns, like, products_table
+from mmfusion.retrieval.ranking import CALIBRATED, FIRST_DEPTH, FUSED_DEPTH, PLAIN, RRF_K, Ranking, RankingError
 from mmfusion.retrieval.search import Hit, SearchIndex, StoredProduct, ranked
 from mmfusion.retrieval.vectors import checked_blocks, created_by
 
@@ -40,6 +46,9 @@ from mmfusion.retrieval.vectors import checked_blocks, created_by
 MAX_HITS = 16_384
 _HITS_PER_REQUEST = 16_384
 TIMEOUT = 60.0
+
+# Scores with rows of the table of products.
+Scored = list[tuple[float, dict[str, Any]]]
 
 
 class MilvusIndex(SearchIndex, AbstractContextManager["MilvusIndex"]):
@@ -103,6 +112,7 @@ class MilvusIndex(SearchIndex, AbstractContextManager["MilvusIndex"]):
         search_params: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         timeout: float = TIMEOUT,
+        lexical: bool | Sequence[str] = False,
     ) -> "MilvusIndex":
         """Uploads product embeddings with a table of their ids, weights and metadata into a new collection.
 
@@ -122,6 +132,8 @@ class MilvusIndex(SearchIndex, AbstractContextManager["MilvusIndex"]):
             search_params: of searches in it, for example {"ef": 128}.
             overwrite: drop a collection of that name first, if mmfusion made it.
             timeout: seconds that a request may take.
+            lexical: columns of the metadata whose words are searched, too, as of [`ProductIndex.build`], by Milvus's
+                full-text search.
 
         Raises:
             ImportError: pymilvus is not installed.
@@ -143,6 +155,7 @@ class MilvusIndex(SearchIndex, AbstractContextManager["MilvusIndex"]):
             search_params=dict(search_params or {}),
             products_schema=base64.b64encode(products.schema.remove_metadata().serialize().to_pybytes()).decode(),
             created_by=created_by(),
+            lexical=lexical_columns(lexical, products.schema),
         )
         connection = Connection(uri, collection, token, timeout)
         try:
@@ -207,15 +220,16 @@ class MilvusIndex(SearchIndex, AbstractContextManager["MilvusIndex"]):
     ) -> list[list[Hit]]:
         """As [`SearchIndex.search`]; k is at most 16,384.
 
+        By words, the score is BM25 as Milvus computes it. Boosts, a weight of vectors, and a lowest score in the other
+        modes need an index with FAISS.
+
         Raises:
             ValueError: as of [`SearchIndex.search`], or k is more than Milvus finds.
+            RankingError: as of [`SearchIndex.search`], or the ranking needs an index with FAISS.
             MilvusError: Milvus rejects the request or cannot be reached.
         """
-        if not ranking.is_plain:
-            raise RankingError(
-                "an index in Milvus ranks by vectors alone; leave out mode, group_by, boosts and min_score."
-            )
-        queries = self._checked(query_embeds)
+        self._check(ranking)
+        queries = None if ranking.mode == "words" else self._checked(query_embeds)
         if k < 1:
             raise ValueError(f"k={k}: ask for at least one hit")
         # Milvus takes no numbers of NumPy.
@@ -227,26 +241,76 @@ class MilvusIndex(SearchIndex, AbstractContextManager["MilvusIndex"]):
             known = "metadata" in self._nothing.column_names
             metadata = self._nothing.column("metadata").combine_chunks() if known else None
             expression = milvus_expression(filter, self._columns, metadata)
+        count = len(texts or ()) if queries is None else len(queries)
         if expression is None or wanted == 0:
-            return [[] for _ in queries]
+            return [[] for _ in range(count)]
+        if queries is not None and ranking.is_plain:
+            return [ranked(found) for found in self._found(list(queries), wanted, expression)]
+        asked = zip([None] * count if queries is None else queries, texts or [""] * count, strict=True)
+        return [self._ranked(query, text, wanted, expression, ranking) for query, text in asked]
+
+    def _check(self, ranking: Ranking) -> None:
+        if ranking.mode != "vectors" and not self.description.lexical:
+            raise RankingError(
+                f"the {self.place} has no index of words, which modes 'words' and 'hybrid' need; build it again with "
+                "mmfusion index --lexical true, or lexical=True in Python."
+            )
+        known = [column.name for column in self._columns if column.struct == "metadata"]
+        if ranking.group_by is not None and ranking.group_by not in known:
+            raise RankingError(f"group_by names the column {ranking.group_by!r}; this index has {', '.join(known)}.")
+        by_words = ranking.min_score is not None and ranking.mode != "vectors"
+        beyond = {
+            "boosts": bool(ranking.boosts),
+            "weight": ranking.weight is not None,
+            "min_score": ranking.min_score == CALIBRATED or by_words,
+        }
+        for name in [name for name, asked in beyond.items() if asked]:
+            raise RankingError(
+                f"{name} {getattr(ranking, name)!r} with mode {ranking.mode!r} needs an index with FAISS; leave it out."
+            )
+
+    def _found(self, data: list[Any], limit: int, expression: str, field: str = VECTOR_FIELD) -> list[Scored]:
+        """The best products of each query: scores with rows of the table of products."""
+        by_vectors = {"metric_type": "IP", "params": self.description.search_params}
         found: list[Any] = []
-        step = max(1, _HITS_PER_REQUEST // wanted)
-        for start in range(0, len(queries), step):
+        step = max(1, _HITS_PER_REQUEST // limit)
+        for start in range(0, len(data), step):
             found += self._connection.ask(
                 "search",
-                data=list(queries[start : start + step]),
-                anns_field=VECTOR_FIELD,
-                limit=wanted,
+                data=data[start : start + step],
+                anns_field=field,
+                limit=limit,
                 filter=expression,
                 output_fields=self._fields,
-                search_params={"metric_type": "IP", "params": self.description.search_params},
+                search_params=by_vectors if field == VECTOR_FIELD else {"metric_type": "BM25"},
             )
         products = iter(self._products([{**row["entity"], ID_FIELD: row[ID_FIELD]} for rows in found for row in rows]))
-        return [ranked([(float(row["distance"]), next(products)) for row in rows]) for rows in found]
+        # Milvus Lite gives BM25, which is never negative, as a distance: with a minus.
+        scores = [[float(row["distance"]) for row in rows] for rows in found]
+        scores = scores if field == VECTOR_FIELD else [[abs(score) for score in one] for one in scores]
+        return [[(score, next(products)) for score in one] for one in scores]
+
+    def _ranked(self, query: Any, text: str, k: int, expression: str, ranking: Ranking) -> list[Hit]:
+        """Hits of one query; lists grow until there are k groups."""
+        words = spelled(query_words(text))
+        depth = min(MAX_HITS, max(FUSED_DEPTH if ranking.mode == "hybrid" else FIRST_DEPTH, k))
+        lowest = -math.inf if ranking.min_score is None else float(ranking.min_score)
+        while True:
+            lists = [] if query is None else self._found([query], depth, expression)
+            if ranking.mode != "vectors":
+                lists += self._found([words], depth, expression, BM25_FIELD) if words else [[]]
+            lists = [sorted(found, key=_in_order, reverse=True) for found in lists]
+            best = _fused(lists) if len(lists) == 2 else lists[0]
+            best = _one_of_each([one for one in best if one[0] >= lowest], ranking.group_by)
+            if len(best) >= k or depth == MAX_HITS or all(len(one) < depth or one[-1][0] < lowest for one in lists):
+                return ranked(best[:k])
+            depth = min(MAX_HITS, 4 * depth)
 
     def facts(self) -> dict[str, Any]:
         """As [`SearchIndex.facts`]."""
-        return {"engine": "milvus", "kind": self.description.index_type, "dimension": self.description.dimension}
+        described = self.description
+        facts = {"kind": described.index_type, "dimension": described.dimension, "lexical": list(described.lexical)}
+        return {"engine": "milvus", **facts}
 
     def product(self, product_id: str) -> StoredProduct:
         """As [`SearchIndex.product`].
@@ -282,7 +346,7 @@ class MilvusIndex(SearchIndex, AbstractContextManager["MilvusIndex"]):
         vectors, table = self._checked_products(embeds, product_ids, model_fingerprint, metadata, modality_weights)
         table = like(table, self._nothing)
         check_values(table, self._columns)
-        upsert(self._connection, vectors, table, self._columns)
+        upsert(self._connection, vectors, table, self._columns, self.description.lexical)
 
     def delete(self, product_ids: Ids) -> None:
         """Removes products.
@@ -309,3 +373,27 @@ class MilvusIndex(SearchIndex, AbstractContextManager["MilvusIndex"]):
             for product, value in zip(products, values, strict=True):
                 product.setdefault(column.struct, {})[column.name] = value
         return products
+
+
+def _in_order(found: tuple[float, dict[str, Any]]) -> tuple[float, str]:
+    return found[0], found[1][ID_FIELD]
+
+
+def _fused(lists: Sequence[Scored]) -> Scored:
+    """Two lists, best first, by reciprocal rank, see [`Ranking`]."""
+    products = {product[ID_FIELD]: product for found in lists for _, product in found}
+    scores: dict[str, float] = defaultdict(float)
+    for found in lists:
+        for place, (_, product) in enumerate(found):
+            scores[product[ID_FIELD]] += (RRF_K + 1) / 2 / (RRF_K + 1 + place)
+    return sorted(((score, products[name]) for name, score in scores.items()), key=_in_order, reverse=True)
+
+
+def _one_of_each(found: Scored, group_by: str | None) -> Scored:
+    """The first of each value of a column; a product without one is a group of its own."""
+    groups: dict[Any, tuple[float, dict[str, Any]]] = {}
+    for score, product in found:
+        value = None if group_by is None else product["metadata"][group_by]
+        missing = is_missing(value) or (isinstance(value, str) and not value.strip())
+        groups.setdefault(("id", product[ID_FIELD]) if missing else ("value", value), (score, product))
+    return [*groups.values()]

@@ -11,14 +11,25 @@ import numpy as np
 import pyarrow as pa
 from tqdm.auto import tqdm
 
-from mmfusion.retrieval.milvus.columns import FIELD_TYPES, ID_FIELD, MAX_BYTES, VECTOR_FIELD, Column
+from mmfusion.lexical import tokenize
+from mmfusion.retrieval.milvus.columns import (
+    BM25_FIELD,
+    FIELD_TYPES,
+    ID_FIELD,
+    MAX_BYTES,
+    VECTOR_FIELD,
+    WORDS_FIELD,
+    Column,
+)
 from mmfusion.retrieval.milvus.connection import Connection, MilvusError, is_file, pymilvus
-from mmfusion.retrieval.products import row_blocks
+from mmfusion.retrieval.products import row_blocks, texts_of
 
 SCHEMA_VERSION = 1
 PROPERTY = "mmfusion.index"
 # Products per request: a few MB, far from what Milvus takes at once.
 BATCH_ROWS = 500
+# As many as the longest text of Milvus holds.
+_MAX_WORDS = 3_500
 _PART_ROWS, _MAX_PARTS = 10_000, 1_000
 _KINDS_IN_FILES = ("FLAT", "HNSW", "HNSW_SQ", "IVF_FLAT", "IVF_SQ8")
 # Seconds for the index of all products to be built.
@@ -37,6 +48,7 @@ class CollectionDescription:
         search_params: Run-time parameters of searches, for example {"ef": 128}.
         products_schema: Arrow schema of the table next to the vectors (base64).
         created_by: Software that made the collection.
+        lexical: Columns whose words are searched; empty if none are.
         complete: Whether all products are there.
         source: Digest of the products that are being uploaded; empty afterwards.
         part_rows: Number of products per part of an upload.
@@ -50,6 +62,7 @@ class CollectionDescription:
     search_params: dict[str, Any]
     products_schema: str
     created_by: str
+    lexical: tuple[str, ...] = ()
     complete: bool = False
     source: str = ""
     part_rows: int = 0
@@ -82,7 +95,8 @@ def find_description(connection: Connection) -> CollectionDescription | None:
         fields = json.loads(text)
         version = fields["schema_version"]
         if version == SCHEMA_VERSION:
-            return CollectionDescription(**{**fields, "parts": tuple(fields["parts"])})
+            lists = {name: tuple(fields.get(name, ())) for name in ("parts", "lexical")}
+            return CollectionDescription(**{**fields, **lists})
     except (ValueError, KeyError, TypeError) as error:
         raise MilvusError(
             f"the description of the {connection.place} is damaged ({error!r}); build it again"
@@ -143,7 +157,7 @@ def upload(
             start = number * description.part_rows
             digest = hashlib.sha256(part.tobytes()).hexdigest()[:16]
             if parts[number : number + 1] != [digest]:
-                upsert(connection, part, table.slice(start, len(part)), columns, bar.update)
+                upsert(connection, part, table.slice(start, len(part)), columns, wanted.lexical, bar.update)
                 parts[number : number + 1] = [digest]
                 properties = replace(description, parts=tuple(parts)).as_properties()
                 connection.ask("alter_collection_properties", properties=properties)
@@ -167,6 +181,7 @@ def upsert(
     vectors: np.ndarray,
     table: pa.Table,
     columns: Sequence[Column],
+    lexical: Sequence[str],
     observe: Callable[[int], Any] = lambda count: None,
 ) -> None:
     """Adds products, or replaces those that have the same ids; `observe` gets the size of each request."""
@@ -175,9 +190,17 @@ def upsert(
         named: dict[str, Any] = {ID_FIELD: rows.column(ID_FIELD).to_pylist()}
         named[VECTOR_FIELD] = list(vectors[start : start + BATCH_ROWS])
         named.update({one.field: one.stored(rows) for one in columns if one.field is not None})
+        if lexical:
+            named[WORDS_FIELD] = [spelled(tokenize(text)) for text in texts_of(rows, lexical)]
         data = [dict(zip(named, values, strict=True)) for values in zip(*named.values(), strict=True)]
         connection.change("upsert", data=data)
         observe(len(rows))
+
+
+def spelled(words: Sequence[str]) -> str:
+    """Words as tokenizers of Milvus leave them whole: a digest of each, of at most 3,500."""
+    digests = (hashlib.blake2b(word.encode(), digest_size=8).hexdigest() for word in words[:_MAX_WORDS])
+    return " ".join(f"w{digest}" for digest in digests)
 
 
 def count_products(connection: Connection) -> int:
@@ -218,6 +241,13 @@ def _begun(
             schema.add_field(column.field, kind, nullable=True, description=f"{column.struct}: {column.name}", **length)
     index = library.MilvusClient.prepare_index_params()
     index.add_index(VECTOR_FIELD, index_type=wanted.index_type, metric_type="IP", params=dict(index_params))
+    if wanted.lexical:
+        kinds, words = library.DataType, {"max_length": MAX_BYTES, "enable_analyzer": True}
+        schema.add_field(WORDS_FIELD, kinds.VARCHAR, analyzer_params={"tokenizer": "standard"}, **words)
+        schema.add_field(BM25_FIELD, kinds.SPARSE_FLOAT_VECTOR)
+        schema.add_function(library.Function("bm25", library.FunctionType.BM25, [WORDS_FIELD], [BM25_FIELD]))
+        params = {"bm25_k1": 1.2, "bm25_b": 0.75}
+        index.add_index(BM25_FIELD, index_type="SPARSE_INVERTED_INDEX", metric_type="BM25", params=params)
     connection.ask(
         "create_collection",
         schema=schema,
