@@ -8,7 +8,6 @@ titles and test queries of the last set with random unit vectors; modes take tur
 """
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -36,6 +35,13 @@ ROWS = {
     "both, by reciprocal rank": ("rrf", ".rrf"),
     "both, by a weight": ("hybrid", ".hybrid"),
 }
+PARTS = ["quality", "lowest_score", "cost"]
+TITLES = {"quality": "Quality on", "lowest_score": "A lowest score", "cost": "What a search costs"}
+INTRODUCTION = (
+    "Queries are synthetic and judgements are derived from attributes of the retailer; no human judged them. Three "
+    "sellers in four name neither colour nor pattern in the title, so that words find little of what visual queries "
+    "ask for. The weight of vectors is chosen on val queries alone."
+)
 PRECISIONS = (0.7, 0.8, 0.9)
 # What a shop of clothes, shoes and accessories does not sell.
 NONSENSE = (
@@ -63,8 +69,9 @@ def evaluated(folder: Path, catalogue: str, base: str) -> dict[str, Evaluation]:
     return {row: Evaluation.load(folder, name + ending) for row, (_, ending) in ROWS.items()}
 
 
-def quality(results: list[dict[str, Evaluation]]) -> str:
+def quality(folder: Path, catalogue: str, bases: list[str]) -> str:
     """Means over seeds by kind of query, and differences to vectors and to words with paired intervals."""
+    results = [evaluated(folder / f"seed{seed}", catalogue, base) for seed, base in enumerate(bases)]
     by_row = {row: {seed: one[row] for seed, one in enumerate(results)} for row in ROWS}
     means = {row: average(found, row) for row, found in by_row.items()}
     wheres = [None, *sorted(means["vectors"].query_parts("kind"))]
@@ -81,11 +88,13 @@ def quality(results: list[dict[str, Evaluation]]) -> str:
             differences.append([f"{both}, against {one}", metric_title(metric), *cells])
     weights = ", ".join(str(one["both, by a weight"].provenance["ranking"]["weight"]) for one in results)
     chosen = f"Weight of vectors, chosen on val by nDCG@10, by seed: {weights}. {means['vectors'].conditions()}."
+    chosen += f" {len(results)} seed(s); intervals are over queries."
     return "\n\n".join([markdown_table(table), markdown_table(differences), chosen])
 
 
-def lowest_scores(catalogue: Catalogue, base: str) -> str:
+def lowest_scores(source: str, base: str) -> str:
     """Scores calibrated on val, and what they do on test queries and on nonsense."""
+    catalogue = Catalogue.load(source)
     retriever = Retriever.from_pretrained(base)
     parts = {split: pool_rows(catalogue, split, "split") for split in ("val", "test")}
     grades: dict[str, dict[tuple[str, str], int]] = {}
@@ -131,8 +140,9 @@ def lowest_scores(catalogue: Catalogue, base: str) -> str:
     return markdown_table(rows)
 
 
-def costs(catalogue: Catalogue) -> str:
+def costs(source: str) -> str:
     """CPU milliseconds of one search of 100 hits, by mode."""
+    catalogue = Catalogue.load(source, photos=False)
     rng = np.random.default_rng(0)
     titles = catalogue.titles(range(len(catalogue.products)))
     groups = [f"g{row // 4}" for row in range(len(titles))]
@@ -180,24 +190,42 @@ def cpu_seconds(call: Callable[[], Any]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", nargs="+", action="append", required=True, dest="sets", metavar="WORD")
-    parser.add_argument("--output", type=Path, required=True, help="folder for results, and for hybrid.json")
+    parser.add_argument("--output", type=Path, required=True, help="folder for results")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure; the rest is kept")
+    parser.add_argument("--page", type=Path, help="Markdown page to write of all that was measured")
     options = parser.parse_args()
-    measured = {"threads": os.environ.get("OMP_NUM_THREADS", "all"), **machine()}
-    parts: dict[str, str] = {}
-    for name, catalogue, *bases in options.sets:
-        results = [evaluated(options.output / name / f"seed{seed}", catalogue, base) for seed, base in enumerate(bases)]
-        parts[name] = quality(results)
-        print(f"\n## {name}\n\n{parts[name]}\n", flush=True)
-    steps = {
-        "lowest score": lambda: lowest_scores(Catalogue.load(options.sets[0][1]), options.sets[0][2]),
-        "cost": lambda: costs(Catalogue.load(options.sets[-1][1], photos=False)),
+    steps: dict[str, tuple[str, Callable[[], str]]] = {
+        f"quality_{name}": (
+            "quality",
+            partial(
+                lambda name, catalogue, bases: quality(options.output / name, catalogue, bases), name, catalogue, bases
+            ),
+        )
+        for name, catalogue, *bases in options.sets
     }
-    for name, step in steps.items():
-        done = options.output / f"{name.replace(' ', '_')}.md"
-        if not done.exists():
-            done.write_text(step() + "\n", "utf-8")
-        print(f"\n## {name}\n\n{done.read_text('utf-8')}", flush=True)
-    print(json.dumps(measured))
+    steps["lowest_score"] = ("lowest_score", lambda: lowest_scores(*options.sets[0][1:3]))
+    steps["cost"] = ("cost", lambda: costs(options.sets[-1][1]))
+    sections = []
+    for name, (part, step) in steps.items():
+        done = options.output / f"{name}.md"
+        if part in options.parts and not done.exists():
+            on = machine()
+            text = step()
+            threads = os.environ.get("OMP_NUM_THREADS", "as many as cores")
+            where = f"{on['cores']} cores, {on['processor']}, load {on['load_at_start']} at start; threads: {threads}."
+            done.write_text(f"{text}\n\n{where}\n", "utf-8")
+        if done.exists():
+            sections.append(
+                f"## {TITLES[part]}{name.removeprefix(part).replace('_', ' ', 1)}\n\n{done.read_text('utf-8')}"
+            )
+            print(sections[-1], flush=True)
+    if options.page is not None:
+        sets = " ".join(
+            f"--set {name} data/{name} {' '.join(Path(base).name for base in b)}" for name, _, *b in options.sets
+        )
+        command = f"python tests/benchmarks/hybrid.py {sets} --output outputs/hybrid"
+        head = f"# Words, vectors and both\n\n```bash\n{command}\n```\n\n{INTRODUCTION}\n\n"
+        options.page.write_text(head + "\n".join(sections), "utf-8")
 
 
 if __name__ == "__main__":
