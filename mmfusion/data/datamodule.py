@@ -194,6 +194,7 @@ class MMFusionDataModule(L.LightningDataModule):
                     build_feature_cache(folder / own, model, table, rows, crop=crop, **options)
                     for crop, own in enumerate(names)
                 )
+                table.photo_width = model.activation_width
             if self._text_cache and table.text_cache is None and table.rewrite is None and len(rows):
                 model, folder = self._text_cache
                 texts = ProductTable(self.catalogue, self.processor, photos=False)

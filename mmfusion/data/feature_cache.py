@@ -71,13 +71,17 @@ class FeatureCache:
         data = np.load(folder / _DATA, mmap_mode="r")
         self._shape, self._begin = data.shape[1:], data.offset
 
-    def photos(self, rows: Array) -> dict[str, Tensor]:
+    def photos(self, rows: Array, width: int | None = None) -> dict[str, Tensor]:
         """`vision_activations` (P, photos, …) float32 and `photo_mask` (P, photos); empty if none has a photo.
+
+        Args:
+            rows: (P,) int64.
+            width: How many of the first values of each photo are read, where they are a vector; None: all.
 
         Raises:
             FeatureCacheError: A row was not cached.
         """
-        items, mask = self._items(rows)
+        items, mask = self._items(rows, width)
         return {"vision_activations": items, "photo_mask": mask} if mask.any() else {}
 
     def texts(self, rows: Array, *, means: bool = False) -> dict[str, Tensor]:
@@ -114,29 +118,33 @@ class FeatureCache:
             )
         return places
 
-    def _items(self, rows: Array) -> tuple[Tensor, Tensor]:
+    def _items(self, rows: Array, width: int | None = None) -> tuple[Tensor, Tensor]:
         """Items (R, widest, …) of rows, at least one wide, and where they are, (R, widest) bool; 0 elsewhere."""
         places = self._places(rows)
         counts = self.counts[places]
         mask = torch.from_numpy(np.arange(max(1, counts.max(initial=0))) < counts[:, None])
-        found = self._read(places)
+        found = self._read(places, width)
         if mask.all():
             return found.unflatten(0, mask.shape), mask
         items = found.new_zeros(*mask.shape, *found.shape[1:])
         items[mask] = found
         return items, mask
 
-    def _read(self, places: Array) -> Tensor:
+    def _read(self, places: Array, width: int | None = None) -> Tensor:
         """Items of rows, one row after the other."""
-        counts = self.counts[places]
-        found = np.empty((int(counts.sum()), *self._shape), dtype=np.float32)
-        parts, size = found.reshape(-1).view(np.uint8).data, math.prod(self._shape) * found.itemsize
-        ends = np.cumsum(counts) * size
+        counts, starts = self.counts[places], self.offsets[places]
+        found = np.empty((int(counts.sum()), *(self._shape if width is None else [width])), dtype=np.float32)
+        whole, size = (math.prod(shape) * found.itemsize for shape in (self._shape, found.shape[1:]))
+        if width is not None:
+            # Item by item, as what is read of one does not touch the next.
+            starts = np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(len(found))
+            counts = np.ones_like(starts)
+        parts, ends = found.reshape(-1).view(np.uint8).data, np.cumsum(counts) * size
         # Not by a map of memory, whose pages count as the memory of a process. Opened on each call, so that processes
         # share no position, and nothing is pickled; opening costs microseconds.
         with (self.folder / _DATA).open("rb", buffering=0) as file:
-            for start, count, end in zip(self.offsets[places].tolist(), counts.tolist(), ends.tolist(), strict=True):
-                file.seek(self._begin + start * size)
+            for start, count, end in zip(starts.tolist(), counts.tolist(), ends.tolist(), strict=True):
+                file.seek(self._begin + start * whole)
                 if file.readinto(parts[end - count * size : end]) != count * size:
                     raise FeatureCacheError(f"{file.name} is cut off; delete the folder, and it is made again.")
         return torch.from_numpy(found)

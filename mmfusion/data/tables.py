@@ -121,6 +121,8 @@ class ProductTable(_TextTable):
     ) -> None:
         super().__init__(catalogue, processor, rewrite=rewrite)
         self.caches: tuple[FeatureCache, ...] = () if cache is None else (cache,)
+        # How many of the first values of a photo's activations are read; None: all.
+        self.photo_width: int | None = None
         self.photos, self.photo_of = photos and "image" in self.column_names, photo_of
         self.reader = PhotoReader(max_photos=processor.max_photos, root=catalogue.photo_root)
         self._check_template()
@@ -154,7 +156,7 @@ class ProductTable(_TextTable):
         batch = self._text_batch("product", rows)
         if self.photos:
             shown = np.asarray(rows) if self.photo_of is None else self.photo_of[rows]
-            cached = self.caches[crop].photos(shown) if self.caches else None
+            cached = self.caches[crop].photos(shown, self.photo_width) if self.caches else None
             found = self.processor.process_photos(self.decode(shown, crop)) if cached is None else cached
             batch.update(found)
         return cast(ProductBatch, batch)

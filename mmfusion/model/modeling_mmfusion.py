@@ -349,6 +349,16 @@ class MMFusionModel(MMFusionPreTrainedModel):
         self._needs_products("num_vision_blocks")
         return len(vision_blocks(self.vision_model))
 
+    @property
+    def activation_width(self) -> int | None:
+        """How many of the first values of [`get_vision_activations`] are read of a photo; None: all.
+
+        Of a frozen encoder, token states come last, and a neck or a fusion network reads them, or nobody.
+        """
+        frozen = self.frozen_vision_blocks == self.num_vision_blocks
+        reads_tokens = self.vision_neck is not None or self.fusion.reads_tokens
+        return self.photo_sizes.pooled if frozen and not reads_tokens else None
+
     def freeze_vision(self, blocks: int) -> None:
         """Freezes the vision encoder below block `blocks` (0: nothing); its input may then be passed instead of photos.
 

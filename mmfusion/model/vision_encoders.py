@@ -65,7 +65,9 @@ def encode_photos_from(
     blocks = vision_blocks(encoder)
     if block == len(blocks):
         sizes = sizes or photo_sizes(encoder.config, pooling, layers)
-        tokens = activations[:, sizes.pooled :].unflatten(1, (-1, sizes.states))
+        # Perhaps none, where nobody reads them.
+        count = (activations.shape[1] - sizes.pooled) // sizes.states
+        tokens = activations[:, sizes.pooled :].unflatten(1, (count, sizes.states))
         return Encoded(tokens, activations[:, : sizes.pooled])
     with _captured(encoder, layers) as states, _resumed(encoder, block, activations) as inputs:
         output = encoder(**inputs, return_dict=True)

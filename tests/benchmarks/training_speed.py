@@ -7,7 +7,7 @@ Row 6: stage 2 over cached features of both encoders, 384 queries and 768 produc
 (`git worktree add --detach before f4b0012`). Row 7: gradient caching, 2,048 pairs of query and title a step in
 micro-batches of 64, both sides by one text encoder that is trained, beside CachedMultipleNegativesRankingLoss in the
 trainer of sentence-transformers: same encoder, pairs, dropout, clipping and AdamW. Row 6 can also be run for another
-kind of fusion.
+kind of fusion, and with or without states of lower blocks.
 
 Each contender trains as a user would have it, in a process of its own with one thread, and stops between two steps
 until it is its turn. A turn is some steps with all that belongs to them: loading, tokenising, logging, optimizer; not
@@ -32,6 +32,7 @@ from typing import Any
 from row_files import machine, write_row
 
 HERE = Path(__file__).resolve()
+CHECKOUT = HERE.parents[2]
 PACKAGES = ("torch", "transformers", "lightning", "numpy", "sentence-transformers")
 PAIRS, MICRO_BATCH = 2_048, 64
 # Steps that no contender reaches.
@@ -222,40 +223,23 @@ def in_turns(
 
 
 def row_6(options: argparse.Namespace) -> dict[str, Any]:
-    base = options.output / "base"
-    if not (base / "run.json").is_file():
-        # By the build that is older, so that both can read it.
-        config = '{"vision_feature_layers": [5, 11], "projection_hidden_size": 512}'
-        command = [str(options.before / "recipes/base.py"), "--text", options.text, "--vision", options.vision]
-        command += ["--image_size", "[192,144]", "--model_config", config, "--output", str(base)]
-        subprocess.run([sys.executable, *command], env={**os.environ, "PYTHONPATH": str(options.before)}, check=True)
-    folder, contenders = options.output, {}
-    for name, checkout in (("now", HERE.parents[2]), ("before", options.before)):
-        run, cache = folder / "runs" / f"6_{name}_{os.getpid()}", folder / f"features_{name}"
-        arguments = [
-            "--catalogue",
-            options.catalogue,
-            "--base",
-            str(base),
-            "--output",
-            str(run),
-            "--fusion",
-            options.fusion,
-        ]
-        arguments += ["--steps", str(ENDLESS), "--batch_size", "384", "--extra_products", "384"]
-        arguments += [
-            "--checkpoint_every",
-            str(ENDLESS),
-            "--validate_every",
-            str(ENDLESS),
-            "--hardware.accelerator",
-            "cpu",
-        ]
-        arguments += ["--feature_cache", str(cache), "--optimization.learning_rate", "2e-3"]
-        arguments += ["--optimization.weight_decay", "0.3", *_rates("0", "0")]
-        contenders[name] = _starter(checkout, folder / f"6_{name}.log", "ours", str(checkout), "stage2", *arguments)
+    layers = options.feature_layers
+    folder, kind = options.output, "_".join(["states", *map(str, layers)])
+    config = json.dumps({"vision_feature_layers": layers, "projection_hidden_size": 512})
+    # By the build that is older, so that both can read it.
+    base = made_base(
+        options.before, folder / f"base_{kind}", options, "--image_size", "[192,144]", "--model_config", config
+    )
+    contenders = {}
+    for name, checkout in (("now", CHECKOUT), ("before", options.before)):
+        run = folder / "runs" / f"6_{name}_{os.getpid()}"
+        arguments = training(options, base, run, text_rate=0.0)
+        arguments += ["--batch_size", "384", "--extra_products", "384", "--fusion", options.fusion]
+        arguments += ["--feature_cache", str(folder / f"features_{kind}_{name}")]
+        arguments += ["--optimization.learning_rate", "2e-3", "--optimization.weight_decay", "0.3"]
+        contenders[name] = starter(checkout, folder / f"6_{name}.log", "ours", str(checkout), "stage2", *arguments)
     return {
-        "what": f"stage 2 ({options.fusion}) on cached features, 384 queries x 768 products, steps/s",
+        "what": f"stage 2 ({options.fusion}, blocks {layers or 'none'}) on cached features, 384 x 768, steps/s",
         "beside": "commit f4b0012",
         "target": {"CPU": 2.0},
         **in_turns(6, contenders, options, options.steps),
@@ -263,33 +247,44 @@ def row_6(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def row_7(options: argparse.Namespace) -> dict[str, Any]:
-    folder, base = options.output, options.output / "base_7"
-    if not (base / "run.json").is_file():
-        command = [sys.executable, str(HERE.parents[2] / "recipes/base.py"), "--text", options.text]
-        command += ["--vision", options.vision, "--output", str(base)]
-        subprocess.run(command, env={**os.environ, "PYTHONPATH": str(HERE.parents[2])}, check=True)
-    checkout, run = HERE.parents[2], folder / "runs" / f"7_{os.getpid()}"
-    arguments = ["--catalogue", options.catalogue, "--base", str(base), "--output", str(run), "--steps", str(ENDLESS)]
-    arguments += ["--batch_size", str(PAIRS), "--micro_batch", str(MICRO_BATCH), "--query_image_weight", "0"]
-    arguments += ["--title_image_weight", "0", "--checkpoint_every", str(ENDLESS), "--validate_every", str(ENDLESS)]
-    arguments += ["--hardware.accelerator", "cpu", *_rates("1e-4", "0")]
-    ours = _starter(checkout, folder / "7_ours.log", "ours", str(checkout), "stage1", *arguments)
-    theirs = _starter(
-        checkout, folder / "7_theirs.log", "theirs", options.catalogue, options.text, str(folder / "theirs_7")
+    folder = options.output
+    arguments = training(
+        options, made_base(CHECKOUT, folder / "base_7", options), folder / "runs" / f"7_{os.getpid()}", text_rate=1e-4
     )
+    arguments += ["--batch_size", str(PAIRS), "--micro_batch", str(MICRO_BATCH)]
+    arguments += ["--query_image_weight", "0", "--title_image_weight", "0"]
+    contenders = {
+        "ours": starter(CHECKOUT, folder / "7_ours.log", "ours", str(CHECKOUT), "stage1", *arguments),
+        "theirs": starter(CHECKOUT, folder / "7_theirs.log", "theirs", options.catalogue, options.text, str(folder)),
+    }
     return {
         "what": f"gradient caching, {PAIRS:,} pairs of texts a step, micro-batches of {MICRO_BATCH}, samples/s",
         "beside": "CachedMultipleNegativesRankingLoss in SentenceTransformerTrainer, both directions",
         "target": {"CPU": 1.2, "peak memory": 1.0},
-        **in_turns(7, {"ours": ours, "theirs": theirs}, options, max(1, options.steps // 10)),
+        **in_turns(7, contenders, options, max(1, options.steps // 10)),
     }
 
 
-def _rates(text: str, vision: str) -> list[str]:
-    return ["--optimization.text_learning_rate", text, "--optimization.vision_learning_rate", vision]
+def made_base(checkout: Path, folder: Path, options: argparse.Namespace, *more: str) -> str:
+    """The folder of a model that nothing has trained."""
+    if not (folder / "model.safetensors").is_file():
+        arguments = ["--text", options.text, "--vision", options.vision, "--output", str(folder), *more]
+        environment = {**os.environ, "PYTHONPATH": str(checkout)}
+        subprocess.run([sys.executable, str(checkout / "recipes/base.py"), *arguments], env=environment, check=True)
+    return str(folder)
 
 
-def _starter(checkout: Path, log: Path, *arguments: str) -> Callable[[], Contender]:
+def training(options: argparse.Namespace, base: str, run: Path, text_rate: float) -> list[str]:
+    """Arguments of a training that ends with its process."""
+    return [
+        *("--catalogue", options.catalogue, "--base", base, "--output", str(run), "--hardware.accelerator", "cpu"),
+        *("--steps", str(ENDLESS), "--checkpoint_every", str(ENDLESS), "--validate_every", str(ENDLESS)),
+        *("--optimization.text_learning_rate", str(text_rate), "--optimization.vision_learning_rate", "0"),
+    ]
+
+
+def starter(checkout: Path, log: Path, *arguments: str) -> Callable[[], Contender]:
+    """What starts a contender."""
     return lambda: Contender(checkout, log, *arguments)
 
 
@@ -309,6 +304,7 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, nargs="+", default=[*ROWS], choices=[*ROWS])
     parser.add_argument("--fusion", default="gated", help="kind of fusion in row 6")
+    parser.add_argument("--feature_layers", type=int, nargs="*", default=[5, 11], help="blocks of states, in row 6")
     parser.add_argument("--turns", type=int, default=5, help="measured turns of each contender")
     parser.add_argument("--steps", type=int, default=10, help="steps of a turn; of row 7 a tenth")
     options = parser.parse_args()

@@ -185,6 +185,9 @@ def test_a_fusion_that_reads_no_tokens_is_trained_on_means_of_texts(
     longest = int(live["product_attention_mask"].sum(1).max())
     assert cached["product_text_states"].shape[1] == (length or longest)
     assert cached["query_text_states"].shape[1] == 1
+    pooled, states = model.photo_sizes
+    width = cached["vision_activations"].shape[2]
+    assert width == pooled if length else (width > pooled and (width - pooled) % states == 0)
     found = []
     for batch in (live, cached):
         stage.zero_grad()
