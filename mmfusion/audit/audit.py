@@ -43,13 +43,13 @@ class Settings:
     Attributes:
         precision: Share of the findings of a kind that shall be right, in (0, 1); it is measured, and what does not
             reach it is not listed.
-        photo_distance: Root mean square of the differences between two photos of 16 x 16 pixels, in (0, 1), up to
-            which they are the same photo.
+        photo_distance: Difference between two photos in proportion to their contrast, in (0, 1), up to which they are
+            the same; see `same_photos`.
         seed: Of everything that is drawn.
     """
 
     precision: float = 0.8
-    photo_distance: float = 0.015
+    photo_distance: float = 0.06
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -15,22 +15,26 @@ _BLOCK = 4096
 def same_photos(tiny: Floats, has_photo: Flags, distance: float) -> list[list[int]]:
     """Groups of two and more products whose tiny pictures are near each other, each ascending, the largest group first.
 
-    Whoever is near one of a group belongs to it. Candidates are found by pictures of 4 x 4 pixels, whose distance is at
-    most that of the larger ones, so that none is missed.
+    Whoever is near one of a group belongs to it. Candidates are found by pictures of 4 x 4 pixels, whose differences
+    are at most those of the larger ones, so that none is missed.
 
     Args:
         tiny: (P, SIDE * SIDE * 3) float32 in [0, 1].
         has_photo: (P,) bool; others are in no group.
-        distance: Root mean square of the differences between two pictures, up to which they show the same.
+        distance: Root mean square of the differences between two pictures, in standard deviations of the one that has
+            more contrast, up to which they show the same. A small thing on white differs little from another one.
     """
     rows = np.flatnonzero(has_photo)
+    if not len(rows):
+        return []
     step = SIDE // _COARSE
     blocks = np.asarray(tiny[rows]).reshape(-1, _COARSE, step, _COARSE, step, 3)
     coarse = np.ascontiguousarray(blocks.mean(axis=(2, 4)).reshape(len(rows), -1), dtype=np.float32)
     index = faiss.IndexFlatL2(coarse.shape[1])
     index.add(coarse)
+    contrast = distance * np.asarray(tiny[rows]).std(axis=1)
     # Rounding must lose none.
-    radius = coarse.shape[1] * distance**2 * 1.001 + 1e-5
+    radius = coarse.shape[1] * float(contrast.max()) ** 2 * 1.001 + 1e-5
     first = np.arange(len(rows))
     for start in range(0, len(rows), _BLOCK):
         limits, _, found = index.range_search(coarse[start : start + _BLOCK], radius)
@@ -39,7 +43,8 @@ def same_photos(tiny: Floats, has_photo: Flags, distance: float) -> list[list[in
         left = np.repeat(np.arange(start, start + len(sizes)), sizes)
         later = found > left
         for one, other in zip(left[later].tolist(), found[later].tolist(), strict=True):
-            if np.sqrt(np.square(tiny[rows[one]] - tiny[rows[other]]).mean()) <= distance:
+            difference = np.sqrt(np.square(tiny[rows[one]] - tiny[rows[other]]).mean())
+            if difference <= max(contrast[one], contrast[other]):
                 _join(first, one, other)
     groups: dict[int, list[int]] = {}
     for place in range(len(rows)):

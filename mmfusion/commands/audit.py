@@ -40,8 +40,8 @@ class Config:
         min_texts: Titles and train queries that name a value, at least; rarer values are left out.
         precision: Share of the findings that shall be right, in (0, 1). It is measured with titles that are made wrong
             on purpose; an attribute that does not reach it gets no findings.
-        photo_distance: Difference between two small copies of photos (root mean square, in (0, 1)) up to which they
-            show the same.
+        photo_distance: Difference between small copies of two photos, in proportion to their contrast, in (0, 1), up to
+            which they show the same.
         shown: Findings of each kind that the page shows with their photo; the table has all.
         allow_missing_photos: Whether to continue where fewer than half of the photos that products name can be read.
         batch_size: Products per forward pass.
@@ -58,7 +58,7 @@ class Config:
     vocabulary: str | None = None
     min_texts: int = 5
     precision: float = 0.8
-    photo_distance: float = 0.015
+    photo_distance: float = 0.06
     shown: int = 48
     allow_missing_photos: bool = False
     batch_size: int = 64

@@ -173,9 +173,16 @@ def test_copies_of_a_photo_are_found_and_similar_photos_are_not() -> None:
     resized = [one.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX) for one in shown]
     tiny = np.stack([np.asarray(one, np.float32).ravel() / 255 for one in resized])
     has_photo = np.ones(7, bool)
-    assert same_photos(tiny, has_photo, 0.015) == [[0, 4], [2, 5]]
+    assert same_photos(tiny, has_photo, 0.06) == [[0, 4], [2, 5]]
     has_photo[4] = False
-    assert same_photos(tiny, has_photo, 0.015) == [[2, 5]]
+    assert same_photos(tiny, has_photo, 0.06) == [[2, 5]]
+    assert same_photos(tiny, has_photo & False, 0.06) == []
+
+
+def test_small_things_on_white_are_no_copies_of_each_other() -> None:
+    tiny = np.ones((4, SIDE, SIDE, 3), np.float32)
+    tiny[0, 3, 3], tiny[1, 9, 9] = 0.7, 0.7
+    assert same_photos(tiny.reshape(4, -1), np.ones(4, bool), 0.06) == [[2, 3]], "blank ones are the same"
 
 
 def test_one_photo_under_one_title_is_no_finding() -> None:

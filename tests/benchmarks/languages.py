@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--bench", required=True)
     parser.add_argument("--base", required=True, help="fused model, trained on the bench's train split")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--titles", nargs="+", choices=TITLES, default=list(TITLES), help="kinds of titles")
     parser.add_argument("--feature_cache", help="folder of cached photos of the test pool; default: in the output")
     arguments = parser.parse_args()
     output: Path = arguments.output
@@ -117,13 +118,15 @@ def main() -> None:
     }
     ids = catalogue.product_ids[rows]
 
-    def measured(query_texts: list[str], titles: Rewritten, label: str) -> dict[str, Evaluation]:
+    embeds = {name: query_views(model, processor, texts) for name, texts in queries.items()}
+
+    def measured(language: str, titles: Rewritten, label: str) -> dict[str, Evaluation]:
         table = ProductTable(catalogue, processor, cache=cache, rewrite=titles)
         name = re.sub(r"\W+", "_", label)
         text, fused = embedded(model, table, rows, output / f"{name}.npy")
-        vectors = query_views(model, processor, query_texts)
+        vectors = embeds[language]
         columns: dict[str, Tensor] = {
-            "BM25": rank_bm25(query_texts, table.texts(rows), PLACES, ids)[1],
+            "BM25": rank_bm25(queries[language], table.texts(rows), PLACES, ids)[1],
             "text only": rank(vectors, text, PLACES, ids)[1],
             "fused": rank(vectors, fused, PLACES, ids)[1],
         }
@@ -131,7 +134,7 @@ def main() -> None:
 
     words = sum(len(known(text)) for text in english) / len(english)
     print(f"{len(english)} queries with {words:.1f} words of the table each, {len(rows):,} products\n")
-    foreign = {name: measured(texts, as_they_are, "as they are") for name, texts in queries.items()}
+    foreign = {name: measured(name, as_they_are, "as they are") for name in queries}
     print("queries in another language, English titles\n")
     print(markdown_table(table_of(foreign, "English")))
     print("\nmultilingual text encoder: not run, no weights are at hand\n", flush=True)
@@ -140,9 +143,8 @@ def main() -> None:
     print(markdown_table(tokens), flush=True)
     found: dict[str, dict[str, Evaluation]] = {}
     print("\nEnglish queries, titles that were translated\n")
-    for name, titles in TITLES.items():
-        found[name] = measured(english, titles, name)
-        print(name, flush=True)
+    for name in dict.fromkeys(["as they are", *arguments.titles]):
+        found[name] = measured("English", TITLES[name], name)
     print(f"\n{markdown_table(table_of(found, 'as they are'))}")
     by_kind = [["fused against text only, nDCG@10", "mixed", "textual", "visual"]]
     for name, results in found.items():
