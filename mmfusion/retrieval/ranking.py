@@ -154,14 +154,22 @@ def numbers_of(column: pa.ChunkedArray, name: str) -> np.ndarray:
     return column.cast(pa.float64(), safe=False).to_numpy()
 
 
+def check_groups(kind: pa.DataType, name: str) -> None:
+    """Raises an error for a column of lists or structs, whose values make no groups."""
+    if pa.types.is_nested(kind):
+        raise RankingError(f"group_by names the column {name!r}, which is {kind}; name one of single values.")
+
+
 def groups_of(column: pa.ChunkedArray, name: str) -> IntArray:
     """Numbers (N,) that are equal where the values of a column are; negative, and all different, for missing values.
 
     Raises:
         RankingError: It holds lists or structs.
     """
-    if pa.types.is_nested(column.type):
-        raise RankingError(f"group_by names the column {name!r}, which is {column.type}; name one of single values.")
+    check_groups(column.type, name)
+    if pa.types.is_null(column.type):
+        # Arrow does not count the values of a column without any.
+        column = column.cast(pa.string())
     if column.type in (pa.string(), pa.large_string()):
         blank = pc.equal(pc.utf8_trim_whitespace(column), "")
         column = pc.if_else(blank, pa.scalar(None, column.type), column)

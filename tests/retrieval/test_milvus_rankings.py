@@ -71,6 +71,7 @@ def test_hits_are_those_of_an_index_with_faiss(
         ({"mode": "hybrid", "weight": 0.5}, "weight 0.5 with mode 'hybrid' needs an index with FAISS"),
         ({"mode": "words", "min_score": 0.5}, "min_score 0.5 with mode 'words' needs"),
         ({"min_score": "calibrated"}, "min_score 'calibrated' with mode"),
+        ({"group_by": "tags"}, "group_by names the column 'tags', which is list"),
         ({"group_by": "colour"}, "group_by names the column 'colour'; this index has title, tags"),
     ],
 )

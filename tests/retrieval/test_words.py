@@ -1,5 +1,6 @@
 """An index of words beside the vectors: kept right by changes, saved with checksums, and asked for what it lacks."""
 
+import decimal
 import json
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,18 @@ def test_columns_without_words_are_refused(lexical: Any, message: str) -> None:
 def test_a_ranking_that_cannot_be_is_refused_with_its_value(options: dict[str, Any], message: str) -> None:
     with pytest.raises(RankingError, match=message):
         hits_of(built(), Ranking(**options))
+
+
+def test_groups_are_of_values_of_any_type() -> None:
+    table = products(COUNT)
+    whole = pa.array([decimal.Decimal(row // 3) for row in range(COUNT)])
+    columns = {"nothing": pa.nulls(COUNT), "decimal": whole, "day": whole.cast(pa.int32()).cast(pa.date32())}
+    for name, column in columns.items():
+        table = table.append_column(name, column)
+    index = built(metadata=table)
+    for name in columns:
+        hits = index.search(vectors(1), COUNT, ranking=Ranking(group_by=name))[0]
+        assert len(hits) == (COUNT if name == "nothing" else COUNT // 3)
 
 
 def test_texts_must_come_with_queries_whose_words_count() -> None:

@@ -37,7 +37,16 @@ from mmfusion.retrieval.milvus.upload import (
     upsert,
 )
 from mmfusion.retrieval.products import Ids, ids_column, lexical_columns, like, products_table
-from mmfusion.retrieval.ranking import CALIBRATED, FIRST_DEPTH, FUSED_DEPTH, PLAIN, RRF_K, Ranking, RankingError
+from mmfusion.retrieval.ranking import (
+    CALIBRATED,
+    FIRST_DEPTH,
+    FUSED_DEPTH,
+    PLAIN,
+    RRF_K,
+    Ranking,
+    RankingError,
+    check_groups,
+)
 from mmfusion.retrieval.search import Hit, SearchIndex, StoredProduct, ranked
 from mmfusion.retrieval.vectors import checked_blocks, created_by
 
@@ -255,9 +264,13 @@ class MilvusIndex(SearchIndex, AbstractContextManager["MilvusIndex"]):
                 f"the {self.place} has no index of words, which modes 'words' and 'hybrid' need; build it again with "
                 "mmfusion index --lexical true, or lexical=True in Python."
             )
-        known = [column.name for column in self._columns if column.struct == "metadata"]
-        if ranking.group_by is not None and ranking.group_by not in known:
-            raise RankingError(f"group_by names the column {ranking.group_by!r}; this index has {', '.join(known)}.")
+        known = {column.name: column.type for column in self._columns if column.struct == "metadata"}
+        if ranking.group_by is not None:
+            if ranking.group_by not in known:
+                raise RankingError(
+                    f"group_by names the column {ranking.group_by!r}; this index has {', '.join(known)}."
+                )
+            check_groups(known[ranking.group_by], ranking.group_by)
         by_words = ranking.min_score is not None and ranking.mode != "vectors"
         beyond = {
             "boosts": bool(ranking.boosts),
