@@ -149,6 +149,9 @@ def _load_photos(config: Config, record: dict[str, Any]) -> "Photos | None":
             raise
         logger.warning("the page has no photos, as the catalogue cannot be read; give --catalogue: %s", error)
         return None
+    if not thumbnails.are_there:
+        logger.warning("the page has no photos: the catalogue %s has no column 'image'", source)
+        return None
     return Photos(thumbnails, config.limits.max_waiting)
 
 

@@ -61,6 +61,11 @@ class Thumbnails:
         self._bad: set[str] = set()
         self._writable = True
 
+    @property
+    def are_there(self) -> bool:
+        """Whether the catalogue has photos at all."""
+        return "image" in self._catalogue.products.column_names
+
     def __call__(self, product_id: str) -> Thumbnail | None:
         """The first photo of a product that can be read; None if there is none.
 

@@ -93,8 +93,8 @@ def tables(rows: dict[str, Any], options: argparse.Namespace) -> str:
         f"`{command}`",
         "",
         f"{os.cpu_count()} CPU cores, {gib:.0f} GiB, Python {platform.python_version()}. Client, browser and service "
-        f"share the cores. {options.requests:,} requests a row for 100 products each, {FEW} clients; medians of "
-        f"{options.rounds} interleaved rounds, lowest and highest.",
+        f"share the cores; load average {os.getloadavg()[2]:.0f} at the end. {options.requests:,} requests a row "
+        f"for 100 products each, {FEW} clients; medians of {options.rounds} interleaved rounds, lowest and highest.",
         "",
         "| service | answers a second | ratio to the page | p50 ms | CPU ms an answer | ratio |",
         "|---|---:|---:|---:|---:|---:|",

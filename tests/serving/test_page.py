@@ -10,6 +10,7 @@ from urllib.parse import quote
 import httpx
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from served_index import MARKUP, ODD_IDS, drawn_index, write_shop
@@ -208,6 +209,10 @@ def test_what_is_missing_is_said_where_the_service_starts(tmp_path: Path, caplog
     assert _load_photos(Config(index=str(tmp_path)), {"arguments": {}}) is None
     assert _load_photos(Config(index=str(tmp_path)), {"catalogue": str(tmp_path / "gone")}) is None
     assert "give --catalogue" in caplog.records[0].message and "gone" in caplog.records[1].message
+    (tmp_path / "bare").mkdir()
+    pq.write_table(pa.table({"product_id": ["a"], "title": ["A"]}), tmp_path / "bare" / "products.parquet")
+    assert _load_photos(Config(index=str(tmp_path), catalogue=str(tmp_path / "bare")), {}) is None
+    assert "has no column 'image'" in caplog.records[-1].message
     with pytest.raises(ValueError, match="gone"):
         _load_photos(Config(index=str(tmp_path), catalogue=str(tmp_path / "gone")), {})
     with pytest.raises(ValueError, match="compare 'x' is for the search page; leave it out, or leave out --page false"):

@@ -117,7 +117,7 @@ const askedPhoto = (now) =>
     : [];
 
 const draw = (now, ...content) => {
-  at("content").replaceChildren(...content);
+  at("content").replaceChildren(h("h1", { class: "sr" }, document.title), ...content);
   at("results").removeAttribute("aria-busy");
   at("toolbar").hidden = true;
 };
@@ -186,7 +186,7 @@ const drawStart = () => {
   const examples = settings.facets.find((one) => one.kind === "values" && typeof one.values[0]?.value === "string")?.values ?? [];
   const links = examples.slice(0, 6).map(({ value }) => h("a", { class: "chip", href: address({ query: value, like: null }), "data-go": true }, h("bdi", {}, value)));
   const keys = h("p", { class: "keys" }, h("kbd", {}, "/"), " to search, ", h("kbd", {}, "↓"), " ", h("kbd", {}, "→"), " to walk through products, ", h("kbd", {}, "Enter"), " for more like one");
-  draw({}, h("div", { class: "start" }, h("h1", {}, `Search ${count(settings.products, "product")}`), h("p", {}, "Say what it is, and what it looks like."), links.length ? h("p", { class: "chips" }, links) : "", keys));
+  draw({}, h("div", { class: "start" }, h("h2", {}, `Search ${count(settings.products, "product")}`), h("p", {}, "Say what it is, and what it looks like."), links.length ? h("p", { class: "chips" }, links) : "", keys));
 };
 
 const say = (text) => {
