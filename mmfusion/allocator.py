@@ -13,7 +13,8 @@ def keep_freed_memory() -> None:
     """Has glibc keep freed memory for the next layer instead of handing it back to the system.
 
     On a CPU, feature maps of more than a few photos exceed what malloc keeps by itself. Fresh pages for each layer then
-    cost more than its convolutions: MobileNetV2 embeds 32 photos at a third of the speed. Other systems are left alone.
+    cost more than its convolutions: MobileNetV2 embeds 32 photos at a third of the speed. Rankings of many queries are
+    as large. Other systems are left alone.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(_MMAP_THRESHOLD, _BYTES)

@@ -172,18 +172,17 @@ class Qrels:
             return self._searched(queries, products)
         # Twice as fast as the search: a table of all products for as many queries as stay in the cache. What is outside
         # it, and as an unsigned number -1 is, too, takes the grade 0 of one column more.
-        query, at = equals(queries, self.query)
         width, grades = self._width + 1, np.empty(products.shape, dtype=np.int64)
-        step = min(max(1, _CELLS // width), len(queries))
+        step, outside = min(max(1, _CELLS // width), len(queries)), np.uint64(self._width)
         table, first = np.zeros(step * width, dtype=np.int64), np.arange(step)[:, None] * width
-        cells, outside = query % step * width + self.product[at], np.uint64(self._width)
-        starts = range(0, len(queries), step)
-        for start, judged in zip(starts, np.split(np.arange(len(at)), np.searchsorted(query, starts[1:])), strict=True):
-            table[cells[judged]] = self.grade[at[judged]]
+        for start in range(0, len(queries), step):
+            query, at = equals(queries[start : start + step], self.query)
+            cells = query * width + self.product[at]
+            table[cells] = self.grade[at]
             asked = np.minimum(products[start : start + step].view(np.uint64), outside).view(np.int64)
             # All cells are inside: "clip" spares a copy that NumPy makes to raise an error.
             np.take(table, asked + first[: len(asked)], out=grades[start : start + step], mode="clip")
-            table[cells[judged]] = 0
+            table[cells] = 0
         return grades
 
     def _searched(self, queries: IntArray, products: IntArray) -> IntArray:

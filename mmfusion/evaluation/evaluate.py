@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from mmfusion.allocator import keep_freed_memory
 from mmfusion.data.catalogue import Catalogue
 from mmfusion.data.qrels import Qrels, equals
 from mmfusion.data.tables import Rows
@@ -195,6 +196,7 @@ def evaluate_rankings(
         ValueError: Rankings do not fit queries or pool, name a product twice or are shorter than the largest cut-off
             though the pool is not; a column is missing; nothing in the pool has `relevant_grade`.
     """
+    keep_freed_memory()
     given = np.asarray(query_rows, dtype=np.int64)
     evaluated = given if evaluated_query_rows is None else np.asarray(evaluated_query_rows, dtype=np.int64)
     pool_products = np.unique(np.asarray(product_rows, dtype=np.int64))

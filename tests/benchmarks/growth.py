@@ -12,6 +12,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from time import process_time
 
@@ -66,9 +67,13 @@ def evaluation() -> Cost:
     """CPU seconds of `evaluate_rankings`, by queries over the same products."""
     from evaluation import JUDGED, draw, ours
 
-    def cost(queries: int) -> float:
+    @cache
+    def drawn(queries: int) -> tuple[np.ndarray, Qrels]:
         ranked, judged, grades = draw(queries)
-        qrels = Qrels(np.repeat(np.arange(queries), JUDGED), judged.ravel(), grades.ravel())
+        return ranked, Qrels(np.repeat(np.arange(queries), JUDGED), judged.ravel(), grades.ravel())
+
+    def cost(queries: int) -> float:
+        ranked, qrels = drawn(queries)
         ours(ranked, qrels)
         start = process_time()
         ours(ranked, qrels)
