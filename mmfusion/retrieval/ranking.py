@@ -17,8 +17,7 @@ CALIBRATED = "calibrated"
 # Of reciprocal rank fusion: Cormack, Clarke and Büttcher, Reciprocal Rank Fusion outperforms Condorcet and individual
 # Rank Learning Methods, SIGIR 2009.
 RRF_K = 60
-# Products that each list holds at first, of fusion by reciprocal rank and otherwise; four times as many whenever that
-# was too few.
+# Products that each list holds at first, of hybrid searches and of others; four times as many when that was too few.
 FUSED_DEPTH, FIRST_DEPTH = 1000, 100
 
 

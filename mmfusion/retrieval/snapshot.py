@@ -92,7 +92,7 @@ class Snapshot:
         """
         chosen: dict[int, Chosen] = {}
         waiting = list(range(len(texts)))
-        least = rankings.FUSED_DEPTH if ranking.mode == "hybrid" and ranking.weight is None else rankings.FIRST_DEPTH
+        least = rankings.FUSED_DEPTH if ranking.mode == "hybrid" else rankings.FIRST_DEPTH
         depth = max(least, k)
         while waiting:
             found = None if queries is None else self.nearest(queries[waiting], depth, allowed)
