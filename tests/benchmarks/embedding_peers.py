@@ -75,10 +75,9 @@ def run(command: list[str], threads: int, tree: Path = CHECKOUT) -> Cost:
 
 
 def embed(catalogue: Path, model: str, output: Path, options: argparse.Namespace, tree: Path = CHECKOUT) -> Cost:
-    """`mmfusion embed` into a folder that is not there yet, with the catalogue converted beforehand."""
-    cache = options.output / "work" / "cache" / tree.name
-    command = [sys.executable, "-m", "mmfusion", "embed", "--catalogue", str(catalogue), "--base", model]
-    command += ["--batch_size", str(options.batch_size), "--cache_dir", str(cache), "--hardware.accelerator", "cpu"]
+    """The command `embed` into a folder that is not there yet."""
+    command = [sys.executable, str(tree / "recipes" / "embed.py"), "--catalogue", str(catalogue), "--base", model]
+    command += ["--batch_size", str(options.batch_size), "--hardware.accelerator", "cpu"]
     command += ["--hardware.num_workers", str(options.num_workers), "--output", str(output)]
     shutil.rmtree(output, ignore_errors=True)
     return run(command, options.threads, tree)
