@@ -191,9 +191,12 @@ def row2(options: argparse.Namespace, results: "Results") -> None:
 
 def row3(options: argparse.Namespace, results: "Results") -> None:
     work = options.output / "work" / "row3"
-    kinds = {kind: repeated_products(options.catalogue, kind, work / kind) for kind in ("products", "photos", "texts")}
+    kinds = {
+        kind: repeated_products(options.catalogue, kind, options.distinct, work / kind)
+        for kind in ("products", "photos", "texts")
+    }
     results.describe(
-        what="a catalogue of 1,200 distinct (text, photo) x 5 rows, start to manifest",
+        what=f"a catalogue of {options.distinct:,} distinct (text, photo) x 5 rows, start to manifest",
         beside="the same by the build in --today",
         target=">= 4",
     )
@@ -312,12 +315,12 @@ def distinct_products(source: Path, count: int, folder: Path) -> Path:
     return written(folder, found)
 
 
-def repeated_products(source: Path, kind: str, folder: Path) -> Path:
-    """6,000 products: 1,200 distinct ones five times each (`products`), or their `photos` alone, or their `texts`."""
-    own = distinct_products(source, 6000, folder / "distinct")
+def repeated_products(source: Path, kind: str, count: int, folder: Path) -> Path:
+    """Five times as many products: distinct ones five times each (`products`), or their `photos` alone, or `texts`."""
+    own = distinct_products(source, 5 * count, folder / "distinct")
     products = _products(own).to_pylist()
     found = []
-    for row in range(6000):
+    for row in range(5 * count):
         shown, different = products[row // 5], products[row]
         title = different["title"] if kind == "photos" else shown["title"]
         image = different["image"] if kind == "texts" else shown["image"]
@@ -390,6 +393,7 @@ def main() -> None:
     parser.add_argument("--today", type=Path, help="checkout of the build that counts as today's")
     parser.add_argument("--shape", default="small", choices=SHAPES, help="of the encoders of row 1")
     parser.add_argument("--products", type=int, default=6000, help="of row 1")
+    parser.add_argument("--distinct", type=int, default=1200, help="products of row 3, each in five rows")
     parser.add_argument("--large_products", type=int, default=1_000_000, help="of row 2, at most")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="OMP_NUM_THREADS of each process")
