@@ -72,7 +72,7 @@ def evaluated(folder: Path, catalogue: str, base: str) -> dict[str, Evaluation]:
 def quality(folder: Path, catalogue: str, bases: list[str]) -> str:
     """Means over seeds by kind of query, and differences to vectors and to words with paired intervals."""
     if not bases:
-        return f"Not measured: no model was trained on {Path(catalogue).name}."
+        return f"Not measured: no model that was trained on {Path(catalogue).name} was named."
     results = [evaluated(folder / f"seed{seed}", catalogue, base) for seed, base in enumerate(bases)]
     by_row = {row: {seed: one[row] for seed, one in enumerate(results)} for row in ROWS}
     means = {row: average(found, row) for row, found in by_row.items()}
