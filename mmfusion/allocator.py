@@ -5,7 +5,7 @@ import sys
 from functools import cache
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_BYTES = 1 << 30
+_BYTES, _MAPPED_BYTES = 1 << 30, 1 << 20
 
 
 @cache
@@ -19,3 +19,12 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(_MMAP_THRESHOLD, _BYTES)
         libc.mallopt(_TRIM_THRESHOLD, _BYTES)
+
+
+def return_freed_memory() -> None:
+    """Has glibc hand large tensors back to the system when they are freed, so that no holes are left between others.
+
+    That costs time, see [`keep_freed_memory`], and is for steps of which most memory is activations.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_MMAP_THRESHOLD, _MAPPED_BYTES)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import torch
@@ -90,6 +91,7 @@ def add_adapters(model: MMFusionModel, settings: Lora) -> None:
         )
         peft.inject_adapter_in_model(config, encoder)
         for layer in adapted_layers(encoder).values():
+            layer.forward = partial(_with_update, layer)
             # Which MobileNets read to pad.
             for name in _OF_CONVOLUTIONS & vars(layer.base_layer).keys():
                 setattr(layer, name, getattr(layer.base_layer, name))
@@ -118,6 +120,14 @@ def merged_weights(weights: Mapping[str, Tensor], layers: Mapping[str, Any]) -> 
 def weights_without_adapters(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights that adapters were added to, named as in a model without."""
     return {name.replace(".base_layer.", "."): value for name, value in weights.items() if ".lora_" not in name}
+
+
+def _with_update(layer: Any, inputs: Tensor) -> Tensor:
+    """Output of a layer with its update; peft's own forward makes two more copies of it, and memory full of holes."""
+    output: Tensor = layer.base_layer(inputs)
+    (name,) = layer.active_adapters
+    update = layer.lora_B[name](layer.lora_A[name](layer.lora_dropout[name](inputs)))
+    return output.add_(update, alpha=layer.scaling[name])
 
 
 def _chosen(encoder: nn.Module, targets: Iterable[str], flag: str) -> list[str]:

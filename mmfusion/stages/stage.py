@@ -9,7 +9,7 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
-from mmfusion.allocator import keep_freed_memory
+from mmfusion.allocator import keep_freed_memory, return_freed_memory
 from mmfusion.data.batch import TrainBatch
 from mmfusion.distributed import all_reduce_sum, world_size
 from mmfusion.distributed.shards import clip_gradients, complete_gradients, gathered, is_sharded
@@ -18,6 +18,7 @@ from mmfusion.losses import LOSSES
 from mmfusion.model import MMFusionModel, MMFusionOutput
 from mmfusion.model.errors import MMFusionError
 from mmfusion.stages.gradient_cache import check_rows_are_independent, embed_in_micro_batches
+from mmfusion.stages.lora import adapted_layers
 from mmfusion.stages.optimization import Optimization, can_fuse, freeze_by_rate, parameter_groups, warmup_cosine
 from mmfusion.stages.sharding import shard
 
@@ -141,7 +142,11 @@ class Stage(L.LightningModule):
         return loss if world_size() == 1 and not self._sharded else loss + self._anchor()
 
     def on_train_start(self) -> None:
-        keep_freed_memory()
+        # Adapters are for those who have little memory: holes between activations took half as much again.
+        if adapted_layers(self.model):
+            return_freed_memory()
+        else:
+            keep_freed_memory()
         # On a CPU half of the tokens of a batch would be padding; fewer texts together would not keep the cores busy.
         self.model.texts_at_once = 32 if self.device.type == "cpu" else None
         if len(self.schedules) > 1:
