@@ -93,12 +93,13 @@ def _device_reads(options: Options) -> list[str]:
 
 
 def _training(row: int) -> Callable[[Options], list[str]]:
-    return lambda options: _script(
-        "training_speed.py",
-        *("--rows", row, "--before", options.before, "--catalogue", options.catalogue),
-        *("--text", options.text, "--vision", options.vision, "--output", options.output),
-        *_turns(options),
-    )
+    def command(options: Options) -> list[str]:
+        before = ["--before", options.before] if options.before else []
+        encoders = ["--text", options.text, "--vision", options.vision]
+        places = ["--catalogue", options.catalogue, "--output", options.output]
+        return _script("training_speed.py", "--rows", row, *before, *encoders, *places, *_turns(options))
+
+    return command
 
 
 def _start(options: Options) -> list[str]:
@@ -120,7 +121,8 @@ def _growth(options: Options) -> list[str]:
 
 
 def _lora(options: Options) -> list[str]:
-    return _script("lora.py", "--today", options.before, "--work", options.output / "lora", "--output", options.output)
+    places = ["--today", options.before, "--work", options.output / "lora", "--output", options.output]
+    return _script("lora.py", *places, *_turns(options))
 
 
 MODELS = ("catalogue", "text", "vision")
@@ -363,8 +365,8 @@ def page(options: Options) -> str:
             f"`python tests/benchmarks/peers.py {shlex.join(words)}`",
             "Ratios of CPU seconds (user and system, with children) unless a part says otherwise, of processes that "
             f"took turns, with one thread each. Column 4 is what issue I says of commit {BEFORE}. In rows {faster} and "
-            "parts that name samples/s, a ratio is our speed over the other's; elsewhere it is our cost over the "
-            "other's. The median decides whether a target is met.",
+            "parts that name samples/s, a ratio is our speed over the other's (of memory: the other's over ours); "
+            "elsewhere it is our cost over the other's. The median decides whether a target is met.",
             table,
             "## How each row was measured",
             *filter(None, (details(number, folder) for number in ROWS)),
@@ -390,7 +392,10 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help=f"checkout of commit {BEFORE}, for rows 1, 3, 4, 6 and 11")
     parser.add_argument("--turns", type=int, help="of the rows that take turns; default: as their scripts say")
     options = parser.parse_args()
-    options.output = options.output.resolve()
+    # Some scripts run their contenders in other folders.
+    for name in ("output", "catalogue", "large", "text", "vision", "tokenizer", "wheel", "before"):
+        if (given := getattr(options, name)) is not None:
+            setattr(options, name, Path(given).absolute())
     options.output.mkdir(parents=True, exist_ok=True)
     failed = []
     for number in options.rows:
