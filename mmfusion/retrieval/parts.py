@@ -1,11 +1,13 @@
 """Texts and photos that products share: each is read and encoded once, and then fused for each product."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +17,14 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from mmfusion.data.photos import PhotoError, is_null, is_photo_list, photo_bytes
-from mmfusion.data.tables import ProductTable, Rows
 from mmfusion.model import MMFusionModel
 from mmfusion.model.heads import Encoded
 from mmfusion.model.modeling_mmfusion import MMFusionOutput
 from mmfusion.model.pixels import in_threads
+
+if TYPE_CHECKING:
+    # A search does not wait for what reads catalogues.
+    from mmfusion.data.tables import ProductTable, Rows
 
 # Products that go through the fusion network at once, of which few have to be encoded, by batches of encoders.
 _FUSED_AT_ONCE = 4
