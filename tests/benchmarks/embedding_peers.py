@@ -56,6 +56,16 @@ vectors = [model.encode(inputs, batch_size=int(batch_size), normalize_embeddings
 np.save(output, np.stack(vectors))
 """
 
+ASSEMBLE = """
+import sys, torch
+from mmfusion import MMFusionModel, MMFusionProcessor
+encoder, output = sys.argv[1:]
+torch.manual_seed(0)
+pooling = {"text_pooling": "pooler", "image_pooling": "pooler"}
+MMFusionModel.from_backbones(encoder, encoder, fusion="gated", **pooling).save_pretrained(output)
+MMFusionProcessor.from_backbones(encoder, encoder).save_pretrained(output)
+"""
+
 Cost = dict[str, float]
 
 
@@ -151,7 +161,7 @@ CELLS: dict[str, Callable[..., Any]] = {"parts_alone": parts_alone}
 def row1(options: argparse.Namespace, results: "Results") -> None:
     work = options.output / "work" / f"row1_{options.shape}"
     catalogue = distinct_products(options.catalogue, options.products, work / "catalogue")
-    encoder, model = clip_shaped(options.shape, options.tokenizer, work)
+    encoder, model = clip_shaped(options.shape, options.tokenizer, options.today, work)
     encode = [sys.executable, "-c", ENCODE, str(catalogue), str(encoder)]
     results.describe(
         what=f"embed {options.products:,} products, title and photo, CLIP of shape {options.shape}, start to manifest",
@@ -285,7 +295,7 @@ def compare(one: Path, other: Path) -> dict[str, float]:
 
 
 def _vectors(file: Path) -> Any:
-    return np.stack(pq.read_table(file).column("vector").to_numpy())
+    return np.stack(pq.read_table(file).column("vector").to_numpy()).astype(np.float64)
 
 
 def _first_id(file: Path) -> str:
@@ -341,12 +351,10 @@ def written(folder: Path, products: list[dict[str, Any]]) -> Path:
     return folder
 
 
-def clip_shaped(shape: str, tokenizer_folder: str, folder: Path) -> tuple[Path, Path]:
+def clip_shaped(shape: str, tokenizer_folder: str, today: Path | None, folder: Path) -> tuple[Path, Path]:
     """A CLIP of random weights as transformers saves it, and the model of ours that holds the same encoders."""
     import torch
     from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
-
-    from mmfusion import MMFusionModel, MMFusionProcessor
 
     encoder, model_folder = folder / "clip", folder / "model"
     if (model_folder / "processor_config.json").is_file():
@@ -368,8 +376,8 @@ def clip_shaped(shape: str, tokenizer_folder: str, folder: Path) -> tuple[Path, 
     clip.save_pretrained(encoder)
     tokenizer.save_pretrained(encoder)
     CLIPImageProcessorPil().save_pretrained(encoder)
-    MMFusionModel.from_backbones(str(encoder), str(encoder), fusion="gated").save_pretrained(model_folder)
-    MMFusionProcessor.from_backbones(str(encoder), str(encoder)).save_pretrained(model_folder)
+    # By the older build, where there is one: a newer one reads what it writes.
+    run([sys.executable, "-c", ASSEMBLE, str(encoder), str(model_folder)], 1, today or CHECKOUT)
     return encoder, model_folder
 
 
