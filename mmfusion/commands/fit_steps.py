@@ -340,7 +340,7 @@ def _embed(config: "Config", folder: Path, facts: Facts) -> Step:
 
 def _index(folder: Path, facts: Facts) -> Step:
     settings = index.Config(
-        embeddings=str(folder / "embeddings"), catalogue=facts.catalogue, output=str(folder / "index")
+        embeddings=str(folder / "embeddings"), catalogue=facts.catalogue, output=str(folder / "index"), lexical=True
     )
     made_of = ("catalogue", final_stage(facts))
     return Step("index", "index", index.main, settings, folder / "index", made_of, False, "", 3.0)

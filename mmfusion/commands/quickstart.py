@@ -57,7 +57,7 @@ def quickstart_steps(output: Path) -> Steps:
         ),
         "evaluate text only": _command("evaluate", base=output / "text_only", **measured),
         "embed the catalogue": _command("embed", base=output / "stage2", output=embeddings),
-        "index it": _command("index", embeddings=embeddings, output=output / "index"),
+        "index it": _command("index", embeddings=embeddings, output=output / "index", lexical=True),
         "evaluate fusion, and compare": _command("evaluate", base=output / "stage2", **compared),
         "search": (*query, "--index", str(output / "index"), "--html", str(output / "hits.html")),
     }

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -242,9 +243,9 @@ ROWS = {
 }
 
 
-def run(*arguments: str) -> None:
-    """Runs Python with one thread and this checkout."""
-    subprocess.run([sys.executable, *arguments], env=ENVIRONMENT, check=True)
+def run(*arguments: str, checkout: Path = CHECKOUT) -> None:
+    """Runs Python with one thread and a checkout."""
+    subprocess.run([sys.executable, *arguments], env=ENVIRONMENT | {"PYTHONPATH": str(checkout)}, check=True)
 
 
 def small_models(options: Options) -> Path:
@@ -253,11 +254,13 @@ def small_models(options: Options) -> Path:
     if (made / "ready").is_file():
         return made
     base, cpu = ["--base", str(made / "base")], ["--hardware.accelerator", "cpu"]
+    # By the older build, where there is one: a newer one reads what it writes.
+    train = partial(run, "-m", "mmfusion", checkout=options.before or CHECKOUT)
     encoders = ["--text", options.text, "--vision", options.vision, "--output", str(made / "base")]
-    run("-m", "mmfusion", "base", *encoders)
+    train("base", *encoders)
     for fusion in ("gated", "text_only"):
         training = ["--catalogue", str(options.catalogue), "--output", str(made / fusion), "--fusion", fusion]
-        run("-m", "mmfusion", "stage2", *base, *training, *cpu, "--steps", "1", "--batch_size", "16")
+        train("stage2", *base, *training, *cpu, "--steps", "1", "--batch_size", "16")
     products, embeddings = made / "products", str(made / "embeddings")
     if not products.is_dir():
         first_products(options.catalogue, 1_000, products)
