@@ -1,6 +1,7 @@
 """Serve an index over HTTP: search by text, look up products, watch health and metrics."""
 
 import logging
+import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from mmfusion.serving.photos import Photos
 
 logger = logging.getLogger(__name__)
+
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:\d+)?")
 
 
 @dataclass
@@ -46,6 +49,7 @@ class Config:
         catalogue: Folder, fsspec URL or Hub id that photos are taken from; default: the one that was indexed.
         photo_cache: Folder for small photos and for the catalogue as it is mapped into memory; default: the index.
         remote_photos: Whether browsers fetch photos from the addresses in the column image_url, where there are some.
+        embed_in: Origins of web pages that may show the search page in a frame, e.g. [https://huggingface.co].
         limits: Sizes, time-outs, and the queue.
     """
 
@@ -63,6 +67,7 @@ class Config:
     catalogue: str | None = None
     photo_cache: str | None = None
     remote_photos: bool = False
+    embed_in: list[str] = field(default_factory=list)
     limits: ServiceLimits = field(default_factory=ServiceLimits)
 
 
@@ -90,9 +95,13 @@ def main(config: Config) -> None:
 
 
 def _check_flags(config: Config) -> None:
+    for origin in config.embed_in:
+        # It becomes part of the Content-Security-Policy.
+        if not _ORIGIN.fullmatch(origin):
+            raise ValueError(f"embed_in {origin!r} is no origin; give scheme and host, e.g. https://huggingface.co.")
     if config.page:
         return
-    for name in ("page_columns", "compare", "catalogue", "photo_cache", "remote_photos"):
+    for name in ("page_columns", "compare", "catalogue", "photo_cache", "remote_photos", "embed_in"):
         if value := getattr(config, name):
             raise ValueError(f"{name} {value!r} is for the search page; leave it out, or leave out --page false.")
 
@@ -111,7 +120,7 @@ def _load_page(config: Config, record: dict[str, Any]) -> "SearchPage":
             raise ValueError(f"--compare {config.compare}: {error}") from error
         models.append(_name_of(config.compare, other["base"]))
     photos = _load_photos(config, record)
-    return SearchPage(models, config.page_columns, photos, config.remote_photos, compared)
+    return SearchPage(models, config.page_columns, photos, config.remote_photos, compared, config.embed_in)
 
 
 def _name_of(index: str, base: str) -> str:

@@ -3,8 +3,9 @@
 import json
 import re
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +26,8 @@ CARD, LICENSE = "README.md", "LICENSE"
 # Fields in which transformers keeps where something was loaded from.
 _ORIGINS = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "special_tokens_map_file")
 _SHORTEST_PATH = 6
+# Files that hold no text.
+_BINARY = {".safetensors", ".faiss", ".arrow", ".parquet", ".npy", ".whl"}
 # Files of an earlier version that would be read, or mistaken, for part of the new one.
 _SUPERSEDED = re.compile(rf"(?:{PUBLISHED}/)?(?:[^/]*\.safetensors(?:\.index\.json)?|[^/]*_mmfusion\.py|recipe\.json)")
 
@@ -101,17 +104,70 @@ def publish(
         )
         if dry_run:
             return Published(repo, files, [])
-        api = HfApi(token=token)
-        api.create_repo(repo, private=private or None, exist_ok=True)
-        if private and not api.model_info(repo).private:
-            raise HubError(
-                f"{repo} is public already, and --private does not change that; make it private in its settings, or "
-                "choose another name."
-            )
-        if revision not in (None, "main") and not create_pr:
-            api.create_branch(repo, branch=str(revision), exist_ok=True)
-        there = api.list_repo_files(repo, revision=revision)
-        removed = sorted(name for name in there if name not in files and _SUPERSEDED.fullmatch(name))
+        published = push(
+            folder,
+            files,
+            repo,
+            superseded=_SUPERSEDED,
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            message=message,
+            token=token,
+        )
+        if create_pr:
+            return published
+        tag = weights_tag(fingerprint_of(folder))
+        # The card's snippets are pinned to it. Weights that are published again keep their first commit.
+        HfApi(token=token).create_tag(repo, tag=tag, revision=published.commit, exist_ok=True)
+        return replace(published, tag=tag)
+
+
+def push(
+    folder: Path,
+    files: Mapping[str, int],
+    repo: str,
+    *,
+    superseded: re.Pattern[str],
+    space_sdk: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    message: str,
+    token: str | None = None,
+) -> Published:
+    """Sends files in one commit, to a repository that is created if missing.
+
+    Args:
+        folder: Where the files are.
+        files: Sizes in bytes by name.
+        repo: Hub id (`org/name`).
+        superseded: Names of files of the version before that are deleted.
+        space_sdk: What a Space runs by, such as "docker"; None: the repository is a model.
+        private: Creates the repository as a private one; None: a Space is, and one that is public already may stay so.
+        revision, create_pr, message, token: As of [`publish`].
+
+    Raises:
+        HubError: The repository is public where `private` was asked for, or it is a Space of another SDK.
+    """
+    api, kind = HfApi(token=token), None if space_sdk is None else "space"
+    hidden = space_sdk is not None if private is None else private
+    api.create_repo(repo, repo_type=kind, space_sdk=space_sdk, private=hidden or None, exist_ok=True)
+    there = api.repo_info(repo, repo_type=kind)
+    if private and not there.private:
+        raise HubError(
+            f"{repo} is public already, and --private does not change that; make it private in its settings, or "
+            "choose another name."
+        )
+    if (sdk := getattr(there, "sdk", None)) not in (None, space_sdk):
+        raise HubError(f"{repo} is a Space of the SDK {sdk}, not {space_sdk}; choose another name, or delete it.")
+    if revision not in (None, "main") and not create_pr:
+        api.create_branch(repo, branch=str(revision), repo_type=kind, exist_ok=True)
+    names = api.list_repo_files(repo, revision=revision, repo_type=kind)
+    removed = sorted(name for name in names if name not in files and superseded.fullmatch(name))
+    with warnings.catch_warnings():
+        # A Space holds an index, which huggingface_hub takes for a data set that went astray.
+        warnings.filterwarnings("ignore", ".*commit a data file")
         commit = api.create_commit(
             repo,
             [
@@ -119,14 +175,11 @@ def publish(
                 *(CommitOperationDelete(name) for name in removed),
             ],
             commit_message=message,
+            repo_type=kind,
             revision=revision,
             create_pr=create_pr,
         )
-        tag = None if create_pr else weights_tag(fingerprint_of(folder))
-        if tag is not None:
-            # The card's snippets are pinned to it. Weights that are published again keep their first commit.
-            api.create_tag(repo, tag=tag, revision=commit.oid, exist_ok=True)
-        return Published(repo, files, removed, commit.pr_url or commit.commit_url, commit.oid, tag)
+    return Published(repo, dict(files), removed, commit.pr_url or commit.commit_url, commit.oid)
 
 
 def gather(
@@ -179,36 +232,60 @@ def gather(
     if (model_folder / "run.json").is_file():
         record = json.loads((model_folder / "run.json").read_text("utf-8"))
         _write_json(folder / "recipe.json", recipe_config(record))
-    (folder / LICENSE).write_text(_license(model_folder), "utf-8")
+    (folder / LICENSE).write_text(license_text(model_folder), "utf-8")
     if (model_folder / CARD).is_file():
         shutil.copyfile(model_folder / CARD, folder / CARD)
     else:
         write_card(model_folder, results=results, ablation=ablation, output=folder / CARD, repo=repo, revision=revision)
+    make_public(folder, model_folder)
+    return sizes_of(folder)
+
+
+def sizes_of(folder: Path) -> dict[str, int]:
+    """Sizes in bytes of all files below a folder, by their names with `/` between folders."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+
+
+def make_public(folder: Path, *sources: Path) -> None:
+    """Takes out of JSON files where something was loaded from, and looks through all texts for what is private.
+
+    Args:
+        folder: What is to be published.
+        sources: Folders that it was made of.
+
+    Raises:
+        HubError: A text names one of them, or the working or home directory.
+        CardError: A text holds a token.
+    """
     for path in folder.rglob("*.json"):
         text = path.read_text("utf-8")
         content = json.loads(text, object_hook=_without_origins)
         if content != json.loads(text):
             _write_json(path, content, ensure_ascii=False, sort_keys=True)
-    _check_public(folder, model_folder)
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+    _check_public(folder, private_places(*sources))
 
 
-def _check_public(folder: Path, model_folder: Path) -> None:
+def private_places(*sources: Path) -> list[str]:
+    """Folders of this machine that nothing public may name: these, the working and the home directory."""
+    places = [str(path) for path in (*(source.absolute() for source in sources), Path.cwd(), Path.home())]
+    return [place for place in places if len(place) >= _SHORTEST_PATH]
+
+
+def _check_public(folder: Path, places: Sequence[str]) -> None:
     """Looks through all texts of a folder for tokens and for folders of this machine."""
-    places = [str(path) for path in (model_folder.absolute(), Path.cwd(), Path.home())]
     for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.suffix == ".safetensors":
+        if not path.is_file() or path.suffix in _BINARY:
             continue
         name, text = path.relative_to(folder).as_posix(), path.read_text("utf-8", errors="replace")
         check_no_secret(text, name)
         for number, line in enumerate(text.splitlines(), start=1):
-            found = next((place for place in places if len(place) >= _SHORTEST_PATH and place in line), None)
+            found = next((place for place in places if place in line), None)
             if found is not None:
                 raise HubError(f"{name}, line {number}, names the folder {found} of this machine; take it out.")
 
 
-def _license(model_folder: Path) -> str:
+def license_text(model_folder: Path) -> str:
     """The text of the model's own license, or of this package's, which is in a checkout or with what is installed."""
     for folder in (model_folder, Path(mmfusion.__file__).parent.parent):
         if (folder / LICENSE).is_file():

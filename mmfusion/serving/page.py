@@ -57,6 +57,7 @@ class SearchPage:
         photos: Photos from the catalogue; None: there are none.
         remote_photos: Whether browsers fetch the photos that the column `image_url` names from where they are.
         compared: Service of the other model, which answers below `/compare`.
+        embed_in: Origins of pages that may show this one in a frame, such as "https://huggingface.co".
         controls: Further settings that the page reads, such as the kinds of search that there are.
     """
 
@@ -65,6 +66,7 @@ class SearchPage:
     photos: Photos | None = None
     remote_photos: bool = False
     compared: "SearchService | None" = None
+    embed_in: Sequence[str] = ()
     controls: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -130,9 +132,10 @@ class SearchPage:
     def _policy(self) -> str:
         """What a browser may load: the files of this service, and photos from the hosts that the index names."""
         images = " ".join(["'self'", "blob:", *self._hosts])
+        frames = " ".join(["'self'", *self.embed_in])
         return (
             f"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src {images}; "
-            "base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
+            f"base-uri 'none'; form-action 'self'; frame-ancestors {frames}"
         )
 
 

@@ -50,12 +50,16 @@ class Repository:
         repository_id: "namespace/name".
         author: who creates it.
         private: whether only members of its namespace may see it.
+        sdk: what a space runs by, such as "docker", until its README names another.
     """
 
-    def __init__(self, kind: str, repository_id: str, *, author: str, private: bool = False) -> None:
+    def __init__(
+        self, kind: str, repository_id: str, *, author: str, private: bool = False, sdk: str | None = None
+    ) -> None:
         self.kind = kind
         self.id = repository_id
         self.private = private
+        self.sdk = sdk
         self.gated: bool | str = False
         self.accepted_by: set[str] = set()
         self.large_files = LargeFiles()

@@ -109,9 +109,10 @@ class LoopbackHub:
         kind: str = "model",
         private: bool = False,
         gated: bool | str = False,
+        sdk: str | None = None,
     ) -> Repository:
         """A new repository made past the client, with files under any names (hostile ones, too)."""
-        repository = Repository(kind, repository_id, author=self.user, private=private)
+        repository = Repository(kind, repository_id, author=self.user, private=private, sdk=sdk)
         repository.gated = gated
         if files:
             repository.plant(files)

@@ -28,8 +28,9 @@ ENV = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
 class Service:
     """A running service; `lines` are what it has logged so far."""
 
-    def __init__(self, place: Path, *flags: str) -> None:
-        command = [sys.executable, str(CHECKOUT / "recipes" / "serve.py"), "--index", str(place / "run"), *flags]
+    def __init__(self, place: Path, *flags: str, command: list[str] | None = None) -> None:
+        command = command or [sys.executable, str(CHECKOUT / "recipes" / "serve.py"), "--index", str(place / "run")]
+        command = [*command, *flags]
         self._block = started(command, stderr=subprocess.PIPE, text=True, env=ENV, cwd=place)
         self.process = self._block.__enter__()
         self.lines: list[str] = []

@@ -89,6 +89,7 @@ def _described(repository: Repository, commit: Commit, *, with_blobs: bool) -> d
         "tags": [str(tag) for tag in tags] if isinstance(tags, list) else [],
         "cardData": metadata or None,
         "model-index": metadata.get("model-index"),
+        "sdk": metadata.get("sdk", repository.sdk) if repository.kind == "space" else None,
         "siblings": [_sibling(path, commit.files[path], with_blobs) for path in sorted(commit.files)],
         "spaces": [],
         "usedStorage": sum(blob.size for blob in commit.files.values()),

@@ -8,6 +8,8 @@ from loopback_hub.repository import Repository
 from loopback_hub.routes import route
 from loopback_hub.state import HubState
 
+SDKS = ("docker", "gradio", "static", "streamlit")
+
 
 @route("GET", "/api/whoami-v2")
 def who_am_i(state: HubState, request: Request, values: dict[str, str]) -> Answer:
@@ -44,7 +46,10 @@ def create(state: HubState, request: Request, values: dict[str, str]) -> Answer:
             message = "You already created this model repo"
             raise RefusalError(409, message, body={"error": message, "url": url})
         private = bool(payload.get("private")) or payload.get("visibility") == "private"
-        repository = Repository(kind, repository_id, author=account.name, private=private)
+        sdk = payload.get("sdk")
+        if kind == "space" and sdk not in SDKS:
+            raise bad_request(f"Invalid Space SDK {sdk!r}; one of {', '.join(SDKS)}")
+        repository = Repository(kind, repository_id, author=account.name, private=private, sdk=sdk)
         state.repositories[kind, repository_id] = repository
     return json_answer({"url": url, "name": repository_id, "id": repository.commit().oid})
 
