@@ -44,12 +44,12 @@ RUN pip install --no-cache-dir "{torch}" --index-url https://download.pytorch.or
 COPY --chown=user:user . .
 USER user
 # All that is served is here; nothing is fetched.
-ENV HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
+ENV HOME=/home/user HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 EXPOSE 7860
 CMD {command}
 """
 _README = """---
-title: {title}
+title: "{title}"
 emoji: 🔎
 colorFrom: blue
 colorTo: green
@@ -64,8 +64,11 @@ license_link: README.md
 
 Search among {products:,} products by words, with mmfusion: the page is at `/`, the API at `/search?query=red+dress`.
 
-`query/` holds the query tower of the model, `index/` the vectors of the products and {columns}, {photos}. Run it
-elsewhere with `docker build -t space .` and `docker run -p 7860:7860 space`.
+- `query/` is the query tower of the model.
+- `index/` holds the vectors of the products{columns}.
+- {photos}
+
+Run it elsewhere with `docker build -t space .` and `docker run -p 7860:7860 space`.
 
 mmfusion is under the Apache License 2.0 (`LICENSE`). Products and model are under the terms of those who own them.
 """
@@ -143,9 +146,10 @@ def write_space(
         command = json.dumps([*COMMAND, *_EMBEDDED])
         fields = {"mark": _MARK, "wheel": packed.name, "torch": torch_range(packed), "command": command}
         (new / "Dockerfile").write_text(_DOCKERFILE.format(**fields), "utf-8")
-        facts: dict[str, Any] = {"title": json.dumps(title), "products": len(opened)}
-        facts["columns"] = "their columns " + ", ".join(f"`{name}`" for name in opened.metadata_types())
-        facts["photos"] = "`catalogue/` small photos of them" if photos else "and there are no photos"
+        facts: dict[str, Any] = {"title": title, "products": len(opened)}
+        columns = ", ".join(f"`{name}`" for name in opened.metadata_types())
+        facts["columns"] = f", and their columns {columns}" if columns else ""
+        facts["photos"] = "`catalogue/` holds small photos of them." if photos else "There are no photos."
         (new / CARD).write_text(_README.format(**facts), "utf-8")
         make_public(new, Path(index), Path(base))
     return sizes_of(output)
