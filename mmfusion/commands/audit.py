@@ -126,6 +126,7 @@ def main(config: Config) -> None:
     print(
         f"page: {path.absolute()} ({path.stat().st_size / 1e6:.1f} MB); all findings: {folder.absolute() / 'audit.csv'}"
     )
+    print("next: open it in a browser, and correct what is wrong in your own files; the catalogue stays as it is")
 
 
 def _train_queries(catalogue: Catalogue, rows: np.ndarray) -> tuple[np.ndarray, Qrels]:

@@ -276,7 +276,7 @@ class StreamedProductTable(ProductTable):
             del self.held[row]
         return batch
 
-    def _columns(self, names: Sequence[str], rows: Rows) -> dict[str, list[Any]]:
+    def columns(self, names: Sequence[str], rows: Rows) -> dict[str, list[Any]]:
         records = [self.held[row] for row in np.asarray(rows).tolist()]
         return {name: [record[name] for record in records] for name in names}
 

@@ -42,6 +42,7 @@ def test_commands_end_with_what_comes_next_and_keep_libraries_quiet(
         "index --embeddings em --output ix": 'mmfusion search "red floral summer dress" --index ix',
         "search dress --index ix": "mmfusion serve --index ix",
         "export --base s2 --output onnx": "mmfusion serve --onnx onnx",
+        "audit --base s2 --output au": "open it in a browser",
         "card --base s2 --results [ev] --repo org/mm": "mmfusion publish --base s2 --repo org/mm",
         "publish --base s2 --repo org/mm --dry_run true": "the same command without --dry_run",
         "ablation --output ab --dry_run true": "the same command without --dry_run",
