@@ -58,7 +58,10 @@ class Folder:
             here = ", ".join(names[:8]) or "nothing"
             problem, remedy = f"is missing (the folder holds: {here})", f"Add {' or '.join(layouts)}."
             if table != "products" and "import.md" in names:
-                remedy = "Import it with --clicks or --judgements; mmfusion fit trains on products alone, too."
+                remedy = (
+                    "Import it with --clicks or --judgements; on products alone, use mmfusion fit, or mmfusion audit "
+                    "--queries false."
+                )
         else:
             problem, remedy = f"is there more than once: {' and '.join(found)}", "Keep one of them."
         if len(found) != 1:

@@ -523,8 +523,14 @@ def test_pushing_without_a_token_is_refused_before_training(tmp_path: Path, monk
 
 def test_other_ranks_push_nothing(tmp_path: Path, hub: LoopbackHub) -> None:
     callback = PushCheckpoints(Run(tmp_path, {}), HubCheckpoints("org/run"))
-    rank: Any = SimpleNamespace(is_global_zero=False, global_step=5, callback_metrics={"val/fused/ndcg@10": 0.5})
-    module: Any = None
+    module: Any = SimpleNamespace(model=torch.nn.Linear(2, 2))
+    rank: Any = SimpleNamespace(
+        is_global_zero=False,
+        global_step=5,
+        callback_metrics={"val/fused/ndcg@10": 0.5},
+        lightning_module=module,
+        datamodule=SimpleNamespace(processor=None),
+    )
     callback.on_fit_start(rank, module)
     callback.on_train_batch_start(rank)
     callback.on_validation_end(rank, module)
