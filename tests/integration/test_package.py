@@ -20,6 +20,7 @@ TEMPLATES = (
     "importers/import.css",
     "importers/import.html",
     "report/audit.html",
+    "report/head.html",
     "report/neighbours.html",
     "report/page.css",
     "report/page.html",
