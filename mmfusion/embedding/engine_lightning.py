@@ -16,13 +16,13 @@ from mmfusion.embedding.job import (
     EmbeddedBatch,
     EmbeddingJob,
     NewShard,
-    channels_last,
     distinct,
     embed_batch,
     product_loader,
     shard_batches,
     write_batches,
 )
+from mmfusion.embedding.layout import lay_out_for_cpu
 from mmfusion.embedding.shards import EmbeddedCatalogue
 from mmfusion.progress import progress_bar
 from mmfusion.retrieval.parts import PartBatch, PartEncoder
@@ -96,7 +96,7 @@ class ProductEmbedder(L.LightningModule):
         return product_loader(self.job.table, _Batches(self._planned), self.job.settings.num_workers)
 
     def on_predict_start(self) -> None:
-        channels_last(self.model)
+        lay_out_for_cpu(self.model)
         ranks = self.trainer.world_size
         self._bar = progress_bar(
             total=sum(len(distinct(self.job.contents[shard.places])[0]) for shard in self._shards),

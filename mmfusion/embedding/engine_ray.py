@@ -24,12 +24,12 @@ from transformers.utils.logging import disable_progress_bar
 from mmfusion.embedding.job import (
     EmbeddingJob,
     NewShard,
-    channels_last,
     embed_batch,
     product_loader,
     shard_batches,
     write_batches,
 )
+from mmfusion.embedding.layout import lay_out_for_cpu
 from mmfusion.embedding.shards import EmbeddedCatalogue, Provenance, ShardError, shard_name
 from mmfusion.extras import library
 from mmfusion.model.errors import MMFusionError
@@ -199,7 +199,7 @@ class ShardWorker:
             plugins=[LightningEnvironment()],
         )
         self.model = self.fabric.to_device(job.model)
-        channels_last(self.model)
+        lay_out_for_cpu(self.model)
         return job
 
     def _embed(self, job: EmbeddingJob, item: dict[str, Any]) -> None:
