@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -254,13 +253,14 @@ def small_models(options: Options) -> Path:
     if (made / "ready").is_file():
         return made
     base, cpu = ["--base", str(made / "base")], ["--hardware.accelerator", "cpu"]
-    # By the older build, where there is one: a newer one reads what it writes.
-    train = partial(run, "-m", "mmfusion", checkout=options.before or CHECKOUT)
+    # By the older build, where there is one: a newer one reads what it writes. Its commands are recipes alone.
+    older = options.before or CHECKOUT
     encoders = ["--text", options.text, "--vision", options.vision, "--output", str(made / "base")]
-    train("base", *encoders)
+    run(str(older / "recipes/base.py"), *encoders, checkout=older)
     for fusion in ("gated", "text_only"):
         training = ["--catalogue", str(options.catalogue), "--output", str(made / fusion), "--fusion", fusion]
-        train("stage2", *base, *training, *cpu, "--steps", "1", "--batch_size", "16")
+        small = ["--steps", "1", "--batch_size", "16"]
+        run(str(older / "recipes/stage2.py"), *base, *training, *cpu, *small, checkout=older)
     products, embeddings = made / "products", str(made / "embeddings")
     if not products.is_dir():
         first_products(options.catalogue, 1_000, products)
