@@ -1,5 +1,6 @@
 """Embed the products of a catalogue into shards that an index, or any other engine, is built from."""
 
+import logging
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -158,6 +159,8 @@ def _check_hardware(hardware: Hardware, engine: str) -> None:
 def _trainer(job: EmbeddingJob, hardware: Hardware) -> "L.Trainer":
     import lightning as L
 
+    # Here, as importing it sets it back.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     return L.Trainer(
         default_root_dir=job.folder,
         accelerator=hardware.accelerator,

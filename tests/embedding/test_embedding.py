@@ -1,6 +1,7 @@
 """Embedding a catalogue: what comes out, what a second run does, and what a kill leaves."""
 
 import json
+import logging
 import os
 import random
 import shutil
@@ -8,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +228,19 @@ def test_sigterm_stops_at_once_and_the_same_command_goes_on(
 def test_two_ranks_give_the_same_bits(place: Path, finished: Path, tmp_path: Path) -> None:
     embed_apart(place, tmp_path / "embeddings", "--hardware.devices", "2")
     assert vectors_by_id(tmp_path / "embeddings") == vectors_by_id(finished)
+
+
+def test_lightning_makes_no_remarks(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remarks = logging.getLogger("lightning.pytorch")
+
+    @contextmanager
+    def first_import() -> Iterator[None]:
+        remarks.setLevel(logging.INFO)
+        yield
+
+    monkeypatch.setattr("mmfusion.training.trainer.expected_warnings_ignored", first_import)
+    embed(place, tmp_path / "embeddings")
+    assert not remarks.isEnabledFor(logging.INFO)
 
 
 def damage(folder: Path) -> None:
