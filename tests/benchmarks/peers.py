@@ -305,7 +305,7 @@ def parts(row: Row, found: dict[str, Any]) -> Iterator[tuple[str, list[float], f
     """Name, ratios, target, if any, and whether more is better, of each part of a result."""
     for name, (part, limit, more_is_better) in row.fields.items():
         if name in found:
-            yield part, found[name], limit, more_is_better
+            yield part, found[name], found.get("limits", {}).get(name, limit), more_is_better
     if not row.fields:
         ratios, target = found["ratios"], found["target"]
         for name, values in ratios.items() if isinstance(ratios, dict) else [("", ratios)]:
