@@ -5,6 +5,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from types import FrameType
 from typing import Any
 
@@ -22,7 +23,7 @@ from mmfusion.embedding.job import (
     shard_batches,
     write_batches,
 )
-from mmfusion.embedding.layout import lay_out_for_cpu
+from mmfusion.embedding.layout import laid_out_for_cpu
 from mmfusion.embedding.shards import EmbeddedCatalogue
 from mmfusion.progress import progress_bar
 from mmfusion.retrieval.parts import PartBatch, PartEncoder
@@ -53,14 +54,20 @@ def embed_with_lightning(
             f"hardware.precision is {job.provenance.precision}, which {type(trainer.accelerator).__name__} does not "
             f"support; give {trainer.precision}."
         )
-    trainer.predict(ProductEmbedder(job, found), return_predictions=False)
+    embedder = ProductEmbedder(job, found)
+    with embedder.layout:
+        trainer.predict(embedder, return_predictions=False)
     # A rank whose shards are done says nothing of the others'.
     trainer.strategy.barrier()
     return job.finish() if trainer.is_global_zero else None
 
 
 class ProductEmbedder(L.LightningModule):
-    """Embeds the shards of a job that are missing; the first rank finds them, and each writes its part of them."""
+    """Embeds the shards of a job that are missing; the first rank finds them, and each writes its part of them.
+
+    Attributes:
+        layout: What is to be undone in the model after `predict`.
+    """
 
     def __init__(self, job: EmbeddingJob, found: list[NewShard] | None = None) -> None:
         super().__init__()
@@ -68,6 +75,7 @@ class ProductEmbedder(L.LightningModule):
         self.prepare_data_per_node = False
         self.model = job.model
         self.job = job
+        self.layout = ExitStack()
         self._found = found
         self._done: list[EmbeddedBatch] = []
         self._encoder = PartEncoder(job.model)
@@ -96,7 +104,8 @@ class ProductEmbedder(L.LightningModule):
         return product_loader(self.job.table, _Batches(self._planned), self.job.settings.num_workers)
 
     def on_predict_start(self) -> None:
-        lay_out_for_cpu(self.model)
+        # Here, as Lightning has moved the model to its device.
+        self.layout.enter_context(laid_out_for_cpu(self.model))
         ranks = self.trainer.world_size
         self._bar = progress_bar(
             total=sum(len(distinct(self.job.contents[shard.places])[0]) for shard in self._shards),

@@ -29,7 +29,7 @@ from mmfusion.embedding.job import (
     shard_batches,
     write_batches,
 )
-from mmfusion.embedding.layout import lay_out_for_cpu
+from mmfusion.embedding.layout import laid_out_for_cpu
 from mmfusion.embedding.shards import EmbeddedCatalogue, Provenance, ShardError, shard_name
 from mmfusion.extras import library
 from mmfusion.model.errors import MMFusionError
@@ -199,7 +199,6 @@ class ShardWorker:
             plugins=[LightningEnvironment()],
         )
         self.model = self.fabric.to_device(job.model)
-        lay_out_for_cpu(self.model)
         return job
 
     def _embed(self, job: EmbeddingJob, item: dict[str, Any]) -> None:
@@ -214,8 +213,8 @@ class ShardWorker:
         done = []
         settings, encoder = job.settings, PartEncoder(self.model)
         batches = shard_batches(job.table, rows, contents, job.lengths, settings.batch_size)
-        for batch, inputs in zip(batches, product_loader(job.table, batches, settings.num_workers), strict=True):
-            with torch.inference_mode(), self.fabric.autocast():
+        with laid_out_for_cpu(self.model), torch.inference_mode(), self.fabric.autocast():
+            for batch, inputs in zip(batches, product_loader(job.table, batches, settings.num_workers), strict=True):
                 done.append(embed_batch(encoder, batch, self.fabric.to_device(inputs), settings.truncate_dim))
         write_batches(job.folder / item["name"], job.provenance, ids, contents, done)
 

@@ -9,7 +9,7 @@ from tiny_encoders import photos, texts, tiny_model, tiny_processor
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmfusion.embedding.layout import lay_out_for_cpu
+from mmfusion.embedding.layout import laid_out_for_cpu
 from mmfusion.retrieval.fingerprint import model_fingerprint
 
 
@@ -21,8 +21,8 @@ def test_weights_of_convolutions_change_their_place_and_no_vector(vision: str, m
     fingerprint = model_fingerprint(model, processor)
     with torch.inference_mode():
         expected = model.get_product_features(**inputs, pixel_values=pixels)
-        lay_out_for_cpu(model)
-        found = model.get_product_features(**inputs, pixel_values=pixels)
+        with laid_out_for_cpu(model):
+            found = model.get_product_features(**inputs, pixel_values=pixels)
     wide = [one for one in model.vision_model.parameters() if one.ndim == 4 and min(one.shape[1:]) > 1]
     assert wide and all(one.is_contiguous() is not moved for one in wide)
     # Batch norms of tiny encoders make much of the last digits.
@@ -39,16 +39,19 @@ def test_linear_layers_are_computed_by_onednn_without_gradients_or_autocast() ->
     layers = [
         one for part in (model.text_model, model.vision_model) for one in part.modules() if type(one) is nn.Linear
     ]
-    lay_out_for_cpu(model)
+    with laid_out_for_cpu(model):
+        with torch.inference_mode(), calls:
+            found = model.get_product_features(**inputs, pixel_values=pixels)
+        assert calls.names.count("mkldnn._linear_pointwise.default") == len(layers)
+        with calls:
+            with_gradients = model.get_product_features(**inputs, pixel_values=pixels)
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+                model.get_product_features(**inputs, pixel_values=pixels)
     with torch.inference_mode(), calls:
-        found = model.get_product_features(**inputs, pixel_values=pixels)
+        after = model.get_product_features(**inputs, pixel_values=pixels)
     assert calls.names.count("mkldnn._linear_pointwise.default") == len(layers)
-    with calls:
-        with_gradients = model.get_product_features(**inputs, pixel_values=pixels)
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            model.get_product_features(**inputs, pixel_values=pixels)
-    assert calls.names.count("mkldnn._linear_pointwise.default") == len(layers)
-    torch.testing.assert_close(found, with_gradients.detach(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(found, after, atol=1e-6, rtol=0)
+    assert torch.equal(after, untouched.get_product_features(**inputs, pixel_values=pixels))
     for outcome in (with_gradients, untouched.get_product_features(**inputs, pixel_values=pixels)):
         outcome[:, 0].sum().backward()
     expected = {name: one.grad for name, one in untouched.named_parameters() if one.grad is not None}
