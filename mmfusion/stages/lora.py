@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA) in the encoders, and the ordinary weights that a trained model is handed on with."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from functools import partial
@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from mmfusion.extras import library
 from mmfusion.model import MMFusionModel
 
 ALL_LINEAR, ATTENTION = "all-linear", "attention"
 _OF_CONVOLUTIONS = {"kernel_size", "stride", "dilation", "padding"}
+_NORMALISE = "_mmfusion_normalise"
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 
 
@@ -95,6 +98,9 @@ def add_adapters(model: MMFusionModel, settings: Lora) -> None:
             # Which MobileNets read to pad.
             for name in _OF_CONVOLUTIONS & vars(layer.base_layer).keys():
                 setattr(layer, name, getattr(layer.base_layer, name))
+        for norm in encoder.modules():
+            if type(norm) is nn.LayerNorm and not any(value.requires_grad for value in norm.parameters()):
+                norm.forward = partial(_normalised, norm)  # type: ignore[method-assign]
 
 
 def adapted_layers(model: nn.Module) -> dict[str, Any]:
@@ -126,8 +132,45 @@ def _with_update(layer: Any, inputs: Tensor) -> Tensor:
     """Output of a layer with its update; peft's own forward makes two more copies of it, and memory full of holes."""
     output: Tensor = layer.base_layer(inputs)
     (name,) = layer.active_adapters
-    update = layer.lora_B[name](layer.lora_A[name](layer.lora_dropout[name](inputs)))
-    return output.add_(update, alpha=layer.scaling[name])
+    states, down = layer.lora_dropout[name](inputs), layer.lora_A[name]
+    normalise = getattr(states, _NORMALISE, None)
+    low = down(states) if normalise is None else _OfNormalised.apply(states, down.weight, *normalise)
+    return output.add_(layer.lora_B[name](low), alpha=layer.scaling[name])
+
+
+def _normalised(norm: nn.LayerNorm, source: Tensor) -> Tensor:
+    """Output of a frozen norm, which says how to make it again."""
+    states = nn.LayerNorm.forward(norm, source)
+    autocast = torch.is_autocast_enabled(source.device.type)
+    if states.requires_grad and not autocast and not torch.compiler.is_compiling():
+        # Copies: in a sharded model, the backward pass of another block does not have the weights of this one.
+        weight, bias = (None if value is None else value.detach().clone() for value in (norm.weight, norm.bias))
+        again = partial(
+            functional.layer_norm, normalized_shape=norm.normalized_shape, weight=weight, bias=bias, eps=norm.eps
+        )
+        setattr(states, _NORMALISE, (source.detach(), again))
+    return states
+
+
+class _OfNormalised(torch.autograd.Function):
+    """A linear layer of normalised states, which the backward pass makes again.
+
+    Nothing else keeps them, where the norm is frozen: it keeps what it is made of. In a block of a ViT whose attention
+    has adapters, they are an eleventh of all that is kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, source: Tensor, again: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(weight, source)
+        ctx.again = again
+        return functional.linear(states, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        weight, source = ctx.saved_tensors
+        states = ctx.again(source)
+        return gradient @ weight, gradient.flatten(0, -2).T @ states.flatten(0, -2), None, None
 
 
 def _chosen(encoder: nn.Module, targets: Iterable[str], flag: str) -> list[str]:

@@ -186,7 +186,7 @@ def main() -> None:
                 new.write_text(json.dumps({**json.loads(new.read_text()), "machine": measured_on}))
                 new.rename(path)
             found[arm].append(json.loads(path.read_text()))
-            report(arm, found[arm][-1], found.get("today", [{}])[-1:])
+            report(arm, found[arm][-1], found.get("today", [])[-1:])
     print(json.loads(path.read_text())["shapes"])
     if {"today", ATTENTION, CHECKPOINTED} <= found.keys():
         shapes = found["today"][0]["shapes"]

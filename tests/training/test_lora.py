@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,38 @@ def test_a_missing_library_is_named_before_anything_is_written(tmp_path: Path, m
     with pytest.raises(MissingLibraryError, match=r"library peft .*pip install 'mmfusion\[lora\]'"):
         stage1.main(stage1.Config(output=str(tmp_path / "run"), lora=Lora(rank=8)))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("text", "vision"), FAMILIES)
+def test_normalised_states_are_not_kept_and_gradients_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, text: str, vision: str
+) -> None:
+    model = tiny_model(text, vision).double()
+    keeping, lora = deepcopy(model), Lora(rank=2, vision_targets=CONVOLUTIONS.get(vision, "all-linear"))
+    add_adapters(model, lora)
+    as_if_trained(model)
+    with monkeypatch.context() as patched:
+        patched.setattr("mmfusion.stages.lora._normalised", nn.LayerNorm.forward)
+        add_adapters(keeping, lora)
+    keeping.load_state_dict(model.state_dict())
+    (vectors, found), (expected, wanted) = gradients(model), gradients(keeping)
+    assert torch.equal(vectors, expected) and found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-15, msg=name)
+    # T5 has norms of its own.
+    assert kept(model) < kept(keeping) or (text, vision) == ("t5", "mobilenet_v2")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert gradients(model.float())[1].keys() == wanted.keys()
+
+
+def kept(model: MMFusionModel) -> int:
+    """Bytes of what the backward pass needs."""
+    tensors: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: (tensors.append(one), one)[1], lambda one: one):
+        output = model(**inputs())
+    del output
+    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}
+    return sum(storages.values())
 
 
 @pytest.mark.parametrize("lora", [Lora(), Lora(rank=2, dropout=0.5, targets="all-linear")])
