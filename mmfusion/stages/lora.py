@@ -17,7 +17,7 @@ from mmfusion.model import MMFusionModel
 
 ALL_LINEAR, ATTENTION = "all-linear", "attention"
 _OF_CONVOLUTIONS = {"kernel_size", "stride", "dilation", "padding"}
-_NORMALISE = "_mmfusion_normalise"
+_MADE_OF = "_mmfusion_made_of"
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 
 
@@ -133,8 +133,12 @@ def _with_update(layer: Any, inputs: Tensor) -> Tensor:
     output: Tensor = layer.base_layer(inputs)
     (name,) = layer.active_adapters
     states, down = layer.lora_dropout[name](inputs), layer.lora_A[name]
-    normalise = getattr(states, _NORMALISE, None)
-    low = down(states) if normalise is None else _OfNormalised.apply(states, down.weight, *normalise)
+    made_of = getattr(states, _MADE_OF, None)
+    # States that something has changed in place since are not what would be made again.
+    if made_of is not None and states._version == 0:
+        low = _OfNormalised.apply(states, down.weight, *made_of)
+    else:
+        low = down(states)
     return output.add_(layer.lora_B[name](low), alpha=layer.scaling[name])
 
 
@@ -148,7 +152,7 @@ def _normalised(norm: nn.LayerNorm, source: Tensor) -> Tensor:
         again = partial(
             functional.layer_norm, normalized_shape=norm.normalized_shape, weight=weight, bias=bias, eps=norm.eps
         )
-        setattr(states, _NORMALISE, (source.detach(), again))
+        setattr(states, _MADE_OF, (source.detach(), again))
     return states
 
 

@@ -184,6 +184,23 @@ def test_normalised_states_are_not_kept_and_gradients_are_the_same(
         assert gradients(model.float())[1].keys() == wanted.keys()
 
 
+def test_normalised_states_that_are_changed_in_place_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model().double()
+    for norm in model.text_model.modules():
+        if isinstance(norm, nn.LayerNorm):
+            norm.register_forward_hook(lambda module, given, states: states.mul_(0.5))
+    keeping, lora = deepcopy(model), Lora(rank=2)
+    add_adapters(model, lora)
+    as_if_trained(model)
+    with monkeypatch.context() as patched:
+        patched.setattr("mmfusion.stages.lora._normalised", nn.LayerNorm.forward)
+        add_adapters(keeping, lora)
+    keeping.load_state_dict(model.state_dict())
+    (_, found), (_, wanted) = gradients(model), gradients(keeping)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-15, msg=name)
+
+
 def kept(model: MMFusionModel) -> int:
     """Bytes of what the backward pass needs."""
     tensors: list[Tensor] = []
