@@ -56,11 +56,12 @@ def _embed(model: MMFusionModel, rows: Inputs, side: str, size: int, options: di
     mask = rows[f"{side}_attention_mask"]
     # Where the text of each row ends; padding on the left stays.
     ends = (mask.bool() * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
-    order = ends.argsort(stable=True)
+    # The longest texts first: they need most memory, and the gradients of all parameters are there after them.
+    order = ends.argsort(stable=True, descending=True)
     parts = order.split(size)
     lengths = [mask.shape[1]] * len(parts)
     if not pads_to_full_length(model.config.text_config):
-        lengths = [max(1, int(part[-1])) for part in ends[order].split(size)]
+        lengths = [max(1, int(part[0])) for part in ends[order].split(size)]
     # Without its cache: weights that were cast while no graph was wanted must not be met where one is.
     autocast: dict[str, Any] = {
         "device_type": mask.device.type,
