@@ -41,14 +41,15 @@ def dropping(**config: Any) -> MMFusionModel:
 
 
 def with_graph(model: MMFusionModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The slow twin: the same micro-batches in the same order, shortest texts first, all graphs held."""
+    """The slow twin: the same micro-batches in the same order, longest texts first, all graphs held."""
     outputs: dict[str, Tensor] = {}
     for side in ("query", "product"):
         rows = {name: value for name, value in batch.items() if name.startswith("query_") == (side == "query")}
         lengths = rows[f"{side}_attention_mask"].sum(1)
-        order, parts = lengths.argsort(stable=True), []
+        order, parts = lengths.argsort(stable=True, descending=True), []
         for part in order.split(SIZE):
-            tokens = {name: value[part][:, : lengths[part].max()] for name, value in rows.items() if side in name}
+            length = max(1, lengths[part].max())
+            tokens = {name: value[part][:, :length] for name, value in rows.items() if side in name}
             parts.append(model(**{name: value[part] for name, value in rows.items()} | tokens))
         back = order.argsort()
         outputs |= {name: torch.cat([part[name] for part in parts])[back] for name in parts[0] if parts[0][name].ndim}
