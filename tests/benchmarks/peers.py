@@ -369,7 +369,8 @@ def page(options: Options) -> str:
             "Ratios of CPU seconds (user and system, with children) unless a part says otherwise, of processes that "
             f"took turns, with one thread each. Column 4 is what issue I says of commit {BEFORE}. In rows {faster} and "
             "parts that name samples/s, a ratio is our speed over the other's (of memory: the other's over ours); "
-            "elsewhere it is our cost over the other's. The median decides whether a target is met.",
+            "elsewhere it is our cost over the other's. The median decides whether a target is met; [speed](speed.md) "
+            "says why one is not.",
             table,
             "## How each row was measured",
             *filter(None, (details(number, folder) for number in ROWS)),
