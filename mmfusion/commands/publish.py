@@ -78,9 +78,7 @@ def main(config: Config) -> None:
 def _publish_model(config: Config) -> Published:
     if config.base is None or config.repo is None:
         raise RunError("give --base FOLDER and --repo org/name to publish a model, or --space org/name for an index.")
-    for name in ("space_photos", "wheel"):
-        if value := getattr(config, name):
-            raise RunError(f"{name} {value!r} is for a Space; leave it out, or give --space in place of --repo.")
+    _check_unused(config, ("space_photos", "wheel"), "for a Space; leave it out, or give --space in place of --repo.")
     return publish(
         config.base,
         config.repo,
@@ -99,9 +97,7 @@ def _publish_space(config: Config, space: str) -> Published:
     from mmfusion.serving import check_installed
     from mmfusion.serving.space import publish_space
 
-    for name in ("repo", "results", "ablation"):
-        if value := getattr(config, name):
-            raise RunError(f"{name} {value!r} is for a model; leave it out, or leave out --space {space}.")
+    _check_unused(config, ("repo", "results", "ablation"), f"for a model; leave it out, or leave out --space {space}.")
     if config.space_photos:
         check_installed()
     return publish_space(
@@ -117,3 +113,9 @@ def _publish_space(config: Config, space: str) -> Published:
         create_pr=config.create_pr,
         message=config.message or "Publish the search page",
     )
+
+
+def _check_unused(config: Config, names: tuple[str, ...], reason: str) -> None:
+    for name in names:
+        if value := getattr(config, name):
+            raise RunError(f"{name} {value!r} is {reason}")

@@ -167,13 +167,8 @@ def test_normalised_states_are_not_kept_and_gradients_are_the_same(
     monkeypatch: pytest.MonkeyPatch, text: str, vision: str
 ) -> None:
     model = tiny_model(text, vision).double()
-    keeping, lora = deepcopy(model), Lora(rank=2, vision_targets=CONVOLUTIONS.get(vision, "all-linear"))
-    add_adapters(model, lora)
-    as_if_trained(model)
-    with monkeypatch.context() as patched:
-        patched.setattr("mmfusion.stages.lora._normalised", nn.LayerNorm.forward)
-        add_adapters(keeping, lora)
-    keeping.load_state_dict(model.state_dict())
+    lora = Lora(rank=2, vision_targets=CONVOLUTIONS.get(vision, "all-linear"))
+    keeping = adapted_beside_twin(model, lora, monkeypatch)
     (vectors, found), (expected, wanted) = gradients(model), gradients(keeping)
     assert torch.equal(vectors, expected) and found.keys() == wanted.keys()
     for name, value in wanted.items():
@@ -189,16 +184,22 @@ def test_normalised_states_that_are_changed_in_place_are_kept(monkeypatch: pytes
     for norm in model.text_model.modules():
         if isinstance(norm, nn.LayerNorm):
             norm.register_forward_hook(lambda module, given, states: states.mul_(0.5))
-    keeping, lora = deepcopy(model), Lora(rank=2)
+    keeping = adapted_beside_twin(model, Lora(rank=2), monkeypatch)
+    (_, found), (_, wanted) = gradients(model), gradients(keeping)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-15, msg=name)
+
+
+def adapted_beside_twin(model: MMFusionModel, lora: Lora, monkeypatch: pytest.MonkeyPatch) -> MMFusionModel:
+    """Adds adapters to a model, and returns the slow twin with the same ones, which keeps normalised states."""
+    twin = deepcopy(model)
     add_adapters(model, lora)
     as_if_trained(model)
     with monkeypatch.context() as patched:
         patched.setattr("mmfusion.stages.lora._normalised", nn.LayerNorm.forward)
-        add_adapters(keeping, lora)
-    keeping.load_state_dict(model.state_dict())
-    (_, found), (_, wanted) = gradients(model), gradients(keeping)
-    for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-15, msg=name)
+        add_adapters(twin, lora)
+    twin.load_state_dict(model.state_dict())
+    return twin
 
 
 def kept(model: MMFusionModel) -> int:
