@@ -632,6 +632,25 @@ def test_a_file_stays_open_for_who_connects_while_the_last_one_closes(
         assert len(second) == 60
 
 
+def test_a_file_on_the_port_of_one_that_was_closed_keeps_its_own_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = pytest.importorskip("milvus_lite.adapter.grpc.server")
+    start, ports = server.start_server_in_thread, [0]
+
+    def on_the_same_port(**arguments: Any) -> Any:
+        started = start(**{**arguments, "port": ports[-1]})
+        ports.append(started[2])
+        return started
+
+    monkeypatch.setattr(server, "start_server_in_thread", on_the_same_port)
+    for name, columns in (("with", metadata(names(3))), ("without", None), ("again", metadata(names(3)))):
+        index = ProductIndex.build(vectors(3), names(3), metadata=columns, model_fingerprint="f")
+        with index.to("milvus", uri=tmp_path / f"{name}.db") as milvus:
+            assert_same(milvus.search(vectors(1), 3), index.search(vectors(1), 3))
+    assert len(set(ports[1:])) == 1
+
+
 def test_a_file_is_the_same_under_another_name_and_from_another_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,8 @@ class Connection:
         try:
             with self._asking("cannot be reached", remedy):
                 self._client = library.MilvusClient(uri=self.uri, token=token or "", timeout=timeout)
+            if is_file(self.uri):
+                self._forget_closed_files()
         except BaseException:
             self._count(-1)
             raise
@@ -134,6 +136,16 @@ class Connection:
             servers = sys.modules.get("milvus_lite.server_manager")
             if not _embedded[self.uri] and servers is not None:
                 servers.server_manager_instance.release_server(self.uri)
+
+    def _forget_closed_files(self) -> None:
+        """Forgets the schema of a file that this process closed and whose port this one has now.
+
+        pymilvus from 3.0 keeps schemas for the life of the process, by address and name of the collection.
+        """
+        cache = getattr(sys.modules.get("pymilvus.client.cache"), "GlobalCache", None)
+        if cache is not None:
+            address = sys.modules["milvus_lite.server_manager"].server_manager_instance.start_and_get_uri(self.uri)
+            cache.schema.invalidate(address.removeprefix("http://"), "", self.collection)
 
     @property
     def _address(self) -> str:
