@@ -27,11 +27,12 @@ def embed_in_micro_batches(model: MMFusionModel, inputs: Inputs, size: int, **op
     synchronises once a step, and a scaler, clipping and accumulation see what they always see.
 
     A micro-batch has texts of similar length, without the padding that they share, unless the encoder reads padding.
+    Where texts are longer than twice the average of the batch, it has fewer rows, as its memory grows with its tokens.
 
     Args:
         model: Model whose outputs for a row do not depend on the other rows: no BatchNorm layer gathers statistics.
         inputs: Arguments of its `forward`, one row for each query or product.
-        size: Rows of queries, or of products, at a time; at least 1.
+        size: Rows of queries, or of products, that are held at a time at most; at least 1.
         options: Further arguments of `forward`.
     """
     outputs: dict[str, Tensor] = {}
@@ -58,10 +59,14 @@ def _embed(model: MMFusionModel, rows: Inputs, side: str, size: int, options: di
     ends = (mask.bool() * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
     # The longest texts first: they need most memory, and the gradients of all parameters are there after them.
     order = ends.argsort(stable=True, descending=True)
-    parts = order.split(size)
-    lengths = [mask.shape[1]] * len(parts)
-    if not pads_to_full_length(model.config.text_config):
-        lengths = [max(1, int(part[0])) for part in ends[order].split(size)]
+    if pads_to_full_length(model.config.text_config):
+        lengths = [mask.shape[1]] * len(order)
+    else:
+        lengths = [max(1, end) for end in ends[order].tolist()]
+    sizes = _micro_batches(lengths, size)
+    parts = order.split(sizes)
+    # Of the first text of each part, which is its longest.
+    longest = [int(lengths[sum(sizes[:part])]) for part in range(len(sizes))]
     # Without its cache: weights that were cast while no graph was wanted must not be met where one is.
     autocast: dict[str, Any] = {
         "device_type": mask.device.type,
@@ -73,7 +78,7 @@ def _embed(model: MMFusionModel, rows: Inputs, side: str, size: int, options: di
     def forward(part: int) -> dict[str, Tensor]:
         micro_batch = {name: value[parts[part]] for name, value in rows.items()}
         for name in micro_batch.keys() & {f"{side}_{kind}" for kind in _OF_TOKENS}:
-            micro_batch[name] = micro_batch[name][:, : lengths[part]]
+            micro_batch[name] = micro_batch[name][:, : longest[part]]
         with torch.autocast(**autocast):
             output = model(**micro_batch, **options)
         return {
@@ -87,14 +92,27 @@ def _embed(model: MMFusionModel, rows: Inputs, side: str, size: int, options: di
     values = _Cached.apply(forward, parts, names, *parameters)
     outputs: dict[str, Tensor] = dict(zip(names, values, strict=True))
     if "expert_load" in outputs:
-        outputs |= _whole_load(model.fusion, outputs["expert_load"], outputs["modality_present"][order], size)
+        outputs |= _whole_load(model.fusion, outputs["expert_load"], outputs["modality_present"][order], sizes)
     return outputs
 
 
-def _whole_load(fusion: Fusion, loads: Tensor, present: Tensor, size: int) -> dict[str, Tensor]:
+def _micro_batches(lengths: Sequence[int], size: int) -> list[int]:
+    """Rows of each micro-batch of texts whose lengths in tokens fall.
+
+    They are `size`, or as many as hold the tokens of `size` texts of twice the average length.
+    """
+    tokens, sizes = 2 * size * sum(lengths) // max(1, len(lengths)), list[int]()
+    row = 0
+    while row < len(lengths):
+        sizes.append(min(size, max(1, tokens // lengths[row]), len(lengths) - row))
+        row += sizes[-1]
+    return sizes
+
+
+def _whole_load(fusion: Fusion, loads: Tensor, present: Tensor, sizes: list[int]) -> dict[str, Tensor]:
     """Load and penalty of a batch from the loads (micro-batches, experts), which are means over products with both."""
     both = present.all(1)
-    counts = torch.stack([part.sum() for part in (both | ~both.any()).split(size)])
+    counts = torch.stack([part.sum() for part in (both | ~both.any()).split(sizes)])
     load = (counts.unsqueeze(1) * loads).sum(0) / counts.sum()
     return {"expert_load": load, "fusion_penalty": fusion.penalty(load)}
 

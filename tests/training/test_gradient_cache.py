@@ -1,5 +1,6 @@
 """Gradient caching against a forward pass with its whole graph: dropout, autocast, accumulation, and its limits."""
 
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from mmfusion.data.datamodule import MMFusionDataModule
 from mmfusion.data.toy_catalogue import write_toy_catalogue
 from mmfusion.model import MMFusionModel, MMFusionOutput
 from mmfusion.stages import Lora, Stage1, Stage2, add_adapters
-from mmfusion.stages.gradient_cache import check_rows_are_independent, embed_in_micro_batches
+from mmfusion.stages.gradient_cache import _micro_batches, check_rows_are_independent, embed_in_micro_batches
 from mmfusion.training.checkpoints import check_fits
 
 SIZE = 3
@@ -121,6 +122,28 @@ def test_no_more_rows_than_a_micro_batch_have_a_graph() -> None:
     assert seen == [(3, False), (2, False)]
     gradients(model, output)
     assert seen[2:] == [(3, True), (2, True)]
+
+
+def test_a_micro_batch_of_long_texts_has_fewer_rows() -> None:
+    model, seen = tiny_model("bert", "resnet").eval(), list[tuple[int, ...]]()
+    batch = inputs() | {f"product_{name}": value for name, value in texts([1, 12, 2, 1, 3, 1, 1]).items()}
+    twin = gradients(model, model(**batch))
+    model.text_model.register_forward_hook(lambda _, __, output: seen.append(output.last_hidden_state.shape[:2]))
+    output = embed_in_micro_batches(model, batch, SIZE)
+    # Queries, then products: 3 of twice the average length have 18 tokens.
+    assert seen == [(3, 4), (2, 2), (1, 12), (3, 3), (3, 1)]
+    found = gradients(model, output)
+    assert found.keys() == twin.keys()
+    for name, value in twin.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("lengths", [[5] * 9, [64] + [1] * 8, [8, 7, 6, 5, 4, 3, 2, 1], [3], []])
+def test_micro_batches_hold_all_rows_and_a_bounded_number_of_tokens(lengths: list[int]) -> None:
+    sizes = _micro_batches(lengths, 4)
+    assert sum(sizes) == len(lengths) and all(1 <= size <= 4 for size in sizes)
+    for start, size in zip(accumulate(sizes, initial=0), sizes, strict=False):
+        assert size == 1 or size * lengths[start] <= 8 * sum(lengths) / len(lengths)
 
 
 def test_frozen_parts_get_no_gradient_and_are_left_out() -> None:
