@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from row_files import environment, interpreter
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 # Width, layers and heads of the vision encoder, then of the text encoder.
@@ -86,7 +87,7 @@ def run(command: list[str], threads: int, tree: Path = CHECKOUT) -> Cost:
 
 def embed(catalogue: Path, model: str, output: Path, options: argparse.Namespace, tree: Path = CHECKOUT) -> Cost:
     """The command `embed` into a folder that is not there yet."""
-    command = [sys.executable, str(tree / "recipes" / "embed.py"), "--catalogue", str(catalogue), "--base", model]
+    command = [interpreter(tree), str(tree / "recipes" / "embed.py"), "--catalogue", str(catalogue), "--base", model]
     command += ["--batch_size", str(options.batch_size), "--hardware.accelerator", "cpu"]
     command += ["--hardware.num_workers", str(options.num_workers), "--output", str(output)]
     shutil.rmtree(output, ignore_errors=True)
@@ -247,6 +248,7 @@ class Results:
     def __init__(self, row: int, options: argparse.Namespace) -> None:
         self.path, self.by = options.output / f"row{row}.json", options.by
         settings = {name: str(value) for name, value in vars(options).items() if name != "rows"}
+        settings |= environment(options.today, ("torch", "transformers", "lightning", "pillow", "numpy"))
         self.found: dict[str, Any] = {"row": row, "turns": [], "settings": settings}
         if self.path.is_file():
             self.found = json.loads(self.path.read_text())
@@ -379,7 +381,8 @@ def clip_shaped(shape: str, tokenizer_folder: str, today: Path | None, folder: P
     tokenizer.save_pretrained(encoder)
     CLIPImageProcessorPil().save_pretrained(encoder)
     # By the older build, where there is one: a newer one reads what it writes.
-    run([sys.executable, "-c", ASSEMBLE, str(encoder), str(model_folder)], 1, today or CHECKOUT)
+    tree = today or CHECKOUT
+    run([interpreter(tree), "-c", ASSEMBLE, str(encoder), str(model_folder)], 1, tree)
     return encoder, model_folder
 
 

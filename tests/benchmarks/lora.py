@@ -21,7 +21,7 @@ from statistics import median
 from time import perf_counter, process_time
 from typing import Any
 
-from row_files import machine, write_row
+from row_files import environment, interpreter, machine, write_row
 
 GIB = 2**30
 ATTENTION, CHECKPOINTED = "LoRA", "LoRA, activation checkpointing"
@@ -143,7 +143,7 @@ def cell(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 def child(source: Path, *arguments: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, *arguments]
+    command = [interpreter(source), __file__, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
@@ -222,6 +222,7 @@ def write(given: argparse.Namespace, found: dict[str, list[dict[str, Any]]], set
             pairs = list(zip(cells, found["today"], strict=True))
             ratios[f"memory, {arm}"] = [ratio_of_memory(*pair) for pair in pairs]
             ratios[f"samples/s, {arm}"] = [ratio_of_speed(*pair) for pair in pairs]
+    packages = ("torch", "transformers", "lightning", "peft")
     return write_row(
         given.output or given.work,
         11,
@@ -229,9 +230,9 @@ def write(given: argparse.Namespace, found: dict[str, list[dict[str, Any]]], set
         beside="whole encoders, today's build (f4b0012)" if given.today else "whole encoders, this build",
         target={f"memory, {ATTENTION}": 0.6, f"memory, {CHECKPOINTED}": 0.5, f"samples/s, {ATTENTION}": 1.1},
         ratios=ratios,
-        packages=("torch", "transformers", "lightning", "peft"),
+        packages=packages,
         measured_on=found["today"][0]["machine"],
-        settings={**settings, "threads": 1, "turns": given.turns},
+        settings={**settings, "threads": 1, "turns": given.turns, **environment(given.today, packages[:-1])},
         cells=found,
     )
 

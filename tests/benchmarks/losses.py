@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from row_files import machine, write_row
+from row_files import environment, interpreter, machine, write_row
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -121,7 +121,7 @@ class Contender(ExitStack):
         self, name: str, items: int, width: int = 256, source: str | Path = "", checkout: Path = CHECKOUT
     ) -> None:
         super().__init__()
-        command = [sys.executable, __file__, "--contend", name, str(items), str(width), str(source)]
+        command = [interpreter(checkout), __file__, "--contend", name, str(items), str(width), str(source)]
         environment = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
         self.process = self.enter_context(
             subprocess.Popen(
@@ -202,7 +202,11 @@ def write(arguments: argparse.Namespace, measured: dict[int, Any], measured_on: 
         ratios=ratios,
         packages=("torch",),
         measured_on=measured_on,
-        settings={"repetitions": dict(zip(arguments.items, arguments.repetitions, strict=True)), "threads": 1},
+        settings={
+            "repetitions": dict(zip(arguments.items, arguments.repetitions, strict=True)),
+            "threads": 1,
+            **environment(arguments.before, ("torch",)),
+        },
         measured=measured,
     )
 

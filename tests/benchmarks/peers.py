@@ -2,6 +2,7 @@
 
     pip install ranx && pip download --no-deps open_clip_torch==3.3.0
     git worktree add --detach before f4b0012
+    python -m venv before/.venv && before/.venv/bin/pip install torch==2.13.0 before
     python tests/benchmarks/peers.py --catalogue data/fpi --large data/fpi_44k --text all-MiniLM-L6-v2 \
         --vision mobilenetv2 --tokenizer clip-bpe-tokenizer --wheel open_clip_torch-3.3.0-py3-none-any.whl \
         --before before --output outputs/peers
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from embedding import first_products
-from row_files import machine, write_row
+from row_files import interpreter, machine, write_row
 
 from mmfusion.evaluation.tables import markdown_table
 
@@ -244,7 +245,8 @@ ROWS = {
 
 def run(*arguments: str, checkout: Path = CHECKOUT) -> None:
     """Runs Python with one thread and a checkout."""
-    subprocess.run([sys.executable, *arguments], env=ENVIRONMENT | {"PYTHONPATH": str(checkout)}, check=True)
+    command = [interpreter(checkout), *arguments]
+    subprocess.run(command, env=ENVIRONMENT | {"PYTHONPATH": str(checkout)}, check=True)
 
 
 def small_models(options: Options) -> Path:

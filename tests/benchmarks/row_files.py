@@ -3,6 +3,8 @@
 import json
 import os
 import platform
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +19,25 @@ def machine() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     return {"cores": os.cpu_count(), "processor": name, "load_at_start": round(os.getloadavg()[0], 1)}
+
+
+def interpreter(checkout: Path) -> str:
+    """Python of the environment in a checkout's folder .venv; the one that runs this where there is none."""
+    own = checkout.absolute() / ".venv/bin/python"
+    return str(own) if own.is_file() else sys.executable
+
+
+def environment(checkout: Path | None, packages: Sequence[str]) -> dict[str, str]:
+    """A setting that says which environment a checkout of f4b0012 has; nothing without a checkout."""
+    if checkout is None:
+        return {}
+    program = interpreter(checkout)
+    if program == sys.executable:
+        return {"environment of f4b0012": "this one"}
+    code = "import sys; from importlib.metadata import version; print(*map(version, sys.argv[1:]))"
+    found = subprocess.run([program, "-c", code, *packages], capture_output=True, text=True, check=True).stdout
+    versions = ", ".join(f"{name} {version}" for name, version in zip(packages, found.split(), strict=True))
+    return {"environment of f4b0012": f"its own, {versions}"}
 
 
 def write_row(

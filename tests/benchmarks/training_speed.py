@@ -29,7 +29,7 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
-from row_files import machine, write_row
+from row_files import environment, interpreter, machine, write_row
 
 HERE = Path(__file__).resolve()
 CHECKOUT = HERE.parents[2]
@@ -164,7 +164,7 @@ class Contender:
         environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         self.log = log
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE), "--contend", *arguments],
+            [interpreter(checkout), str(HERE), "--contend", *arguments],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -269,8 +269,8 @@ def made_base(checkout: Path, folder: Path, options: argparse.Namespace, *more: 
     """The folder of a model that nothing has trained."""
     if not (folder / "model.safetensors").is_file():
         arguments = ["--text", options.text, "--vision", options.vision, "--output", str(folder), *more]
-        environment = {**os.environ, "PYTHONPATH": str(checkout)}
-        subprocess.run([sys.executable, str(checkout / "recipes/base.py"), *arguments], env=environment, check=True)
+        command = [interpreter(checkout), str(checkout / "recipes/base.py"), *arguments]
+        subprocess.run(command, env={**os.environ, "PYTHONPATH": str(checkout)}, check=True)
     return str(folder)
 
 
@@ -319,6 +319,7 @@ def main() -> None:
         options.output.mkdir(parents=True, exist_ok=True)
         found = ROWS[row](options)
         found["settings"] |= {"encoders": f"{Path(options.text).name}, {Path(options.vision).name}"}
+        found["settings"] |= environment(options.before if row == 6 else None, PACKAGES[:-1])
         place = write_row(folder, row, **found, packages=PACKAGES, measured_on=measured_on)
         for part, median in json.loads(place.read_text())["median"].items():
             print(f"row {row}, {part}: {median:.2f}, target {found['target'].get(part, 'none')}")
