@@ -70,8 +70,9 @@ class StageConfig:
         hard_negatives: Folder that `mmfusion mine` wrote, for mined negatives of the queries; default: none.
         negatives_per_query: Mined negatives per query and batch, as further products; default: 1.
         accumulate: Batches per optimizer step.
-        micro_batch: Queries or products whose activations are held at a time, so that a large batch fits into memory:
-            towers run twice, with the same dropout, and gradients are those of the whole batch. 0 holds all.
+        micro_batch: Queries or products whose activations are held at a time at most (fewer of long texts), so that a
+            large batch fits into memory: towers run twice, with the same dropout, and gradients are those of the whole
+            batch. 0 holds all.
         loss: Loss over the pairs of a batch: contrastive (softmax over all candidates), or sigmoid (each pair by
             itself; ranks pass negatives on instead of gathering them), or one that a module in the environment variable
             MMFUSION_IMPORT registers.
