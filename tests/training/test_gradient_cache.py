@@ -42,9 +42,9 @@ def dropping(**config: Any) -> MMFusionModel:
 
 
 def with_graph(model: MMFusionModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The slow twin: the same micro-batches in the same order, longest texts first, all graphs held."""
+    """The slow twin: the same micro-batches in the same order, products and longest texts first, all graphs held."""
     outputs: dict[str, Tensor] = {}
-    for side in ("query", "product"):
+    for side in ("product", "query"):
         rows = {name: value for name, value in batch.items() if name.startswith("query_") == (side == "query")}
         lengths = rows[f"{side}_attention_mask"].sum(1)
         order, parts = lengths.argsort(stable=True, descending=True), []
@@ -130,8 +130,8 @@ def test_a_micro_batch_of_long_texts_has_fewer_rows() -> None:
     twin = gradients(model, model(**batch))
     model.text_model.register_forward_hook(lambda _, __, output: seen.append(output.last_hidden_state.shape[:2]))
     output = embed_in_micro_batches(model, batch, SIZE)
-    # Queries, then products: 3 of twice the average length have 18 tokens.
-    assert seen == [(3, 4), (2, 2), (1, 12), (3, 3), (3, 1)]
+    # Products, of which 3 of twice the average length have 18 tokens; then queries.
+    assert seen == [(1, 12), (3, 3), (3, 1), (3, 4), (2, 2)]
     found = gradients(model, output)
     assert found.keys() == twin.keys()
     for name, value in twin.items():
@@ -144,6 +144,17 @@ def test_micro_batches_hold_all_rows_and_a_bounded_number_of_tokens(lengths: lis
     assert sum(sizes) == len(lengths) and all(1 <= size <= 4 for size in sizes)
     for start, size in zip(accumulate(sizes, initial=0), sizes, strict=False):
         assert size == 1 or size * lengths[start] <= 8 * sum(lengths) / len(lengths)
+
+
+def test_a_micro_batch_gives_gradients_of_the_words_that_it_has() -> None:
+    model, seen = tiny_model("bert", "resnet").eval(), list[Any]()
+    words = model.text_model.embeddings.word_embeddings
+    expected = gradients(model, model(**inputs()))["text_model.embeddings.word_embeddings.weight"]
+    words.weight.register_hook(lambda gradient: seen.append(gradient.layout))
+    found = gradients(model, embed_in_micro_batches(model, inputs(), SIZE))
+    # Three micro-batches of products and two of queries; then their sum, for the optimizer.
+    assert seen == [torch.sparse_coo] * 5 + [torch.strided] and not words.sparse
+    torch.testing.assert_close(found["text_model.embeddings.word_embeddings.weight"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_frozen_parts_get_no_gradient_and_are_left_out() -> None:
