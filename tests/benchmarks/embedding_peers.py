@@ -251,7 +251,7 @@ class Results:
         settings |= environment(options.today, ("torch", "transformers", "lightning", "pillow", "numpy"))
         self.found: dict[str, Any] = {"row": row, "turns": [], "settings": settings}
         if self.path.is_file():
-            self.found = json.loads(self.path.read_text())
+            self.found = json.loads(self.path.read_text()) | {"settings": settings}
         self._wanted = options.turns
 
     def describe(self, **fields: Any) -> None:
