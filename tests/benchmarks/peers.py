@@ -2,7 +2,7 @@
 
     pip install ranx && pip download --no-deps open_clip_torch==3.3.0
     git worktree add --detach before f4b0012
-    python -m venv before/.venv && before/.venv/bin/pip install torch==2.13.0 before
+    python -m venv before/.venv && before/.venv/bin/pip install torch==2.13.0 before/
     python tests/benchmarks/peers.py --catalogue data/fpi --large data/fpi_44k --text all-MiniLM-L6-v2 \
         --vision mobilenetv2 --tokenizer clip-bpe-tokenizer --wheel open_clip_torch-3.3.0-py3-none-any.whl \
         --before before --output outputs/peers
