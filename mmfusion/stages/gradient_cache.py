@@ -197,9 +197,8 @@ class _Cached(torch.autograd.Function):
             for side, names, states in zip(ctx.sides, ctx.names, ctx.states, strict=True):
                 found = dict(zip(names, islice(left, len(names)), strict=True))
                 wanted = {name: gradient for name, gradient in found.items() if gradient is not None}
-                for number, (rows, state) in enumerate(zip(side.parts, states, strict=True)):
-                    if not wanted:
-                        break
+                # Nothing is run again for a side that the loss does not read.
+                for number, (rows, state) in enumerate(zip(side.parts, states, strict=True) if wanted else ()):
                     with state.restored(), torch.enable_grad():
                         outputs = side.embed(number)
                     sums.add(

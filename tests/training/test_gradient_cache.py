@@ -157,6 +157,14 @@ def test_a_micro_batch_gives_gradients_of_the_words_that_it_has() -> None:
     torch.testing.assert_close(found["text_model.embeddings.word_embeddings.weight"], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_side_that_the_loss_does_not_read_is_not_run_again() -> None:
+    model, seen = tiny_model("bert", "resnet").eval(), list[int]()
+    output = embed_in_micro_batches(model, inputs(), SIZE)
+    model.text_model.register_forward_hook(lambda _, __, output: seen.append(len(output.last_hidden_state)))
+    output.query_embeds.sum().backward()
+    assert seen == [3, 2] and model.query_projection.weight.grad.any() and model.text_projection.weight.grad is None
+
+
 def test_frozen_parts_get_no_gradient_and_are_left_out() -> None:
     model = dropping()
     for part in (model.text_model, model.query_projection, model.vision_model):
