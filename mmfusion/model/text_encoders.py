@@ -32,7 +32,7 @@ def encode_text(
             States of padding are zero then.
     """
     if at_once is not None and len(input_ids) > at_once and not pads_to_full_length(encoder.config):
-        ends = (attention_mask.bool() * torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)).amax(1)
+        ends = text_ends(attention_mask)
         order = ends.argsort()
         parts = []
         for rows in order.split(at_once):
@@ -53,6 +53,11 @@ def encode_text(
         inputs["inputs_embeds"] = encoder.get_input_embeddings()(inputs.pop("input_ids")) + role
     output = encoder(**inputs, return_dict=True)
     return Encoded(output.last_hidden_state, pool_text(output, output.last_hidden_state, attention_mask, pooling))
+
+
+def text_ends(attention_mask: Tensor) -> Tensor:
+    """Where the text of each row of (texts, length) ends, (texts,) int64: padding on the left counts, 0 has no text."""
+    return (attention_mask.bool() * torch.arange(1, attention_mask.shape[1] + 1, device=attention_mask.device)).amax(1)
 
 
 def _causal(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:

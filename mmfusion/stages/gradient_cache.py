@@ -13,6 +13,7 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 from mmfusion.model import Fusion, MMFusionModel, MMFusionOutput
 from mmfusion.model.families import pads_to_full_length
+from mmfusion.model.text_encoders import text_ends
 
 Inputs = dict[str, Tensor]
 # Inputs that have a column for each token, and outputs that are not of single queries or products.
@@ -71,8 +72,7 @@ class _Side:
     def __init__(self, model: MMFusionModel, rows: Inputs, side: str, size: int, options: dict[str, Any]) -> None:
         self._model, self._rows, self._side, self._options = model, rows, side, options
         mask = rows[f"{side}_attention_mask"]
-        # Where the text of each row ends; padding on the left stays.
-        ends = (mask.bool() * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
+        ends = text_ends(mask)
         # The longest texts first: they need most memory.
         order = ends.argsort(stable=True, descending=True)
         if pads_to_full_length(model.config.text_config):
