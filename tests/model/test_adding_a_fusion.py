@@ -16,6 +16,7 @@ import pytest
 import torch
 from bare_environment import build_bare_environment, run_bare
 from dense_losses import of_table
+from loopback_hub.client import forget_remote_code
 from published_model import embed
 from tiny_encoders import tiny_model
 
@@ -43,14 +44,16 @@ def _registries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with the page's files, from which Python imports."""
     for name, text in BLOCKS.items():
         (tmp_path / name).write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
     importlib.invalidate_caches()
-    return tmp_path
+    yield tmp_path
+    # The search path that transformers added for them goes with the one of this fixture.
+    forget_remote_code()
 
 
 @pytest.fixture
